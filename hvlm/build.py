@@ -1,0 +1,116 @@
+"""How rooms meet: the only place that turns a configuration into modules and passes on the widths they share."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hvlm.datamodule import DataModule
+from hvlm.errors import UserError
+from hvlm.language._chat import Chat
+from hvlm.model import VLM
+from hvlm.schema import parameters
+from hvlm.stage._base import Stage
+
+
+def room(node: Mapping[str, Any], **shared: Any) -> Any:
+    """Call ``_target_`` with the node's values and those of the shared keywords that it names.
+
+    A ValueError from a constructor is about a value that the configuration gave, so it goes to the person who gave it.
+    """
+    arguments = dict(node)
+    module, name = arguments.pop("_target_").rsplit(".", 1)
+    cls = getattr(importlib.import_module(module), name)
+    wanted = parameters(cls)
+    try:
+        return cls(**arguments, **{key: value for key, value in shared.items() if key in wanted})
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def dataset(cfg: Mapping[str, Any]) -> Any:
+    return room(cfg["dataset"])
+
+
+def chat(cfg: Mapping[str, Any], data: Any) -> Chat:
+    """The tokenizer and template: the language model's own, or one trained on the dataset's text when it has none."""
+    module, _ = cfg["language"]["_target_"].rsplit(".", 1)
+    return importlib.import_module(module).chat_for(cfg["language"], data.texts)
+
+
+def model(cfg: Mapping[str, Any], chat: Chat, weights: bool = True) -> VLM:
+    """The backbone. ``weights=False`` leaves out pretrained weights, for a checkpoint is going to bring its own."""
+    order = cfg["order"]
+    vision = room(cfg["vision"], weights=weights)
+    language = room(cfg["language"], chat=chat, weights=weights)
+    widths = {"dim": vision.dim, "text_dim": language.dim}
+    grid = vision.grid(vision.image_size, vision.image_size)
+    text = {"dim": language.dim, "num_heads": language.num_heads}
+    room(cfg["adapter"]).apply(language)
+    return VLM(
+        vision=vision,
+        merger=room(cfg["merger"], dim=vision.dim),
+        connector=room(cfg["connector"], **widths, query_dim=vision.query_dim, grid=grid),
+        attention=room(cfg["attention"], **text),
+        fusion=room(cfg["fusion"], **text),
+        language=language,
+        head=room(cfg["head"], text_dim=language.dim),
+        order=order,
+    )
+
+
+def kvcache(cfg: Mapping[str, Any], vlm: VLM) -> Any:
+    lm = vlm.language
+    return room(cfg["kvcache"], num_layers=lm.num_layers, num_kv_heads=lm.num_kv_heads, head_dim=lm.head_dim)
+
+
+def stage(cfg: Mapping[str, Any], vlm: VLM, data: Any) -> Stage:
+    module, name = cfg["stage"]["_target_"].rsplit(".", 1)
+    per_patch = getattr(importlib.import_module(module), name).view == "patches"
+    built = room(cfg["stage"], model=vlm, labels=data.label_counts() if per_patch else None)
+    try:
+        built.freeze()
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return built
+
+
+def datamodule(cfg: Mapping[str, Any], training: Stage, data: Any, chat: Chat, quarantine: Path | None) -> DataModule:
+    """The reader for a stage: what it shows (captions, questions, pairs, patches) and how much of it at a time."""
+    vision = training.model.vision
+    grid = None
+    if training.view == "patches":
+        grid = tuple(side * training.cells for side in vision.grid(vision.image_size, vision.image_size))
+    return DataModule(
+        data,
+        chat,
+        view=training.view,
+        rows_per_clip=training.rows_per_clip,
+        loss=training.scored,
+        batch_size=training.batch_size,
+        steps=training.steps * cfg["trainer"]["accumulate"],
+        interleave=training.interleave,
+        grid=grid,
+        quarantine=quarantine,
+        **_reading(cfg, training.model),
+    )
+
+
+def reader(cfg: Mapping[str, Any], vlm: VLM, data: Any, chat: Chat) -> DataModule:
+    """The reader without a stage, for its ``loader`` alone."""
+    plain = {"view": "questions", "rows_per_clip": 1, "loss": "answer", "batch_size": 1, "steps": 1}
+    return DataModule(data, chat, **plain, **_reading(cfg, vlm))
+
+
+def _reading(cfg: Mapping[str, Any], vlm: VLM) -> dict[str, Any]:
+    return {
+        "order": cfg["order"],
+        "num_workers": cfg["trainer"]["num_workers"],
+        "seed": cfg["seed"],
+        "mixture": cfg["domain"]["mixture"],
+        "num_frames": cfg["dataset"]["num_frames"],
+        "cache_mb": cfg["trainer"]["cache_mb"],
+        "image_size": vlm.vision.image_size,
+    }

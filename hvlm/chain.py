@@ -1,0 +1,174 @@
+"""One command, several stages: each starts from the weights of the one before, in a folder that remembers what is done."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from hvlm import build, results
+from hvlm.monitor import JsonlLogger, Norms, Throughput, progress
+from hvlm.checkpoint import load_checkpoint, load_into, load_weights, weights_hash
+from hvlm.cliptable import ClipTable
+from hvlm.config import plan, stage_name
+from hvlm.errors import UserError
+from hvlm.language._chat import Chat
+from hvlm.rebuild import run_benchmark
+from hvlm.rundir import RunDir, default_run
+from hvlm.stage._base import Stage
+from hvlm.stops import GracefulStop, RngState
+from hvlm.trainer import make_trainer_kwargs
+
+log = logging.getLogger(__name__)
+
+
+class Outcome(NamedTuple):
+    """What ``train.py`` returns: the run's folder, {stage label: its finished.json}, and the benchmark's records."""
+
+    run: Path
+    stages: dict[str, dict[str, Any]]
+    records: list[results.Record]
+
+
+def run(overrides: Sequence[str], command: str | None = None) -> Outcome:
+    """Train every stage that is not finished yet, then evaluate the last one's weights on held-out clips."""
+    # Every stage is composed and checked before the first one starts.
+    stages = plan(overrides)
+    first = next(iter(stages.values()))
+    name = first["run"] or default_run(stages, overrides)
+    previous: Path | None = Path(first["init_from"]) if first["init_from"] else None
+    finished: dict[str, dict[str, Any]] = {}
+    for label, cfg in stages.items():
+        if stage_name(cfg) == "vision" and cfg["vision"].get("source", "scratch") != "scratch":
+            log.info(f"{label}: skipped, vision.source={cfg['vision']['source']} brings trained weights")
+            continue
+        folder = RunDir(name, label)
+        if folder.is_finished() and cfg["resume"] != "never":
+            folder.prepare(cfg)  # refuses a folder of the same name that was made with other settings
+            log.info(f"{label}: finished before, {folder.path}")
+        else:
+            train_stage(cfg, folder, previous)
+        finished[label] = folder.finished()
+        previous = folder.path
+    last = list(stages.values())[-1]
+    root = RunDir(name, next(iter(stages))).run_path
+    records: list[results.Record] = []
+    if last["evaluate"] and finished and stage_name(last) != "vision" and rank_zero_only.rank == 0:
+        records = run_benchmark(root, last, root, command)
+    return Outcome(root, finished, records)
+
+
+def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None) -> None:
+    """One stage, from ``init_from``'s weights (or from nothing), continuing where an earlier call was stopped."""
+    folder.prepare(cfg)
+    lightning.seed_everything(cfg["seed"], verbose=False)
+    resume = folder.resume_from(cfg["resume"])
+    trainer_kwargs = make_trainer_kwargs(cfg["trainer"], cfg["stage"]["steps"])
+    data = build.dataset(cfg)
+    data.prepare()
+    stage, chat = start_stage(cfg, data, init_from)
+    reading = build.datamodule(cfg, stage, data, chat, folder.path / "quarantine.jsonl")
+    company = callbacks(cfg, folder)
+    trainer = lightning.Trainer(
+        **trainer_kwargs,
+        default_root_dir=folder.path,
+        logger=loggers(cfg, folder),
+        callbacks=company,
+        enable_progress_bar=any(isinstance(c, ProgressBar) for c in company),
+    )
+    log.info(f"{folder.path.name}: {cfg['stage']['steps']} steps, {describe(stage)}")
+    if hasattr(stage, "prepare"):
+        stage.prepare(lambda: every_pair(reading, stage))
+    started = time.monotonic()
+    trainer.fit(stage, datamodule=reading, ckpt_path=resume, weights_only=True)
+    seconds = time.monotonic() - started
+    if trainer.global_step < trainer.max_steps:
+        raise UserError(
+            f"{folder.path} stopped at step {trainer.global_step} of {trainer.max_steps} (trainer.max_time or a signal); "
+            "the same command continues"
+        )
+    trainer.limit_val_batches = 1.0  # 0 while fitting unless trainer.val_every asks for it
+    validated = trainer.validate(stage, datamodule=reading, verbose=False, weights_only=True)
+    trainer.save_checkpoint(folder.last)
+    if trainer.is_global_zero:
+        state = {k.removeprefix("model."): v for k, v in stage.state_dict().items() if k.startswith("model.")}
+        metrics = {k: float(v) for v in validated for k, v in v.items()}
+        folder.finish(weights_hash(state), trainer.global_step, seconds)
+        shown = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
+        log.info(f"{folder.path.name}: done in {seconds:.0f} s; {shown}")
+    trainer.strategy.barrier()
+
+
+def start_stage(cfg: Mapping[str, Any], data: Any, init_from: Path | None) -> tuple[Stage, Chat]:
+    """The stage around a backbone with its starting weights, and the tokenizer that belongs to them."""
+    if init_from is None:
+        chat = build.chat(cfg, data)
+        model = build.model(cfg, chat)
+    else:
+        chat = Chat.from_json(load_checkpoint(init_from)["hvlm"]["chat"])
+        model = build.model(cfg, chat, weights=False)
+        load_into(model, load_weights(init_from), init_from)
+    stage = build.stage(cfg, model, data)
+    stage.card = {"config": dict(cfg), "chat": chat.to_json(), "stage": stage_name(cfg)}
+    return stage, chat
+
+
+# -- parts -------------------------------------------------------------------------------------------------------------
+
+
+def loggers(cfg: Mapping[str, Any], folder: RunDir) -> list[Logger]:
+    """CSV and JSONL always; Weights & Biases beside them with ``logger=wandb``."""
+    made: list[Logger] = [CSVLogger(folder.path, name="", version=""), JsonlLogger(folder.path)]
+    settings = cfg["logger"]
+    if settings["name"] == "wandb":
+        from hvlm.wandblog import wandb_logger
+
+        made.append(wandb_logger(cfg, folder.path))
+    return made
+
+
+def callbacks(cfg: Mapping[str, Any], folder: RunDir) -> list[Callback]:
+    settings = cfg["callback"]
+    made: list[Callback] = [
+        Throughput(),
+        Norms(),
+        RngState(),
+        GracefulStop(),
+        ModelCheckpoint(
+            folder.checkpoints,
+            filename="step-{step}",
+            auto_insert_metric_name=False,
+            monitor="step",
+            mode="max",
+            save_top_k=settings["keep"],
+            every_n_train_steps=cfg["trainer"]["checkpoint_every"],
+            save_on_train_epoch_end=False,
+        ),
+    ]
+    if settings["progress"]:
+        made.append(progress(folder.path.name))
+    if settings["media"]:
+        made.append(ClipTable(folder.path / "clips", settings["media"]))
+    return made
+
+
+def every_pair(reading: Any, stage: Stage) -> Any:
+    """Batches with every pair of the training and validation clips."""
+    for split in ("train", "val"):
+        yield from reading.loader(split, "pairs", None, stage.batch_size)
+
+
+def describe(stage: Stage) -> str:
+    parts = {name: sum(p.numel() for _, p in members) for name, members in stage.parts().items()}
+    return ", ".join(
+        f"{name} {count / 1e6:.2f} M {'at ' + format(stage.trainable[name], 'g') if name in stage.trainable else 'frozen'}"
+        for name, count in parts.items()
+    )
+

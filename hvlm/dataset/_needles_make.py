@@ -1,0 +1,84 @@
+"""The jobs of the worker processes, and the pool that runs them. A sample is a function of (recipe, split, number)."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hvlm.dataset import _needles_text as text
+from hvlm.dataset._haystack import Haystack, Stretch, Video, decode_source
+from hvlm.dataset._needles_draw import encode, render
+from hvlm.dataset._needles_scene import SETS, Recipe, plan
+from hvlm.dataset._shards import write_shard
+
+SPLITS = ("train", "val", "test", "text")  # "text": chats without a video, for training only
+
+
+def decode(video: Video, out: Path, size: int) -> dict[str, Stretch] | str:
+    """The decoded stretches by split, or in one line why there are none."""
+    try:
+        return decode_source(video, out, size)
+    except ValueError as error:
+        return str(error)
+
+
+def make_shard(recipe: Recipe, path: Path, split: str, numbers: Iterable[int], stretches: list[Stretch]) -> dict:
+    haystack = None if split == "text" else Haystack(stretches, recipe.size)
+    samples = [make_sample(recipe, haystack, split, number) for number in numbers]
+    files = [(info["key"], ({"mp4": video} if video else {}) | {"json": _to_json(info)}) for info, video in samples]
+    return write_shard(path, files, split, [info.get("domain", "text") for info, _ in samples])
+
+
+def _to_json(info: dict[str, Any]) -> bytes:
+    return json.dumps(info, sort_keys=True, separators=(",", ":")).encode()
+
+
+def make_sample(recipe: Recipe, haystack: Haystack | None, split: str, number: int) -> tuple[dict, bytes | None]:
+    """One sample: (its JSON, its video). ``haystack`` None: a chat without a video."""
+    rng = np.random.default_rng([recipe.seed, SETS.index(recipe.set), SPLITS.index(split), number])
+    key = f"{recipe.set}-{split}-{number:06d}"
+    if haystack is None:
+        return {"key": key, "messages": text.chat(rng)}, None
+    scene = plan(rng, recipe, number)
+    background, where = haystack.clip(rng, recipe.frames, recipe.fps)
+    scenes = [needle for needle in scene.needles if needle.kind == "scene"]
+    pictures = [haystack.clip(rng, 1, recipe.fps)[0][0] for _ in scenes]
+    video = encode(render(scene, background, pictures, rng, recipe), recipe)
+    info = where | {"key": key, "split": split, "domain": scene.domain, "duration": recipe.duration}
+    info |= {name: getattr(recipe, name) for name in ("set", "outline", "size", "fps", "frames")}
+    info["objects"] = [
+        {"shape": thing.shape, "colour": thing.colour, "direction": thing.direction}
+        | {"track": [[x, y, thing.r] for x, y in thing.track.tolist()]}
+        for thing in scene.objects
+    ]
+    info["flashes"] = [vars(flash) for flash in scene.flashes]
+    info["captions"] = text.captions(rng, scene, recipe)
+    info["questions"] = text.questions(rng, scene, recipe)
+    if scene.needles:
+        info["needles"] = [vars(needle) for needle in scene.needles]
+        info["needle_time"] = [recipe.window(needle.first)[0] for needle in scene.needles]
+    return info, video
+
+
+@contextmanager
+def pool_of(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes for the jobs (0 = one per CPU). Whatever goes wrong, jobs not yet begun are dropped."""
+    if not workers:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # A forked child costs nothing, whereas a spawned one imports the entry script again (with torch: seconds each).
+    # The children touch NumPy, Pillow and PyAV only, none of which runs threads of its own here.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,271 @@
+"""WebDataset shards with a manifest: written as plain tar, read back by byte offset.
+
+A folder holds ``<split>-<nnnnnn>.tar`` shards (any ``*.tar`` for other people's data) and ``manifest.json``::
+
+    {"format": 1, "spec": {...}, "quarantined": [{"source", "error"}, ...],
+     "shards": {"train-000000.tar": {"split", "count", "bytes", "sha256",
+                "samples": [{"key", "domain", "members": {"mp4": [offset, size], "json": [offset, size]}}]}}}
+
+Reading by offset rather than as a stream is what makes a run's order a pure function of (seed, position), and it never
+trusts tar headers at training time. Members are plain bytes: nothing here unpickles, decodes or writes them, and only
+the file types in ``FIELDS`` are ever looked at.
+
+All sizes and offsets are bytes; offsets are those of a member's payload. Errors are ``UserError`` and name the shard:
+a damaged shard stops the run, because skipping it would silently change the data that a result was measured on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tarfile
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from webdataset import TarWriter
+
+from hvlm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+FIELDS = ("mp4", "webm", "jpg", "jpeg", "png", "json", "txt")  # what a member may be; the rest is never read
+MAX_OPEN = 64  # open shards per process
+
+
+def check_key(key: str, where: str) -> str:
+    """Return ``key`` if it is safe in a file name below some folder, else raise UserError naming ``where``."""
+    parts = key.replace("\\", "/").split("/")
+    if not key or key.startswith(("/", "\\")) or ".." in parts or "\0" in key:
+        raise UserError(f"{where}: sample key {key!r} is refused: a key must not be empty, absolute, hold '..' or NUL")
+    return key
+
+
+def _is_field(field: str) -> bool:
+    return field.rsplit(".", 1)[-1].lower() in FIELDS
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+def write_shard(
+    path: Path, samples: Iterable[tuple[str, dict[str, bytes]]], split: str, domains: Sequence[str]
+) -> dict[str, Any]:
+    """Write (key, {field: bytes}) samples as one tar and return its entry for the manifest.
+
+    ``domains`` holds one name per sample, in order. The bytes of the file depend on the samples alone (no clock, no
+    user), and the file appears under its name only when it is complete.
+    """
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            with TarWriter(file, encoder=False, mtime=0, user="", compress=False) as tar:
+                for key, fields in samples:
+                    for field in fields:
+                        if not _is_field(field):
+                            raise UserError(f"{path}: field {field!r} of {key!r} is not one of {', '.join(FIELDS)}")
+                    tar.write({"__key__": check_key(key, str(path)), **fields})
+            file.flush()
+            os.fsync(file.fileno())
+        entry = index_shard(part, split, domains)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return entry
+
+
+def write_manifest(folder: Path, spec: dict[str, Any], shards: dict[str, Any], quarantined: list[dict]) -> None:
+    """Write ``manifest.json`` atomically; the same arguments give the same bytes."""
+    path = Path(folder) / MANIFEST
+    part = path.with_name(path.name + ".part")
+    value = {"format": FORMAT, "spec": spec, "shards": shards, "quarantined": quarantined}
+    part.write_text(json.dumps(value, sort_keys=True, separators=(",", ":")) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+# --------------------------------------------------------------------------------------------------------- indexing
+
+
+def index_shard(path: Path, split: str, domains: Sequence[str] | str = "general") -> dict[str, Any]:
+    """Scan one tar and return its entry for the manifest: count, bytes, sha256 and every member's offset.
+
+    ``domains``: one name for all samples, or one per sample in order. Raises UserError for a compressed tar, a tar that
+    was cut (inside a member or between two), a damaged header, or a member that stands there twice.
+    """
+    path = Path(path)
+    size = path.stat().st_size
+    members: dict[str, dict[str, list[int]]] = {}
+    ignored: set[str] = set()
+    end = 0
+    try:
+        with tarfile.open(path, "r:") as tar:  # "r:" = uncompressed only, so that no archive can unfold in memory
+            for info in tar:
+                end = info.offset_data + -(-info.size // 512) * 512 if info.isreg() else info.offset_data
+                if not info.isreg():
+                    continue
+                head, _, base = info.name.rpartition("/")
+                stem, dot, field = base.partition(".")
+                if not dot or not _is_field(field):
+                    ignored.add(field or base)
+                    continue
+                key = check_key(f"{head}/{stem}" if head or info.name.startswith("/") else stem, str(path))
+                if field in members.setdefault(key, {}):
+                    raise UserError(f"{path}: {key}.{field} stands in the shard twice; write the shard again")
+                members[key][field] = [info.offset_data, info.size]
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(f"{path}: not a readable, uncompressed tar ({error}); write or copy the shard again") from error
+    # tarfile takes a damaged header, or a cut between two members, for the end of the archive and says nothing.
+    with open(path, "rb") as file:
+        file.seek(end)
+        if file.read(1024) != bytes(1024):
+            raise UserError(
+                f"{path}: the tar stops after {len(members)} samples at byte {end} of {size} without an end mark, "
+                "so it was cut or a header is damaged; write or copy the shard again"
+            )
+    if ignored:
+        log.warning("%s: members of other types are ignored: %s", path, ", ".join(sorted(ignored)))
+    names = [domains] * len(members) if isinstance(domains, str) else list(domains)
+    if len(names) != len(members):
+        raise UserError(f"{path}: {len(members)} samples with distinct keys, but {len(names)} domains were given")
+    samples = [{"key": k, "domain": d, "members": m} for (k, m), d in zip(members.items(), names, strict=True)]
+    return {"split": split, "count": len(samples), "bytes": size, "sha256": _sha256(path), "samples": samples}
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read and check ``folder/manifest.json`` (its form only; see ``Manifest.verify`` for the shards)."""
+    path = Path(folder) / MANIFEST
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; generate or index the data first") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); delete it and generate or index the data again") from error
+    found = value.get("format") if isinstance(value, dict) else None
+    if found != FORMAT:
+        raise UserError(f"{path}: format is {found!r}, this version reads {FORMAT}; generate or index the data again")
+    try:
+        manifest = Manifest(Path(folder), value["spec"], value["shards"], value["quarantined"])
+        for name, shard in manifest.shards.items():
+            if "/" in name or "\\" in name or name in ("", "..") or "\0" in name:
+                raise UserError(f"{path}: shard name {name!r} is refused: it must be a plain file name")
+            for sample in shard["samples"]:
+                check_key(sample["key"], f"{path}, shard {name}")
+                for field in sample["members"]:
+                    if not _is_field(field):
+                        raise UserError(f"{path}: field {field!r} in {name} is not one of {', '.join(FIELDS)}")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: entry {error} is missing or malformed; generate or index the data again") from error
+    return manifest
+
+
+@dataclass
+class Manifest:
+    """What a data folder says it holds; ``shards`` and ``quarantined`` are as in the file (see above)."""
+
+    folder: Path
+    spec: dict[str, Any]
+    shards: dict[str, dict[str, Any]]
+    quarantined: list[dict[str, str]]
+
+    def verify(self, full: bool) -> None:
+        """Compare the shards with the manifest: counts and sizes always, headers and sha256 when ``full``."""
+        for name, shard in self.shards.items():
+            path = self.folder / name
+            if not path.is_file():
+                raise UserError(f"{path}: the shard is missing, the manifest lists {shard['count']} samples in it")
+            if shard["count"] != len(shard["samples"]):
+                raise UserError(f"{path}: count is {shard['count']}, but {len(shard['samples'])} samples are listed")
+            size = path.stat().st_size
+            if size != shard["bytes"]:
+                raise UserError(f"{path}: {size} bytes on disk, {shard['bytes']} in the manifest; copy the shard again")
+            if full and (digest := _sha256(path)) != shard["sha256"]:
+                raise UserError(
+                    f"{path}: sha256 on disk is {digest[:12]}…, {shard['sha256'][:12]}… in the manifest; "
+                    "the content changed: copy or generate the shard again"
+                )
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(shard["bytes"] for shard in self.shards.values())
+
+    @property
+    def splits(self) -> list[str]:
+        return sorted({shard["split"] for shard in self.shards.values()})
+
+    def paths(self, split: str) -> list[Path]:
+        """The shards of a split."""
+        return [self.folder / name for name, shard in sorted(self.shards.items()) if shard["split"] == split]
+
+    def split(self, name: str) -> ShardSplit:
+        """All samples of a split, shard after shard by name."""
+        rows = [
+            (shard_name, sample["key"], sample["domain"], sample["members"])
+            for shard_name, shard in sorted(self.shards.items())
+            if shard["split"] == name
+            for sample in shard["samples"]
+        ]
+        if not rows:
+            raise UserError(f"{self.folder}: no split {name!r}; the manifest has {', '.join(self.splits) or 'none'}")
+        return ShardSplit(self.folder, rows)
+
+
+class ShardSplit:
+    """Random access to the samples of one split; cheap to pickle, safe to fork (reads carry their own offset)."""
+
+    def __init__(self, folder: Path, rows: list[tuple[str, str, str, dict[str, list[int]]]]) -> None:
+        self.folder = folder
+        self.shards = [row[0] for row in rows]
+        self.keys = [row[1] for row in rows]
+        self.domains = [row[2] for row in rows]
+        self._members = [row[3] for row in rows]
+        self._files: OrderedDict[str, int] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": OrderedDict()}  # file descriptors mean nothing in another process
+
+    def __del__(self) -> None:
+        for descriptor in self.__dict__.get("_files", {}).values():
+            os.close(descriptor)
+
+    def read(self, index: int) -> dict[str, bytes]:
+        """The members of sample ``index``: {"mp4": …, "json": …} or {"json": …, "000.jpg": …}. UserError if cut."""
+        file = self._open(self.shards[index])
+        out = {}
+        for field, (offset, size) in self._members[index].items():
+            out[field] = os.pread(file, size, offset)
+            if len(out[field]) != size:
+                name = f"{self.folder / self.shards[index]}: {self.keys[index]}.{field}"
+                raise UserError(
+                    f"{name} should be {size} bytes at {offset}, "
+                    f"the file gave {len(out[field])}; the shard was cut: copy or generate it again"
+                )
+        return out
+
+    def _open(self, name: str) -> int:
+        if name not in self._files:
+            if len(self._files) >= MAX_OPEN:
+                os.close(self._files.popitem(last=False)[1])
+            try:
+                self._files[name] = os.open(self.folder / name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            except OSError as error:
+                raise UserError(f"{self.folder / name}: the shard cannot be opened ({error.strerror})") from error
+        self._files.move_to_end(name)
+        return self._files[name]

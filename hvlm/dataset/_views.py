@@ -1,0 +1,103 @@
+"""What is asked about a clip: the text rows (or per-patch labels) that a stage sees.
+
+``sample`` is the sample's JSON, ``times`` the seconds of the frames that were sampled, ``rng`` a generator seeded from
+(seed, epoch, sample key) alone, ``n`` how many texts to draw: None means all of them, in the order of the file.
+Only texts whose evidence the sampled frames show are asked; with none left a view returns [].
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hvlm.dataset._needles_scene import COLOURS, FLASHES, SHAPES
+from hvlm.dataset._sampling import is_shown
+
+LABELS = {"shape": ("background", *SHAPES, *FLASHES), "colour": COLOURS}  # class names of the per-patch labels, by id
+IGNORE = -100  # the colour of a patch with nothing on it
+
+
+class Row(NamedTuple):
+    """One exchange. ``meta``: plain values for logging and scoring (sample key, domain, task, question id, ...)."""
+
+    prompt: str
+    answer: str
+    meta: dict[str, Any]
+
+
+def captions(sample: dict, times: np.ndarray, rng: np.random.Generator, n: int | None) -> list[Row]:
+    meta = _meta(sample) | {"task": "caption"}
+    return [
+        Row(text["prompt"], text["text"], meta | {"answer": text["text"]})
+        for text in _draw(sample.get("captions", []), times, rng, n)
+    ]
+
+
+def questions(sample: dict, times: np.ndarray, rng: np.random.Generator, n: int | None) -> list[Row]:
+    return [
+        Row(q["question"], q["answer"], _question_meta(sample, q))
+        for q in _draw(sample.get("questions", []), times, rng, n)
+    ]
+
+
+def pairs(sample: dict, times: np.ndarray, rng: np.random.Generator, n: int | None) -> list[Row]:
+    """Chosen and rejected answer of each question, one after the other; ``meta["pair"]`` ties them together."""
+    rows = []
+    for q in _draw([q for q in sample.get("questions", []) if "rejected" in q], times, rng, n):
+        meta = _question_meta(sample, q) | {"pair": f"{sample['key']}/{q['id']}"}
+        rows.append(Row(q["question"], q["answer"], meta | {"role": "chosen"}))
+        rows.append(Row(q["question"], q["rejected"], meta | {"role": "rejected"}))
+    return rows
+
+
+VIEWS = {"captions": captions, "questions": questions, "pairs": pairs}
+
+
+def chats(sample: dict) -> list[Row]:
+    """The first exchange of a text-only chat."""
+    turns = {}
+    for message in sample["messages"]:
+        turns.setdefault(message["role"], message["content"])
+    answer = turns["assistant"]
+    return [Row(turns["user"], answer, {"key": sample["key"], "task": "chat", "answer": answer})]
+
+
+def patches(sample: dict, frame_indices: np.ndarray, grid: tuple[int, int]) -> dict[str, np.ndarray]:
+    """What stands in each cell of a (rows, columns) grid: {"shape", "colour"}, both int64 [T, rows, columns].
+
+    The ids are positions in ``LABELS``; where there is nothing, shape is 0 and colour ``IGNORE``. A cell belongs to
+    a thing if its centre lies within the thing's radius, or the thing's centre in the cell; what is drawn later wins.
+    ``frame_indices`` [T] are encoded frames.
+    """
+    rows, cols = grid
+    cell_h, cell_w = sample["size"] / rows, sample["size"] / cols
+    centre_y = (np.arange(rows)[:, None] + 0.5) * cell_h
+    centre_x = (np.arange(cols)[None, :] + 0.5) * cell_w
+    shape = np.zeros((len(frame_indices), rows, cols), np.int64)
+    colour = np.full_like(shape, IGNORE)
+    for t, frame in enumerate(frame_indices):
+        things = [(o["shape"], o["colour"], *o["track"][frame]) for o in sample["objects"]]
+        things += [(f["shape"], f["colour"], f["x"], f["y"], f["r"]) for f in sample["flashes"] if f["frame"] == frame]
+        for shape_name, colour_name, x, y, r in things:
+            cover = (centre_x - x) ** 2 + (centre_y - y) ** 2 <= r * r
+            cover[int(np.clip(y / cell_h, 0, rows - 1)), int(np.clip(x / cell_w, 0, cols - 1))] = True
+            shape[t, cover] = LABELS["shape"].index(shape_name)
+            colour[t, cover] = LABELS["colour"].index(colour_name)
+    return {"shape": shape, "colour": colour}
+
+
+def _draw(texts: list[dict], times: np.ndarray, rng: np.random.Generator, n: int | None) -> list[dict]:
+    shown = [text for text in texts if is_shown(text.get("evidence", []), times)]
+    if n is None:
+        return shown
+    return [shown[i] for i in rng.permutation(len(shown))[:n]]
+
+
+def _meta(sample: dict) -> dict[str, Any]:
+    return {name: sample[name] for name in ("key", "domain", "set", "outline") if name in sample}
+
+
+def _question_meta(sample: dict, q: dict) -> dict[str, Any]:
+    meta = _meta(sample) | {"task": q.get("task", "question"), "question_id": q["id"], "answer": q["answer"]}
+    return meta | ({"tries": q["tries"]} if "tries" in q else {})

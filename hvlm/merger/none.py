@@ -1,0 +1,14 @@
+"""No merging: every patch goes on as its own token."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from hvlm.types import Patches
+
+
+class NoMerger(nn.Module):
+    """Patches -> Patches, unchanged."""
+
+    def forward(self, patches: Patches) -> Patches:
+        return patches

@@ -1,0 +1,123 @@
+"""From a checkpoint alone back to a model that answers."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+
+from hvlm import build, results
+from hvlm.checkpoint import load_checkpoint, load_into, load_weights
+from hvlm.errors import UserError
+from hvlm.evaluate import RESULTS, evaluate
+from hvlm.generate import generate
+from hvlm.language._chat import Chat
+from hvlm.model import VLM
+from hvlm.report import write_report
+from hvlm.trainer import choose_precision
+
+log = logging.getLogger(__name__)
+
+
+def stored_config(path: str | Path) -> dict[str, Any]:
+    """The resolved configuration that a checkpoint (or the run folder that holds it) was trained with."""
+    card = load_checkpoint(path).get("hvlm")
+    if card is None:
+        raise UserError(f"{path}: holds no configuration; expected a checkpoint that train.py wrote")
+    return card["config"]
+
+
+def overlay(stored: Mapping[str, Any], given: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The stored configuration with what the command line says in its place.
+
+    ``benchmark=needles`` replaces a whole room, ``dataset.set=hard`` one value of the stored one. ``given`` is the checked
+    configuration that the overrides make by themselves; it supplies the values.
+    """
+    merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in stored.items()}
+    for override in overrides:
+        key = override.split("=", 1)[0].lstrip("+~")
+        if key.startswith("hydra"):
+            continue
+        room, _, rest = key.partition(".")
+        if not rest:
+            merged[room] = given[room]
+            continue
+        value: Any = given
+        for part in key.split("."):
+            value = value[part]
+        target = merged[room]
+        *parents, leaf = rest.split(".")
+        for part in parents:
+            target = target[part]
+        target[leaf] = value
+    return merged
+
+
+def rebuild(path: str | Path, cfg: Mapping[str, Any]) -> tuple[VLM, Chat]:
+    """The model that ``cfg`` describes with the checkpoint's weights, and the checkpoint's tokenizer."""
+    chat = Chat.from_json(load_checkpoint(path)["hvlm"]["chat"])
+    model = build.model(cfg, chat, weights=False)
+    load_into(model, load_weights(path), path)
+    return model, chat
+
+
+def run_benchmark(
+    path: str | Path, cfg: Mapping[str, Any], out: Path, command: str | None = None
+) -> list[results.Record]:
+    """Evaluate a checkpoint on ``cfg``'s benchmark and dataset: results.json, predictions.jsonl and report.md in ``out``."""
+    model, chat = rebuild(path, cfg)
+    precision, why = choose_precision(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])
+    log.info(f"evaluating {path} in {precision}: {why}")
+    device = torch.device("cuda" if cfg["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available() else "cpu")
+    data = build.dataset(cfg)
+    data.prepare()
+    records = evaluate(
+        model.to(device),
+        chat,
+        data,
+        build.room(cfg["benchmark"]),
+        order=cfg["order"],
+        num_frames=cfg["dataset"]["num_frames"],
+        image_size=model.vision.image_size,
+        precision=precision,
+        out_dir=out,
+        question=out.name,
+        variant=variant_name(cfg),
+        seed=cfg["seed"],
+        command=command,
+    )
+    write_report(out)
+    log.info(f"results: {out / RESULTS}; report: {out / 'report.md'}")
+    return records
+
+
+def variant_name(cfg: Mapping[str, Any]) -> str:
+    """The word for what is compared: the connector's mode where it has one (coarse_fine), else the connector."""
+    connector = cfg["connector"]
+    return connector.get("mode") or connector["_target_"].split(".")[2]
+
+
+def write_answers(path: str | Path, cfg: Mapping[str, Any], out: Path, max_new_tokens: int = 32) -> list[dict[str, str]]:
+    """The model's own answers to the benchmark's clips, one JSON line per question, in ``out/answers.jsonl``."""
+    model, chat = rebuild(path, cfg)
+    data = build.dataset(cfg)
+    data.prepare()
+    asked = build.room(cfg["benchmark"])
+    reading = build.reader(cfg, model, data, chat)
+    cache = build.kvcache(cfg, model)
+    lines: list[dict[str, str]] = []
+    for batch in track(reading.loader(asked.split, "questions", None, asked.batch_size, asked.limit), "answering"):
+        for row, text in zip(batch.rows, generate(model, chat, cache, batch, max_new_tokens), strict=True):
+            names = ("key", "question_id", "task", "answer")
+            lines.append({name: row[name] for name in names} | {"prediction": text})
+    out.mkdir(parents=True, exist_ok=True)
+    target = out / "answers.jsonl"
+    target.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    same = sum(line["prediction"] == line["answer"] for line in lines)
+    log.info(f"{target}: {len(lines)} answers, {same} word for word the expected ones")
+    return lines

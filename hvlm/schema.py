@@ -1,0 +1,185 @@
+"""Types before work: a value from a configuration against a Python annotation.
+
+``convert`` checks one value, ``arguments`` the whole mapping that goes to a constructor or a dataclass. Both raise
+``UserError`` with the full dotted key, what was found and what was expected, so that ``attention.local_window=abc``
+stops before a model is built. OmegaConf's structured configs would do the first half; they have no ``Literal``, do not
+read a constructor's signature and do not suggest the key that was meant.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal, Union
+
+from hvlm.errors import UserError
+
+SCALARS = (bool, int, float, str)
+
+
+def did_you_mean(word: str, known: Collection[str]) -> str:
+    """`` did you mean 'x'?`` (with the leading space), or the list of what exists when nothing is near."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if near:
+        return f" did you mean '{near[0]}'?"
+    return f" known: {', '.join(sorted(known))}" if known else ""
+
+
+def is_plain(annotation: Any) -> bool:
+    """Whether a value of this annotation can stand in a YAML file: scalars, lists and maps of them, and unions."""
+    if annotation in SCALARS or annotation is type(None):
+        return True
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return True
+    if origin in (Union, types.UnionType):
+        return all(is_plain(a) for a in args)
+    if origin in (list, tuple, Sequence) or annotation in (list, tuple):
+        return all(a is Ellipsis or is_plain(a) for a in args)
+    if origin in (dict, Mapping) or annotation is dict:
+        return all(is_plain(a) for a in args)
+    return False
+
+
+def convert(value: Any, annotation: Any, key: str) -> Any:
+    """``value`` as ``annotation`` wants it, or a ``UserError`` that names ``key``.
+
+    The only conversions are those nobody would call a mistake: an int where a float is wanted, a whole float (``1e3``)
+    where an int is wanted, a number where a string is wanted (``run=7``). A bool is never a number.
+    """
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return _convert_union(value, annotation, args, key)
+    if origin is Literal:
+        if value in args and type(value) in {type(a) for a in args}:
+            return value
+        hint = did_you_mean(value, [a for a in args if isinstance(a, str)]) if isinstance(value, str) else ""
+        raise UserError(f"{key}={value}: expected one of {', '.join(map(str, args))};{hint}".rstrip(";"))
+    if annotation in (list, tuple) or origin in (list, tuple, Sequence):
+        if not isinstance(value, list | tuple):
+            raise _wrong(key, value, annotation)
+        item = args[0] if args else Any
+        return [convert(v, item, f"{key}[{i}]") for i, v in enumerate(value)]
+    if annotation is dict or origin in (dict, Mapping):
+        if not isinstance(value, Mapping):
+            raise _wrong(key, value, annotation)
+        item = args[1] if args else Any
+        return {str(k): convert(v, item, f"{key}.{k}") for k, v in value.items()}
+    if annotation is Any:
+        return value
+    return _convert_scalar(value, annotation, key)
+
+
+def _convert_union(value: Any, annotation: Any, options: tuple[Any, ...], key: str) -> Any:
+    """An exact type wins over a conversion, so that ``int | str`` leaves ``"7"`` a string and 7 a number."""
+    if value is None:
+        if type(None) in options:
+            return None
+        raise _wrong(key, value, annotation)
+    if type(value) in options:
+        return value
+    options = tuple(o for o in options if o is not type(None))
+    if len(options) == 1:
+        return convert(value, options[0], key)
+    for option in options:
+        try:
+            return convert(value, option, key)
+        except UserError:
+            continue
+    raise _wrong(key, value, annotation)
+
+
+def _convert_scalar(value: Any, annotation: Any, key: str) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if annotation is bool and isinstance(value, bool):
+        return value
+    if annotation is int and number and float(value).is_integer():
+        return int(value)
+    if annotation is float and number:
+        return float(value)
+    if annotation is str and isinstance(value, str):
+        return value
+    if annotation is str and number:
+        return str(value)
+    raise _wrong(key, value, annotation)
+
+
+def _wrong(key: str, value: Any, annotation: Any) -> UserError:
+    shown = repr(value) if isinstance(value, str) else str(value)
+    return UserError(f"{key}={value}: expected {describe(annotation)}, found {type(value).__name__} {shown}")
+
+
+def describe(annotation: Any) -> str:
+    """``Optional[int]`` as ``int or null``: the annotation in words."""
+    if annotation is type(None):
+        return "null"
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(a) for a in args)
+    if origin is None and isinstance(annotation, type):
+        return annotation.__name__
+    return str(annotation).replace("typing.", "").replace("NoneType", "null")
+
+
+def parameters(target: type) -> dict[str, tuple[Any, bool]]:
+    """{name: (annotation, required)} of a class's constructor.
+
+    A subclass may pass ``**rest`` on to its base in this package: the base's arguments then count as its own.
+    ``**rest`` that no base takes up would swallow misspelt keys and is a TypeError, like a missing annotation.
+    """
+    found: dict[str, tuple[Any, bool]] = {}
+    package = target.__module__.split(".")[0]
+    passes_on = False
+    for cls in target.__mro__:
+        if "__init__" not in vars(cls) or cls.__module__.split(".")[0] != package:
+            continue
+        where = f"{cls.__module__}.{cls.__qualname__}"
+        passes_on = False
+        for p in list(inspect.signature(cls.__init__).parameters.values())[1:]:
+            if p.kind is p.VAR_KEYWORD:
+                passes_on = True
+            elif p.kind is p.VAR_POSITIONAL or p.annotation is p.empty:
+                raise TypeError(f"{where}: argument '{p.name}' has no annotation, so its value cannot be checked")
+            else:
+                found.setdefault(p.name, (_evaluate(p.annotation, cls.__init__), p.default is p.empty))
+        if not passes_on:
+            return found
+    if passes_on:
+        raise TypeError(
+            f"{target.__module__}.{target.__qualname__}: ** swallows misspelt keys; write the arguments out"
+        )
+    return found
+
+
+def _evaluate(annotation: Any, function: Callable[..., Any]) -> Any:
+    """A string annotation as the object it names. Names that exist only under TYPE_CHECKING belong to modules and
+    tensors, which no YAML can hold: they come back as ``object``."""
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, function.__globals__)
+    except NameError:
+        return object
+
+
+def arguments(values: Mapping[str, Any], target: type, key: str, supplied: Collection[str] = ()) -> dict[str, Any]:
+    """The mapping ``values`` (found under ``key``) as arguments of ``target``, every one checked and converted.
+
+    ``supplied`` are keywords that somebody else passes: they may be absent and must not be given. Raises ``UserError``
+    for an unknown key, a wrong type, and a plain argument that has no default and no value.
+    """
+    dot = f"{key}." if key else ""
+    known = parameters(target)
+    yaml_able = [n for n, (annotation, _) in known.items() if is_plain(annotation) and n not in supplied]
+    for name in values:
+        if name in supplied and name in known:
+            raise UserError(f"{dot}{name} is not a setting: the program sets it from the other parts; leave it out")
+        if name not in yaml_able:
+            raise UserError(f"unknown key '{dot}{name}';{did_you_mean(str(name), yaml_able)}")
+    for name in yaml_able:
+        if known[name][1] and name not in values:
+            raise UserError(f"{dot}{name} has no value: set {dot}{name}=... ({describe(known[name][0])})")
+    return {name: convert(value, known[name][0], f"{dot}{name}") for name, value in values.items()}

@@ -1,0 +1,99 @@
+"""Stage 3, direct preference optimisation (Rafailov et al. 2023).
+
+r = β (log π(y|x) − log π_ref(y|x)), sums over answer tokens; loss = −log σ(r_chosen − r_rejected) + w · NLL(chosen).
+
+The NLL anchor keeps the chosen answer's probability from falling while the margin grows. Policy and reference both run
+in evaluation mode: no dropout, and running statistics stay as they are, so that at the start they are the same function
+and the loss is ln 2.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hvlm.stage._base import Stage
+from hvlm.types import Batch
+
+
+class DPO(Stage):
+    """reference: ``copy`` holds a frozen copy of the starting weights; ``precomputed`` reads the reference's log-probs
+    from a table made once before training (half the memory, one pass more)."""
+
+    view = "pairs"
+
+    def __init__(
+        self,
+        *,
+        beta: float = 0.1,
+        nll_weight: float = 0.0,
+        reference: Literal["copy", "precomputed"] = "copy",
+        **stage: Any,
+    ):
+        super().__init__(**stage)
+        if reference not in ("copy", "precomputed"):
+            raise ValueError(f"stage.reference={reference!r}: expected copy or precomputed")
+        self.beta, self.nll_weight, self.reference_kind = beta, nll_weight, reference
+        # In a tuple, so that it is neither trained nor stored: resuming makes it again from the same starting weights.
+        self._reference = (copy.deepcopy(self.model).requires_grad_(False).eval(),) if reference == "copy" else ()
+        self.table: dict[str, float] = {}
+
+    def prepare(self, every_pair: Any) -> None:
+        """Fill the table for ``reference=precomputed``. ``every_pair`` makes an iterable of batches with all pairs of the
+        training and validation splits. Call before ``fit``, with the starting weights in the model."""
+        if self.reference_kind != "precomputed":
+            return
+        self.model.eval()
+        with torch.no_grad():
+            for batch in every_pair():
+                for row, value in zip(batch.rows, self._sums(self.model, batch).tolist(), strict=True):
+                    self.table[pair_key(row)] = value
+
+    @staticmethod
+    def _sums(model: torch.nn.Module, batch: Batch) -> Tensor:
+        """Σ log p over the answer tokens of every row, [K]."""
+        return model.token_logprobs(batch).sum(1)
+
+    def _reference_sums(self, batch: Batch, like: Tensor) -> Tensor:
+        if self._reference:
+            reference = self._reference[0].to(like.device)
+            with torch.no_grad():
+                return self._sums(reference, batch)
+        missing = [pair_key(row) for row in batch.rows if pair_key(row) not in self.table]
+        if missing:
+            raise KeyError(f"stage.reference=precomputed: no reference log-prob for {missing[0]}; run prepare() first")
+        return like.new_tensor([self.table[pair_key(row)] for row in batch.rows])
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self.model.eval()
+
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Rows come in pairs: chosen, rejected, chosen, rejected, ..."""
+        logp = self._sums(self.model, batch)
+        reward_w, reward_l = (self.beta * (logp - self._reference_sums(batch, logp))).reshape(-1, 2).unbind(1)
+        margin = reward_w - reward_l
+        tokens = (batch.loss_mask_KS & batch.attention_mask_KS).sum(1)
+        nll = -(logp / tokens).reshape(-1, 2)[:, 0]
+        loss = -F.logsigmoid(margin) + self.nll_weight * nll
+        # A tie counts half: before the first step policy and reference are the same function.
+        wins = (margin > 0).float() + 0.5 * (margin == 0).float()
+        extras = {
+            "reward_accuracy": wins.sum(),
+            "reward_margin": margin.sum(),
+            "reward_chosen": reward_w.sum(),
+            "reward_rejected": reward_l.sum(),
+            "logp_chosen": logp.reshape(-1, 2)[:, 0].sum(),
+            "logp_rejected": logp.reshape(-1, 2)[:, 1].sum(),
+            "answer_tokens_chosen": tokens.reshape(-1, 2)[:, 0].sum().float(),
+            "answer_tokens_rejected": tokens.reshape(-1, 2)[:, 1].sum().float(),
+        }
+        return loss.sum(), torch.tensor(len(margin), device=logp.device), extras
+
+
+def pair_key(row: dict[str, Any]) -> str:
+    """Names one side of one pair of one clip, the same in every epoch."""
+    return f"{row['key']}/{row['question_id']}/{row['role']}"

@@ -1,0 +1,73 @@
+"""The trainer section of a configuration as arguments of ``lightning.Trainer``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from hvlm.checkpoint import AtomicCheckpointIO
+from hvlm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def has_fast_bf16() -> bool:
+    """Whether this processor multiplies in bfloat16 itself (AVX512-BF16 or AMX); without that, bf16 is slower."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def choose_precision(precision: str, accelerator: str) -> tuple[str, str]:
+    """(Lightning's precision, why). float16 on a CPU is refused: it is slower than float32 there and overflows."""
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+    if on_cpu and precision.startswith("16"):
+        raise UserError(f"trainer.precision={precision} needs a GPU; on a CPU use trainer.precision=auto or 32-true")
+    if precision != "auto":
+        return precision, "as asked"
+    if on_cpu:
+        if has_fast_bf16():
+            return "bf16-mixed", "this processor computes in bfloat16"
+        return "32-true", "this processor has no bfloat16 arithmetic"
+    if torch.cuda.is_bf16_supported():
+        return "bf16-mixed", "this GPU computes in bfloat16"
+    return "32-true", "this GPU has no bfloat16 arithmetic"
+
+
+def make_trainer_kwargs(trainer: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """Arguments of ``lightning.Trainer`` for a stage of ``steps`` optimiser steps; the caller adds folder, loggers and
+    callbacks. Sets torch's threads when the configuration asks for it and logs the precision with its reason.
+
+    The samplers are our own (``use_distributed_sampler=False``) and one "epoch" is the whole stage, so validation
+    counts batches, not epochs.
+    """
+    if trainer["accelerator"] == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise UserError("trainer.accelerator=gpu: torch sees no GPU; use trainer=cpu, or install a GPU build of torch")
+    if trainer["threads"] is not None:
+        torch.set_num_threads(trainer["threads"])
+    precision, why = choose_precision(trainer["precision"], trainer["accelerator"])
+    log.info(f"precision {precision}: {why}; {torch.get_num_threads()} threads")
+    validate = trainer["val_every"] > 0
+    limit = trainer["max_steps"]
+    return {
+        "accelerator": trainer["accelerator"],
+        "devices": trainer["devices"],
+        "num_nodes": trainer["num_nodes"],
+        "strategy": trainer["strategy"],
+        "precision": precision,
+        "max_steps": steps if limit is None else min(steps, limit),
+        "max_epochs": -1,
+        "max_time": trainer["max_time"],
+        "accumulate_grad_batches": trainer["accumulate"],
+        "gradient_clip_val": trainer["gradient_clip_val"],
+        "log_every_n_steps": trainer["log_every"],
+        "val_check_interval": trainer["val_every"] * trainer["accumulate"] if validate else None,
+        "check_val_every_n_epoch": None if validate else 1,
+        "limit_val_batches": 1.0 if validate else 0,
+        "num_sanity_val_steps": 0,
+        "deterministic": trainer["deterministic"],
+        "use_distributed_sampler": False,
+        "enable_model_summary": False,
+        "plugins": [AtomicCheckpointIO()],
+    }

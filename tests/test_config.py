@@ -1,0 +1,218 @@
+"""Mistakes are refused before any work, in one line that names the key."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any, Literal
+
+import pytest
+from omegaconf import OmegaConf
+
+from hvlm import config
+from hvlm.config import compose, plan, stage_name
+from hvlm.errors import UserError
+from hvlm.schema import arguments, convert
+from hvlm.settings import ROOMS
+from hvlm.trainer import choose_precision, make_trainer_kwargs
+
+
+def refused(*overrides: str) -> str:
+    with pytest.raises(UserError) as e:
+        compose(overrides)
+    assert "\n" not in str(e.value)
+    return str(e.value)
+
+
+# ---------------------------------------------------------------------------------------------------- one value
+
+
+@pytest.mark.parametrize(
+    "value, annotation, expected",
+    [
+        (3, float, 3.0),
+        (1e3, int, 1000),
+        (7, str, "7"),
+        (None, int | None, None),
+        ([1, 2], list[float], [1.0, 2.0]),
+        ({"a": 1}, dict[str, float], {"a": 1.0}),
+        ("x", Literal["x", "y"], "x"),
+        ("7", int | str, "7"),
+        (7, int | str, 7),
+        ("auto", int | Literal["auto"], "auto"),
+    ],
+)
+def test_convert(value: Any, annotation: Any, expected: Any) -> None:
+    got = convert(value, annotation, "k")
+    assert got == expected and type(got) is type(expected)
+
+
+@pytest.mark.parametrize(
+    "value, annotation",
+    [
+        ("abc", int),
+        (1.5, int),
+        (True, int),
+        (1, bool),
+        ("1.0", float),
+        (None, int),
+        ("abc", int | None),
+        ("a", list[str]),
+        ([1, "a"], list[int]),
+        ({"a": "b"}, dict[str, float]),
+        ("z", Literal["x", "y"]),
+        (True, Literal[1, 2]),
+        ([1], str),
+    ],
+)
+def test_convert_refuses(value: Any, annotation: Any) -> None:
+    with pytest.raises(UserError, match="room.key.*expected"):
+        convert(value, annotation, "room.key")
+
+
+def test_arguments_of_a_constructor() -> None:
+    class Base:
+        def __init__(self, *, steps: int, model: object) -> None: ...
+
+    class Child(Base):
+        def __init__(self, *, beta: float = 0.1, **rest: Any) -> None: ...
+
+    assert arguments({"steps": 2, "beta": 1}, Child, "stage", {"model"}) == {"steps": 2, "beta": 1.0}
+    with pytest.raises(UserError, match=r"stage.steps has no value"):
+        arguments({}, Child, "stage")
+    with pytest.raises(UserError, match=r"'stage.betta'; did you mean 'beta'\?"):
+        arguments({"steps": 1, "betta": 1}, Child, "stage")
+    with pytest.raises(UserError, match=r"unknown key 'stage.model'"):  # a module cannot stand in a YAML
+        arguments({"steps": 1, "model": 1}, Child, "stage")
+
+    class Loose:
+        def __init__(self, **anything: Any) -> None: ...
+
+    with pytest.raises(TypeError, match="swallow"):
+        arguments({}, Loose, "room")
+
+
+# ---------------------------------------------------------------------------------------------------- the command line
+
+
+def test_defaults_compose_to_plain_values() -> None:
+    cfg = compose([])
+    assert type(cfg["connector"]) is dict and set(ROOMS) <= set(cfg)
+    assert cfg["seed"] == 1 and cfg["order"] == "question_first" and stage_name(cfg) == "align"
+
+
+@pytest.mark.parametrize("option", ["trainer=gpu", "trainer=ddp", "logger=wandb", "domain=news", "debug=fast_dev_run"])
+def test_options_compose(option: str) -> None:
+    compose([option])
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("stage.stepz=3", ["'stage.stepz'", "did you mean 'stage.steps'?"]),
+        ("conector=mean", ["'conector'", "did you mean 'connector'?"]),
+        ("connector=men", ["connector=men", "did you mean 'mean'?", "options:", "foveated"]),
+        ("+typo=3", ["unknown key 'typo'"]),
+        ("+sead=3", ["unknown key 'sead'", "did you mean 'seed'?"]),
+        ("+connector.projetor=mlp", ["'connector.projetor'", "did you mean 'projector'?"]),
+        ("+connector.dim=3", ["connector.dim is not a setting"]),
+        ("+seed=3", ["'seed' exists already"]),
+        ("stage.steps=abc", ["stage.steps=abc", "expected int"]),
+        ("trainer.devices=many", ["trainer.devices=many", "expected int"]),
+        ("trainer.log_evry=1", ["did you mean 'trainer.log_every'?"]),
+        ("seed=null", ["seed=None", "expected int"]),
+        ("order=videofirst", ["order=videofirst", "did you mean 'video_first'?"]),
+        ("dataset=shards", ["dataset.path is mandatory"]),
+        ("~stage.steps", ["stage.steps has no value"]),
+        ("~connector", ["connector has no value", "connector=<name>"]),
+        ("stage.trainable={vision:abc}", ["stage.trainable.vision=abc", "expected float"]),
+        ("connector._target_=os.system", ["expected a class in hvlm.connector"]),
+        ("connector._target_=hvlm.connector.gone.X", ["cannot be imported"]),
+        ("seed=1,2", ["several values", "-m"]),
+        ("connector.mean", ["key=value"]),
+        ("++connector.mode={a:{b:1}}", ["nested values"]),
+    ],
+)
+def test_mistakes(override: str, words: list[str]) -> None:
+    message = refused(override)
+    for word in words:
+        assert word in message, message
+
+
+def test_plan_of_a_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chain's overrides, then the user's: the user wins; ``stage=`` runs one stage alone."""
+    chain = "++chain={align:[stage=align,stage.steps=5,seed=3],sft:[stage=sft,stage.steps=6]}"
+    stages = plan([chain, "seed=9"])
+    assert list(stages) == ["align", "sft"]
+    assert [s["stage"]["steps"] for s in stages.values()] == [5, 6]
+    assert {s["seed"] for s in stages.values()} == {9}
+    alone = plan([chain, "stage=sft"])
+    assert list(alone) == ["sft"] and alone["sft"]["stage"]["steps"] == 6
+    with pytest.raises(UserError, match="stage.stepz"):  # the mistake is in the last stage; nothing has run
+        plan(["++chain={align:[stage=align],sft:[stage=sft,stage.stepz=6]}"])
+
+
+def test_main_called_with_overrides_returns() -> None:
+    @config.main
+    def entry(cfg: dict[str, Any], overrides: list[str]) -> Any:
+        return cfg["seed"], overrides
+
+    assert entry(["seed=4"]) == (4, ["seed=4"])
+
+
+SCRIPT = """
+from hvlm.config import main
+@main
+def entry(cfg, overrides):
+    print("worked", cfg["seed"])
+if __name__ == "__main__":
+    entry()
+"""
+
+
+def run_script(folder: Any, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    import os
+
+    (folder / "entry.py").write_text(SCRIPT)
+    return subprocess.run(
+        [sys.executable, "entry.py", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def test_entry_script(tmp_path: Any) -> None:
+    good = run_script(tmp_path, "seed=4")
+    assert good.returncode == 0 and "worked 4" in good.stdout
+    assert [p.name for p in tmp_path.iterdir()] == ["entry.py"], "Hydra must leave no folders behind"
+    bad = run_script(tmp_path, "stage.steps=abc")
+    assert bad.returncode == 1 and bad.stdout == ""
+    assert bad.stderr == "error: stage.steps=abc: expected int, found str 'abc'\n"
+    unsafe = run_script(tmp_path, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD="1")
+    assert unsafe.returncode == 1 and "unset it" in unsafe.stderr and "worked" not in unsafe.stdout
+    shown = run_script(tmp_path, "--cfg", "job", "seed=5")
+    assert shown.returncode == 0 and OmegaConf.create(shown.stdout).seed == 5
+
+
+# ---------------------------------------------------------------------------------------------------- trainer
+
+
+def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hvlm.trainer.has_fast_bf16", lambda: False)
+    assert choose_precision("auto", "cpu")[0] == "32-true"
+    monkeypatch.setattr("hvlm.trainer.has_fast_bf16", lambda: True)
+    assert choose_precision("auto", "cpu")[0] == "bf16-mixed"
+    assert choose_precision("32-true", "cpu")[0] == "32-true"
+    with pytest.raises(UserError, match="needs a GPU"):
+        choose_precision("16-mixed", "cpu")
+
+
+def test_trainer_kwargs() -> None:
+    import lightning
+
+    trainer = compose(["trainer.val_every=5", "trainer.accumulate=2", "trainer.max_steps=7"])["trainer"]
+    kwargs = make_trainer_kwargs(trainer, steps=100)
+    assert kwargs["max_steps"] == 7 and kwargs["val_check_interval"] == 10
+    lightning.Trainer(**kwargs, logger=False)

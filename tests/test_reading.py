@@ -1,0 +1,421 @@
+"""Shards, decoding, sampling, views, batches, and what happens to bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import tarfile
+import time
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from _clips import VIDEO, FakeChat, dataset, encode, pictures, rotate_flag, sample
+
+from hvlm.datamodule import DataModule
+from hvlm.dataset import _decode, _samples, _shards, _stream, _views
+from hvlm.dataset._decode import VideoDecodeError, decode
+from hvlm.dataset._order import Order
+from hvlm.dataset._sampling import is_shown, nearest_frames, uniform_times
+from hvlm.dataset._shards import index_shard, load_manifest, write_manifest, write_shard
+from hvlm.dataset.shards import Shards
+from hvlm.errors import UserError
+
+
+def module(folder: Path, **changes) -> DataModule:
+    arguments = dict(
+        view="questions", rows_per_clip=2, loss="answer", order="question_first", batch_size=4, steps=6, num_workers=0,
+        seed=3, num_frames=8, image_size=64,
+    )  # fmt: skip
+    return DataModule(Shards(str(folder)), FakeChat(), **(arguments | changes))
+
+
+def keys(batch) -> list[str]:
+    return list(dict.fromkeys(row["key"] for row in batch.rows))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return dataset(tmp_path_factory.mktemp("data"), {"train": 20, "val": 6}, texts=5)
+
+
+# ------------------------------------------------------------------------------------------------------------- shards
+
+
+def test_a_shard_depends_on_its_samples_alone_and_reads_back_by_offset(tmp_path):
+    rows = [(f"k{i}", {"json": b"{}" * i, "mp4": bytes([i]) * 700 * i}) for i in range(5)]
+    first = write_shard(tmp_path / "train-0.tar", rows, "train", ["general"] * 5)
+    second = write_shard(tmp_path / "again.tar", iter(rows), "train", ["general"] * 5)
+    assert first == second and first["count"] == 5
+    (tmp_path / "again.tar").unlink()
+    write_manifest(tmp_path, {"a": 1}, {"train-0.tar": first}, [])
+    manifest = load_manifest(tmp_path)
+    manifest.verify(full=True)
+    split = manifest.split("train")
+    assert [split.read(i) for i in range(5)] == [fields for _, fields in rows]
+    assert pickle.loads(pickle.dumps(split)).read(3) == rows[3][1]
+    assert not list(tmp_path.glob("*.part"))
+    with pytest.raises(UserError, match="no split 'val'.*train"):
+        manifest.split("val")
+
+
+def test_verify_names_the_shard_and_both_numbers(tmp_path):
+    dataset(tmp_path, {"train": 3})
+    path = tmp_path / "train-000000.tar"
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[whole.index(b"moov") + 20] ^= 1
+    path.write_bytes(flipped)
+    load_manifest(tmp_path).verify(full=False)
+    with pytest.raises(UserError, match="train-000000.tar: sha256"):
+        load_manifest(tmp_path).verify(full=True)
+    with pytest.raises(UserError, match="sha256"):  # a run compares hashes of data this small
+        module(tmp_path).prepare_data()
+    path.write_bytes(whole[:-512])
+    with pytest.raises(UserError, match=f"{len(whole) - 512} bytes on disk, {len(whole)} in the manifest"):
+        load_manifest(tmp_path).verify(full=False)
+    path.unlink()
+    with pytest.raises(UserError, match="shard is missing"):
+        load_manifest(tmp_path).verify(full=False)
+    value = json.loads((tmp_path / "manifest.json").read_text())
+    value["shards"]["train-000000.tar"]["count"] = 4
+    (tmp_path / "manifest.json").write_text(json.dumps(value))
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match="count is 4, but 3"):
+        load_manifest(tmp_path).verify(full=False)
+
+
+@pytest.mark.parametrize("damage", ["inside a member", "between members", "header", "compressed", "not a tar"])
+def test_indexing_notices_what_tarfile_passes_over(tmp_path, damage):
+    path = tmp_path / "train-000000.tar"
+    rows = [(f"k{i}", {"json": b"{}", "mp4": b"x" * 900}) for i in range(4)]
+    entry = write_shard(path, rows, "train", ["general"] * 4)
+    whole = path.read_bytes()
+    header = entry["samples"][2]["members"]["json"][0] - 512
+    if damage == "inside a member":
+        path.write_bytes(whole[: header - 600])
+    elif damage == "between members":
+        path.write_bytes(whole[:header])
+    elif damage == "header":
+        path.write_bytes(whole[: header + 100] + b"\xff\xff" + whole[header + 102 :])
+    elif damage == "compressed":
+        path.unlink()
+        with tarfile.open(path, "w:gz") as tar:
+            tar.add(__file__, "k.txt")
+    else:
+        path.write_bytes(b"<html>404</html>" * 100)
+    with pytest.raises(UserError, match="train-000000.tar"):
+        index_shard(path, "train")
+
+
+def test_keys_and_members_that_could_do_harm(tmp_path):
+    for key in ("../up", "/root", "a\0b", "a/../b", ""):
+        with pytest.raises(UserError, match="refused"):
+            write_shard(tmp_path / "a.tar", [(key, {"json": b"{}"})], "train", ["general"])
+    with pytest.raises(UserError, match="'pth'"):
+        write_shard(tmp_path / "a.tar", [("k", {"pth": b""})], "train", ["general"])
+    assert not list(tmp_path.iterdir())
+    with tarfile.open(tmp_path / "b.tar", "w") as tar:
+        for name in ("k.json", "k.pyd", "k.mp4"):
+            tar.addfile(tarfile.TarInfo(name))
+    assert set(index_shard(tmp_path / "b.tar", "train")["samples"][0]["members"]) == {"json", "mp4"}
+    with tarfile.open(tmp_path / "b.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("../k.json"))
+    with pytest.raises(UserError, match="refused"):
+        index_shard(tmp_path / "b.tar", "train")
+    for url in ("pipe:touch owned", "s3://b/a.tar", "file:/a.tar", "a.tar.gz"):
+        with pytest.raises(UserError, match="refused"):
+            _stream.check_url(url)
+
+
+# ------------------------------------------------------------------------------------------------ sampling and decoding
+
+
+def test_uniform_times_are_bin_midpoints_and_evidence_is_half_open():
+    assert uniform_times(2.0, 4).tolist() == [0.25, 0.75, 1.25, 1.75]
+    pts = np.arange(16) / 8
+    assert nearest_frames(pts, uniform_times(2.0, 8)).tolist() == list(range(1, 16, 2))
+    assert nearest_frames(pts, uniform_times(2.0, 99)).tolist() == list(range(16))
+    times = np.array([0.125, 0.375], np.float32)
+    assert is_shown([[0.125, 0.25]], times) and not is_shown([[0.0, 0.125]], times)
+    assert not is_shown([[0.1, 0.2], [0.5, 0.6]], times) and is_shown([], times)
+
+
+def brightness(frames: np.ndarray) -> np.ndarray:
+    return frames[:, :, -1, -1].mean(1)
+
+
+def test_both_decoders_return_the_same_frames_at_the_same_times():
+    for count in (1, 5, 8, 16, 40):
+        frames, times = decode(VIDEO, count, name="k")
+        assert frames.shape == (min(count, 16), 3, 64, 64) and frames.dtype == np.uint8 and times.dtype == np.float32
+        assert np.allclose(brightness(frames), 10 + np.rint(times * 8) * 15, atol=4)
+        same, same_times = _decode._pyav(VIDEO, count, _decode._fit(None))
+        assert np.array_equal(same.transpose(0, 3, 1, 2), frames) and np.allclose(same_times, times, atol=1e-3)
+
+
+def test_variable_frame_rate_is_sampled_by_time():
+    pts = [0, 1, 2, 3, 4, 5, 6, 7, 8, 16, 24, 32, 40, 48, 56, 64]  # eight frames a second, then one
+    video = encode(pictures(16), pts)
+    frames, times = decode(video, 6, name="k")
+    assert np.all(np.abs(times - uniform_times(times[-1] + (times[-1] - times[-2]) / 2, 6)) < 1.0)
+    shown = np.rint((brightness(frames) - 10) / 15).astype(int)
+    assert [pts[i] / 8 for i in shown] == pytest.approx(times.tolist(), abs=1e-3)
+    assert np.sum(shown > 8) >= 4  # by frame number it would be half of them
+
+
+def test_rotation_flag_is_applied_by_the_fallback_and_logged_once(caplog):
+    _decode._logged.clear()
+    video = rotate_flag(encode(pictures(16, 48, 64, (255, 0, 0))))
+    for _ in range(2):
+        frames, _ = decode(video, 4, name="turned")
+    assert frames.shape == (4, 3, 64, 48)
+    assert frames[0, 0, 5, -5] > 200 and frames[0, 0, 5, 5] < 100  # top left has gone to the top right
+    assert len([r for r in caplog.records if "turned" in r.message]) == 1
+
+
+def test_another_size_is_scaled_and_cropped_around_the_centre():
+    wide = pictures(16, 48, 96)
+    frames, _ = decode(encode(wide), 2, name="k", size=(32, 32))
+    assert frames.shape == (2, 3, 32, 32)
+    red = frames[0, 0] > 128
+    assert 14 <= red[5].sum() <= 18 and 14 <= red[:, 5].sum() <= 18  # the quarter's corner stays in the middle
+
+
+def test_without_decord_pyav_reads_everything(monkeypatch):
+    frames, times = decode(VIDEO, 8, name="k")
+    monkeypatch.setattr(_decode, "decord", None)
+    other, other_times = decode(VIDEO, 8, name="k")
+    assert np.array_equal(frames, other) and np.allclose(times, other_times, atol=1e-3)
+
+
+@pytest.mark.parametrize("video", [b"", b"<html>" * 50, VIDEO[: len(VIDEO) // 2], VIDEO[:40]])
+def test_what_no_decoder_reads_is_a_typed_error(video):
+    with pytest.raises(VideoDecodeError, match="clip7: video: .*decord.*PyAV") as caught:
+        decode(video, 8, name="clip7")
+    assert caught.value.name == "clip7" and "\n" not in str(caught.value)
+
+
+def test_stills_and_foreign_json():
+    def still(picture):
+        codec = av.CodecContext.create("mjpeg", "w")
+        codec.height, codec.width = picture.shape[:2]
+        codec.pix_fmt, codec.time_base = "yuvj420p", Fraction(1)
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuvj420p")
+        return b"".join(bytes(p) for p in codec.encode(frame) + codec.encode(None))
+
+    members = {f"{i:03d}.jpg": still(p) for i, p in enumerate(pictures(6))}
+    members["json"] = json.dumps({"user": "what ?", "chosen_assistant": "a", "rejected_assistant": "b"}).encode()
+    parsed = _samples.parse(members, "k", "general")
+    frames, times = _samples.frames(members, parsed, 3, (64, 64))
+    assert times.tolist() == [1.0, 3.0, 5.0] and np.all(np.diff(brightness(frames)) > 20)
+    rows = _views.pairs(parsed, times, np.random.default_rng(0), 1)
+    assert [(r.answer, r.meta["role"], r.meta["pair"]) for r in rows] == [
+        ("a", "chosen", "k/q0"),
+        ("b", "rejected", "k/q0"),
+    ]
+    caption = _samples.parse({"json": b'{"caption": "a dog"}', "jpg": b""}, "k", "general")
+    assert _views.captions(caption, times, np.random.default_rng(0), None)[0][:2] == ("Describe this.", "a dog")
+    for members in ({"json": b"{"}, {"json": b"[]"}, {"json": b"{}"}, {"mp4": b""}, {"json": b"\xff"}):
+        with pytest.raises(_samples.SampleError, match="^k: json: "):
+            _samples.parse(members, "k", "general")
+
+
+# ---------------------------------------------------------------------------------------------------- views and batches
+
+
+def test_only_what_the_frames_show_is_asked():
+    info, rng = sample("k"), np.random.default_rng(0)
+    every, few = np.arange(16) / 8, np.array([0.25, 1.25])
+    assert [row.meta["question_id"] for row in _views.questions(info, every, rng, None)] == ["q0", "q1", "q2"]
+    assert [row.meta["question_id"] for row in _views.questions(info, few, rng, None)] == ["q0", "q1"]
+    row = _views.questions(info, every, rng, None)[0]
+    assert (
+        row.meta["tries"][0]["options"][0] == "red" and row.meta["task"] == "shape" and row.meta["domain"] == "general"
+    )
+
+
+def test_patch_labels_follow_the_object_and_the_flash():
+    labels = _views.patches(sample("k"), np.array([0, 5]), (8, 8))
+    circle, ring = _views.LABELS["shape"].index("circle"), _views.LABELS["shape"].index("ring")
+    assert labels["shape"].shape == (2, 8, 8) and labels["shape"].dtype == np.int64
+    assert labels["shape"][0, 2, 0] == circle and labels["shape"][0, 2, 5] == 0  # x 8, y 20
+    assert labels["shape"][1, 2, 2] == circle  # x 23
+    assert labels["shape"][1, 6, 6] == ring and not np.any(labels["shape"][0] == ring)  # smaller than a cell
+    assert labels["colour"][1, 6, 6] == _views.LABELS["colour"].index("blue")
+    assert np.array_equal(labels["colour"] == -100, labels["shape"] == 0)
+
+
+def test_a_batch_has_the_shapes_and_masks_of_its_contract(folder):
+    batch = next(iter(module(folder).loader("train", "questions", None, 3)))
+    assert batch.frames_BTCHW.shape == (3, 8, 3, 64, 64) and batch.frames_BTCHW.dtype == torch.uint8
+    assert batch.frame_mask_BT.all() and batch.frame_time_BT[0, 0] == 0.125
+    assert (
+        batch.clip_K.tolist() == [0, 0, 1, 1, 2, 2] and len(batch.rows) == 6
+    )  # frame 4 is not sampled: q2 is not asked
+    text = bytes(batch.input_ids_KS[1][batch.attention_mask_KS[1]].tolist()).decode()
+    assert text == "what color ?red" and batch.visual_at_K[1] == len("what color ?")
+    assert batch.loss_mask_KS[1].sum() == 3 and not batch.loss_mask_KS[~batch.attention_mask_KS].any()
+    assert batch.attention_mask_KS.dtype == torch.bool and batch.input_ids_KS.dtype == torch.int64
+
+
+def test_text_only_batches_and_patches(folder):
+    batches = list(module(folder, interleave=0.5, steps=12).train_dataloader())
+    text = [b for b in batches if b.rows[0]["task"] == "chat"]
+    assert 0 < len(text) < 12
+    assert text[0].frames_BTCHW.shape == (4, 1, 3, 64, 64) and not text[0].frame_mask_BT.any()
+    assert text[0].clip_K.tolist() == [0, 1, 2, 3]
+    batch = next(iter(module(folder, view="patches", grid=(8, 8)).train_dataloader()))
+    assert batch.labels["shape"].shape == (4, 8, 8, 8) and not batch.attention_mask_KS.any()
+    with pytest.raises(UserError, match="no text split"):
+        Order(["general"], batch_size=1, steps=1, seed=0, interleave=0.1)
+
+
+def test_short_clips_are_masked_not_repeated(tmp_path):
+    short = encode(pictures(3))
+    dataset(tmp_path, {"train": 4}, bad={"train0001": short})
+    batch = next(iter(module(tmp_path).loader("train", "captions", 1, 4)))
+    assert batch.frame_mask_BT.sum(1).tolist() == [8, 3, 8, 8] and not batch.frames_BTCHW[1, 3:].any()
+
+
+# --------------------------------------------------------------------------------------------------------------- order
+
+
+def test_the_order_is_a_pure_function_that_ranks_share():
+    domains = ["general", "sports"] * 10
+    make = lambda **more: Order(domains, batch_size=4, steps=11, seed=1, texts=3, interleave=0.3, **more)  # noqa: E731
+    whole = list(make())
+    assert [p for p in whole] == list(make()) and len(make(start=7)) == 11 and list(make(start=7)) == whole[7:]
+    halves = [list(make(rank=r, world=2)) for r in (0, 1)]
+    assert [a + b for a, b in zip(*halves, strict=True)] == whole
+    clips = [p for batch in whole for p in batch if not p.text]
+    epochs = [[p.index for p in clips if p.epoch == e] for e in (0, 1)]
+    assert sorted(epochs[0]) == list(range(20)) and epochs[0] != epochs[1][: len(epochs[0])]
+    assert all(len({p.text for p in batch}) == 1 for batch in whole)
+    with pytest.raises(UserError, match="batch_size=4 cannot be shared by 3"):
+        make(world=3)
+
+
+def test_mixture_weights_decide_how_much_of_a_domain_an_epoch_shows():
+    domains = ["general"] * 12 + ["sports"] * 8 + ["news"] * 4
+    order = Order(domains, batch_size=1, steps=32, seed=1, mixture={"general": 1.0, "sports": 0.5, "tutorials": 1.0})
+    picks = [batch[0] for batch in order]
+    for epoch in (0, 1):
+        indices = [p.index for p in picks if p.epoch == epoch]
+        assert Counter(domains[i] for i in indices) == {"general": 12, "sports": 4} and len(set(indices)) == 16
+    with pytest.raises(UserError, match="selects nothing; the data has the domains general, news, sports"):
+        Order(domains, batch_size=1, steps=1, seed=1, mixture={"tutorials": 1.0})
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_do_not_change_a_batch(folder, workers):
+    one, other = (list(module(folder, num_workers=n, steps=4).train_dataloader()) for n in (0, workers))
+    for a, b in zip(one, other, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a[:8], b[:8], strict=True)) and a.rows == b.rows
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_sample_is_replaced_by_the_next_of_its_domain_and_written_down(tmp_path, workers):
+    dataset(tmp_path, {"train": 12}, bad={"train0003": b"no video"})
+    log = tmp_path / "quarantine.jsonl"
+    data = module(tmp_path, num_workers=workers, steps=3, quarantine=log)
+    seen = Counter(key for batch in data.train_dataloader() for key in keys(batch))
+    assert "train0003" not in seen and data.quarantine.bad == 1 and data.quarantine.read == 13
+    batches = sum(len(set(b.clip_K.tolist())) for b in data.train_dataloader())
+    assert batches == 12  # the next of the domain (0005) stands in
+    row = json.loads(log.read_text().splitlines()[0])
+    assert row["key"] == "train0003" and row["field"] == "video" and row["rank"] == 0 and "decord" in row["error"]
+    assert row["shard"].endswith("train-000000.tar")
+    evaluated = [key for b in data.loader("train", "questions", None, 5) for key in keys(b)]
+    assert len(evaluated) == 11 and evaluated == sorted(evaluated)  # in evaluation it is left out
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_bad_samples_stop_the_run_with_one_line(tmp_path, workers):
+    bad = {f"train{i:04d}": b"no video" for i in range(30)}
+    dataset(tmp_path, {"train": 40}, bad=bad)
+    with pytest.raises(UserError, match="21 of .* more than max_bad_rate=0.01") as caught:
+        list(module(tmp_path, num_workers=workers, steps=20).train_dataloader())
+    assert "\n" not in str(caught.value) and "train-00" in str(caught.value)
+    dataset(tmp_path, {"train": 4}, bad={f"train{i:04d}": b"" for i in range(4)})
+    with pytest.raises(UserError, match="no sample of domain"):
+        list(module(tmp_path).train_dataloader())
+
+
+def test_a_cut_shard_stops_the_run(tmp_path):
+    dataset(tmp_path, {"train": 8})
+    data = module(tmp_path, num_workers=1)
+    os.truncate(tmp_path / "train-000000.tar", 20_000)
+    with pytest.raises(UserError, match="train-000000.tar: train.*the shard was cut"):
+        list(data.train_dataloader())
+
+
+def test_a_hanging_or_killed_worker_is_an_error_that_names_the_clip(folder, monkeypatch):
+    monkeypatch.setattr(_samples, "frames", lambda *_: time.sleep(60))  # before the fork, so the workers inherit it
+    with pytest.raises(UserError, match=r"timed out.*train-00000\d.tar:train"):
+        list(module(folder, num_workers=1, timeout=1).train_dataloader())
+    started = time.monotonic()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # as a finished Trainer leaves it
+    monkeypatch.setattr(_samples, "frames", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(UserError, match=r"exited unexpectedly.*train-00000\d.tar:train"):
+        list(module(folder, num_workers=1).train_dataloader())
+    assert time.monotonic() - started < 60  # noticed at once, not when the loader's timeout is over
+
+
+# ------------------------------------------------------------------------------------------------------ external shards
+
+
+def test_a_folder_without_manifest_is_indexed_once(tmp_path):
+    dataset(tmp_path, {"train": 9, "val": 2})
+    made = json.loads((tmp_path / "manifest.json").read_text())["shards"]
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "train-000001.tar").rename(tmp_path / "more.tar")
+    data = Shards(str(tmp_path))
+    data.prepare()
+    found = data.manifest().shards
+    assert found["train-000000.tar"]["sha256"] == made["train-000000.tar"]["sha256"]
+    assert found["more.tar"]["split"] == "train" and found["val-000000.tar"]["split"] == "val"
+    assert "what shape ?" in set(data.texts())
+    (tmp_path / "new.tar").write_bytes((tmp_path / "more.tar").read_bytes())
+    with pytest.raises(UserError, match="1 shards are not in manifest.json"):
+        data.prepare()
+    with pytest.raises(UserError, match="one existing folder"):
+        Shards(str(tmp_path / "nowhere")).prepare()
+    with pytest.raises(UserError, match="per-patch labels"):
+        data.label_counts()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stream_has_a_length_and_stops_at_a_bad_shard(tmp_path, workers, caplog):
+    dataset(tmp_path, {"train": 16})
+    source = Shards(str(tmp_path / "train-{000000..000001}.tar"), access="stream")
+    make = lambda: DataModule(  # noqa: E731
+        source, FakeChat(), view="questions", rows_per_clip=1, loss="answer", order="video_first", batch_size=4,
+        steps=5, num_workers=workers, seed=1, num_frames=4, image_size=64,
+    )  # fmt: skip
+    loader = make().train_dataloader()
+    batches = list(loader)
+    assert len(loader) == len(batches) == 5 and all(b.num_clips == 4 for b in batches)
+    assert "other samples than an uninterrupted one" in caplog.text
+    assert [keys(b) for b in make().train_dataloader()] == [keys(b) for b in batches]
+    os.truncate(tmp_path / "train-000001.tar", 5000)
+    with pytest.raises(UserError, match="train-000001.tar: the shard cannot be read"):
+        list(make().train_dataloader())
+
+
+def test_opening_many_shards_keeps_few_files_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(_shards, "MAX_OPEN", 2)
+    split = load_manifest(dataset(tmp_path, {"train": 30})).split("train")
+    before = len(os.listdir("/proc/self/fd"))
+    for i in range(30):
+        split.read(i)
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
