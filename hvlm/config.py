@@ -144,7 +144,8 @@ def explain(error: Exception, overrides: Sequence[str], config_name: str = "trai
     """One line that names the override, and the word that was probably meant."""
     text = str(error)
     if isinstance(error, OverrideParseException):
-        return UserError(f"cannot read '{error.override}': settings look like key=value, e.g. connector=mean seed=2")
+        reason = text.splitlines()[-1].strip() if "=" in error.override else "settings look like connector=mean seed=2"
+        return UserError(f"cannot read '{error.override}': {reason}")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, word = error.missing_cfg_file.rpartition("/")
         options = sorted(o.rpartition("/")[2] for o in error.options)

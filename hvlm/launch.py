@@ -4,12 +4,13 @@ Hydra's own launchers run the jobs inside the sweeping process: a job that the s
 and under DDP every rank would run the whole sweep. Here a job is ``python train.py <overrides> run=<sweep>/<job>``, so
 it is a single run like any other. Calling the same sweep again runs what is missing.
 
-Hydra only instantiates plugins from a top-level package ``hydra_plugins``; the class says it lives there and is
+Hydra only instantiates plugins from a top-level package ``hydra_plugins``; the class says it lives there, and
 the file gives itself that name when it is imported, which spares the project that package.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import importlib
@@ -77,7 +78,7 @@ class ProcessLauncher(Launcher):
         self.jobs = jobs
         self.threads = threads or max(1, (os.cpu_count() or 1) // jobs)
         self.script = script
-        self.console = Console()
+        self.console = Console(highlight=False)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
@@ -201,8 +202,8 @@ class ProcessLauncher(Launcher):
         if len(waiting) < len(jobs):
             self.console.print(f"{len(jobs) - len(waiting)} of {len(jobs)} jobs are already done")
         running: list[Job] = []
-        live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
-        with live or _NoLive():
+        live = Live(console=self.console, auto_refresh=False, transient=True) if self.console.is_terminal else None
+        with live or contextlib.nullcontext():
             while waiting or running:
                 while waiting and len(running) < self.jobs:
                     job = waiting.pop(0)
@@ -219,7 +220,6 @@ class ProcessLauncher(Launcher):
                         self._say(job, live)
                 if live is not None:
                     live.update(table(self.sweep, [j.record() for j in jobs]), refresh=True)
-        # The last table of the live display is printed by launch() once more, with nothing left to change.
 
     def _say(self, job: Job, live: Live | None) -> None:
         """Without a terminal: one line when a job starts and one when it ends."""
@@ -237,12 +237,6 @@ class ProcessLauncher(Launcher):
             result.status = JobStatus.FAILED
             result.return_value = UserError(f"{bad} of {len(jobs)} jobs did not finish: see {self.folder}/sweep.md")
         return result
-
-
-class _NoLive:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *exc: object) -> None: ...
 
 
 def stop(processes: list[subprocess.Popen], patience: float = 60.0) -> None:

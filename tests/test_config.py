@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
+import logging
+import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from hvlm import config
@@ -129,7 +133,7 @@ def test_options_compose(option: str) -> None:
         ("connector._target_=os.system", ["expected a class in hvlm.connector"]),
         ("connector._target_=hvlm.connector.gone.X", ["cannot be imported"]),
         ("seed=1,2", ["several values", "-m"]),
-        ("connector.mean", ["key=value"]),
+        ("connector.mean", ["connector=mean seed=2"]),
         ("++connector.mode={a:{b:1}}", ["nested values"]),
     ],
 )
@@ -139,9 +143,9 @@ def test_mistakes(override: str, words: list[str]) -> None:
         assert word in message, message
 
 
-def test_plan_of_a_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_of_a_chain() -> None:
     """The chain's overrides, then the user's: the user wins; ``stage=`` runs one stage alone."""
-    chain = "++chain={align:[stage=align,stage.steps=5,seed=3],sft:[stage=sft,stage.steps=6]}"
+    chain = "++chain={align:['stage=align','stage.steps=5','seed=3'],sft:['stage=sft','stage.steps=6']}"
     stages = plan([chain, "seed=9"])
     assert list(stages) == ["align", "sft"]
     assert [s["stage"]["steps"] for s in stages.values()] == [5, 6]
@@ -149,7 +153,7 @@ def test_plan_of_a_chain(monkeypatch: pytest.MonkeyPatch) -> None:
     alone = plan([chain, "stage=sft"])
     assert list(alone) == ["sft"] and alone["sft"]["stage"]["steps"] == 6
     with pytest.raises(UserError, match="stage.stepz"):  # the mistake is in the last stage; nothing has run
-        plan(["++chain={align:[stage=align],sft:[stage=sft,stage.stepz=6]}"])
+        plan(["++chain={align:['stage=align'],sft:['stage=sft','stage.stepz=6']}"])
 
 
 def test_main_called_with_overrides_returns() -> None:
@@ -160,40 +164,54 @@ def test_main_called_with_overrides_returns() -> None:
     assert entry(["seed=4"]) == (4, ["seed=4"])
 
 
-SCRIPT = """
-from hvlm.config import main
-@main
-def entry(cfg, overrides):
-    print("worked", cfg["seed"])
-if __name__ == "__main__":
-    entry()
-"""
+@config.main
+def entry(cfg: dict[str, Any], overrides: list[str]) -> Any:
+    return cfg["seed"]
 
 
-def run_script(folder: Any, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    import os
+@pytest.fixture
+def command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """Calls ``entry`` as a shell would, in an empty folder; Hydra's global state is put back afterwards."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    monkeypatch.chdir(tmp_path)
 
-    (folder / "entry.py").write_text(SCRIPT)
-    return subprocess.run(
-        [sys.executable, "entry.py", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-    )
+    def call(*arguments: str) -> Any:
+        monkeypatch.setattr(sys, "argv", ["entry.py", *arguments])
+        return entry()
+
+    yield call
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    HydraConfig.instance().cfg = None
 
 
-def test_entry_script(tmp_path: Any) -> None:
-    good = run_script(tmp_path, "seed=4")
-    assert good.returncode == 0 and "worked 4" in good.stdout
-    assert [p.name for p in tmp_path.iterdir()] == ["entry.py"], "Hydra must leave no folders behind"
-    bad = run_script(tmp_path, "stage.steps=abc")
-    assert bad.returncode == 1 and bad.stdout == ""
-    assert bad.stderr == "error: stage.steps=abc: expected int, found str 'abc'\n"
-    unsafe = run_script(tmp_path, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD="1")
-    assert unsafe.returncode == 1 and "unset it" in unsafe.stderr and "worked" not in unsafe.stdout
-    shown = run_script(tmp_path, "--cfg", "job", "seed=5")
-    assert shown.returncode == 0 and OmegaConf.create(shown.stdout).seed == 5
+def test_entry_runs_and_leaves_nothing_behind(command_line: Any, tmp_path: Path) -> None:
+    assert command_line("seed=4") == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_entry_says_what_is_wrong_in_one_line(command_line: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for override, line in {
+        "stage.steps=abc": "error: stage.steps=abc: expected int, found str 'abc'\n",
+        "conector=mean": "error: unknown key 'conector'; did you mean 'connector'?\n",
+    }.items():
+        with pytest.raises(SystemExit) as stopped:
+            command_line(override)
+        assert stopped.value.code == 1 and capsys.readouterr().err == line
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(SystemExit):
+        command_line()
+    assert "unset it" in capsys.readouterr().err
+    assert "HYDRA_FULL_ERROR" not in os.environ
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(UserError):
+        command_line("stage.steps=abc")
+
+
+def test_cfg_job_prints_the_configuration(command_line: Any, capsys: Any) -> None:
+    command_line("--cfg", "job", "seed=5")
+    assert OmegaConf.create(capsys.readouterr().out).seed == 5
 
 
 # ---------------------------------------------------------------------------------------------------- trainer

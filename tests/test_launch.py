@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from hvlm.config import main
 from hvlm.launch import job_name, stop
 from hvlm.sweep_table import read_accuracy
 
-SWEEP = """
-from hvlm.config import main
+
 @main
-def entry(cfg, overrides):
+def entry(cfg: dict, overrides: list[str]) -> None:
     raise AssertionError("the sweeping process itself must not run a job")
-if __name__ == "__main__":
-    entry()
-"""
+
 
 # What each job runs instead of train.py: seed 1 is well, 2 raises and 3 is killed while the file `broken` exists.
 JOB = """
@@ -44,11 +45,28 @@ pathlib.Path("runs", run, "results.json").write_text(json.dumps([
 """
 
 
-def sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    (folder / "sweep.py").write_text(SWEEP)
-    (folder / "job.py").write_text(JOB)
-    command = [sys.executable, "sweep.py", "-m", "hydra.launcher.script=job.py", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+class Sweep(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture) -> Callable[..., Sweep]:
+    """``python entry.py -m ...`` in ``tmp_path``, with job.py in the place of the script."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.py").write_text(JOB)
+
+    def call(*arguments: str) -> Sweep:
+        monkeypatch.setattr(sys, "argv", ["entry.py", "-m", "hydra.launcher.script=job.py", *arguments])
+        code = 0
+        try:
+            entry()
+        except SystemExit as e:
+            code = e.code
+        return Sweep(code, *capsys.readouterr())
+
+    return call
 
 
 def ran(folder: Path) -> list[dict[str, str]]:
@@ -57,12 +75,12 @@ def ran(folder: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in lines]
 
 
-def test_sweep_survives_its_jobs_and_runs_what_is_missing(tmp_path: Path) -> None:
+def test_sweep_survives_its_jobs_and_runs_what_is_missing(tmp_path: Path, sweep: Callable[..., Sweep]) -> None:
     (tmp_path / "broken").touch()
     arguments = ("stage.steps=3", "seed=1,2,3", "hydra.launcher.jobs=2", "hydra.launcher.threads=1")
-    first = sweep(tmp_path, *arguments)
-    assert first.returncode == 1, first.stderr
-    assert "error: 2 of 3 jobs did not finish" in first.stderr and "Traceback" not in first.stderr
+    first = sweep(*arguments)
+    assert first.code == 1, first.err
+    assert "error: 2 of 3 jobs did not finish" in first.err and "Traceback" not in first.err
     jobs = ran(tmp_path)
     assert sorted(j["seed"] for j in jobs) == ["1", "2", "3"]
     (folder,) = (tmp_path / "runs").iterdir()
@@ -82,13 +100,13 @@ def test_sweep_survives_its_jobs_and_runs_what_is_missing(tmp_path: Path) -> Non
     assert "| stage.steps=3 seed=1 | done | 0.600 |" in (folder / "sweep.md").read_text()
 
     (tmp_path / "broken").unlink()
-    second = sweep(tmp_path, *arguments)
-    assert second.returncode == 0, second.stderr
+    second = sweep(*arguments)
+    assert second.code == 0, second.err
     assert sorted(j["seed"] for j in ran(tmp_path)) == ["2", "3"]
-    assert "1 of 3 jobs are already done" in second.stdout
+    assert "1 of 3 jobs are already done" in second.out
     rows = list(csv.DictReader((folder / "sweep.csv").open()))
     assert [(r["status"], r["accuracy"]) for r in rows] == [("done", "0.600"), ("done", "0.700"), ("done", "0.800")]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["job.py", "runs", "sweep.py"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["job.py", "runs"]
 
 
 @pytest.mark.parametrize(
@@ -100,17 +118,19 @@ def test_sweep_survives_its_jobs_and_runs_what_is_missing(tmp_path: Path) -> Non
         (("seed=1,2", "run=a,b"), ["one folder"]),
     ],
 )
-def test_mistakes_stop_a_sweep_before_any_job(tmp_path: Path, arguments: tuple[str, ...], words: list[str]) -> None:
-    done = sweep(tmp_path, *arguments)
-    assert done.returncode == 1 and ran(tmp_path) == []
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+def test_mistakes_stop_a_sweep_before_any_job(
+    tmp_path: Path, sweep: Callable[..., Sweep], arguments: tuple[str, ...], words: list[str]
+) -> None:
+    done = sweep(*arguments)
+    assert done.code == 1 and ran(tmp_path) == []
+    assert done.err.startswith("error: ") and done.err.count("\n") == 1, done.err
     for word in words:
-        assert word in done.stderr
+        assert word in done.err
 
 
-def test_a_sweep_from_conf_in_a_named_folder(tmp_path: Path) -> None:
-    done = sweep(tmp_path, "sweep=connectors", "run=mine")
-    assert done.returncode == 0, done.stderr
+def test_a_sweep_from_conf_in_a_named_folder(tmp_path: Path, sweep: Callable[..., Sweep]) -> None:
+    done = sweep("sweep=connectors", "run=mine")
+    assert done.code == 0, done.err
     assert {(j["connector"], j["seed"], j["run"]) for j in ran(tmp_path)} == {
         (c, s, f"mine/connector-{c}_seed-{s}") for c in ("foveated", "mean") for s in "12"
     }
@@ -128,7 +148,8 @@ def test_accuracy_is_the_models_own(tmp_path: Path) -> None:
 
 
 def test_stop_asks_then_kills() -> None:
-    code = "import signal, sys, time\nif sys.argv[1:]: signal.signal(15, signal.SIG_IGN)\nprint(1, flush=True)\ntime.sleep(60)"
+    ignore = "if sys.argv[1:]: signal.signal(15, signal.SIG_IGN)"
+    code = f"import signal, sys, time\n{ignore}\nprint(1, flush=True)\ntime.sleep(60)"
     processes = [
         subprocess.Popen([sys.executable, "-c", code, *extra], stdout=subprocess.PIPE) for extra in ([], ["deaf"])
     ]
@@ -142,14 +163,12 @@ def test_stop_asks_then_kills() -> None:
         process.stdout.close()
 
 
-def test_a_job_never_runs_twice_at_once(tmp_path: Path) -> None:
+def test_a_job_never_runs_twice_at_once(tmp_path: Path, sweep: Callable[..., Sweep]) -> None:
     """A sweeper that was killed leaves its job running; the next call must not start it again."""
-    import fcntl
-
     folder = tmp_path / "runs" / "mine" / "seed-1"
     folder.mkdir(parents=True)
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    done = sweep(tmp_path, "seed=1", "run=mine")
+    done = sweep("seed=1", "run=mine")
     os.close(lock)
-    assert done.returncode == 1 and "busy" in done.stdout and ran(tmp_path) == []
+    assert done.code == 1 and "busy" in done.out and ran(tmp_path) == []
