@@ -20,7 +20,7 @@ SCHEDULES = ("constant", "cosine", "converging")
 class Stage(lightning.LightningModule):
     """A shared backbone with one objective.
 
-    trainable: {part: peak learning rate}; every part that is not named is frozen.
+    trainable: {part: peak learning rate}; a part that is not named, or has rate 0, is frozen.
     schedule: ``constant``; ``cosine`` down to ``floor`` times the peak; ``converging`` (fVLM): after the warm-up every
         part moves on a cosine from its own rate to the common ``converge_to``, so that all meet there.
     warmup: share of ``steps`` with a linear rise from 0.
@@ -55,7 +55,8 @@ class Stage(lightning.LightningModule):
         self.steps, self.batch_size, self.rows_per_clip, self.interleave = steps, batch_size, rows_per_clip, interleave
         self.schedule, self.warmup, self.floor, self.converge_to = schedule, warmup, floor, converge_to
         self.weight_decay = weight_decay
-        self.trainable = dict(trainable)
+        self.trainable = {part: rate for part, rate in trainable.items() if rate > 0}
+        self._named = tuple(trainable)
         self.card: dict[str, Any] = {}
 
     # -- parts ---------------------------------------------------------------------------------------------------------
@@ -67,12 +68,12 @@ class Stage(lightning.LightningModule):
     def freeze(self) -> None:
         """Let exactly the parts under ``trainable`` learn. Raises ValueError for a part that does not exist."""
         parts = self.parts()
-        if unknown := set(self.trainable) - set(parts):
+        if unknown := set(self._named) - set(parts):
             raise ValueError(
                 f"stage.trainable names {', '.join(sorted(unknown))}; the parts with weights are {', '.join(parts)}"
             )
         if not self.trainable:
-            raise ValueError(f"stage.trainable is empty: name at least one of {', '.join(parts)} with a learning rate")
+            raise ValueError(f"stage.trainable freezes everything: give one of {', '.join(parts)} a learning rate above 0")
         for name, members in parts.items():
             for _, parameter in members:
                 parameter.requires_grad_(name in self.trainable)
@@ -90,9 +91,25 @@ class Stage(lightning.LightningModule):
                 if parameters:
                     groups.append({"params": parameters, "lr": peak, "weight_decay": decay, "name": part})
                     factors.append(self._factor(peak))
-        optimizer = torch.optim.AdamW(groups)
+        optimizer = torch.optim.AdamW(groups, fused=not self._scales_gradients())
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of all gradients. Lightning refuses to for a fused optimiser, because that one would unscale
+        float16 gradients itself; in float32 and bfloat16 there is nothing to unscale, and fused is faster."""
+        if self._scales_gradients():
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], gradient_clip_val)
+
+    def _scales_gradients(self) -> bool:
+        return self._trainer is not None and self.trainer.precision == "16-mixed"
 
     def _factor(self, peak: float) -> Callable[[int], float]:
         """Learning rate at a step as a multiple of the peak."""
