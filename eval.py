@@ -7,40 +7,47 @@ lets the model write its own answers.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
 
 from hvlm.config import main
 from hvlm.errors import UserError
 
-TASKS = ("benchmark", "score", "generate")
+log = logging.getLogger(__name__)
 
 
 @main
-def evaluate(cfg: DictConfig, overrides: list[str]) -> list[dict[str, Any]]:
+def evaluate(cfg: dict[str, Any], overrides: list[str]) -> list[dict[str, Any]]:
     """Returns the records (task=generate: the lines) that it wrote."""
-    given = OmegaConf.to_container(cfg, resolve=True)
-    if cfg.task not in TASKS:
-        raise UserError(f"task={cfg.task}: expected one of {', '.join(TASKS)}")
-    if cfg.task == "score":
-        from hvlm.evaluate import score_predictions
+    return score(cfg) if cfg["task"] == "score" else ask(cfg, overrides)
 
-        if cfg.predictions is None:
-            raise UserError("task=score needs predictions=FILE, a JSONL that eval.py or somebody else wrote")
-        source = Path(cfg.predictions)
-        out = Path(cfg.out) if cfg.out else source.parent
-        return score_predictions(source, out, question=out.name, variant="predictions", seed=cfg.seed)
 
+def score(cfg: dict[str, Any]) -> list[dict[str, Any]]:
+    """Scores a file of predictions; no model and no videos are needed."""
+    from hvlm.evaluate import RESULTS, score_predictions
+    from hvlm.report import table
+
+    if cfg["predictions"] is None:
+        raise UserError("task=score needs predictions=FILE, a JSONL that eval.py or somebody else wrote")
+    source = Path(cfg["predictions"])
+    out = Path(cfg["out"]) if cfg["out"] else source.parent / "score"
+    records = score_predictions(source, out, question=out.name, variant="predictions", seed=cfg["seed"])
+    log.info("\n".join(table(records)))
+    log.info(f"results: {out / RESULTS}")
+    return records
+
+
+def ask(cfg: dict[str, Any], overrides: list[str]) -> list[dict[str, Any]]:
+    """Rebuilds the model and lets it choose among the benchmark's options, or write answers of its own."""
     from hvlm.rebuild import overlay, run_benchmark, stored_config, write_answers
 
-    if cfg.checkpoint is None:
+    if cfg["checkpoint"] is None:
         raise UserError("checkpoint= is missing: name a checkpoint file or a run folder, e.g. checkpoint=runs/demo")
-    path = Path(cfg.checkpoint)
-    merged = overlay(stored_config(path), given, overrides)
-    out = Path(cfg.out) if cfg.out else (path if path.is_dir() else path.parent) / "eval"
-    work = run_benchmark if cfg.task == "benchmark" else write_answers
+    path = Path(cfg["checkpoint"])
+    merged = overlay(stored_config(path), cfg, overrides)
+    out = Path(cfg["out"]) if cfg["out"] else (path if path.is_dir() else path.parent) / "eval"
+    work = run_benchmark if cfg["task"] == "benchmark" else write_answers
     return work(path, merged, out)
 
 

@@ -5,14 +5,14 @@ python train.py stage=sft connector=foveated merger=none attention=none dataset=
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
+from typing import Any
 
 from hvlm.chain import Outcome, run
 from hvlm.config import main
 
 
 @main
-def train(cfg: DictConfig, overrides: list[str]) -> Outcome:
+def train(cfg: dict[str, Any], overrides: list[str]) -> Outcome:
     """Stages in order (finished ones are skipped, a stopped one goes on), then the benchmark. Returns what was made."""
     return run(overrides)
 

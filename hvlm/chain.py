@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from hvlm import build, results
-from hvlm.monitor import JsonlLogger, Norms, Throughput, progress
 from hvlm.checkpoint import load_checkpoint, load_into, load_weights, weights_hash
 from hvlm.cliptable import ClipTable
 from hvlm.config import plan, stage_name
 from hvlm.errors import UserError
 from hvlm.language._chat import Chat
+from hvlm.metrics import FileLogger
+from hvlm.monitor import Norms, Throughput, progress
 from hvlm.rebuild import run_benchmark
 from hvlm.rundir import RunDir, default_run
 from hvlm.stage._base import Stage
@@ -76,26 +78,28 @@ def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None) 
     stage, chat = start_stage(cfg, data, init_from)
     reading = build.datamodule(cfg, stage, data, chat, folder.path / "quarantine.jsonl")
     company = callbacks(cfg, folder)
+    written = loggers(cfg, folder, fresh=resume is None)
     trainer = lightning.Trainer(
         **trainer_kwargs,
         default_root_dir=folder.path,
-        logger=loggers(cfg, folder),
+        logger=written,
         callbacks=company,
         enable_progress_bar=any(isinstance(c, ProgressBar) for c in company),
     )
     log.info(f"{folder.path.name}: {cfg['stage']['steps']} steps, {describe(stage)}")
     if hasattr(stage, "prepare"):
         stage.prepare(lambda: every_pair(reading, stage))
-    started = time.monotonic()
-    trainer.fit(stage, datamodule=reading, ckpt_path=resume, weights_only=True)
-    seconds = time.monotonic() - started
-    if trainer.global_step < trainer.max_steps:
-        raise UserError(
-            f"{folder.path} stopped at step {trainer.global_step} of {trainer.max_steps} (trainer.max_time or a signal); "
-            "the same command continues"
-        )
-    trainer.limit_val_batches = 1.0  # 0 while fitting unless trainer.val_every asks for it
-    validated = trainer.validate(stage, datamodule=reading, verbose=False, weights_only=True)
+    with closing(written):
+        started = time.monotonic()
+        trainer.fit(stage, datamodule=reading, ckpt_path=resume, weights_only=True)
+        seconds = time.monotonic() - started
+        if trainer.global_step < trainer.max_steps:
+            raise UserError(
+                f"{folder.path} stopped at step {trainer.global_step} of {trainer.max_steps} (trainer.max_time or a "
+                "signal); the same command continues"
+            )
+        trainer.limit_val_batches = 1.0  # 0 while fitting unless trainer.val_every asks for it
+        validated = trainer.validate(stage, datamodule=reading, verbose=False, weights_only=True)
     trainer.save_checkpoint(folder.last)
     if trainer.is_global_zero:
         state = {k.removeprefix("model."): v for k, v in stage.state_dict().items() if k.startswith("model.")}
@@ -123,15 +127,30 @@ def start_stage(cfg: Mapping[str, Any], data: Any, init_from: Path | None) -> tu
 # -- parts -------------------------------------------------------------------------------------------------------------
 
 
-def loggers(cfg: Mapping[str, Any], folder: RunDir) -> list[Logger]:
-    """CSV and JSONL always; Weights & Biases beside them with ``logger=wandb``."""
-    made: list[Logger] = [CSVLogger(folder.path, name="", version=""), JsonlLogger(folder.path)]
-    settings = cfg["logger"]
-    if settings["name"] == "wandb":
+def loggers(cfg: Mapping[str, Any], folder: RunDir, fresh: bool) -> list[Logger]:
+    """CSV and JSONL always; Weights & Biases beside them with ``logger=wandb``. ``fresh``: no checkpoint is continued."""
+    made: list[Logger] = [FileLogger(folder.path, fresh)]
+    if cfg["logger"]["name"] == "wandb":
         from hvlm.wandblog import wandb_logger
 
-        made.append(wandb_logger(cfg, folder.path))
+        made.append(wandb_logger(cfg, folder.path, fresh))
     return made
+
+
+@contextmanager
+def closing(loggers: Sequence[Logger]) -> Iterator[None]:
+    """Ends the W&B runs among ``loggers`` with the block: as failed when an exception (a signal, too) leaves it.
+
+    Lightning leaves a run open, and the next stage of a chain would write into it.
+    """
+    code = 1
+    try:
+        yield
+        code = 0
+    finally:
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish(exit_code=code)
 
 
 def callbacks(cfg: Mapping[str, Any], folder: RunDir) -> list[Callback]:

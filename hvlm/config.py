@@ -152,6 +152,7 @@ def explain(error: Exception, overrides: Sequence[str], config_name: str = "trai
         near = did_you_mean(word, options) if word else ""
         near = near if "did you mean" in near else ""
         return UserError(f"{group}={word}: no such option;{near} options: {', '.join(options)}")
+    cause = error.__cause__
     for override in overrides:
         key = override.split("=", 1)[0].lstrip("+~")
         if f"'{key}'" not in text and override not in text:
@@ -161,8 +162,8 @@ def explain(error: Exception, overrides: Sequence[str], config_name: str = "trai
         if "Could not append" in text:
             return UserError(f"{override}: '{key}' exists already; write it without the +")
         if "Could not override" in text or "No match in the defaults list" in text:
+            key = getattr(cause, "full_key", None) or key  # stage.trainable={visions:1}: the word inside is the unknown one
             return UserError(f"unknown key '{key}';{_near_key(key, config_name, overrides, override)}")
-    cause = error.__cause__
     lines = [*text.splitlines(), *(str(cause).splitlines() if isinstance(cause, OmegaConfBaseException) else [])]
     return UserError(": ".join(dict.fromkeys(line.strip() for line in lines if line.strip())))
 
@@ -230,6 +231,7 @@ def error_line() -> Iterator[None]:
 
 def _from_command_line(function: EntryFunction) -> Any:
     from hvlm.checkpoint import refuse_unsafe_loading
+    from hvlm.quiet import quiet
 
     name = "HYDRA_FULL_ERROR"
     before = os.environ.get(name)
@@ -247,6 +249,7 @@ def _from_command_line(function: EntryFunction) -> Any:
         nonlocal started
         started = True
         restore()
+        quiet()
         with error_line():
             refuse_unsafe_loading()
             result.append(function(check(cfg), list(HydraConfig.get().overrides.task)))

@@ -8,7 +8,6 @@ with another number of workers or processes as long as the global batch stays th
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -118,8 +117,6 @@ class DataModule(lightning.LightningDataModule):
             world=world,
             start=self._start(),
         )
-        # Lightning warns about every loader without a state of its own; here the DataModule keeps it.
-        warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
         reader = Reader(clips, texts, show, self.quarantine, replace=True, cache_bytes=self.cache_bytes)
         return Loader(reader, sampler, num_workers=self.num_workers, timeout=self.timeout)
 

@@ -17,7 +17,6 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 
 from hvlm.dataset._collate import Item, collate
@@ -149,4 +148,5 @@ def _batch(
     items = [
         Item(clips[i].frames_TCHW, clips[i].time_T, [(*row.row, {}) for row in about]) for i, about in by_clip.items()
     ]
-    return move_data_to_device(collate(items, pad_id=chat.pad_id, size=size), device)
+    batch = collate(items, pad_id=chat.pad_id, size=size)
+    return Batch(*(field.to(device) if isinstance(field, Tensor) else field for field in batch))

@@ -1,66 +1,23 @@
-"""What a training run shows of itself: a bar or lines, and numbers in files. (Clips with answers: ``hvlm.cliptable``.)
+"""What a training run shows of itself: a bar or lines, and its speed, gradients and learning rates as numbers.
 
 Metric names: ``train/loss``, ``val/loss``, ... come from the stages; here ``samples_per_s`` (clips per second over all
-processes), ``grad_norm`` (before clipping) and ``lr/<part>`` are added.
+processes), ``grad_norm`` (before clipping) and ``lr/<part>`` are added. Files: ``hvlm.metrics``; clips with answers: ``hvlm.cliptable``.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 import time
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, RichProgressBar
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from hvlm.types import Batch
 
 PROGRESS_EVERY_S = 10.0
-
-
-class JsonlLogger(Logger):
-    """metrics.jsonl in ``folder``: one line {"step": ..., name: value, ...} per logging step, flushed at once.
-
-    It appends, so that a run that was killed and continued keeps its history (Lightning's CSV logger starts the file
-    anew). Steps that were done twice stand there twice, and the later line is the valid one: ``hvlm.report`` reads it
-    so.
-    """
-
-    def __init__(self, folder: Path):
-        super().__init__()
-        self.path = Path(folder) / "metrics.jsonl"
-
-    @property
-    def name(self) -> str:
-        return "jsonl"
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    @property
-    def save_dir(self) -> str:
-        return str(self.path.parent)
-
-    @rank_zero_only
-    def log_hyperparams(self, params: Any) -> None:
-        """The configuration stands in config.yaml beside this file; it is not written a second time."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """JSON has no NaN: what is not finite becomes null."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        values = {name: float(value) for name, value in metrics.items() if name != "epoch"}
-        line = {"step": step} | {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
 
 
 class Throughput(Callback):

@@ -18,7 +18,7 @@ from hvlm.evaluate import RESULTS, evaluate
 from hvlm.generate import generate
 from hvlm.language._chat import Chat
 from hvlm.model import VLM
-from hvlm.report import write_report
+from hvlm.report import table, write_report
 from hvlm.trainer import choose_precision
 
 log = logging.getLogger(__name__)
@@ -92,6 +92,7 @@ def run_benchmark(
         command=command,
     )
     write_report(out)
+    log.info("\n".join(table(records)))
     log.info(f"results: {out / RESULTS}; report: {out / 'report.md'}")
     return records
 

@@ -1,14 +1,12 @@
 """report.md of a run: what was run, how the losses fell, what the benchmark says. ``python -m hvlm.report runs/demo``.
 
 Everything is read from the run folder, so the report can be written again at any time:
-<stage>/{config.yaml, metrics.jsonl or metrics.csv, finished.json}, results.json, clips/.
+<stage>/{config.yaml, metrics.jsonl, finished.json}, results.json, clips/.
 """
 
 from __future__ import annotations
 
-import csv
 import json
-import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +17,7 @@ import yaml
 
 from hvlm import results
 from hvlm.errors import UserError
+from hvlm.metrics import read_lines
 from hvlm.monitor import duration
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -124,40 +123,14 @@ def percent(share: float) -> str:
 
 
 def read_metrics(folder: Path) -> dict[str, Series]:
-    """All logged numbers of a stage: {name: [(step, value), ...]}. metrics.jsonl if there is one (it survives a
-    resume), else metrics.csv. Of a step that was done twice the later value counts; what is not finite is left out."""
-    folder = Path(folder)
+    """All logged numbers of a stage: {name: [(step, value), ...]}. Of a step that was done twice the later value counts;
+    what is not finite is left out."""
     values: dict[str, dict[int, float]] = {}
-    for row in _metric_rows(folder):
-        step = row.get("step")
-        if step in (None, ""):
-            continue
-        for name, value in row.items():
-            if name in ("step", "epoch") or value in (None, ""):
-                continue
-            try:
-                as_float = float(value)
-            except (TypeError, ValueError):
-                continue
-            if math.isfinite(as_float):
-                values.setdefault(name, {})[int(float(step))] = as_float
+    for line in read_lines(folder):
+        for name, value in line.items():
+            if name != "step" and value is not None:
+                values.setdefault(name, {})[line["step"]] = value
     return {name: sorted(series.items()) for name, series in values.items()}
-
-
-def _metric_rows(folder: Path) -> list[dict[str, Any]]:
-    jsonl, table_file = folder / "metrics.jsonl", folder / "metrics.csv"
-    if jsonl.exists():
-        rows = []
-        for line in jsonl.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                continue  # the line that was being written when the process was killed
-        return rows
-    if table_file.exists():
-        with open(table_file, newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    return []
 
 
 def sparkline(series: Series, width: int = CURVE_WIDTH) -> str:

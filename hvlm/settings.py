@@ -91,7 +91,7 @@ class RootConfig:
     chain: dict[str, list[str]] | None
     resume: Literal["auto", "must", "never"]
     evaluate: bool
-    task: str
+    task: Literal["benchmark", "score", "generate"]
     predictions: str | None
     out: str | None
 

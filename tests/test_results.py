@@ -12,7 +12,8 @@ import torch
 from hvlm import results
 from hvlm.errors import UserError
 from hvlm.media import contact_sheet, keep_wandb_media_in, write_mp4
-from hvlm.monitor import JsonlLogger, Norms, PlainProgress, Throughput, duration
+from hvlm.metrics import FileLogger
+from hvlm.monitor import Norms, PlainProgress, Throughput, duration
 from hvlm.report import read_metrics, sparkline, table, write_report
 from hvlm.types import Batch
 
@@ -99,17 +100,20 @@ def test_table_puts_chance_blind_and_four_of_four_beside_the_value():
 
 
 def test_metrics_survive_a_resume_and_a_kill(tmp_path):
-    logger = JsonlLogger(tmp_path)
+    logger = FileLogger(tmp_path)
     logger.log_metrics({"train/loss": 4.0, "epoch": 0}, 1)
     logger.log_metrics({"train/loss": 3.0, "lr/connector": 1e-3}, 2)
-    JsonlLogger(tmp_path).log_metrics({"train/loss": 2.0}, 2)  # the continued run does step 2 again
-    JsonlLogger(tmp_path).log_metrics({"train/loss": math.nan}, 3)
     with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write('{"step": 4, "train/lo')
+        file.write('{"step": 3, "train/lo')
+    again = FileLogger(tmp_path)
+    again.log_metrics({"train/loss": 2.0}, 2)  # the continued run does step 2 again
+    again.log_metrics({"train/loss": math.nan}, 3)
+    again.finalize("success")
     assert read_metrics(tmp_path) == {"train/loss": [(1, 4.0), (2, 2.0)], "lr/connector": [(2, 1e-3)]}
-    (tmp_path / "metrics.jsonl").unlink()
-    (tmp_path / "metrics.csv").write_text("epoch,step,train/loss,val/loss\n0,9,1.5,\n0,19,,1.25\n")
-    assert read_metrics(tmp_path) == {"train/loss": [(9, 1.5)], "val/loss": [(19, 1.25)]}
+    table = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert table == ["step,lr/connector,train/loss", "1,,4.0", "2,0.001,2.0", "3,,"]
+    FileLogger(tmp_path, fresh=True).finalize("success")
+    assert list(tmp_path.iterdir()) == [], "a run that starts anew has no history"
 
 
 def test_sparkline():
@@ -126,7 +130,7 @@ def test_report(tmp_path):
     (stage / "config.yaml").write_text(json.dumps(rooms))  # JSON is YAML
     (stage / "finished.json").write_text(json.dumps({"steps": 20, "seconds": 75.2, "weights_sha256": "ab" * 32}))
     for step in range(20):
-        JsonlLogger(stage).log_metrics({"train/loss": 5.0 - step / 10, "samples_per_s": 100.0}, step)
+        FileLogger(stage).log_metrics({"train/loss": 5.0 - step / 10, "samples_per_s": 100.0}, step)
     results.write(tmp_path / "demo/results.json", [record(), record(0.25, variant="blind")])
     clips = tmp_path / "demo" / "clips"
     clips.mkdir()
@@ -200,7 +204,7 @@ def batches(steps, clips=4):
 
 def test_numbers_and_lines_of_a_run(tmp_path, capsys):
     trainer = lightning.Trainer(
-        max_steps=6, log_every_n_steps=2, logger=[JsonlLogger(tmp_path)], enable_checkpointing=False, accelerator="cpu",
+        max_steps=6, log_every_n_steps=2, logger=[FileLogger(tmp_path)], enable_checkpointing=False, accelerator="cpu",
         enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=1e-3,
         callbacks=[Throughput(), Norms(), PlainProgress("toy", every_s=0.0)],
     )  # fmt: skip

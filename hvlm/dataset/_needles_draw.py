@@ -106,7 +106,8 @@ def _domain(rng: np.random.Generator, name: str, frames: np.ndarray, scale: floa
     wobble = rng.integers(-2, 3, 4)
 
     def box(left: float, top: float, right: float, bottom: float, fill: tuple[int, ...]) -> None:
-        draw.rectangle([v * scale for v in (left, top, right - 1 / scale, bottom - 1 / scale)], fill=fill)
+        right, bottom = max(left, right - 1 / scale), max(top, bottom - 1 / scale)  # at least one pixel, in small frames
+        draw.rectangle([v * scale for v in (left, top, right, bottom)], fill=fill)
 
     if name == "sports":
         _pitch(draw, box, wobble, scale)

@@ -36,7 +36,7 @@ class Show:
     """What is made of a sample.
 
     chat: has ``encode(prompt, answer, loss, order)`` and ``pad_id``. view: a name in ``VIEWS`` or "patches".
-    rows_per_clip: texts drawn per clip; None: all, in order. loss, order: as ``chat.encode`` takes them.
+    rows_per_clip: texts drawn per clip (patches view: neighbouring frames); None: all, in order. loss, order: as ``chat.encode`` takes them.
     num_frames: frames sampled per clip. size: (H, W) of the frames. grid: (rows, columns) of the patches view.
     """
 
@@ -60,6 +60,10 @@ class Show:
         sample, frames, times = clip
         try:
             if self.view == "patches":
+                if self.rows_per_clip is not None and self.rows_per_clip < len(times):
+                    start = int(self._rng(epoch, key).integers(len(times) - self.rows_per_clip + 1))
+                    window = slice(start, start + self.rows_per_clip)
+                    frames, times = frames[window], times[window]
                 return Item(frames, times, [], self._labels(sample, times))
             rows = VIEWS[self.view](sample, times, self._rng(epoch, key), self.rows_per_clip)
             return Item(frames, times, self._encode(rows, self.loss)) if rows else None
@@ -152,7 +156,6 @@ class Reader(Dataset):
         if item is None:
             self.quarantine.count_unanswerable()
         return item
-
 
     def _decoded(self, source: ShardSplit, index: int) -> Clip:
         name = (str(source.folder), source.shards[index], source.keys[index], self.show.num_frames, self.show.size)

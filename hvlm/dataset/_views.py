@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hvlm.dataset._needles_scene import COLOURS, FLASHES, SHAPES
+from hvlm.dataset._needles_scene import COLOURS, DOMAINS, FLASHES, SHAPES
 from hvlm.dataset._sampling import is_shown
 
-LABELS = {"shape": ("background", *SHAPES, *FLASHES), "colour": COLOURS}  # class names of the per-patch labels, by id
+# Class names of the per-patch labels, by id.
+LABELS = {"shape": ("background", *SHAPES, *FLASHES), "colour": COLOURS, "domain": DOMAINS}
 IGNORE = -100  # the colour of a patch with nothing on it
 
 
@@ -64,7 +65,7 @@ def chats(sample: dict) -> list[Row]:
 
 
 def patches(sample: dict, frame_indices: np.ndarray, grid: tuple[int, int]) -> dict[str, np.ndarray]:
-    """What stands in each cell of a (rows, columns) grid: {"shape", "colour"}, both int64 [T, rows, columns].
+    """What stands in each cell of a (rows, columns) grid: {"shape", "colour", "domain"}, each int64 [T, rows, columns].
 
     The ids are positions in ``LABELS``; where there is nothing, shape is 0 and colour ``IGNORE``. A cell belongs to
     a thing if its centre lies within the thing's radius, or the thing's centre in the cell; what is drawn later wins.
@@ -84,7 +85,8 @@ def patches(sample: dict, frame_indices: np.ndarray, grid: tuple[int, int]) -> d
             cover[int(np.clip(y / cell_h, 0, rows - 1)), int(np.clip(x / cell_w, 0, cols - 1))] = True
             shape[t, cover] = LABELS["shape"].index(shape_name)
             colour[t, cover] = LABELS["colour"].index(colour_name)
-    return {"shape": shape, "colour": colour}
+    domain = np.full_like(shape, LABELS["domain"].index(sample["domain"]))
+    return {"shape": shape, "colour": colour, "domain": domain}
 
 
 def _draw(texts: list[dict], times: np.ndarray, rng: np.random.Generator, n: int | None) -> list[dict]:

@@ -41,6 +41,8 @@ class SmolLM2(nn.Module):
     vocab_size: rows of the embedding, by default as many as the tokenizer has ids.
     attention: ``auto`` is ours, the fastest exact way for the device (``hvlm.functional.attend``; on GPUs that is
         SDPA); ``sdpa`` is transformers' own.
+    init_std: standard deviation of weights that start from nothing. 0.02 suits widths near 2,500 (1 / sqrt(width)); at
+        width 128 it leaves every layer almost linear, and learning takes several times the steps.
     weights: False builds the architecture alone, for a checkpoint to fill.
     Errors: ``UserError`` for sizes that do not fit each other, the source or the tokenizer; see also ``hvlm.sources``.
     """
@@ -57,6 +59,7 @@ class SmolLM2(nn.Module):
         num_kv_heads: int = 3,
         rope_theta: float = 100_000.0,
         norm_eps: float = 1e-5,
+        init_std: float = 0.02,
         template: Literal["chatml", "tiny"] = "chatml",
         system: str | None = None,
         gradient_checkpointing: bool = False,
@@ -91,6 +94,7 @@ class SmolLM2(nn.Module):
             head_dim=self.head_dim,
             max_position_embeddings=8192,
             rms_norm_eps=norm_eps,
+            initializer_range=init_std,
             rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
             tie_word_embeddings=True,
             use_cache=False,

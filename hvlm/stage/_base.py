@@ -73,7 +73,9 @@ class Stage(lightning.LightningModule):
                 f"stage.trainable names {', '.join(sorted(unknown))}; the parts with weights are {', '.join(parts)}"
             )
         if not self.trainable:
-            raise ValueError(f"stage.trainable freezes everything: give one of {', '.join(parts)} a learning rate above 0")
+            raise ValueError(
+                f"stage.trainable freezes everything: give one of {', '.join(parts)} a learning rate above 0"
+            )
         for name, members in parts.items():
             for _, parameter in members:
                 parameter.requires_grad_(name in self.trainable)

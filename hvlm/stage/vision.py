@@ -1,7 +1,13 @@
 """Stage 0: an encoder that starts from nothing first learns to say what stands where.
 
-Every patch token is asked, for each of its ``cells`` x ``cells`` parts, which shape and which colour is there. Shape has a
-background class, weighted down, for most of a frame is background; colour is asked only where there is something.
+Every patch token is asked, for each of its ``cells`` x ``cells`` parts, which shape and which colour is there, and in what
+kind of video it is. Shape has a background class, weighted down, for most of a frame is background; colour is asked only
+where there is something; the domain keeps the background's tokens from all becoming alike.
+
+The gaze practises too: one learned query per shape ("the ring") and per colour ("the red one") reads every frame, and
+from what it brings back the stage must tell whether the thing is there, its shape, its colour and its place. Without
+that, a query that a language model writes later starts out reading the same average everywhere (z varies less between
+queries than between frames).
 """
 
 from __future__ import annotations
@@ -17,29 +23,47 @@ from hvlm.types import Batch
 
 
 class VisionPretraining(Stage):
-    """Mean over cells of w · CE(shape) + [not background] · CE(colour), w = ``background_weight`` for background cells.
+    """Mean over cells of w · CE(shape) + [not background] · CE(colour) + ``domain_weight`` · w · CE(domain), where w is
+    ``background_weight`` for background cells and 1 elsewhere. ``rows_per_clip`` neighbouring frames of each clip.
 
     labels: {name: number of classes}, from the dataset; "shape" counts the background as class 0. The heads live in the
     stage, not in the encoder, and stay behind when the next stage starts.
+
+    Plus ``gaze_weight`` times, mean over frames and kinds: CE(there or not) + [there] · (CE(shape) + CE(colour) +
+    |place error|), the place as (row, column) in [0, 1]. The gaze's own projections count as the part ``connector``.
     """
 
     view = "patches"
 
-    def __init__(self, *, labels: dict[str, int], background_weight: float = 0.15, cells: int = 2, **stage: Any):
+    def __init__(
+        self,
+        *,
+        labels: dict[str, int],
+        background_weight: float = 0.15,
+        domain_weight: float = 0.3,
+        gaze_weight: float = 1.0,
+        cells: int = 2,
+        **stage: Any,
+    ):
         super().__init__(**stage)
-        self.labels, self.cells, self.background_weight = dict(labels), cells, background_weight
+        self.labels, self.cells = dict(labels), cells
+        self.background_weight, self.domain_weight, self.gaze_weight = background_weight, domain_weight, gaze_weight
         self.patch_heads = nn.Linear(self.model.vision.dim, cells**2 * sum(labels.values()))
+        self.gaze_widths = [2, labels["shape"], labels["colour"], 2]  # there or not, shape, colour, place
+        self.kinds = nn.Embedding(labels["shape"] - 1 + labels["colour"], self.model.vision.query_dim)
+        self.gaze_heads = nn.Linear(self.model.vision.dim, sum(self.gaze_widths))
 
     def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
-        return super().parts() | {"heads": list(self.patch_heads.named_parameters("patch_heads"))}
+        return super().parts() | {"heads": [(n, p) for n, p in self.named_parameters() if not n.startswith("model.")]}
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        tokens = self.model.see(batch).tokens
+        frames = (batch.frames_BTCHW, batch.frame_time_BT, batch.frame_mask_BT)
+        tokens, kv = self.model.vision.encode(*frames, cache=True)
         b, t = batch.frame_mask_BT.shape
         rows, cols = self.model.vision.grid(*batch.frames_BTCHW.shape[-2:])
         logits = self.patch_heads(tokens.x_BSD).float()
         logits = to_cells(logits, (b, t, rows, cols), self.cells)
-        shape, colour = logits.split(list(self.labels.values()), -1)
+        shape, colour, domain = logits.split([self.labels[name] for name in ("shape", "colour", "domain")], -1)
         want_shape, want_colour = batch.labels["shape"], batch.labels["colour"]
         seen = batch.frame_mask_BT[:, :, None, None].expand_as(want_shape)
         thing = seen & (want_shape > 0)
@@ -47,9 +71,47 @@ class VisionPretraining(Stage):
         shape_loss = F.cross_entropy(shape.flatten(0, 3), want_shape.flatten(), reduction="none")
         total = (shape_loss * weight.flatten()).sum()
         total = total + F.cross_entropy(colour[thing], want_colour[thing], reduction="sum")
+        domain_loss = F.cross_entropy(domain.flatten(0, 3), batch.labels["domain"].flatten(), reduction="none")
+        total = total + self.domain_weight * (domain_loss * weight.flatten()).sum()
         right = (shape.argmax(-1) == want_shape) & (colour.argmax(-1) == want_colour) & thing
         count = weight.sum()
-        return total, count, {"object_accuracy": right.sum() / thing.sum().clamp(min=1) * count}
+        extras = {"object_accuracy": right.sum() / thing.sum().clamp(min=1) * count}
+        if self.gaze_weight:
+            gaze_loss, right = self._gaze_loss(batch, kv)
+            total = total + self.gaze_weight * gaze_loss * count
+            extras["gaze_accuracy"] = right * count
+        return total, count, extras
+
+    def _gaze_loss(self, batch: Batch, kv: Any) -> tuple[Tensor, Tensor]:
+        """(loss, share of the things that are there whose shape and colour are right), both means over this batch."""
+        shape, colour = (
+            batch.labels["shape"].flatten(0, 1),
+            batch.labels["colour"].flatten(0, 1),
+        )  # [frames, rows, cols]
+        z, _ = self.model.vision.gaze(self.kinds.weight.expand(len(shape), -1, -1), kv)
+        there_logits, shape_logits, colour_logits, place = self.gaze_heads(z).float().split(self.gaze_widths, -1)
+
+        by_shape = F.one_hot(shape.clamp(min=0), self.labels["shape"]).flatten(1, 2).float()  # [frames, cells, classes]
+        by_colour = F.one_hot(colour.clamp(min=0), self.labels["colour"]).flatten(1, 2).float()
+        by_colour = by_colour * (shape > 0).flatten(1).unsqueeze(-1)
+        cells = torch.cat([by_shape[..., 1:], by_colour], -1)  # of each kind
+        there = cells.any(1)
+        # What most of a kind's cells say: a colour may stand on an object and on a flash, and the object is larger.
+        want_shape = torch.einsum("fnk,fnc->fkc", cells, by_shape).argmax(-1)
+        want_colour = torch.einsum("fnk,fnc->fkc", cells, by_colour).argmax(-1)
+        rows, cols = shape.shape[1:]
+        y = ((torch.arange(rows, device=z.device) + 0.5) / rows).repeat_interleave(cols)
+        x = ((torch.arange(cols, device=z.device) + 0.5) / cols).repeat(rows)
+        share = cells / cells.sum(1, keepdim=True).clamp(min=1.0)
+        centre = torch.einsum("fnk,nc->fkc", share, torch.stack([y, x], -1))
+
+        num = there.sum().clamp(min=1)
+        loss = F.cross_entropy(there_logits.flatten(0, 1), there.flatten().long())
+        loss = loss + F.cross_entropy(shape_logits[there], want_shape[there], reduction="sum") / num
+        loss = loss + F.cross_entropy(colour_logits[there], want_colour[there], reduction="sum") / num
+        loss = loss + (place - centre)[there].abs().sum() / num
+        hits = (shape_logits.argmax(-1) == want_shape) & (colour_logits.argmax(-1) == want_colour) & there
+        return loss, hits.sum() / num
 
 
 def to_cells(x_BSD: Tensor, grid: tuple[int, int, int, int], cells: int) -> Tensor:

@@ -1,0 +1,172 @@
+"""Models of a few thousand weights, and batches for them: every room at a size that costs milliseconds.
+
+A room's settings are those of its YAML with the sizes made small, so that a variant can be built the moment its file
+exists.
+"""
+
+from __future__ import annotations
+
+import importlib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from hvlm import build
+from hvlm.dataset._collate import Item, collate
+from hvlm.language._chat import Chat
+from hvlm.language._tokenizer import train_word_tokenizer
+from hvlm.model import VLM
+from hvlm.schema import parameters
+from hvlm.types import Batch
+
+ROOT = Path(__file__).parent.parent
+CONF = ROOT / "conf"
+CORRIDOR = ("vision", "merger", "connector", "attention", "fusion", "language", "adapter", "head")
+USUAL = {
+    "vision": "convvit", "merger": "none", "connector": "foveated", "attention": "none", "fusion": "none",
+    "language": "smollm2_tiny", "adapter": "none", "kvcache": "full", "head": "text",
+}  # fmt: skip
+SIZES = {"dim": 32, "hidden_size": 32, "intermediate_size": 48, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1}
+WORDS = "what color shape is the ring ? how many red blue green circle star one two three"
+
+
+class Variant(NamedTuple):
+    """A room by its YAML, with what differs from it."""
+
+    group: str
+    name: str
+    changes: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def id(self) -> str:
+        return "-".join([self.name, *(str(value) for _, value in self.changes)])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        found = yaml.safe_load((CONF / self.group / f"{self.name}.yaml").read_text())
+        small = {key: value for key, value in SIZES.items() if key in found}
+        if "image_size" in found:
+            small["image_size"] = 2 * found.get("patch_size", target(found).__dict__.get("patch_size", 16))
+        return found | small | dict(self.changes)
+
+
+def target(settings: Mapping[str, Any]) -> type:
+    """The class that ``_target_`` names."""
+    module, name = settings["_target_"].rsplit(".", 1)
+    return getattr(importlib.import_module(module), name)
+
+
+def variants(group: str) -> list[Variant]:
+    """One per class of the group and per ``mode`` of the class. Of several sizes the one that needs no weights."""
+    by_class: dict[str, str] = {}
+    for path in sorted((CONF / group).glob("*.yaml")):
+        settings = yaml.safe_load(path.read_text())
+        if settings["_target_"] not in by_class or settings.get("source") == "scratch":
+            by_class[settings["_target_"]] = path.stem
+    found = []
+    for name in sorted(by_class.values()):
+        plain = Variant(group, name)
+        mode, _ = parameters(target(plain.settings)).get("mode", (None, False))
+        modes = typing.get_args(mode)
+        found += [Variant(group, name, (("mode", value),)) for value in modes] or [plain]
+    return found
+
+
+class Case(NamedTuple):
+    """A whole model: the usual rooms but for those named, and where the video stands."""
+
+    order: str
+    rooms: tuple[Variant, ...]
+
+    @property
+    def id(self) -> str:
+        return "+".join([*(room.id for room in self.rooms), self.order])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        named = {room.group: room.settings for room in self.rooms}
+        return {"order": self.order} | {g: named.get(g) or Variant(g, n).settings for g, n in USUAL.items()}
+
+    def room(self, group: str) -> dict[str, Any]:
+        return self.config[group]
+
+
+def cases() -> Iterator[Case]:
+    """Every encoder with every connector, and every other room's variants among the usual ones; both orders."""
+    for order in ("question_first", "video_first"):
+        for vision in variants("vision"):
+            for connector in variants("connector"):
+                yield Case(order, (vision, connector))
+        for group in ("merger", "attention", "fusion", "adapter", "head"):
+            for variant in variants(group):
+                if variant.name != USUAL[group]:
+                    yield Case(order, (variant,))
+
+
+@lru_cache
+def chat() -> Chat:
+    return Chat(train_word_tokenizer([WORDS]), "tiny")
+
+
+def model(case: Case, seed: int = 0) -> VLM:
+    """The model in evaluation mode, its weights moved from where they start so that none is zero or one."""
+    torch.manual_seed(seed)
+    made = build.model(case.config, chat())
+    for name, tensor in made.state_dict().items():
+        if tensor.is_floating_point():
+            noise = 0.1 * torch.randn_like(tensor)
+            tensor.add_(noise.abs() if name.endswith("var") else noise)
+    return made.eval()
+
+
+def side(vlm: VLM) -> int:
+    return vlm.vision.image_size
+
+
+def clip(
+    seed: int, frames: int | None, rows: Sequence[tuple[str, str]], order: str, size: int, loss: str = "answer"
+) -> Item:
+    """A clip of noise that is always the same for its seed (None frames: no video), and what is asked about it."""
+    texts = [(*chat().encode(prompt, answer, loss, order), {"key": f"clip{seed}"}) for prompt, answer in rows]
+    if frames is None:
+        return Item(None, None, texts)
+    pixels = np.random.default_rng(seed).integers(0, 256, (frames, 3, size, size), dtype=np.uint8)
+    return Item(pixels, (np.arange(frames, dtype=np.float32) + 0.5) / 4, texts)
+
+
+def batch_of(*items: Item, size: int) -> Batch:
+    return collate(list(items), pad_id=chat().pad_id, size=(size, size))
+
+
+ASKED = [("what color is the ring ?", "red"), ("how many ?", "two three"), ("what shape ?", "blue circle star")]
+
+
+def two_clips(vlm: VLM, loss: str = "answer") -> tuple[Item, Item]:
+    """A long clip with two questions of different lengths and a short one with one."""
+    long = clip(1, 4, ASKED[:2], vlm.order, side(vlm), loss)
+    short = clip(2, 2, ASKED[2:], vlm.order, side(vlm), loss)
+    return long, short
+
+
+def per_row(vlm: VLM, batch: Batch) -> list[Tensor]:
+    """The log-probabilities of each row's scored tokens."""
+    with torch.no_grad():
+        return [p[m] for p, m in zip(vlm.token_logprobs(batch), batch.loss_mask_KS, strict=True)]
+
+
+# What every small run of train.py has in common; the dataset's folders come from the ``needles`` fixture.
+SMALL = [
+    "dataset.size=32", "dataset.frames=8", "dataset.num_frames=4", "dataset.train_clips=24", "dataset.val_clips=8",
+    "dataset.test_clips=8", "dataset.text_chats=8", "dataset.shard_clips=12", "dataset.generate_workers=1",
+    "vision.dim=32", "vision.num_layers=1", "vision.num_heads=2", "vision.image_size=32",
+    "language.hidden_size=32", "language.intermediate_size=64", "language.num_layers=1", "language.num_heads=2",
+    "language.num_kv_heads=2",
+    "trainer.precision=32-true", "trainer.threads=1", "trainer.log_every=1", "callback.media=2",
+]  # fmt: skip

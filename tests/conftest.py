@@ -1,0 +1,73 @@
+"""What several test files share: a generated dataset and a trained chain, made once however many processes test."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes on two cores; child processes inherit it
+
+import av
+import numpy as np
+import pytest
+import torch
+from _tiny import SMALL
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this test run that all its processes see."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """``folder``, filled by ``make`` in the first process that asks; the others wait for it."""
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = folder / ".made"
+        if not done.exists():
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
+def write_haystack(folder: Path) -> None:
+    """Two videos of coarse noise that changes slowly: real H.264 without a package that brings it."""
+    for name, seed in (("a", 0), ("b", 1)):
+        rng = np.random.default_rng(seed)
+        with av.open(str(folder / f"{name}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            for _ in range(60):
+                blocks = rng.integers(60, 160, (3, 4, 3), np.uint8)
+                picture = np.kron(blocks, np.ones((16, 16, 1), np.uint8))
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+            container.mux(stream.encode())
+
+
+@pytest.fixture(scope="session")
+def needles(shared: Path) -> list[str]:
+    """Overrides of a small run: 24 + 8 + 8 clips of 32 pixels and models of a few thousand weights."""
+    haystack = once(shared / "haystack", write_haystack)
+    return [*SMALL, f"dataset.haystack={haystack}", f"dataset.root={shared / 'data'}"]
+
+
+@pytest.fixture(scope="session")
+def trained(shared: Path, needles: list[str]) -> tuple[Path, list[str]]:
+    """(folder, overrides): in ``folder`` stands runs/tiny of the demo's chain, all stages with a few steps."""
+    overrides = ["experiment=demo", "run=tiny", "stage.steps=4", "stage.batch_size=4", *needles]
+
+    def train(folder: Path) -> None:
+        from hvlm.chain import run
+
+        with contextlib.chdir(folder):
+            run(overrides)
+
+    return once(shared / "trained", train), overrides

@@ -1,0 +1,323 @@
+"""Every variant of every room against its contract (``hvlm/types.py`` and the rooms' docstrings).
+
+The folders are globbed: a new variant is tested here the moment its YAML exists.
+"""
+
+from __future__ import annotations
+
+import io
+from functools import cache
+
+import pytest
+import torch
+from _tiny import ASKED, Case, Variant, batch_of, cases, chat, clip, model, per_row, side, two_clips, variants
+from torch import Tensor
+
+from hvlm import build
+from hvlm.checkpoint import load_into
+from hvlm.generate import generate, last_true
+from hvlm.model import VLM, insert
+from hvlm.types import Patches, Tokens
+
+CASES = [pytest.param(case, id=case.id) for case in cases()]
+CLOSE = {"rtol": 0.0, "atol": 1e-5}
+
+
+@cache
+def shared_model(case: Case) -> VLM:
+    """For tests that leave the model as it is."""
+    return model(case)
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> None:
+    for x, y in zip(a, b, strict=True):
+        torch.testing.assert_close(x, y, **CLOSE)
+
+
+# ---------------------------------------------------------------------------------------------------- whole models
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_shapes_and_masks(case: Case) -> None:
+    vlm = shared_model(case)
+    batch = batch_of(*two_clips(vlm, "all"), size=side(vlm))
+    text = vlm.language.embed(batch.input_ids_KS)
+    tokens = vlm.visual_tokens(batch, text)
+    k, s = batch.input_ids_KS.shape
+    v, dim = tokens.x_BSD.shape[1:]
+    assert k == 3 and dim == vlm.language.dim
+    assert tokens.x_BSD.shape == (k, v, dim) and tokens.yx_BS2.shape == (k, v, 2)
+    for field in (tokens.time_BS, tokens.frame_BS, tokens.size_BS, tokens.mask_BS):
+        assert field.shape == (k, v)
+    assert tokens.mask_BS.dtype == torch.bool and tokens.frame_BS.dtype == torch.int64
+    assert tokens.mask_BS.any(1).all(), "every row has something to see"
+    assert tokens.mask_BS[2].sum() < tokens.mask_BS[0].sum(), "the short clip has fewer tokens"
+    for row, clip_index in enumerate(batch.clip_K.tolist()):
+        seen = tokens.mask_BS[row]
+        times = batch.frame_time_BT[clip_index][batch.frame_mask_BT[clip_index]]
+        assert tokens.time_BS[row][seen].min() >= times.min() and tokens.time_BS[row][seen].max() <= times.max()
+        assert (tokens.yx_BS2[row][seen] >= 0).all() and (tokens.yx_BS2[row][seen] <= 1).all()
+        assert (tokens.size_BS[row][seen] >= 1).all()
+
+    x, mask, places = vlm.sequence(batch)
+    assert x.shape == (k, s + v, dim) and mask.shape == (k, s + v) and places == v
+    assert torch.equal(mask.sum(1), batch.attention_mask_KS.sum(1) + tokens.mask_BS.sum(1))
+
+    scored = vlm.targets(batch)
+    assert scored.logits_MV.shape == (len(scored.ids_M), chat().vocab_size) and scored.logits_MV.dtype == torch.float32
+    logp = vlm.token_logprobs(batch)
+    assert logp.shape == (k, s) and logp.dtype == torch.float32
+    assert torch.equal((logp != 0).nonzero(), torch.stack([scored.row_M, scored.place_M], 1))
+    # One place is never scored, where the loss mask covers it: the token that directly follows the video.
+    follows = torch.arange(s) == batch.visual_at_K.unsqueeze(1)
+    assert torch.equal(logp != 0, batch.loss_mask_KS & batch.attention_mask_KS & ~follows)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_padding_changes_nothing(case: Case) -> None:
+    """A batch of a long and a short clip gives what each gives alone."""
+    vlm = shared_model(case)
+    long, short = two_clips(vlm)
+    size = side(vlm)
+    together = per_row(vlm, batch_of(long, short, size=size))
+    alone = per_row(vlm, batch_of(long, size=size)) + per_row(vlm, batch_of(short, size=size))
+    same(together, alone)
+    other = per_row(vlm, batch_of(clip(9, 4, ASKED[:2], vlm.order, size), size=size))
+    assert (other[0] - alone[0]).abs().max() > 1e-3, "the answers must depend on the pixels, or this test sees nothing"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_questions_that_share_a_clip_are_as_if_asked_alone(case: Case) -> None:
+    vlm = shared_model(case)
+    size = side(vlm)
+    together = per_row(vlm, batch_of(clip(1, 3, ASKED, vlm.order, size), size=size))
+    alone = [per_row(vlm, batch_of(clip(1, 3, [one], vlm.order, size), size=size))[0] for one in ASKED]
+    same(together, alone)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_clips_may_come_in_any_order(case: Case) -> None:
+    vlm = shared_model(case)
+    long, short = two_clips(vlm)
+    a, b, c = per_row(vlm, batch_of(long, short, size=side(vlm)))
+    same(per_row(vlm, batch_of(short, long, size=side(vlm))), [c, a, b])
+
+
+def unreached(case: Case) -> set[str]:
+    """Parameters that a case has no use for: prefixes of their names."""
+    found = {"vision.model.embeddings.mask_token"}  # of DINOv2's own training
+    connector = case.room("connector")
+    if "foveated" not in connector["_target_"]:
+        found.add("vision.query")
+    elif case.order == "question_first":
+        found.add("connector.q_init")  # the first query comes from the question
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_reach_every_parameter(case: Case) -> None:
+    vlm = model(case).train()
+    vlm.token_logprobs(batch_of(*two_clips(vlm, "all"), size=side(vlm))).sum().neg().backward()
+    without = [n for n, p in vlm.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    listed = tuple(unreached(case))
+    assert [n for n in without if not n.startswith(listed)] == []
+    assert all(torch.isfinite(p.grad).all() for p in vlm.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_text_alone_is_the_language_model_alone(case: Case) -> None:
+    vlm = model(case).train()
+    size = side(vlm)
+    batch = batch_of(clip(1, None, ASKED, vlm.order, size), size=size)
+    logp = vlm.token_logprobs(batch)
+    logp.sum().neg().backward()
+    with torch.no_grad():
+        h = vlm.language.hidden(vlm.language.embed(batch.input_ids_KS), batch.attention_mask_KS)
+        every = vlm.language.logits(h[:, :-1]).log_softmax(-1)
+    alone = every.gather(2, batch.input_ids_KS[:, 1:].unsqueeze(2)).squeeze(2)
+    torch.testing.assert_close(logp[:, 1:], alone * batch.loss_mask_KS[:, 1:], **CLOSE)
+    assert all(p.grad is None for n, p in vlm.named_parameters() if not n.startswith(("language", "head")))
+    assert vlm.language.model.model.embed_tokens.weight.grad.any()
+
+    # Beside a clip with a video the row is the same, though it then has (masked) visual places.
+    vlm.eval()
+    with_video, without = clip(2, 2, ASKED[:1], vlm.order, size), clip(1, None, ASKED, vlm.order, size)
+    mixed = per_row(vlm, batch_of(with_video, without, size=size))
+    same(mixed[1:], [p[m] for p, m in zip(logp.detach(), batch.loss_mask_KS, strict=True)])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bfloat16_autocast_is_finite(case: Case) -> None:
+    vlm = model(case).train()
+    batch = batch_of(*two_clips(vlm), size=side(vlm))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = vlm.token_logprobs(batch).sum().neg()
+    loss.backward()
+    assert torch.isfinite(loss) and loss > 0
+    assert all(torch.isfinite(p.grad).all() for p in vlm.parameters() if p.grad is not None)
+    assert {p.dtype for p in vlm.parameters()} == {torch.float32}, "the weights themselves stay in float32"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_state_travels_through_a_file(case: Case) -> None:
+    vlm, other = shared_model(case), model(case, seed=1)
+    batch = batch_of(*two_clips(vlm), size=side(vlm))
+    file = io.BytesIO()
+    torch.save(vlm.state_dict(), file)
+    file.seek(0)
+    assert not torch.equal(per_row(other, batch)[0], per_row(vlm, batch)[0])
+    load_into(other, torch.load(file, weights_only=True), "the file")
+    for a, b in zip(per_row(other, batch), per_row(vlm, batch), strict=True):
+        assert torch.equal(a, b)
+
+
+# ---------------------------------------------------------------------------------------------------- single rooms
+
+
+def params(group: str) -> list:
+    return [pytest.param(variant, id=variant.id) for variant in variants(group)]
+
+
+DIM, HEADS = 16, 2
+
+
+def visual(frames: int, per_frame: tuple[int, int] = (2, 2), seed: int = 0, padded_to: int | None = None) -> Patches:
+    """One clip of random tokens; frames beyond ``frames`` are noise with mask False."""
+    t = padded_to or frames
+    n = per_frame[0] * per_frame[1]
+    g = torch.Generator().manual_seed(seed)
+    x = torch.cat([torch.randn(1, frames, n, DIM, generator=g), torch.randn(1, t - frames, n, DIM, generator=g)], 1)
+    time = (torch.arange(t)[None] + 0.5) / 4
+    mask = torch.arange(t)[None] < frames
+    return Patches(Tokens.of_frames(x, time, mask, per_frame), time, mask)
+
+
+def moved(room: torch.nn.Module) -> torch.nn.Module:
+    torch.manual_seed(0)
+    for parameter in room.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return room.eval()
+
+
+@pytest.mark.parametrize("variant", params("merger"))
+def test_merger(variant: Variant) -> None:
+    """Sizes sum to the tokens that came in (a room that drops tokens says so with ``drops``); nobody sees padding."""
+    room = moved(build.room(variant.settings, dim=DIM))
+    came = visual(3)
+    out = room(came)
+    b, s, _ = out.tokens.x_BSD.shape
+    assert all(field is None or field.shape[:2] == (b, s) for field in out.tokens)
+    assert s <= came.tokens.x_BSD.shape[1] and torch.equal(out.frame_mask_BT, came.frame_mask_BT)
+    total = (out.tokens.size_BS * out.tokens.mask_BS).sum()
+    if not getattr(room, "drops", False):
+        assert total == came.tokens.mask_BS.sum()
+    assert total > 0
+    padded = room(visual(3, padded_to=5)).tokens
+    for a, b in zip(padded, out.tokens, strict=True):
+        if a is not None:
+            torch.testing.assert_close(a[padded.mask_BS], b[out.tokens.mask_BS], **CLOSE)
+
+
+@pytest.mark.parametrize("variant", params("attention"))
+def test_attention(variant: Variant) -> None:
+    """As many tokens as came in, and what stands in padded places reaches nobody; ``readout=k`` keeps every k-th."""
+    room = moved(build.room(variant.settings, dim=DIM, num_heads=HEADS))
+    came = visual(3).tokens
+    out, _ = room(came)
+    assert out.x_BSD.shape == came.x_BSD.shape and torch.equal(out.mask_BS, came.mask_BS)
+    padded, _ = room(visual(3, padded_to=5).tokens)
+    torch.testing.assert_close(padded.x_BSD[padded.mask_BS], out.x_BSD[out.mask_BS], **CLOSE)
+    half, _ = build.room(variant.settings | {"readout": 2}, dim=DIM, num_heads=HEADS)(came)
+    assert half.x_BSD.shape[1] == came.x_BSD.shape[1] // 2 and torch.equal(half.time_BS, came.time_BS[:, 1::2])
+    with pytest.raises(Exception, match="attention.readout=0"):
+        build.room(variant.settings | {"readout": 0}, dim=DIM, num_heads=HEADS)
+
+
+@pytest.mark.parametrize("variant", params("fusion"))
+def test_fusion(variant: Variant) -> None:
+    """Neither padded tokens nor padded text reach anybody."""
+    room = moved(build.room(variant.settings, dim=DIM, num_heads=HEADS))
+    text = torch.randn(1, 5, DIM, generator=torch.Generator().manual_seed(3))
+    mask = torch.arange(5)[None] < 3
+    out = room(visual(3).tokens, text, mask)
+    padded = room(visual(3, padded_to=5).tokens, text + 7 * ~mask.unsqueeze(-1), mask)
+    torch.testing.assert_close(padded.x_BSD[padded.mask_BS], out.x_BSD[out.mask_BS], **CLOSE)
+
+
+@pytest.mark.parametrize("variant", params("adapter"))
+def test_adapter_keeps_the_base_weights_and_their_names(variant: Variant) -> None:
+    torch.manual_seed(0)
+    language = build.room(Variant("language", "smollm2_tiny").settings, chat=chat())
+    before = {name: value.clone() for name, value in language.state_dict().items()}
+    adapted = build.room(variant.settings).apply(language)
+    after = adapted.state_dict()
+    assert set(before) <= set(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("variant", params("head"))
+def test_head(variant: Variant) -> None:
+    """Scores in float32 for the places that are asked for, also under autocast."""
+    vlm = shared_model(Case("question_first", (variant,)))
+    h = torch.randn(5, vlm.language.dim)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = vlm.head(h, vlm.language)
+    assert len(out) == 5 and out.dtype == torch.float32
+    if variant.name == "text":
+        torch.testing.assert_close(vlm.head(h, vlm.language), h @ vlm.language.model.lm_head.weight.T)
+
+
+# ---------------------------------------------------------------------------------------------------- decoding
+
+
+def greedy(vlm: VLM, item, num_tokens: int) -> str:
+    """What ``generate`` computes, the slow way: the whole sequence again for every token, one row at a time."""
+    batch = batch_of(item, size=side(vlm))
+    text = vlm.language.embed(batch.input_ids_KS)
+    visual = vlm.visual_tokens(batch, text)
+    prompt = int((~batch.loss_mask_KS & batch.attention_mask_KS).sum())
+    written: list[int] = []
+    for _ in range(num_tokens):
+        ids = torch.cat([batch.input_ids_KS[:, :prompt], torch.tensor([written], dtype=torch.int64)], 1)
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        x, mask = insert(vlm.language.embed(ids), mask, visual.x_BSD, visual.mask_BS, batch.visual_at_K)
+        token = int(vlm.head(vlm.language.hidden(x, mask)[:, -1], vlm.language).argmax())
+        if token == chat().end_id:
+            break
+        written.append(token)
+    return chat().decode(written)
+
+
+@pytest.mark.parametrize("order", ["question_first", "video_first"])
+@pytest.mark.parametrize("variant", params("kvcache"))
+def test_decoding_with_a_cache_is_argmax_over_the_whole_sequence(variant: Variant, order: str) -> None:
+    """Sequences shorter than any cache's budget: longer ones are each variant's own matter."""
+    vlm = model(Case(order, ()), seed=3)
+    lm = vlm.language
+    room = build.room(variant.settings, num_layers=lm.num_layers, num_kv_heads=lm.num_kv_heads, head_dim=lm.head_dim)
+    long, short = two_clips(vlm)
+    modes = {name: m.training for name, m in vlm.train().named_modules()}
+    found = generate(vlm, chat(), room, batch_of(long, short, size=side(vlm)), 6)
+    assert {name: m.training for name, m in vlm.named_modules()} == modes, "left as it was"
+    vlm.eval()
+    with torch.no_grad():
+        alone = [greedy(vlm, item._replace(rows=[row]), 6) for item in (long, short) for row in item.rows]
+    assert found == alone
+    assert len(set(found)) > 1, "the rows must differ, or this test sees nothing"
+
+
+@pytest.mark.parametrize("variant", params("kvcache"))
+def test_bytes_of_a_cache_are_what_is_allocated(variant: Variant) -> None:
+    lm = shared_model(Case("question_first", ())).language
+    room = build.room(variant.settings, num_layers=lm.num_layers, num_kv_heads=lm.num_kv_heads, head_dim=lm.head_dim)
+    for rows, length in ((1, 7), (3, 12)):
+        kept = room.new()
+        with torch.no_grad():
+            lm.hidden(torch.randn(rows, length, lm.dim), cache=kept)
+        tensors = [t for layer in kept.layers for t in (layer.keys, layer.values)]
+        assert sum(t.untyped_storage().nbytes() for t in tensors) == room.bytes(length, rows)
+
+
+def test_last_true() -> None:
+    mask = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]], dtype=torch.bool)
+    assert last_true(mask).tolist() == [1, 2, 3]

@@ -1,0 +1,175 @@
+"""A config word is a file name, a room's YAML is one flat call of its class, and rooms know only what they may."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from _tiny import CONF, ROOT
+
+from hvlm.config import plan
+from hvlm.schema import is_plain, parameters
+from hvlm.settings import ROOMS
+
+PACKAGE = ROOT / "hvlm"
+# Groups that say how things run: hvlm/settings.py or Hydra reads their YAML; there is no class behind it.
+WITHOUT_PYTHON = {"trainer", "logger", "callback", "sweep", "launcher", "experiment", "debug", "domain"}
+# Several sizes of one class, or several corpora behind one reader: {YAML: Python file it shares}.
+SHARED = {
+    "vision/dinov2_tiny": "vision/dinov2",
+    "vision/dinov2_small": "vision/dinov2",
+    "vision/dinov2_base": "vision/dinov2",
+    "language/smollm2_tiny": "language/smollm2",
+    "language/smollm2_135m": "language/smollm2",
+    "language/smollm2_360m": "language/smollm2",
+    "language/smollm2_1_7b": "language/smollm2",
+}
+# Options with a mandatory value, and one that makes them whole.
+MANDATORY = {"dataset=shards": ["dataset.path=clips"]}
+
+YAMLS = {str(p.relative_to(CONF).with_suffix("")): p for p in sorted(CONF.glob("*/**/*.yaml"))}
+ROOM_YAMLS = [name for name in YAMLS if name.split("/")[0] in ROOMS]
+
+
+def mirrored(name: str) -> str:
+    """``vision/convvit`` or, for public corpora, the one reader of shards."""
+    if name in SHARED:
+        return SHARED[name]
+    settings = yaml.safe_load(YAMLS[name].read_text())
+    is_corpus = name.startswith("dataset/") and settings["_target_"].startswith("hvlm.dataset.shards.")
+    return "dataset/shards" if is_corpus else name
+
+
+def room_files() -> list[str]:
+    """``group/name`` of every Python file that should have a YAML."""
+    files = (p.relative_to(PACKAGE).with_suffix("") for group in ROOMS for p in sorted((PACKAGE / group).glob("*.py")))
+    return [str(f) for f in files if not f.name.startswith("_")]
+
+
+# ---------------------------------------------------------------------------------------------------- conf <-> hvlm
+
+
+def test_groups_are_folders_on_both_sides() -> None:
+    conf = {p.name for p in CONF.iterdir() if p.is_dir()}
+    code = {p.name for p in PACKAGE.iterdir() if p.is_dir() and any(p.glob("*.py"))}
+    assert conf == set(ROOMS) | WITHOUT_PYTHON and code == set(ROOMS)
+
+
+def test_every_python_file_has_a_yaml_and_the_other_way_round() -> None:
+    assert set(room_files()) == {mirrored(name) for name in ROOM_YAMLS}
+    assert set(SHARED) <= set(YAMLS), "an exception that no longer exists"
+
+
+@pytest.mark.parametrize("name", ROOM_YAMLS)
+def test_a_rooms_yaml_is_one_flat_call_of_a_class_in_the_mirrored_file(name: str) -> None:
+    settings = yaml.safe_load(YAMLS[name].read_text())
+    module, _, cls = settings.pop("_target_").rpartition(".")
+    assert module == "hvlm." + mirrored(name).replace("/", ".")
+    made = getattr(importlib.import_module(module), cls)
+    assert made.__module__ == module, "defined there, not imported from elsewhere"
+    for key, value in settings.items():
+        inner = value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]
+        assert all(v is None or isinstance(v, bool | int | float | str) for v in inner), f"{key} is nested"
+        assert not any("${" in v for v in inner if isinstance(v, str)), f"{key} interpolates another room"
+
+    group = name.split("/")[0]
+    known = parameters(made)
+    plain = {n for n, (annotation, _) in known.items() if is_plain(annotation) and n not in ROOMS[group]}
+    assert set(settings) <= plain, "arguments that the class does not have"
+    required = {n for n in plain if known[n][1]}
+    assert required <= set(settings), "arguments without a default and without a value"
+    others = {n for n, (_, needed) in known.items() if needed} - plain - ROOMS[group]
+    assert not others, "arguments that neither the YAML nor hvlm.build can give"
+
+
+@pytest.mark.parametrize("name", list(YAMLS))
+def test_every_option_composes_and_passes_the_checks(name: str) -> None:
+    group, _, option = name.partition("/")
+    override = f"{group}={option}"
+    overrides = [override, *MANDATORY.get(override, [])]
+    for cfg in plan(overrides).values():
+        if group in ROOMS:
+            assert cfg[group]["_target_"] == yaml.safe_load(YAMLS[name].read_text())["_target_"]
+
+
+# ---------------------------------------------------------------------------------------------------- who knows whom
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names that a file imports anywhere, also inside functions: ``from hvlm.dataset import _samples`` gives
+    ``hvlm.dataset._samples``."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                is_module = full.startswith("hvlm.") and is_file(full)
+                yield full if is_module else node.module
+
+
+def is_file(module: str) -> bool:
+    path = ROOT / Path(*module.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+# What a room may import of the project, beside files of its own group. Those that carry tensors know the least.
+OF_THE_PROJECT = {
+    **{room: {"types", "functional", "errors"} for room in ROOMS},
+    "vision": {"types", "functional", "errors", "sources"},
+    "language": {"types", "functional", "errors", "sources"},
+    "stage": {"types", "functional", "errors", "model"},
+    "benchmark": {"types", "errors", "likelihood"},
+}
+# Libraries that decide how a program runs. Stages are LightningModules, and nothing else in a room is.
+RUNNING = {"lightning", "pytorch_lightning", "hydra", "omegaconf", "wandb"}
+ALLOWED = {"stage": {"lightning"}}
+
+
+@pytest.mark.parametrize("path", [p for room in ROOMS for p in sorted((PACKAGE / room).glob("*.py"))], ids=str)
+def test_rooms_know_only_what_they_may(path: Path) -> None:
+    group = path.parent.name
+    for name in imports(path):
+        top, *rest = name.split(".")
+        assert top not in RUNNING - ALLOWED.get(group, set()), f"imports {name}"
+        if top != "hvlm":
+            continue
+        if rest[0] != group:
+            assert rest[0] in OF_THE_PROJECT[group], f"imports {name}"
+        elif len(rest) > 1 and not path.name.startswith("_"):
+            assert rest[1].startswith("_"), f"imports its sibling {name}; shared code belongs into a file _*.py"
+
+
+READS_CFG = {"build", "config", "launch", "chain", "settings"}
+# These take the resolved configuration as a plain mapping: one rebuilds a model from it, one hands it to a logger.
+TAKES_PLAIN_CFG = {"rebuild", "wandblog"}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=str)
+def test_only_a_few_files_read_the_configuration(path: Path) -> None:
+    if path.parent == PACKAGE and path.stem in READS_CFG:
+        return
+    assert not {name.split(".")[0] for name in imports(path)} & {"hydra", "omegaconf"}
+    names = {a.arg for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.arguments)
+             for a in [*node.posonlyargs, *node.args, *node.kwonlyargs]}  # fmt: skip
+    if not (path.parent == PACKAGE and path.stem in TAKES_PLAIN_CFG):
+        assert not names & {"cfg", "conf"}, "takes a configuration instead of plain values"
+
+
+def test_rooms_can_be_imported_without_the_libraries_that_run_things() -> None:
+    """A room works in a notebook that has torch and transformers only."""
+    code = (
+        "import sys, importlib\n"
+        f"for name in {sorted(RUNNING)!r}: sys.modules[name] = None\n"
+        f"for name in {[f.replace('/', '.') for f in room_files() if not f.startswith('stage/')]!r}:\n"
+        "    importlib.import_module('hvlm.' + name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

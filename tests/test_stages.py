@@ -1,0 +1,323 @@
+"""Each stage on a handful of generated clips: what it trains, how fast, and that its loss falls."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+
+from hvlm import build
+from hvlm.chain import every_pair
+from hvlm.config import compose
+from hvlm.datamodule import DataModule
+from hvlm.errors import UserError
+from hvlm.model import VLM
+from hvlm.stage._base import Stage
+from hvlm.types import Batch
+
+LOUD = "stage.trainable={vision:3.0e-3,connector:3.0e-3,language:3.0e-3}"
+
+
+def start(overrides: list[str], *more: str, seed: int = 0) -> tuple[Stage, DataModule]:
+    """A stage around a fresh model, and its reader."""
+    cfg = compose([*overrides, *more])
+    torch.manual_seed(seed)
+    data = build.dataset(cfg)
+    data.prepare(progress=False)
+    chat = build.chat(cfg, data)
+    stage = build.stage(cfg, build.model(cfg, chat), data)
+    return stage, build.datamodule(cfg, stage, data, chat, None)
+
+
+def fit(stage: Stage, data: DataModule | list[Batch], folder: Path, steps: int) -> None:
+    """Train on a reader's batches, or on the given ones."""
+    how = {"datamodule": data} if isinstance(data, DataModule) else {"train_dataloaders": data}
+    lightning.Trainer(
+        accelerator="cpu", max_steps=steps, max_epochs=-1, limit_val_batches=0, logger=False, gradient_clip_val=1.0,
+        enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False, log_every_n_steps=1,
+        use_distributed_sampler=False, default_root_dir=folder,
+    ).fit(stage, **how)  # fmt: skip
+
+
+def loss_of(stage: Stage, batch: Batch) -> float:
+    modes = {m: m.training for m in stage.modules()}
+    stage.eval()
+    with torch.no_grad():
+        total, count, _ = stage.losses(batch)
+    for module, mode in modes.items():
+        module.training = mode
+    return float(total / count)
+
+
+def clips(reading: DataModule, n: int = 8) -> Batch:
+    return next(iter(reading.loader("train", reading.view, None, n)))
+
+
+# ---------------------------------------------------------------------------------------------------- losses
+
+
+@pytest.mark.parametrize(
+    "settings, share",
+    [
+        (["stage=vision"], 0.9),
+        (["stage=align", "stage.converge_to=1.0e-3", LOUD], 0.8),
+        (["stage=sft", LOUD], 0.8),
+        (["stage=sft", LOUD, "connector=mean", "order=video_first"], 0.8),
+        (["stage=sft", LOUD, "connector=patches", "vision=dinov2_tiny", *("vision.image_size=28", "vision.hidden_size=32")], 0.8),
+        (["stage=dpo", LOUD, "stage.beta=0.5"], 0.8),
+    ],
+    ids=lambda value: "-".join(w for w in value if "." not in w) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_the_loss_falls(needles: list[str], tmp_path: Path, settings: list[str], share: float) -> None:
+    common = [o for o in needles if "dinov2_tiny" not in "".join(settings) or not o.startswith("vision.")]
+    steps = 30
+    stage, reading = start(common, *settings, f"stage.steps={steps}")
+    shown = clips(reading, 4)
+    before = loss_of(stage, shown)
+    fit(stage, [shown] * steps, tmp_path, steps)
+    after = loss_of(stage, shown)
+    assert after < share * before, f"{before} -> {after}"
+
+
+def test_align_scores_every_token_and_sft_the_answer(needles: list[str]) -> None:
+    for name, everything in (("align", True), ("sft", False)):
+        stage, reading = start(needles, f"stage={name}")
+        batch = clips(reading)
+        total, count, extras = stage.losses(batch)
+        scored = int((batch.loss_mask_KS & batch.attention_mask_KS).sum())
+        # The token that directly follows the video has no valid place before it in every clip, and is left out.
+        assert int(count) == scored - everything * len(batch.input_ids_KS)
+        logp = stage.model.token_logprobs(batch)
+        assert float(total) == pytest.approx(-float(logp.sum()), rel=1e-5)
+        assert 0 <= float(extras["token_accuracy"]) <= int(count)
+        tokens = int(batch.attention_mask_KS.sum())
+        assert (scored == tokens - len(batch.input_ids_KS)) == everything, "all but each row's first, or the answer"
+
+
+def test_text_only_batches_are_interleaved(needles: list[str]) -> None:
+    _, reading = start(needles, "stage=sft", "stage.steps=200")
+    order = reading.train_dataloader().order
+    share = sum(order.at(step)[0].text for step in range(200)) / 200
+    assert 0.07 < share < 0.21
+    text = next(step for step in range(200) if order.at(step)[0].text)
+    batch = reading.train_dataloader().reader.__getitems__(order.at(text))
+    assert not batch.frame_mask_BT.any() and batch.loss_mask_KS.any()
+
+
+# ---------------------------------------------------------------------------------------------------- what trains
+
+
+def snapshot(stage: Stage) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in stage.named_parameters()}
+
+
+def test_frozen_parts_do_not_move(needles: list[str], tmp_path: Path) -> None:
+    """Not named, or a rate of 0: frozen. The query's projections live in the encoder and train with the connector."""
+    stage, reading = start(
+        needles, "stage=sft", "stage.steps=3", "stage.interleave=0", "stage.trainable.vision=0",
+        "~stage.trainable.language", "stage.trainable.connector=1.0e-2",
+    )  # fmt: skip
+    before = snapshot(stage)
+    fit(stage, reading, tmp_path, 3)
+    moved = {name for name, p in stage.named_parameters() if not torch.equal(p, before[name])}
+    connector = {"model." + name for name, _ in stage.parts()["connector"]}
+    assert moved == connector - {"model.connector.q_init"}  # question_first: the first query comes from the text
+    assert {name for name in moved if name.startswith("model.vision")} == {
+        f"model.vision.query.{name}" for name in ("query_in.weight", "query_out.weight", "query_out.bias")
+    }
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (["stage=sft", "stage.trainable={visions:1.0e-3}"], ["'stage.trainable.visions'", "mean 'stage.trainable.vision'"]),
+        (["stage=sft", "+stage.trainable.visions=1.0e-3"], ["visions", "vision, connector, language"]),
+        (["stage=sft", "+stage.trainable.heads=1.0e-3"], ["heads", "vision, connector, language"]),
+        (["stage=vision", "+stage.trainable.head=1.0e-3"], ["head", "language, heads"]),
+        (["stage=sft", "stage.trainable={vision:0,connector:0,language:0}"], ["freezes everything"]),
+        (["stage=sft", "stage.converge_to=1.0e-4"], ["converge_to", "converging"]),
+        (["stage=align", "stage.converge_to=null"], ["converge_to", "converging"]),
+        (["stage=sft", "stage.schedule=cosin"], ["stage.schedule=cosin", "cosine"]),
+    ],
+)
+def test_mistakes_are_refused_by_name(needles: list[str], settings: list[str], words: list[str]) -> None:
+    with pytest.raises(UserError) as refused:
+        start(needles, *settings)
+    for word in words:
+        assert word in str(refused.value)
+
+
+# ---------------------------------------------------------------------------------------------------- optimiser
+
+
+def rates(stage: Stage, steps: int) -> dict[str, list[float]]:
+    """{part: learning rate at every step}, from the optimiser and scheduler themselves."""
+    made = stage.configure_optimizers()
+    optimizer, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    found: dict[str, list[float]] = {}
+    for _ in range(steps + 1):
+        for part, rate in {g["name"]: g["lr"] for g in optimizer.param_groups}.items():
+            found.setdefault(part, []).append(rate)
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+def test_converging_rates_meet_at_the_target(needles: list[str]) -> None:
+    """fVLM: after the warm-up every part moves monotonously from its own rate to the common one."""
+    peaks = {"vision": 1e-5, "connector": 1e-3, "language": 1e-4}
+    named = ",".join(f"{part}:{rate}" for part, rate in peaks.items())
+    stage, _ = start(
+        needles, "stage=align", f"stage.trainable={{{named}}}", "stage.converge_to=1.0e-4", "stage.steps=100",
+        "stage.warmup=0.1",
+    )  # fmt: skip
+    found = rates(stage, 100)
+    for part, peak in peaks.items():
+        warm, rest = found[part][:10], found[part][10:]
+        assert warm == sorted(warm) and 0 < warm[0] < warm[-1] < peak and rest[0] == pytest.approx(peak)
+        assert rest == sorted(rest, reverse=peak > 1e-4), "monotone"
+        assert rest[-1] == pytest.approx(1e-4, rel=1e-6)
+        assert rest[45] == pytest.approx((peak + 1e-4) / 2), "half-way on the cosine"
+
+
+def test_cosine_and_constant_rates(needles: list[str]) -> None:
+    stage, _ = start(needles, "stage=sft", "stage.steps=40", "stage.floor=0.1", "stage.warmup=0")
+    found = rates(stage, 40)["language"]
+    assert found == sorted(found, reverse=True) and found[0] == 3e-5 and found[-1] == pytest.approx(3e-6)
+    stage, _ = start(needles, "stage=sft", "stage.steps=10", "stage.schedule=constant", "stage.warmup=0")
+    assert set(rates(stage, 10)["vision"]) == {3e-5}
+
+
+def test_vectors_are_not_decayed(needles: list[str]) -> None:
+    stage, _ = start(needles, "stage=sft", "stage.weight_decay=0.5")
+    groups = stage.configure_optimizers()["optimizer"].param_groups
+    decayed = {id(p) for g in groups if g["weight_decay"] == 0.5 for p in g["params"]}
+    spared = {id(p) for g in groups if g["weight_decay"] == 0.0 for p in g["params"]}
+    names = {id(p): n for n, p in stage.named_parameters()}
+    assert not decayed & spared and decayed | spared == set(names), "every parameter in exactly one group"
+    for key, name in names.items():
+        is_vector = name.endswith(("bias", "norm.weight", "norm1.weight", "norm2.weight", "layernorm.weight")) or (
+            ".q_static" in name or ".q_init" in name or ".stem." in name and stage.get_parameter(name).ndim == 1
+        )
+        assert (key in spared) == is_vector, name
+
+
+# ---------------------------------------------------------------------------------------------------- DPO
+
+
+def swapped(batch: Batch) -> Batch:
+    """Chosen and rejected rows change places."""
+    index = torch.arange(len(batch.clip_K)).view(-1, 2).flip(1).flatten()
+    return batch._replace(
+        input_ids_KS=batch.input_ids_KS[index], attention_mask_KS=batch.attention_mask_KS[index],
+        loss_mask_KS=batch.loss_mask_KS[index], clip_K=batch.clip_K[index], visual_at_K=batch.visual_at_K[index],
+        rows=[batch.rows[i] for i in index.tolist()],
+    )  # fmt: skip
+
+
+def perturb(model: VLM) -> None:
+    torch.manual_seed(5)
+    for parameter in model.parameters():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+
+
+def values(stage: Stage, batch: Batch) -> dict[str, float]:
+    stage.eval()
+    with torch.no_grad():
+        total, count, extras = stage.losses(batch)
+    return {name: float(value / count) for name, value in {"loss": total, **extras}.items()}
+
+
+def test_dpo_starts_at_ln_2_and_a_swap_flips_the_margin(needles: list[str]) -> None:
+    stage, reading = start(needles, "stage=dpo", "stage.beta=0.5")
+    batch = clips(reading)
+    assert [row["role"] for row in batch.rows[:4]] == ["chosen", "rejected"] * 2
+    first = values(stage, batch)
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert first["reward_margin"] == pytest.approx(0, abs=1e-6)
+
+    perturb(stage.model)
+    one, other = values(stage, batch), values(stage, swapped(batch))
+    assert abs(one["reward_margin"]) > 1e-3
+    assert one["reward_margin"] == pytest.approx(-other["reward_margin"], rel=1e-5)
+    assert one["reward_chosen"] == pytest.approx(other["reward_rejected"], rel=1e-5)
+    assert one["reward_accuracy"] == pytest.approx(1 - other["reward_accuracy"])
+
+
+def test_dpo_is_its_formula(needles: list[str]) -> None:
+    stage, reading = start(needles, "stage=dpo", "stage.beta=0.3", "stage.nll_weight=0.7")
+    batch = clips(reading)
+    with torch.no_grad():
+        before = stage.model.eval().token_logprobs(batch).sum(1)
+        perturb(stage.model)
+        after = stage.model.token_logprobs(batch).sum(1)
+    reward = 0.3 * (after - before)
+    tokens = batch.loss_mask_KS.sum(1)[0::2]
+    by_hand = -torch.nn.functional.logsigmoid(reward[0::2] - reward[1::2]) + 0.7 * -after[0::2] / tokens
+    assert values(stage, batch)["loss"] == pytest.approx(float(by_hand.mean()), rel=1e-5)
+
+
+def test_dpo_reference_precomputed_equals_a_copy(needles: list[str], tmp_path: Path) -> None:
+    """The same losses before and after training on them, and the table holds every pair that can be drawn."""
+    results: list[Any] = []
+    for reference in ("copy", "precomputed"):
+        stage, reading = start(needles, "stage=dpo", f"stage.reference={reference}", LOUD, "stage.steps=4")
+        batch = clips(reading)
+        stage.eval()
+        if reference == "precomputed":
+            with pytest.raises(KeyError, match="no reference log-prob"):
+                stage.losses(batch)
+        stage.prepare(lambda reading=reading, stage=stage: every_pair(reading, stage))
+        assert (len(stage.table) > 0) == (reference == "precomputed")
+        fit(stage, reading, tmp_path, 4)
+        results.append((values(stage, batch), {n: p.clone() for n, p in stage.named_parameters()}))
+        names = stage.state_dict()
+        assert all(name.startswith("model.") for name in names), "the reference is not part of a checkpoint"
+    (one, weights), (other, same_weights) = results
+    assert one == pytest.approx(other, rel=1e-4, abs=1e-6) and one["reward_margin"] != 0
+    for name, value in weights.items():
+        torch.testing.assert_close(value, same_weights[name], rtol=0, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------- vision
+
+
+def test_vision_heads_answer_for_every_cell(needles: list[str]) -> None:
+    from hvlm.stage.vision import to_cells
+
+    x = torch.arange(2 * 3 * (2 * 2) * (4 * 5)).view(2, 3 * 4, 20)
+    cells = to_cells(x, (2, 3, 2, 2), 2)
+    assert cells.shape == (2, 3, 4, 4, 5)
+    # Token (row 1, column 0) of frame 2, its part (0, 1) -> cell (2, 1).
+    assert torch.equal(cells[1, 2, 2, 1], x[1, 2 * 4 + 2].view(2, 2, 5)[0, 1])
+
+    stage, reading = start(needles, "stage=vision")
+    batch = clips(reading, 4)
+    b, t = batch.frame_mask_BT.shape
+    assert batch.labels["shape"].shape == (b, t, 4, 4) and (batch.labels["shape"] > 0).any()
+    with torch.enable_grad():
+        total, count, extras = stage.losses(batch)
+    things = int((batch.labels["shape"] > 0).sum())
+    empty = b * t * 16 - things
+    assert float(count) == pytest.approx(things + 0.15 * empty, rel=1e-5)
+    assert 0 <= float(extras["object_accuracy"] / count) <= 1
+    (total / count).backward()
+    used = {n.split(".")[1] for n, p in stage.named_parameters() if p.grad is not None and p.grad.any() and n[0] == "m"}
+    assert used == {"vision"} and stage.patch_heads.weight.grad.any()
+
+    # Padded frames: neither their pixels nor their labels count.
+    mask = batch.frame_mask_BT.clone()
+    mask[:, -1] = False
+    labels = {name: value.clone() for name, value in batch.labels.items()}
+    for value in labels.values():
+        value[:, -1] = -100
+    shorter = batch._replace(frame_mask_BT=mask, labels=labels)
+    cut = batch._replace(
+        frames_BTCHW=batch.frames_BTCHW[:, :-1], frame_time_BT=batch.frame_time_BT[:, :-1],
+        frame_mask_BT=batch.frame_mask_BT[:, :-1], labels={n: v[:, :-1] for n, v in batch.labels.items()},
+    )  # fmt: skip
+    assert loss_of(stage, shorter) == pytest.approx(loss_of(stage, cut), rel=1e-5)

@@ -1,0 +1,99 @@
+"""logger=wandb, offline: what lands in the run folder, stage by stage."""
+
+import json
+import os
+
+import pytest
+import wandb
+from lightning.pytorch.loggers import WandbLogger
+
+from hvlm import chain
+from hvlm.chain import closing
+from hvlm.config import compose
+from hvlm.errors import UserError
+from hvlm.wandblog import wandb_logger
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch, tmp_path):
+    """Nobody is logged in, and what the loggers put into the environment goes away again."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("WANDB_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, "set by the logger")
+    yield
+    wandb.teardown()
+
+
+def logged(folder):
+    """Everything that W&B wrote down in a stage's folder, as bytes. Of one run, or the test fails."""
+    wandb.teardown()  # its service process writes behind our back; now it is done
+    (log,) = folder.glob("wandb/offline-run-*/*.wandb")
+    return log.read_bytes()
+
+
+def test_one_run_per_stage(tmp_path):
+    cfg = compose(["logger=wandb", "seed=77", "logger.tags=[first]", "run=demo"])
+    loggers = []
+    for stage in ("align", "sft"):
+        folder = tmp_path / "demo" / stage
+        folder.mkdir(parents=True)
+        logger = wandb_logger(cfg, folder, fresh=True)
+        assert isinstance(logger, WandbLogger)
+        with closing([logger]):
+            logger.log_metrics({"train/loss": 1.5}, step=3)
+        run = logger.experiment
+        assert (run.name, run.group, run.project, run.tags) == (f"demo/{stage}", "demo", "hvlm", ("first",))
+        assert run.config["seed"] == 77 and run.config["connector"]["mode"] == "coarse_fine"
+        assert os.environ["WANDB_DATA_DIR"] == str(folder / "wandb-data")
+        loggers.append(logger)
+    assert loggers[0].experiment.id != loggers[1].experiment.id
+    assert wandb.run is None, "the next stage must not write into this one's run"
+    for stage in ("align", "sft"):
+        written = logged(tmp_path / "demo" / stage)
+        assert b"coarse_fine" in written and b"train/loss" in written and f"demo/{stage}".encode() in written
+
+
+def test_a_continued_stage_is_the_same_run(tmp_path):
+    cfg = compose(["logger=wandb", "logger.group=sweep"])
+    ids = []
+    for fresh in (True, False, True):
+        logger = wandb_logger(cfg, tmp_path, fresh)
+        with closing([logger]):
+            ids.append(logger.experiment.id)
+        assert logger.experiment.group == "sweep"
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_a_run_that_fails_is_ended_as_failed(tmp_path):
+    logger = wandb_logger(compose(["logger=wandb"]), tmp_path)
+    codes, finish = [], logger.experiment.finish
+    logger.experiment.finish = lambda exit_code: codes.append(exit_code) or finish(exit_code)
+    with pytest.raises(SystemExit), closing([logger]):
+        raise SystemExit(143)
+    assert codes == [1] and wandb.run is None
+
+
+def test_errors(tmp_path):
+    (tmp_path / "wandb-data").write_text("in the way")
+    with pytest.raises(UserError, match="wandb-data is not writable"):
+        wandb_logger(compose(["logger=wandb"]), tmp_path)
+    (tmp_path / "wandb-data").unlink()
+    with pytest.raises(UserError, match=r"logger=wandb: .*wandb login.*logger\.offline=true"):
+        wandb_logger(compose(["logger=wandb", "logger.offline=false"]), tmp_path)
+
+
+def test_training_fills_it(tmp_path, needles, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    chain.run(["stage=sft", "stage.steps=2", "stage.batch_size=4", "run=w", "logger=wandb", "evaluate=false", *needles])
+    stage = tmp_path / "runs" / "w" / "sft"
+    written = logged(stage)
+    for name in ("grad_norm", "lr/connector", "samples_per_s", "gaze/entropy_fine", "val/loss", "clips"):
+        assert name.encode() in written, name
+    tables = [json.loads(p.read_text()) for p in stage.glob("wandb/offline-run-*/files/media/table/*.json")]
+    assert tables and all(table["columns"] == ["clip", "question", "answer", "prediction"] for table in tables)
+    videos = {video.read_bytes() for video in stage.glob("clips/*.mp4")}
+    staged = {path.read_bytes() for path in (stage / "wandb-data/artifacts/staging").iterdir()}
+    assert videos and videos <= staged, "what `wandb sync` uploads for the table lies in the run folder"
+    assert (stage / "metrics.csv").exists() and (stage / "metrics.jsonl").exists()
