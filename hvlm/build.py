@@ -10,7 +10,7 @@ from typing import Any
 from hvlm.datamodule import DataModule
 from hvlm.errors import UserError
 from hvlm.language._chat import Chat
-from hvlm.model import VLM
+from hvlm.model import VLM, Encoder
 from hvlm.schema import parameters
 from hvlm.stage._base import Stage
 
@@ -40,6 +40,11 @@ def chat(cfg: Mapping[str, Any], data: Any) -> Chat:
     return importlib.import_module(module).chat_for(cfg["language"], data.texts)
 
 
+def encoder(cfg: Mapping[str, Any]) -> Encoder:
+    """What stage 0 trains: no language model is built, loaded or stored for it."""
+    return Encoder(room(cfg["vision"]))
+
+
 def model(cfg: Mapping[str, Any], chat: Chat, weights: bool = True) -> VLM:
     """The backbone. ``weights=False`` leaves out pretrained weights, for a checkpoint is going to bring its own."""
     order = cfg["order"]
@@ -66,7 +71,7 @@ def kvcache(cfg: Mapping[str, Any], vlm: VLM) -> Any:
     return room(cfg["kvcache"], num_layers=lm.num_layers, num_kv_heads=lm.num_kv_heads, head_dim=lm.head_dim)
 
 
-def stage(cfg: Mapping[str, Any], vlm: VLM, data: Any) -> Stage:
+def stage(cfg: Mapping[str, Any], vlm: VLM | Encoder, data: Any) -> Stage:
     module, name = cfg["stage"]["_target_"].rsplit(".", 1)
     per_patch = getattr(importlib.import_module(module), name).view == "patches"
     built = room(cfg["stage"], model=vlm, labels=data.label_counts() if per_patch else None)
@@ -77,7 +82,9 @@ def stage(cfg: Mapping[str, Any], vlm: VLM, data: Any) -> Stage:
     return built
 
 
-def datamodule(cfg: Mapping[str, Any], training: Stage, data: Any, chat: Chat, quarantine: Path | None) -> DataModule:
+def datamodule(
+    cfg: Mapping[str, Any], training: Stage, data: Any, chat: Chat | None, quarantine: Path | None
+) -> DataModule:
     """The reader for a stage: what it shows (captions, questions, pairs, patches) and how much of it at a time."""
     vision = training.model.vision
     grid = None
@@ -104,7 +111,7 @@ def reader(cfg: Mapping[str, Any], vlm: VLM, data: Any, chat: Chat) -> DataModul
     return DataModule(data, chat, **plain, **_reading(cfg, vlm))
 
 
-def _reading(cfg: Mapping[str, Any], vlm: VLM) -> dict[str, Any]:
+def _reading(cfg: Mapping[str, Any], vlm: VLM | Encoder) -> dict[str, Any]:
     return {
         "order": cfg["order"],
         "num_workers": cfg["trainer"]["num_workers"],

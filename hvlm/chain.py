@@ -1,4 +1,4 @@
-"""One command, several stages: each starts from the weights of the one before, in a folder that remembers what is done."""
+"""One command, several stages: each starts from the weights of the one before; its folder remembers what is done."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from hvlm import build, results
-from hvlm.checkpoint import load_checkpoint, load_into, load_weights, weights_hash
+from hvlm.checkpoint import load_into, load_weights, weights_hash
 from hvlm.cliptable import ClipTable
 from hvlm.config import plan, stage_name
 from hvlm.errors import UserError
 from hvlm.language._chat import Chat
 from hvlm.metrics import FileLogger
 from hvlm.monitor import Norms, Throughput, progress
-from hvlm.rebuild import run_benchmark
+from hvlm.rebuild import card_of, run_benchmark
 from hvlm.rundir import RunDir, default_run
 from hvlm.stage._base import Stage
 from hvlm.stops import GracefulStop, RngState
@@ -105,22 +105,35 @@ def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None) 
         state = {k.removeprefix("model."): v for k, v in stage.state_dict().items() if k.startswith("model.")}
         metrics = {k: float(v) for v in validated for k, v in v.items()}
         folder.finish(weights_hash(state), trainer.global_step, seconds)
-        shown = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
-        log.info(f"{folder.path.name}: done in {seconds:.0f} s; {shown}")
+        shown = [f"done in {seconds:.0f} s", *(f"{k} {v:.4g}" for k, v in metrics.items())]
+        log.info(f"{folder.path.name}: {', '.join(shown)}")
     trainer.strategy.barrier()
 
 
-def start_stage(cfg: Mapping[str, Any], data: Any, init_from: Path | None) -> tuple[Stage, Chat]:
-    """The stage around a backbone with its starting weights, and the tokenizer that belongs to them."""
-    if init_from is None:
+def start_stage(cfg: Mapping[str, Any], data: Any, init_from: Path | None) -> tuple[Stage, Chat | None]:
+    """The stage around a backbone with its starting weights, and the tokenizer that belongs to them (None: no text).
+
+    A checkpoint of stage 0 holds the encoder alone: everything else then starts as it would without ``init_from``.
+    """
+    name = stage_name(cfg)
+    card = None if init_from is None else card_of(init_from)
+    if name == "vision":
+        chat, model = None, build.encoder(cfg)
+    elif card is None or card["stage"] == "vision":
         chat = build.chat(cfg, data)
         model = build.model(cfg, chat)
     else:
-        chat = Chat.from_json(load_checkpoint(init_from)["hvlm"]["chat"])
+        chat = Chat.from_json(card["chat"])
         model = build.model(cfg, chat, weights=False)
-        load_into(model, load_weights(init_from), init_from)
+    if init_from is not None:
+        weights = load_weights(init_from)
+        if card["stage"] == "vision" or name == "vision":
+            encoder = {k.removeprefix("vision."): v for k, v in weights.items() if k.startswith("vision.")}
+            load_into(model.vision, encoder, init_from)
+        else:
+            load_into(model, weights, init_from)
     stage = build.stage(cfg, model, data)
-    stage.card = {"config": dict(cfg), "chat": chat.to_json(), "stage": stage_name(cfg)}
+    stage.card = {"config": dict(cfg), "chat": None if chat is None else chat.to_json(), "stage": name}
     return stage, chat
 
 
@@ -128,7 +141,7 @@ def start_stage(cfg: Mapping[str, Any], data: Any, init_from: Path | None) -> tu
 
 
 def loggers(cfg: Mapping[str, Any], folder: RunDir, fresh: bool) -> list[Logger]:
-    """CSV and JSONL always; Weights & Biases beside them with ``logger=wandb``. ``fresh``: no checkpoint is continued."""
+    """CSV and JSONL always, Weights & Biases beside them with ``logger=wandb``. ``fresh``: nothing is continued."""
     made: list[Logger] = [FileLogger(folder.path, fresh)]
     if cfg["logger"]["name"] == "wandb":
         from hvlm.wandblog import wandb_logger
@@ -185,9 +198,9 @@ def every_pair(reading: Any, stage: Stage) -> Any:
 
 
 def describe(stage: Stage) -> str:
-    parts = {name: sum(p.numel() for _, p in members) for name, members in stage.parts().items()}
-    return ", ".join(
-        f"{name} {count / 1e6:.2f} M {'at ' + format(stage.trainable[name], 'g') if name in stage.trainable else 'frozen'}"
-        for name, count in parts.items()
-    )
-
+    """Every part with its size and its learning rate, in words."""
+    said = []
+    for name, members in stage.parts().items():
+        rate = f"at {stage.trainable[name]:g}" if name in stage.trainable else "frozen"
+        said.append(f"{name} {sum(p.numel() for _, p in members) / 1e6:.2f} M {rate}")
+    return ", ".join(said)

@@ -162,7 +162,8 @@ def explain(error: Exception, overrides: Sequence[str], config_name: str = "trai
         if "Could not append" in text:
             return UserError(f"{override}: '{key}' exists already; write it without the +")
         if "Could not override" in text or "No match in the defaults list" in text:
-            key = getattr(cause, "full_key", None) or key  # stage.trainable={visions:1}: the word inside is the unknown one
+            # stage.trainable={visions:1}: the unknown word is the one inside
+            key = getattr(cause, "full_key", None) or key
             return UserError(f"unknown key '{key}';{_near_key(key, config_name, overrides, override)}")
     lines = [*text.splitlines(), *(str(cause).splitlines() if isinstance(cause, OmegaConfBaseException) else [])]
     return UserError(": ".join(dict.fromkeys(line.strip() for line in lines if line.strip())))

@@ -19,7 +19,7 @@ from hvlm.dataset._loader import Loader, StreamLoader
 from hvlm.dataset._order import InOrder, Order
 from hvlm.dataset._quarantine import Quarantine
 from hvlm.dataset._reader import Reader, Show
-from hvlm.dataset._shards import Manifest
+from hvlm.dataset._shards import Manifest, ShardSplit
 from hvlm.dataset._stream import Stream
 from hvlm.dataset._views import VIEWS
 from hvlm.dataset.shards import Shards
@@ -132,8 +132,7 @@ class DataModule(lightning.LightningDataModule):
         indices = [i for i, domain in enumerate(clips.domains) if domain in wanted][: self.val_clips]
         indices = indices[: len(indices) // world * world]  # so that every process has as many batches as the others
         sampler = InOrder(indices, batch_size=self.batch_size, rank=rank, world=world)
-        reader = Reader(clips, None, self._show(self.view, self.rows_per_clip), self._new_quarantine(), replace=False, cache_bytes=self.cache_bytes)
-        return Loader(reader, sampler, num_workers=self.num_workers, timeout=self.timeout)
+        return self._once(clips, self._show(self.view, self.rows_per_clip), sampler)
 
     def loader(
         self, split: str, view: str, rows_per_clip: int | None, batch_size: int, limit: int | None = None
@@ -147,8 +146,7 @@ class DataModule(lightning.LightningDataModule):
             self.prepare_data()
         clips = self._manifest.split(split)
         sampler = InOrder(range(len(clips))[:limit], batch_size=batch_size)
-        reader = Reader(clips, None, self._show(view, rows_per_clip), self._new_quarantine(), replace=False, cache_bytes=self.cache_bytes)
-        return Loader(reader, sampler, num_workers=self.num_workers, timeout=self.timeout)
+        return self._once(clips, self._show(view, rows_per_clip), sampler)
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
@@ -195,6 +193,11 @@ class DataModule(lightning.LightningDataModule):
             grid=self.grid,
             seed=self.seed,
         )
+
+    def _once(self, clips: ShardSplit, show: Show, sampler: InOrder) -> Loader:
+        """Clips as they are, none replaced by another."""
+        reader = Reader(clips, None, show, self._new_quarantine(), replace=False, cache_bytes=self.cache_bytes)
+        return Loader(reader, sampler, num_workers=self.num_workers, timeout=self.timeout)
 
     def _stream(self, show: Show, rank: int, world: int) -> StreamLoader:
         if self.interleave > 0:

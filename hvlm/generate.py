@@ -16,8 +16,8 @@ from hvlm.types import Batch
 def generate(model: VLM, chat: Chat, kvcache: Any, batch: Batch, max_new_tokens: int) -> list[str]:
     """What the model answers to every text row of ``batch``, whose answer (if it has one) is cut off first.
 
-    The prompt goes through once; every further token costs one position. ``kvcache`` is the room that says what decoding
-    keeps. The model's mode (training or not), part by part, is the same afterwards.
+    The prompt goes through once; every further token costs one position. ``kvcache`` is the room that says what
+    decoding keeps. The model's mode (training or not), part by part, is the same afterwards.
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()

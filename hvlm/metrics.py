@@ -24,8 +24,8 @@ class FileLogger(Logger):
     """metrics.jsonl grows by one line {"step": ..., name: value, ...} per logging step, flushed at once. metrics.csv is
     made from it: when training or a validation ends, and about every half minute on the way.
 
-    A run that was stopped and continues keeps its history (Lightning's CSV logger would start the file anew). Steps that
-    were done twice stand twice in the JSONL, and the later value is the valid one; the CSV has one row per step.
+    A run that was stopped and continues keeps its history (Lightning's CSV logger would start the file anew). Steps
+    that were done twice stand twice in the JSONL, and the later value is the valid one; the CSV has one row per step.
     ``fresh``: nothing is continued, so what an earlier attempt left behind goes.
     """
 

@@ -100,6 +100,14 @@ class VLM(nn.Module):
         return self.targets(batch._replace(loss_mask_KS=first)).logits_MV.log_softmax(-1)
 
 
+class Encoder(nn.Module):
+    """The vision room alone, under the name that it has in the backbone: what stage 0 trains and stores."""
+
+    def __init__(self, vision: nn.Module):
+        super().__init__()
+        self.vision = vision
+
+
 def prefix_of(batch: Batch, text_KSD: Tensor) -> Prefix:
     """The text before the video, cut to the longest."""
     width = int(batch.visual_at_K.max())
@@ -107,7 +115,9 @@ def prefix_of(batch: Batch, text_KSD: Tensor) -> Prefix:
     return Prefix(text_KSD[:, :width], mask, batch.clip_K)
 
 
-def insert(text_KSD: Tensor, text_mask_KS: Tensor, x_KVD: Tensor, mask_KV: Tensor, at_K: Tensor) -> tuple[Tensor, Tensor]:
+def insert(
+    text_KSD: Tensor, text_mask_KS: Tensor, x_KVD: Tensor, mask_KV: Tensor, at_K: Tensor
+) -> tuple[Tensor, Tensor]:
     """Put the visual tokens of row k after its first ``at_K[k]`` text tokens: x [K, S+V, D], mask [K, S+V]."""
     s, v = text_KSD.shape[1], x_KVD.shape[1]
     place = torch.arange(s + v, device=text_KSD.device).expand(len(text_KSD), -1)
@@ -119,7 +129,7 @@ def insert(text_KSD: Tensor, text_mask_KS: Tensor, x_KVD: Tensor, mask_KV: Tenso
     return both.gather(1, source.unsqueeze(-1).expand(-1, -1, both.shape[-1])), mask.gather(1, source)
 
 
-def named_parts(model: VLM) -> dict[str, list[tuple[str, nn.Parameter]]]:
+def named_parts(model: VLM | Encoder) -> dict[str, list[tuple[str, nn.Parameter]]]:
     """Parameters by part. The query's own projections live in the encoder but train with the connector."""
     parts: dict[str, list[tuple[str, nn.Parameter]]] = {name: [] for name in PARTS}
     for name, parameter in model.named_parameters():

@@ -1,7 +1,8 @@
 """What a training run shows of itself: a bar or lines, and its speed, gradients and learning rates as numbers.
 
 Metric names: ``train/loss``, ``val/loss``, ... come from the stages; here ``samples_per_s`` (clips per second over all
-processes), ``grad_norm`` (before clipping) and ``lr/<part>`` are added. Files: ``hvlm.metrics``; clips with answers: ``hvlm.cliptable``.
+processes), ``grad_norm`` (before clipping) and ``lr/<part>`` are added. Files: ``hvlm.metrics``; clips with answers:
+``hvlm.cliptable``.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ LOG_LINES = (
 WARNINGS = (
     r"Checkpoint directory .* exists and is not empty",  # of course: the run continues
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # between Lightning and torch
+    r"Total length of `\w+` across ranks is zero",  # data without a val split; hvlm.datamodule says so
     r"You're resuming from a checkpoint that ended before the epoch ended",  # hvlm.datamodule keeps the place exactly
 )
 

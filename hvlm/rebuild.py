@@ -24,19 +24,24 @@ from hvlm.trainer import choose_precision
 log = logging.getLogger(__name__)
 
 
-def stored_config(path: str | Path) -> dict[str, Any]:
-    """The resolved configuration that a checkpoint (or the run folder that holds it) was trained with."""
+def card_of(path: str | Path) -> dict[str, Any]:
+    """What a checkpoint (or the run folder that holds it) says of itself: config, chat (JSON or None) and stage."""
     card = load_checkpoint(path).get("hvlm")
     if card is None:
         raise UserError(f"{path}: holds no configuration; expected a checkpoint that train.py wrote")
-    return card["config"]
+    return card
+
+
+def stored_config(path: str | Path) -> dict[str, Any]:
+    """The resolved configuration that a checkpoint was trained with."""
+    return card_of(path)["config"]
 
 
 def overlay(stored: Mapping[str, Any], given: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The stored configuration with what the command line says in its place.
 
-    ``benchmark=needles`` replaces a whole room, ``dataset.set=hard`` one value of the stored one. ``given`` is the checked
-    configuration that the overrides make by themselves; it supplies the values.
+    ``benchmark=needles`` replaces a whole room, ``dataset.set=hard`` one value of the stored one. ``given`` is the
+    checked configuration that the overrides make by themselves; it supplies the values.
     """
     merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in stored.items()}
     for override in overrides:
@@ -60,7 +65,10 @@ def overlay(stored: Mapping[str, Any], given: Mapping[str, Any], overrides: Sequ
 
 def rebuild(path: str | Path, cfg: Mapping[str, Any]) -> tuple[VLM, Chat]:
     """The model that ``cfg`` describes with the checkpoint's weights, and the checkpoint's tokenizer."""
-    chat = Chat.from_json(load_checkpoint(path)["hvlm"]["chat"])
+    card = card_of(path)
+    if card["chat"] is None:
+        raise UserError(f"{path}: is of stage {card['stage']}, which has no language model; name a later stage's")
+    chat = Chat.from_json(card["chat"])
     model = build.model(cfg, chat, weights=False)
     load_into(model, load_weights(path), path)
     return model, chat
@@ -69,7 +77,7 @@ def rebuild(path: str | Path, cfg: Mapping[str, Any]) -> tuple[VLM, Chat]:
 def run_benchmark(
     path: str | Path, cfg: Mapping[str, Any], out: Path, command: str | None = None
 ) -> list[results.Record]:
-    """Evaluate a checkpoint on ``cfg``'s benchmark and dataset: results.json, predictions.jsonl and report.md in ``out``."""
+    """Evaluate a checkpoint on ``cfg``'s benchmark and dataset; results, predictions and report go into ``out``."""
     model, chat = rebuild(path, cfg)
     precision, why = choose_precision(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])
     log.info(f"evaluating {path} in {precision}: {why}")
@@ -103,7 +111,9 @@ def variant_name(cfg: Mapping[str, Any]) -> str:
     return connector.get("mode") or connector["_target_"].split(".")[2]
 
 
-def write_answers(path: str | Path, cfg: Mapping[str, Any], out: Path, max_new_tokens: int = 32) -> list[dict[str, str]]:
+def write_answers(
+    path: str | Path, cfg: Mapping[str, Any], out: Path, max_new_tokens: int = 32
+) -> list[dict[str, str]]:
     """The model's own answers to the benchmark's clips, one JSON line per question, in ``out/answers.jsonl``."""
     model, chat = rebuild(path, cfg)
     data = build.dataset(cfg)

@@ -123,8 +123,8 @@ def percent(share: float) -> str:
 
 
 def read_metrics(folder: Path) -> dict[str, Series]:
-    """All logged numbers of a stage: {name: [(step, value), ...]}. Of a step that was done twice the later value counts;
-    what is not finite is left out."""
+    """All logged numbers of a stage: {name: [(step, value), ...]}. Of a step that was done twice the later value
+    counts; what is not finite is left out."""
     values: dict[str, dict[int, float]] = {}
     for line in read_lines(folder):
         for name, value in line.items():

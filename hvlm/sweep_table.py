@@ -35,11 +35,16 @@ def row(job: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
 
 
 def table(title: str, jobs: Sequence[Mapping[str, Any]]) -> Table:
-    """For the screen: one line per job."""
+    """For the screen: one line per job, with the overrides that differ between them; the common ones stand below."""
+    common = set.intersection(*(set(job["overrides"]) for job in jobs)) if len(jobs) > 1 else set()
     shown = Table(*COLUMNS, title=title)
     for job in jobs:
-        overrides, status, *rest = (cell.replace("[", r"\[") for cell in row(job))
+        own = [o for o in job["overrides"] if o not in common]
+        overrides, status, *rest = (cell.replace("[", r"\[") for cell in row({**job, "overrides": own}))
         shown.add_row(overrides, f"[{COLOURS[status]}]{status}[/]", *rest)
+    if common:
+        same = " ".join(o for o in jobs[0]["overrides"] if o in common)
+        shown.caption = f"all: {same}".replace("[", r"\[")
     return shown
 
 

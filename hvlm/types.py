@@ -72,7 +72,7 @@ class Tokens(NamedTuple):
 
     @classmethod
     def of_frames(cls, x_BTND: Tensor, time_BT: Tensor, mask_BT: Tensor, grid: tuple[int, int] | None) -> Tokens:
-        """Flatten per-frame tokens in time order. ``grid`` = (rows, columns) of the patches, None for one centred token."""
+        """Flatten per-frame tokens in time order. ``grid``: (rows, columns) of the patches; None: a centred token."""
         b, t, n, d = x_BTND.shape
         dev = x_BTND.device
         if grid is None:
@@ -96,9 +96,9 @@ class Patches(NamedTuple):
     """What vision (and the merger) hand to the connector.
 
     tokens: patch features, frame by frame. frame_time_BT, frame_mask_BT: as in :class:`Batch`.
-    gaze: carries queries [F, Q, D] (``F = B * T`` frames, ``Q`` queries each) through the encoder's layers over the cached
-        keys and values of its patches: (z [F, Q, dim], with ``return_entropy=True`` the mean attention entropy in nats,
-        else None). The field is None unless the connector asked for it (``wants_gaze``).
+    gaze: carries queries [F, Q, D] (``F = B * T`` frames, ``Q`` queries each) through the encoder's layers over the
+        cached keys and values of its patches: (z [F, Q, dim], with ``return_entropy=True`` the mean attention entropy in
+        nats, else None). The field is None unless the connector asked for it (``wants_gaze``).
     """
 
     tokens: Tokens

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from hvlm import build
-from hvlm.chain import every_pair
+from hvlm.chain import every_pair, start_stage
 from hvlm.config import compose
 from hvlm.datamodule import DataModule
 from hvlm.errors import UserError
@@ -22,19 +24,31 @@ from hvlm.types import Batch
 LOUD = "stage.trainable={vision:3.0e-3,connector:3.0e-3,language:3.0e-3}"
 
 
-def start(overrides: list[str], *more: str, seed: int = 0) -> tuple[Stage, DataModule]:
+def start(overrides: list[str], *more: str) -> tuple[Stage, DataModule]:
     """A stage around a fresh model, and its reader."""
     cfg = compose([*overrides, *more])
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     data = build.dataset(cfg)
     data.prepare(progress=False)
-    chat = build.chat(cfg, data)
-    stage = build.stage(cfg, build.model(cfg, chat), data)
+    stage, chat = start_stage(cfg, data, None)
     return stage, build.datamodule(cfg, stage, data, chat, None)
 
 
-def fit(stage: Stage, data: DataModule | list[Batch], folder: Path, steps: int) -> None:
-    """Train on a reader's batches, or on the given ones."""
+class Again:
+    """A loader that gives one batch over and over."""
+
+    def __init__(self, batch: Batch, times: int) -> None:
+        self.batch, self.times = batch, times
+
+    def __len__(self) -> int:
+        return self.times
+
+    def __iter__(self) -> Iterator[Batch]:
+        return repeat(self.batch, self.times)
+
+
+def fit(stage: Stage, data: DataModule | Again, folder: Path, steps: int) -> None:
+    """Train on a reader's batches, or on one batch again and again."""
     how = {"datamodule": data} if isinstance(data, DataModule) else {"train_dataloaders": data}
     lightning.Trainer(
         accelerator="cpu", max_steps=steps, max_epochs=-1, limit_val_batches=0, logger=False, gradient_clip_val=1.0,
@@ -67,7 +81,7 @@ def clips(reading: DataModule, n: int = 8) -> Batch:
         (["stage=align", "stage.converge_to=1.0e-3", LOUD], 0.8),
         (["stage=sft", LOUD], 0.8),
         (["stage=sft", LOUD, "connector=mean", "order=video_first"], 0.8),
-        (["stage=sft", LOUD, "connector=patches", "vision=dinov2_tiny", *("vision.image_size=28", "vision.hidden_size=32")], 0.8),
+        (["stage=sft", LOUD, "connector=patches", "vision=dinov2_tiny", "vision.image_size=28"], 0.8),
         (["stage=dpo", LOUD, "stage.beta=0.5"], 0.8),
     ],
     ids=lambda value: "-".join(w for w in value if "." not in w) if isinstance(value, list) else "",
@@ -78,7 +92,7 @@ def test_the_loss_falls(needles: list[str], tmp_path: Path, settings: list[str],
     stage, reading = start(common, *settings, f"stage.steps={steps}")
     shown = clips(reading, 4)
     before = loss_of(stage, shown)
-    fit(stage, [shown] * steps, tmp_path, steps)
+    fit(stage, Again(shown, steps), tmp_path, steps)
     after = loss_of(stage, shown)
     assert after < share * before, f"{before} -> {after}"
 
@@ -134,10 +148,10 @@ def test_frozen_parts_do_not_move(needles: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "settings, words",
     [
-        (["stage=sft", "stage.trainable={visions:1.0e-3}"], ["'stage.trainable.visions'", "mean 'stage.trainable.vision'"]),
+        (["stage=sft", "stage.trainable={visions:1.0e-3}"], ["trainable.visions'", "mean 'stage.trainable.vision'"]),
         (["stage=sft", "+stage.trainable.visions=1.0e-3"], ["visions", "vision, connector, language"]),
         (["stage=sft", "+stage.trainable.heads=1.0e-3"], ["heads", "vision, connector, language"]),
-        (["stage=vision", "+stage.trainable.head=1.0e-3"], ["head", "language, heads"]),
+        (["stage=vision", "+stage.trainable.head=1.0e-3"], ["head", "connector, heads"]),
         (["stage=sft", "stage.trainable={vision:0,connector:0,language:0}"], ["freezes everything"]),
         (["stage=sft", "stage.converge_to=1.0e-4"], ["converge_to", "converging"]),
         (["stage=align", "stage.converge_to=null"], ["converge_to", "converging"]),
@@ -299,8 +313,7 @@ def test_vision_heads_answer_for_every_cell(needles: list[str]) -> None:
     batch = clips(reading, 4)
     b, t = batch.frame_mask_BT.shape
     assert batch.labels["shape"].shape == (b, t, 4, 4) and (batch.labels["shape"] > 0).any()
-    with torch.enable_grad():
-        total, count, extras = stage.losses(batch)
+    total, count, extras = stage.losses(batch)
     things = int((batch.labels["shape"] > 0).sum())
     empty = b * t * 16 - things
     assert float(count) == pytest.approx(things + 0.15 * empty, rel=1e-5)

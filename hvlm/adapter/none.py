@@ -6,7 +6,7 @@ from torch import nn
 
 
 class NoAdapter:
-    """``apply(module)`` adds what trains inside a module, under which every base weight keeps its name. Here: nothing."""
+    """``apply(module)`` adds what trains inside a module; every base weight keeps its name. Here: nothing."""
 
     def apply(self, module: nn.Module) -> nn.Module:
         return module

@@ -1,4 +1,4 @@
-"""From the encoder's width to the language model's: the running standardisation and the projector all connectors share."""
+"""From the encoder's width to the language model's: running standardisation and the projector that connectors share."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class Foveated(nn.Module):
         return self.llm_to_query(torch.cat([asked, h[:, p : p + x_KTD.shape[1] - 1]], 1))
 
     def _read(self, patches: Patches, queries_KTD: Tensor, clip_K: Tensor) -> Tensor:
-        """Steered reading. All questions of a clip look at its frames in one call: rows are laid out as [clip, slot]."""
+        """Steered reading. All questions of a clip look at its frames in one call: rows stand as [clip, slot]."""
         b, t = patches.frame_mask_BT.shape
         slot_K = rank_within(clip_K, b)
         q = int(slot_K.max()) + 1

@@ -39,7 +39,7 @@ class DensePatches(nn.Module):
             return tokens._replace(x_BSD=self.project(tokens.x_BSD, tokens.mask_BS)), False
         (b, t), (rows, cols), r = patches.frame_mask_BT.shape, self.grid, self.shuffle
         if tokens.x_BSD.shape[1] != t * rows * cols:
-            raise ValueError(f"connector.shuffle={r} needs the whole {rows} x {cols} grid of every frame; use merger=none")
+            raise ValueError(f"connector.shuffle={r} needs the whole {rows} x {cols} grid of a frame; use merger=none")
         folded = fold(tokens.x_BSD.reshape(b, t, rows, cols, -1), r)
         whole = Tokens.of_frames(folded, patches.frame_time_BT, patches.frame_mask_BT, (rows // r, cols // r))
         whole = whole._replace(x_BSD=self.project(whole.x_BSD, whole.mask_BS), size_BS=whole.size_BS * r * r)

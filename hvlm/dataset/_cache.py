@@ -30,7 +30,7 @@ class ClipCache:
         self.bytes = 0
 
     def get(self, key: Hashable, make: Callable[[], Clip], limit: int) -> Clip:
-        """The clip under ``key``; one that is not there is made, and kept if all together stay below ``limit`` bytes."""
+        """The clip under ``key``. An absent one is made, and kept if all together stay below ``limit`` bytes."""
         clip = self._clips.get(key)
         if clip is None:
             clip = make()

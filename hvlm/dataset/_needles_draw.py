@@ -106,7 +106,7 @@ def _domain(rng: np.random.Generator, name: str, frames: np.ndarray, scale: floa
     wobble = rng.integers(-2, 3, 4)
 
     def box(left: float, top: float, right: float, bottom: float, fill: tuple[int, ...]) -> None:
-        right, bottom = max(left, right - 1 / scale), max(top, bottom - 1 / scale)  # at least one pixel, in small frames
+        right, bottom = max(left, right - 1 / scale), max(top, bottom - 1 / scale)  # one pixel at least
         draw.rectangle([v * scale for v in (left, top, right, bottom)], fill=fill)
 
     if name == "sports":

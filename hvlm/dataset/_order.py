@@ -57,7 +57,10 @@ class Order:
                 f"batch_size={batch_size} cannot be shared by {world} processes; make it a multiple of {world}"
             )
         if interleave > 0 and not texts:
-            raise UserError(f"interleave={interleave:g} asks for text-only batches, but the data has no text split")
+            raise UserError(
+                f"stage.interleave={interleave:g} asks for text-only batches, but the data has no text split; set "
+                "stage.interleave=0"
+            )
         self.batch_size, self.steps, self.seed, self.texts = batch_size, steps, seed, texts
         self.rank, self.world, self.start = rank, world, start
         self._pools = _pools(domains, mixture)

@@ -35,8 +35,9 @@ class Failure(NamedTuple):
 class Show:
     """What is made of a sample.
 
-    chat: has ``encode(prompt, answer, loss, order)`` and ``pad_id``. view: a name in ``VIEWS`` or "patches".
-    rows_per_clip: texts drawn per clip (patches view: neighbouring frames); None: all, in order. loss, order: as ``chat.encode`` takes them.
+    chat: has ``encode(prompt, answer, loss, order)`` and ``pad_id``; None for the patches view. view: a name in ``VIEWS`` or "patches".
+    rows_per_clip: texts drawn per clip (patches view: neighbouring frames); None: all, in order.
+    loss, order: as ``chat.encode`` takes them.
     num_frames: frames sampled per clip. size: (H, W) of the frames. grid: (rows, columns) of the patches view.
     """
 
@@ -79,7 +80,7 @@ class Show:
             raise SampleError(key, "json", f"no user and assistant message in it ({error})") from error
 
     def collate(self, items: list[Item]) -> Batch:
-        return collate(items, pad_id=self.chat.pad_id, size=self.size)
+        return collate(items, pad_id=0 if self.chat is None else self.chat.pad_id, size=self.size)
 
     def _labels(self, sample: dict, times: np.ndarray) -> dict[str, np.ndarray]:
         if "objects" not in sample:

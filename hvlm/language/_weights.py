@@ -41,7 +41,7 @@ def load(folder: Path, config: LlamaConfig) -> LlamaForCausalLM:
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise UserError(f"{KEY}: the weights in {folder} do not fit the model: {', '.join(wrong[:3])}{more}")
-    return model
+    return model.train()  # as a model that was built is; from_pretrained leaves it in evaluation mode
 
 
 # In the folder's config.json -> the room's setting.

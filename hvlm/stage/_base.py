@@ -24,7 +24,8 @@ class Stage(lightning.LightningModule):
     schedule: ``constant``; ``cosine`` down to ``floor`` times the peak; ``converging`` (fVLM): after the warm-up every
         part moves on a cosine from its own rate to the common ``converge_to``, so that all meet there.
     warmup: share of ``steps`` with a linear rise from 0.
-    batch_size: clips of one optimiser step over all processes. rows_per_clip: text rows that share a clip's vision pass.
+    batch_size: clips of one optimiser step over all processes.
+    rows_per_clip: text rows that share a clip's vision pass.
     interleave: share of the batches that are text-only chats.
     """
 
@@ -133,7 +134,7 @@ class Stage(lightning.LightningModule):
         raise NotImplementedError
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        connector = self.model.connector
+        connector = getattr(self.model, "connector", None)  # stage 0 has none
         if hasattr(connector, "monitor"):
             connector.monitor = self.trainer.global_step % self.trainer.log_every_n_steps == 0
         total, count, extras = self.losses(batch)

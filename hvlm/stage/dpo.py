@@ -43,8 +43,8 @@ class DPO(Stage):
         self.table: dict[str, float] = {}
 
     def prepare(self, every_pair: Any) -> None:
-        """Fill the table for ``reference=precomputed``. ``every_pair`` makes an iterable of batches with all pairs of the
-        training and validation splits. Call before ``fit``, with the starting weights in the model."""
+        """Fill the table for ``reference=precomputed``. ``every_pair`` makes an iterable of batches with all pairs of
+        the training and validation splits. Call before ``fit``, with the starting weights in the model."""
         if self.reference_kind != "precomputed":
             return
         self.model.eval()

@@ -78,12 +78,16 @@ class VisionPretraining(Stage):
         extras = {"object_accuracy": right.sum() / thing.sum().clamp(min=1) * count}
         if self.gaze_weight:
             gaze_loss, right = self._gaze_loss(batch, kv)
-            total = total + self.gaze_weight * gaze_loss * count
+            total = total + self.gaze_weight * gaze_loss * self._reduce(count)
             extras["gaze_accuracy"] = right * count
         return total, count, extras
 
     def _gaze_loss(self, batch: Batch, kv: Any) -> tuple[Tensor, Tensor]:
-        """(loss, share of the things that are there whose shape and colour are right), both means over this batch."""
+        """(loss, share of the things that are there whose shape and colour are right).
+
+        The loss's means are over the frames and things of all processes, as if one had them all; the share's is over
+        this process's.
+        """
         shape, colour = (
             batch.labels["shape"].flatten(0, 1),
             batch.labels["colour"].flatten(0, 1),
@@ -105,13 +109,15 @@ class VisionPretraining(Stage):
         share = cells / cells.sum(1, keepdim=True).clamp(min=1.0)
         centre = torch.einsum("fnk,nc->fkc", share, torch.stack([y, x], -1))
 
-        num = there.sum().clamp(min=1)
-        loss = F.cross_entropy(there_logits.flatten(0, 1), there.flatten().long())
+        seen = batch.frame_mask_BT.flatten()
+        asked = self._reduce(seen.sum().float() * there.shape[1]).clamp(min=1)
+        num = self._reduce(there.sum().float()).clamp(min=1)
+        loss = F.cross_entropy(there_logits[seen].flatten(0, 1), there[seen].flatten().long(), reduction="sum") / asked
         loss = loss + F.cross_entropy(shape_logits[there], want_shape[there], reduction="sum") / num
         loss = loss + F.cross_entropy(colour_logits[there], want_colour[there], reduction="sum") / num
         loss = loss + (place - centre)[there].abs().sum() / num
         hits = (shape_logits.argmax(-1) == want_shape) & (colour_logits.argmax(-1) == want_colour) & there
-        return loss, hits.sum() / num
+        return loss, hits.sum() / there.sum().clamp(min=1)
 
 
 def to_cells(x_BSD: Tensor, grid: tuple[int, int, int, int], cells: int) -> Tensor:

@@ -1,0 +1,174 @@
+"""The whole way in one command: a chain trains, skips what is done, survives a kill, and its folder is all eval.py needs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from _tiny import ROOT
+
+import eval as evaluation
+from hvlm.chain import run
+from hvlm.checkpoint import load_checkpoint
+from hvlm.errors import UserError
+
+STAGES = ["vision", "align", "sft", "dpo"]
+
+
+@pytest.fixture
+def copy(trained: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Its own copy of the trained chain in the current folder; gives the overrides that made it."""
+    folder, overrides = trained
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    return overrides
+
+
+def numbers(records: list[dict[str, Any]]) -> dict[tuple[str, str], tuple]:
+    return {(r["variant"], r["metric"]): (r["value"], r["stderr"], r["n"], r["chance"]) for r in records}
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# ---------------------------------------------------------------------------------------------------- a finished chain
+
+
+def test_what_a_chain_leaves(copy: list[str]) -> None:
+    here = Path("runs/tiny")
+    for stage in STAGES:
+        files = {p.name for p in (here / stage).iterdir()}
+        assert files >= {"config.yaml", "metrics.csv", "metrics.jsonl", "checkpoints", "finished.json"}
+        assert json.loads((here / stage / "finished.json").read_text())["steps"] == 4
+        logged = [line["train/loss"] for line in lines(here / stage / "metrics.jsonl") if "train/loss" in line]
+        assert len(logged) == 4 and all(value > 0 for value in logged)
+        card = load_checkpoint(here / stage)["hvlm"]
+        assert card["stage"] == stage and card["config"]["stage"]["steps"] == 4
+    records = json.loads((here / "results.json").read_text())
+    assert {r["variant"] for r in records} == {"coarse_fine", "blind"}
+    metrics = {r["metric"] for r in records}
+    assert metrics >= {"accuracy_mean", "accuracy_4of4", "accuracy/shape", "accuracy/colour", "accuracy/domain"}
+    assert all(r["chance"] is not None for r in records if r["metric"].startswith("accuracy"))
+    asked = {(p["variant"], p["question_id"]) for p in lines(here / "predictions.jsonl")}
+    for variant in ("coarse_fine", "blind"):
+        counted = sum(r["n"] for r in records if r["variant"] == variant and r["metric"].startswith("accuracy/"))
+        assert counted == sum(name == variant for name, _ in asked)
+    assert (here / "report.md").exists()
+
+
+def test_each_stage_starts_from_the_weights_of_the_one_before(copy: list[str]) -> None:
+    """Parts that a stage froze are bit for bit those of the stage before: the encoder in DPO."""
+    states = {s: load_checkpoint(Path("runs/tiny") / s)["state_dict"] for s in STAGES}
+    vision = [n for n in states["sft"] if n.startswith("model.vision.") and not n.startswith("model.vision.query.")]
+    assert vision and all(torch.equal(states["sft"][n], states["dpo"][n]) for n in vision)
+    moved = [n for n in states["sft"] if not torch.equal(states["sft"][n], states["dpo"][n])]
+    assert any(n.startswith("model.language.") for n in moved)
+    # The encoder that align ends with has not moved further from stage 0's than four small steps can take it.
+    start = {n: v for n, v in states["vision"].items() if n.startswith("model.vision.")}
+    far = max((states["align"][n] - v).abs().max() for n, v in start.items())
+    assert 0 < far < 4 * 5e-3
+
+
+def test_the_same_command_again_trains_nothing(copy: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {p: p.stat().st_mtime_ns for p in Path("runs").rglob("*.ckpt")}
+    results = numbers(json.loads(Path("runs/tiny/results.json").read_text()))
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a finished stage was trained again")
+
+    monkeypatch.setattr(lightning, "Trainer", refuse)
+    outcome = run(copy)
+    assert list(outcome.stages) == STAGES and numbers(outcome.records) == results
+    assert {p: p.stat().st_mtime_ns for p in Path("runs").rglob("*.ckpt")} == before
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (["connector=mean"], ["connector._target_", "foveated", "mean"]),
+        (["stage.steps=5"], ["stage.steps: 4 -> 5"]),
+        (["seed=2"], ["seed: 1 -> 2"]),
+    ],
+)
+def test_another_configuration_under_the_same_name_is_refused(
+    copy: list[str], change: list[str], words: list[str]
+) -> None:
+    with pytest.raises(UserError) as refused:
+        run([*copy, *change])
+    for word in ["run=", *words]:
+        assert word in str(refused.value)
+
+
+def test_eval_needs_nothing_but_the_run_folder(copy: list[str]) -> None:
+    results = numbers(json.loads(Path("runs/tiny/results.json").read_text()))
+    records = evaluation.evaluate(["checkpoint=runs/tiny", "out=again"])
+    assert numbers(records) == results == numbers(json.loads(Path("again/results.json").read_text()))
+    assert Path("again/predictions.jsonl").read_text() == Path("runs/tiny/predictions.jsonl").read_text()
+    scored = evaluation.evaluate(["task=score", "predictions=again/predictions.jsonl", "out=scored"])
+    assert {(r["metric"], r["value"]) for r in scored} == {(r["metric"], r["value"]) for r in records}
+    fewer = evaluation.evaluate(
+        ["checkpoint=runs/tiny/sft/checkpoints/last.ckpt", "out=few", "benchmark.tasks=[shape]", "benchmark.limit=4"]
+    )
+    assert {r["metric"] for r in fewer} >= {"accuracy/shape"} and not {"accuracy/colour"} & {r["metric"] for r in fewer}
+
+
+def test_the_model_writes_its_own_answers(copy: list[str]) -> None:
+    answers = evaluation.evaluate(["checkpoint=runs/tiny", "task=generate", "out=words", "benchmark.limit=4"])
+    assert answers == lines(Path("words/answers.jsonl"))
+    assert {a["task"] for a in answers} >= {"shape", "colour"} and all("prediction" in a for a in answers)
+
+
+def test_a_checkpoint_of_another_architecture_names_part_and_shapes(copy: list[str]) -> None:
+    with pytest.raises(UserError, match=r"connector.*differ.*\(") as refused:
+        run([*copy, "run=other", "stage=sft", "init_from=runs/tiny/sft", "connector=mean"])
+    assert "runs/tiny/sft" in str(refused.value)
+    with pytest.raises(UserError, match=r"vision, connector differ .*\(1, 32, 2, 2\) there and \(1, 16, 2, 2\) here"):
+        run([*copy, "run=narrow", "stage=sft", "init_from=runs/tiny/sft", "vision.dim=16"])
+    with pytest.raises(UserError, match="vision"):
+        evaluation.evaluate(["checkpoint=runs/tiny", "vision.dim=16", "out=narrow"])
+
+
+# ---------------------------------------------------------------------------------------------------- killed and resumed
+
+STEPS = 40
+CHAIN = "chain={align:['stage=align','stage.steps=2'],sft:['stage=sft','stage.steps=%d']}" % STEPS  # noqa: UP031
+
+
+def test_sigkill_in_the_middle_of_a_stage(needles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same command again ends with the weights of a run that nobody stopped, whatever the number of workers."""
+    monkeypatch.chdir(tmp_path)
+    command = [CHAIN, "stage.batch_size=4", "evaluate=false", "callback.media=0", "trainer.checkpoint_every=7", *needles]
+    whole = run([*command, "run=whole"]).stages["sft"]
+
+    checkpoints = tmp_path / "runs" / "cut" / "sft" / "checkpoints"
+    with open(tmp_path / "log.txt", "w") as log:
+        child = subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), *command, "run=cut"], stdout=log, stderr=subprocess.STDOUT
+        )
+        while not list(checkpoints.glob("*.ckpt")) and child.poll() is None:
+            time.sleep(0.005)
+        child.send_signal(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL, (tmp_path / "log.txt").read_text()[-2000:]
+    assert not (checkpoints.parent / "finished.json").exists() and not (checkpoints / "last.ckpt").exists()
+    stopped = max(load_checkpoint(p)["global_step"] for p in checkpoints.glob("*.ckpt"))
+    assert 0 < stopped < STEPS
+    align = (tmp_path / "runs" / "cut" / "align" / "finished.json").read_text()
+
+    shutil.copytree("runs/cut", "runs/cut2")
+    for name, workers in (("cut", 0), ("cut2", 2)):
+        resumed = run([*command, f"run={name}", f"trainer.num_workers={workers}"]).stages["sft"]
+        assert resumed["weights_sha256"] == whole["weights_sha256"], f"{workers} workers"
+        logged = {line["step"] for line in lines(Path("runs") / name / "sft" / "metrics.jsonl") if "train/loss" in line}
+        # The kill may have come after a step's checkpoint and before its line.
+        assert set(range(STEPS)) - logged <= {stopped - 1}
+    assert (tmp_path / "runs" / "cut" / "align" / "finished.json").read_text() == align, "the finished stage was skipped"

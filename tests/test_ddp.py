@@ -1,0 +1,58 @@
+"""Two processes that share each global batch compute what one process computes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from _tiny import ROOT
+
+from hvlm.chain import run
+from hvlm.checkpoint import load_weights
+
+STAGES = ["vision", "align", "sft", "dpo"]
+
+
+def logged(folder: Path) -> dict[str, list[float]]:
+    """{metric: its values in the order of the steps}, and ``val/loss`` of the end."""
+    found: dict[str, list[float]] = {}
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        for name, value in json.loads(line).items():
+            if name in ("train/loss", "train/reward_margin", "val/loss", "grad_norm"):
+                found.setdefault(name, []).append(value)
+    return found
+
+
+def test_two_processes_train_like_one(needles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo's chain with text-only batches: every stage's losses, gradients, validation and weights."""
+    monkeypatch.chdir(tmp_path)
+    # Adam turns the sign of a gradient that is nearly zero into a whole step: with a small rate that stays small.
+    command = [
+        "experiment=demo", "stage.steps=5", "stage.batch_size=4", "stage.interleave=0.3", "evaluate=false",
+        "dataset.val_clips=8", *needles,
+    ]  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | {"OMP_NUM_THREADS": "1"}
+    child = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *command, "run=two", "trainer=ddp", "trainer.accelerator=cpu"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert child.returncode == 0, (child.stdout + child.stderr)[-4000:]
+    outcome = run([*command, "run=one"])
+    assert list(outcome.stages) == STAGES
+    for stage in STAGES:
+        one, two = logged(Path("runs/one") / stage), logged(Path("runs/two") / stage)
+        assert len(one["train/loss"]) == 5 and len(one["val/loss"]) == 1
+        for name, values in one.items():
+            assert two[name] == pytest.approx(values, rel=1e-4, abs=1e-6), f"{stage}: {name}"
+        alone, together = load_weights(Path("runs/one") / stage), load_weights(Path("runs/two") / stage)
+        assert alone.keys() == together.keys()
+        for name, value in alone.items():
+            torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
