@@ -1,1 +1,1 @@
-"""Evidence: one folder a question, each with the command that answers it and the results.json that the command writes."""
+"""Evidence: one folder a question, with the command that answers it and the results.json that the command writes."""

@@ -71,6 +71,8 @@ class DataModule(lightning.LightningDataModule):
             raise UserError(f"view={view!r}: expected one of {', '.join(VIEWS)}, patches")
         if (view == "patches") != (grid is not None):
             raise UserError(f"view={view}, grid={grid}: the patches view, and no other, needs a grid")
+        if view == "patches" and interleave > 0:
+            raise UserError(f"stage.interleave={interleave:g}: stage=vision reads no text; set stage.interleave=0")
         self.dataset, self.chat = dataset, chat
         self.view, self.rows_per_clip, self.loss, self.text_order = view, rows_per_clip, loss, order
         self.batch_size, self.steps, self.num_workers, self.seed = batch_size, steps, num_workers, seed

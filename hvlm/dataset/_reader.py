@@ -35,7 +35,8 @@ class Failure(NamedTuple):
 class Show:
     """What is made of a sample.
 
-    chat: has ``encode(prompt, answer, loss, order)`` and ``pad_id``; None for the patches view. view: a name in ``VIEWS`` or "patches".
+    chat: has ``encode(prompt, answer, loss, order)`` and ``pad_id``; None for the patches view.
+    view: a name in ``VIEWS`` or "patches".
     rows_per_clip: texts drawn per clip (patches view: neighbouring frames); None: all, in order.
     loss, order: as ``chat.encode`` takes them.
     num_frames: frames sampled per clip. size: (H, W) of the frames. grid: (rows, columns) of the patches view.

@@ -1,8 +1,8 @@
 """Stage 0: an encoder that starts from nothing first learns to say what stands where.
 
-Every patch token is asked, for each of its ``cells`` x ``cells`` parts, which shape and which colour is there, and in what
-kind of video it is. Shape has a background class, weighted down, for most of a frame is background; colour is asked only
-where there is something; the domain keeps the background's tokens from all becoming alike.
+Every patch token is asked, for each of its ``cells`` x ``cells`` parts, which shape and which colour is there, and in
+what kind of video it is. Shape has a background class, weighted down, for most of a frame is background; colour is
+asked only where there is something; the domain keeps the background's tokens from all becoming alike.
 
 The gaze practises too: one learned query per shape ("the ring") and per colour ("the red one") reads every frame, and
 from what it brings back the stage must tell whether the thing is there, its shape, its colour and its place. Without

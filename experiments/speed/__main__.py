@@ -1,0 +1,132 @@
+"""How much faster is bfloat16 than float32 on this CPU, and how fast does the reader read?
+
+    python -m experiments.speed [--repeats 10] [--threads 2]
+
+Both precisions of a case are timed in turns in one process, median of the repeats. Cases: a training step of the
+demo's SFT stage, of its vision stage, and a forward pass of a DINOv2-small-sized encoder over 8 frames of 224 pixels.
+The reader: clips a second from shards to ``Batch``, beside decoding alone. Writes results.json beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from hvlm import build, results
+from hvlm.config import compose
+from hvlm.dataset._decode import decode
+from hvlm.vision.dinov2 import Dinov2
+
+HERE = Path(__file__).parent
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    records = []
+    cases = {"sft_step": stage_step("sft"), "vision_step": stage_step("vision"), "dinov2_small_forward": dinov2()}
+    for name, (step, samples) in cases.items():
+        seconds = in_turns(step, options.repeats)
+        for precision in PRECISIONS:
+            median = statistics.median(seconds[precision])
+            ratio = statistics.median(seconds["32-true"]) / median
+            columns = {"case": name, "dtype": precision, "threads": options.threads, "ratio_to_fp32": round(ratio, 3)}
+            records.append(record(precision, samples / median, options.repeats, sum(seconds[precision]), columns))
+            print(f"{name:24s} {precision:12s} {median * 1e3:8.1f} ms  {ratio:5.2f} x float32")
+    records += reading()
+    results.write(HERE / "results.json", records)
+
+
+def record(variant: str, value: float, n: int, seconds: float, columns: dict) -> results.Record:
+    return results.make("speed", variant, "samples_per_s", value, stderr=None, n=n, chance=None, seeds=[1],
+                        seconds=seconds, command="python -m experiments.speed", columns=columns)  # fmt: skip
+
+
+def in_turns(step: Callable[[], None], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every repeat: fp32, bf16, fp32, bf16, ... after two rounds to warm up."""
+    seconds: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}
+    for i in range(repeats + 2):
+        for precision in PRECISIONS:
+            half = (
+                torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bf16-mixed" else contextlib.nullcontext()
+            )
+            started = time.perf_counter()
+            with half:
+                step()
+            if i >= 2:
+                seconds[precision].append(time.perf_counter() - started)
+    return seconds
+
+
+def stage_step(label: str) -> tuple[Callable[[], None], int]:
+    """One training step of a stage of the demo on one batch, and its clips."""
+    cfg = compose(["experiment=demo", f"stage={label}"])
+    data = build.dataset(cfg)
+    data.prepare()
+    if label == "vision":
+        chat, model = None, build.encoder(cfg)
+    else:
+        chat = build.chat(cfg, data)
+        model = build.model(cfg, chat)
+    stage = build.stage(cfg, model, data)
+    reading = build.datamodule(cfg, stage, data, chat, None)
+    batch = next(iter(reading.loader("train", stage.view, stage.rows_per_clip, stage.batch_size, stage.batch_size)))
+    optimizer = stage.configure_optimizers()["optimizer"]
+
+    def step() -> None:
+        total, count, _ = stage.losses(batch)
+        with torch.autocast("cpu", enabled=False):
+            (total / count).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return step, batch.num_clips
+
+
+def dinov2() -> tuple[Callable[[], None], int]:
+    vision = Dinov2().eval()
+    frames = torch.randint(0, 256, (1, 8, 3, 224, 224), dtype=torch.uint8)
+
+    @torch.inference_mode()
+    def forward() -> None:
+        vision.encode(frames, torch.zeros(1, 8), torch.ones(1, 8, dtype=torch.bool))
+
+    return forward, 8
+
+
+def reading() -> list[results.Record]:
+    """Clips per second of the whole reader (no cache, this process) and of decoding alone, on the same clips."""
+    cfg = compose(["experiment=demo", "stage=sft", "trainer.cache_mb=0"])
+    data = build.dataset(cfg)
+    data.prepare()
+    chat = build.chat(cfg, data)
+    reader = build.reader(cfg, build.model(cfg, chat), data, chat)
+    clips = data.manifest().split("val")
+    videos = [clips.read(i)["mp4"] for i in range(len(clips))]
+    started = time.perf_counter()
+    for i, video in enumerate(videos):
+        decode(video, cfg["dataset"]["num_frames"], name=clips.keys[i], size=(64, 64))
+    decoding = time.perf_counter() - started
+    started = time.perf_counter()
+    for _ in reader.loader("val", "questions", 5, 8):
+        pass
+    whole = time.perf_counter() - started
+    print(f"reader {len(videos) / whole:.0f} clips/s, decoding alone {len(videos) / decoding:.0f} clips/s")
+    columns = {"case": "reading", "threads": 1}
+    return [
+        record(name, len(videos) / s, len(videos), s, columns) for name, s in (("reader", whole), ("decode", decoding))
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""A sweep of real training runs, one of which is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _tiny import ROOT
+
+import hvlm.launch
+import train
+
+
+def test_a_killed_job_does_not_take_the_others_with_it(
+    needles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """python train.py -m seed=1,2: the second job is killed while it trains; called again, only it runs, and goes on."""
+    monkeypatch.chdir(tmp_path)
+    started: dict[str, subprocess.Popen] = {}
+    real = subprocess.Popen
+
+    def popen(command: list[str], **how: Any) -> subprocess.Popen:
+        process = real(command, **how)
+        started[next(word for word in command if word.startswith("seed="))] = process
+        return process
+
+    def kill() -> None:
+        """SIGKILL to the job of seed 2 as soon as it has saved something."""
+        folder = tmp_path / "runs" / "mine" / "seed-2" / "sft" / "checkpoints"
+        while not list(folder.glob("*.ckpt")):
+            if "seed=2" in started and started["seed=2"].poll() is not None:
+                return  # it ended by itself; the test will say so
+            time.sleep(0.005)
+        os.kill(started["seed=2"].pid, signal.SIGKILL)
+
+    monkeypatch.setattr(hvlm.launch.subprocess, "Popen", popen)
+    arguments = [
+        "-m", "seed=1,2", "run=mine", "stage=sft", "stage.steps=40", "stage.batch_size=4", "trainer.checkpoint_every=5",
+        "benchmark.limit=4", "benchmark.blind=false", "benchmark.tries=1",
+        "hydra.launcher.jobs=2", "hydra.launcher.threads=1", *needles,
+    ]  # fmt: skip
+
+    def sweep() -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *arguments])
+        started.clear()
+        try:
+            train.train()
+            return 0, *capsys.readouterr()
+        except SystemExit as stopped:
+            return stopped.code, *capsys.readouterr()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    code, out, err = sweep()
+    killer.join()
+    folder = tmp_path / "runs" / "mine"
+    records = {r["name"]: r for r in json.loads((folder / "sweep.json").read_text())}
+    assert code == 1 and "1 of 2 jobs did not finish" in err, out + err
+    assert records["seed-1"]["status"] == "done", (folder / "seed-1" / "log.txt").read_text()[-2000:]
+    assert records["seed-2"]["status"] == "killed" and records["seed-2"]["signal"] == "SIGKILL"
+    assert 0 <= records["seed-1"]["accuracy"] <= 1 and records["seed-2"]["accuracy"] is None
+    assert "| killed |" in (folder / "sweep.md").read_text() and "killed" in out
+
+    saved = (folder / "seed-1" / "sft" / "finished.json").read_text()
+    code, out, err = sweep()
+    assert code == 0, out + err
+    assert list(started) == ["seed=2"] and "1 of 2 jobs are already done" in out
+    records = {r["name"]: r for r in json.loads((folder / "sweep.json").read_text())}
+    assert [r["status"] for r in records.values()] == ["done", "done"]
+    assert all(0 <= r["accuracy"] <= 1 for r in records.values())
+    assert (folder / "seed-1" / "sft" / "finished.json").read_text() == saved
+    assert "continues from step-" in (folder / "seed-2" / "log.txt").read_text(), "not from the beginning"
+    one, two = (json.loads((folder / f"seed-{s}" / "sft" / "finished.json").read_text()) for s in (1, 2))
+    assert one["weights_sha256"] != two["weights_sha256"]
