@@ -33,5 +33,5 @@ test-all: test weights  ## The slow tests, too, and the comparison of connectors
 	$(PY) -m pytest -m slow
 	$(PY) -m experiments.connectors
 
-bench: setup  ## Speed: bfloat16 against float32, decoding against reading from memory
+bench: setup  ## Speed: bfloat16 against float32, and of the reader
 	$(PY) -m experiments.speed

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides, setup_globals
 from hydra.plugins.launcher import Launcher
@@ -83,6 +84,7 @@ class ProcessLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
         self.task_overrides = list(config.hydra.overrides.task)
+        self.common = as_the_sweeper_writes(self.task_overrides)
         self.sweep = self._sweep_name()
         self.folder = ROOT / self.sweep
         self.finished: list[Job] = []  # of all batches: a sweeper may call launch many times
@@ -128,7 +130,7 @@ class ProcessLauncher(Launcher):
         except UserError as e:
             raise UserError(f"job {' '.join(overrides)}: {e}") from e
         return Job(
-            name=job_name(overrides, self.task_overrides), overrides=overrides, config=config_id(*stages.values())
+            name=job_name(overrides, self.common), overrides=overrides, config=config_id(*stages.values())
         )
 
     def _compose(self, overrides: list[str]) -> dict[str, Any]:
@@ -258,6 +260,12 @@ def _exit_on_sigterm(signum: int, frame: Any) -> None:
 def _last_line(path: Path) -> str:
     lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1].strip()[:200] if lines else "no output"
+
+
+def as_the_sweeper_writes(overrides: Sequence[str]) -> list[str]:
+    """The overrides that are not swept, in the words in which the jobs get them: ``x=false`` becomes ``x=False``."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return [f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in parsed if not o.is_sweep_override()]
 
 
 def job_name(overrides: Sequence[str], common: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""The whole way in one command: a chain trains, skips what is done, survives a kill, and its folder is all eval.py needs."""
+"""One command is the whole way: a chain trains, skips what is done, survives a kill; eval.py needs only its folder."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_a_checkpoint_of_another_architecture_names_part_and_shapes(copy: list[s
         evaluation.evaluate(["checkpoint=runs/tiny", "vision.dim=16", "out=narrow"])
 
 
-# ---------------------------------------------------------------------------------------------------- killed and resumed
+# ---------------------------------------------------------------------------------------------------- killed, resumed
 
 STEPS = 40
 CHAIN = "chain={align:['stage=align','stage.steps=2'],sft:['stage=sft','stage.steps=%d']}" % STEPS  # noqa: UP031
@@ -147,7 +147,14 @@ CHAIN = "chain={align:['stage=align','stage.steps=2'],sft:['stage=sft','stage.st
 def test_sigkill_in_the_middle_of_a_stage(needles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same command again ends with the weights of a run that nobody stopped, whatever the number of workers."""
     monkeypatch.chdir(tmp_path)
-    command = [CHAIN, "stage.batch_size=4", "evaluate=false", "callback.media=0", "trainer.checkpoint_every=7", *needles]
+    command = [
+        CHAIN,
+        "stage.batch_size=4",
+        "evaluate=false",
+        "trainer.checkpoint_every=7",
+        *needles,
+        "callback.media=0",
+    ]
     whole = run([*command, "run=whole"]).stages["sft"]
 
     checkpoints = tmp_path / "runs" / "cut" / "sft" / "checkpoints"
@@ -162,7 +169,8 @@ def test_sigkill_in_the_middle_of_a_stage(needles: list[str], tmp_path: Path, mo
     assert not (checkpoints.parent / "finished.json").exists() and not (checkpoints / "last.ckpt").exists()
     stopped = max(load_checkpoint(p)["global_step"] for p in checkpoints.glob("*.ckpt"))
     assert 0 < stopped < STEPS
-    align = (tmp_path / "runs" / "cut" / "align" / "finished.json").read_text()
+    align = tmp_path / "runs" / "cut" / "align" / "finished.json"
+    finished = align.read_text()
 
     shutil.copytree("runs/cut", "runs/cut2")
     for name, workers in (("cut", 0), ("cut2", 2)):
@@ -171,4 +179,4 @@ def test_sigkill_in_the_middle_of_a_stage(needles: list[str], tmp_path: Path, mo
         logged = {line["step"] for line in lines(Path("runs") / name / "sft" / "metrics.jsonl") if "train/loss" in line}
         # The kill may have come after a step's checkpoint and before its line.
         assert set(range(STEPS)) - logged <= {stopped - 1}
-    assert (tmp_path / "runs" / "cut" / "align" / "finished.json").read_text() == align, "the finished stage was skipped"
+    assert align.read_text() == finished, "the finished stage was skipped"

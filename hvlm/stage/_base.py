@@ -59,6 +59,7 @@ class Stage(lightning.LightningModule):
         self.trainable = {part: rate for part, rate in trainable.items() if rate > 0}
         self._named = tuple(trainable)
         self.card: dict[str, Any] = {}
+        self._validated: dict[str, Tensor] = {}  # sums over the validation batches so far
 
     # -- parts ---------------------------------------------------------------------------------------------------------
 
@@ -152,9 +153,19 @@ class Stage(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, index: int) -> None:
         total, count, extras = self.losses(batch)
-        size = max(1, int(count))
-        for name, value in {"loss": total, **extras}.items():
-            self.log(f"val/{name}", value / size, batch_size=size, sync_dist=True, prog_bar=name == "loss")
+        for name, value in {"count": count, "loss": total, **extras}.items():
+            self._validated[name] = self._validated.get(name, 0.0) + value.detach().float()
+
+    def on_validation_epoch_start(self) -> None:
+        self._validated = {}
+
+    def on_validation_epoch_end(self) -> None:
+        """Sums over all batches and processes, divided by their number of units. (Lightning's own weighted mean takes
+        whole numbers as weights, and over several processes rounds the average weight down.)"""
+        mean = {name: self._reduce(value) for name, value in self._validated.items()}
+        size = mean.pop("count", torch.zeros(())).clamp(min=1.0)
+        for name, value in mean.items():
+            self.log(f"val/{name}", value / size, sync_dist=True, prog_bar=name == "loss")
 
     @staticmethod
     def _reduce(count: Tensor) -> Tensor:
