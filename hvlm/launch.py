@@ -129,9 +129,7 @@ class ProcessLauncher(Launcher):
             stages = plan(overrides, self._compose)
         except UserError as e:
             raise UserError(f"job {' '.join(overrides)}: {e}") from e
-        return Job(
-            name=job_name(overrides, self.common), overrides=overrides, config=config_id(*stages.values())
-        )
+        return Job(name=job_name(overrides, self.common), overrides=overrides, config=config_id(*stages.values()))
 
     def _compose(self, overrides: list[str]) -> dict[str, Any]:
         cfg = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)

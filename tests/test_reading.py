@@ -272,7 +272,9 @@ def test_text_only_batches_and_patches(folder):
     assert text[0].frames_BTCHW.shape == (4, 1, 3, 64, 64) and not text[0].frame_mask_BT.any()
     assert text[0].clip_K.tolist() == [0, 1, 2, 3]
     batch = next(iter(module(folder, view="patches", grid=(8, 8)).train_dataloader()))
-    assert batch.labels["shape"].shape == (4, 8, 8, 8) and not batch.attention_mask_KS.any()
+    # rows_per_clip neighbouring frames of each clip (here 2), labelled cell by cell
+    assert batch.labels["shape"].shape == (4, batch.frames_BTCHW.shape[1], 8, 8) and not batch.attention_mask_KS.any()
+    assert batch.frames_BTCHW.shape[1] == 2 and (batch.frame_time_BT[:, 1] > batch.frame_time_BT[:, 0]).all()
     with pytest.raises(UserError, match="no text split"):
         Order(["general"], batch_size=1, steps=1, seed=0, interleave=0.1)
 
