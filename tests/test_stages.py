@@ -139,6 +139,7 @@ def test_frozen_parts_do_not_move(needles: list[str], tmp_path: Path) -> None:
     fit(stage, reading, tmp_path, 3)
     moved = {name for name, p in stage.named_parameters() if not torch.equal(p, before[name])}
     connector = {"model." + name for name, _ in stage.parts()["connector"]}
+    assert {name for name, p in stage.named_parameters() if p.requires_grad} == connector, "no gradient is computed"
     assert moved == connector - {"model.connector.q_init"}  # question_first: the first query comes from the text
     assert {name for name in moved if name.startswith("model.vision")} == {
         f"model.vision.query.{name}" for name in ("query_in.weight", "query_out.weight", "query_out.bias")
