@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from hvlm import build, results
-from hvlm.checkpoint import load_into, load_weights, weights_hash
+from hvlm.checkpoint import find_checkpoint, load_into, load_weights, weights_hash
 from hvlm.cliptable import ClipTable
 from hvlm.config import plan, stage_name
 from hvlm.errors import UserError
@@ -45,7 +45,10 @@ def run(overrides: Sequence[str], command: str | None = None) -> Outcome:
     stages = plan(overrides)
     first = next(iter(stages.values()))
     name = first["run"] or default_run(stages, overrides)
-    previous: Path | None = Path(first["init_from"]) if first["init_from"] else None
+    # Read before any data is made: a missing or damaged start is the cheapest mistake to find.
+    previous: Path | None = find_checkpoint(first["init_from"]) if first["init_from"] else None
+    if previous is not None:
+        card_of(previous)
     finished: dict[str, dict[str, Any]] = {}
     for label, cfg in stages.items():
         if stage_name(cfg) == "vision" and cfg["vision"].get("source", "scratch") != "scratch":

@@ -180,3 +180,10 @@ def test_sigkill_in_the_middle_of_a_stage(needles: list[str], tmp_path: Path, mo
         # The kill may have come after a step's checkpoint and before its line.
         assert set(range(STEPS)) - logged <= {stopped - 1}
     assert align.read_text() == finished, "the finished stage was skipped"
+
+
+def test_a_missing_start_is_found_before_any_data_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="runs/none: no such checkpoint"):
+        run(["stage=sft", "init_from=runs/none", "run=x"])
+    assert not list(tmp_path.iterdir())
