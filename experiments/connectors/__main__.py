@@ -2,10 +2,10 @@
 
     python -m experiments.connectors [--seeds 1 2 3] [--jobs 2]
 
-Every seed trains one vision stage that all connectors start from. "Equal steps": ``STEPS`` for each. "Equal time":
-each connector gets as many steps as fit into the seconds that coarse→fine took, counted from its own speed in the
-equal-steps run under the same load. Everything resumes: finished stages are not trained again.
-Writes results.json beside this file.
+Every seed trains one vision stage that all connectors start from. "Equal steps": those of conf/experiment/
+connectors.yaml for each. "Equal time": each connector gets as many steps as fit into the seconds that coarse→fine took,
+counted from its own speed in the equal-steps run under the same load. Everything resumes: finished stages are not
+trained again. Writes results.json beside this file.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hvlm import results
+from hvlm.config import plan
 
 HERE = Path(__file__).parent
 ROOT = Path("runs/connectors")
-STEPS = {"easy": 300, "hard": 600}
 BLIND = "blind"
 REFERENCE = "coarse_fine"
+STEPS = {label: cfg["stage"]["steps"] for label, cfg in plan(["experiment=connectors"]).items() if label != "vision"}
 VARIANTS = {
     "static": ["connector=foveated", "connector.mode=coarse"],
     REFERENCE: ["connector=foveated"],
