@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from hvlm import build, results
-from hvlm.checkpoint import find_checkpoint, load_into, load_weights, weights_hash
+from hvlm.checkpoint import find_checkpoint, load_checkpoint, load_into, load_weights, weights_hash
 from hvlm.cliptable import ClipTable
 from hvlm.config import plan, stage_name
 from hvlm.errors import UserError
@@ -93,9 +93,14 @@ def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None) 
     if hasattr(stage, "prepare"):
         stage.prepare(lambda: every_pair(reading, stage))
     with closing(written):
-        started = time.monotonic()
+        before = 0 if resume is None else load_checkpoint(resume)["global_step"]
+        started, worked = time.monotonic(), time.process_time()
         trainer.fit(stage, datamodule=reading, ckpt_path=resume, weights_only=True)
-        seconds = time.monotonic() - started
+        took = {
+            "steps_here": trainer.global_step - before,
+            "seconds": round(time.monotonic() - started, 2),
+            "cpu_seconds": round(time.process_time() - worked, 2),
+        }
         if trainer.global_step < trainer.max_steps:
             raise UserError(
                 f"{folder.path} stopped at step {trainer.global_step} of {trainer.max_steps} (trainer.max_time or a "
@@ -107,8 +112,8 @@ def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None) 
     if trainer.is_global_zero:
         state = {k.removeprefix("model."): v for k, v in stage.state_dict().items() if k.startswith("model.")}
         metrics = {k: float(v) for v in validated for k, v in v.items()}
-        folder.finish(weights_hash(state), trainer.global_step, seconds)
-        shown = [f"done in {seconds:.0f} s", *(f"{k} {v:.4g}" for k, v in metrics.items())]
+        folder.finish(weights_hash(state), trainer.global_step, took)
+        shown = [f"done in {took['seconds']:.0f} s", *(f"{k} {v:.4g}" for k, v in metrics.items())]
         log.info(f"{folder.path.name}: {', '.join(shown)}")
     trainer.strategy.barrier()
 

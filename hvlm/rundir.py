@@ -115,17 +115,16 @@ class RunDir:
         return self.finished_file.exists() and self.last.exists()
 
     def finished(self) -> dict[str, Any]:
-        """What ``finish`` wrote: weights_sha256, steps, seconds, finished_at."""
+        """What ``finish`` wrote."""
         return json.loads(self.finished_file.read_text())
 
-    def finish(self, weights_sha256: str, steps: int, seconds: float) -> None:
-        """Marks the stage as done; the next call of the same command skips it."""
-        record = {
-            "weights_sha256": weights_sha256,
-            "steps": steps,
-            "seconds": round(seconds, 2),
-            "finished_at": time.time(),
-        }
+    def finish(self, weights_sha256: str, steps: int, took: Mapping[str, float]) -> None:
+        """Marks the stage as done; the next call of the same command skips it.
+
+        took: steps_here (of this process: fewer than ``steps`` after a resume), and their seconds and cpu_seconds (of
+        the training process, all threads).
+        """
+        record = {"weights_sha256": weights_sha256, "steps": steps, **took, "finished_at": time.time()}
         write_atomically(self.finished_file, lambda f: f.write((json.dumps(record, indent=1) + "\n").encode()))
 
     def latest_checkpoint(self) -> Path | None:

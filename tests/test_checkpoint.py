@@ -241,7 +241,7 @@ def test_weights_from_a_run_folder(tmp_path: Path) -> None:
         ):
             load_weights(tmp_path / "a")
         assert not folder.is_finished()
-        folder.finish("0" * 64, steps=value, seconds=1.0)
+        folder.finish("0" * 64, steps=value, took={"seconds": 1.0})
         assert folder.is_finished() and folder.finished()["steps"] == value
     assert load_weights(tmp_path / "a")["w"][0] == 1
     assert load_weights(tmp_path / "a" / "sft")["w"][0] == 2

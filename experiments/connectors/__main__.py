@@ -2,10 +2,11 @@
 
     python -m experiments.connectors [--seeds 1 2 3] [--jobs 2]
 
-Every seed trains one vision stage that all connectors start from. "Equal steps": those of conf/experiment/
-connectors.yaml for each. "Equal time": each connector gets as many steps as fit into the seconds that coarse→fine took,
-counted from its own speed in the equal-steps run under the same load. Everything resumes: finished stages are not
-trained again. Writes results.json beside this file.
+Every seed trains one vision stage that all connectors start from. Then easy questions, captions of hard clips, hard
+questions. "Equal steps": those of conf/experiment/connectors.yaml for each. "Equal time": each connector gets as many
+steps as fit into the processor seconds that coarse→fine took (one thread each; reading included), counted from its own
+speed in the equal-steps run. Everything resumes: finished stages are not trained again. Writes results.json beside
+this file.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ ROOT = Path("runs/connectors")
 BLIND = "blind"
 REFERENCE = "coarse_fine"
 STEPS = {label: cfg["stage"]["steps"] for label, cfg in plan(["experiment=connectors"]).items() if label != "vision"}
+ASKED = ("easy", "hard")  # the stages after which the benchmark is run
 VARIANTS = {
     "static": ["connector=foveated", "connector.mode=coarse"],
     REFERENCE: ["connector=foveated"],
@@ -67,11 +69,13 @@ def folder(seed: int, variant: str, budget: str) -> Path:
 
 def train(seed: int, variant: str, budget: str, steps: dict[str, int]) -> None:
     run = folder(seed, variant, budget)
-    starts = {"easy": f"{ROOT}/seed{seed}/shared", "hard": f"{run}/easy"}
-    for label, start in starts.items():
+    start = f"{ROOT}/seed{seed}/shared"
+    for label, n in steps.items():
         call("train.py", "experiment=connectors", *VARIANTS[variant], *common(seed), f"run={run.relative_to('runs')}",
-             *only(label), f"init_from={start}", f"stage.steps={steps[label]}")  # fmt: skip
-        call("eval.py", f"checkpoint={run}/{label}", f"out={run}/{label}/eval", "trainer.threads=1")
+             *only(label), f"init_from={start}", f"stage.steps={n}")  # fmt: skip
+        start = f"{run}/{label}"
+        if label in ASKED:
+            call("eval.py", f"checkpoint={start}", f"out={start}/eval", "trainer.threads=1")
 
 
 def only(label: str) -> list[str]:
@@ -80,10 +84,12 @@ def only(label: str) -> list[str]:
 
 
 def equal_time_steps(seed: int, variant: str) -> dict[str, int]:
-    def seconds(name: str, label: str) -> float:
-        return json.loads((folder(seed, name, "steps") / label / "finished.json").read_text())["seconds"]
+    def speed(name: str, label: str) -> float:
+        """Processor seconds of a step."""
+        done = json.loads((folder(seed, name, "steps") / label / "finished.json").read_text())
+        return done["cpu_seconds"] / done["steps_here"]
 
-    return {label: round(n * seconds(REFERENCE, label) / seconds(variant, label)) for label, n in STEPS.items()}
+    return {label: round(n * speed(REFERENCE, label) / speed(variant, label)) for label, n in STEPS.items()}
 
 
 def call(script: str, *overrides: str) -> None:
@@ -104,7 +110,7 @@ def collect(seeds: list[int]) -> Iterable[results.Record]:
     """Records averaged over the seeds, with the columns ``set`` (easy, hard) and ``budget`` (steps, time)."""
     for variant in VARIANTS:
         for budget in ("steps", "time"):
-            for label in STEPS:
+            for label in ASKED:
                 runs = [results.read(folder(seed, variant, budget) / label / "eval" / "results.json") for seed in seeds]
                 columns = {"set": label, "budget": budget}
                 renamed = [[rename(r, variant) | columns for r in run] for run in runs]
@@ -123,7 +129,7 @@ def show(records: list[results.Record]) -> None:
 
     metrics = list(dict.fromkeys(r["metric"] for r in records if not r["metric"].startswith("accuracy_4of4/")))
     table = Table("set", "budget", "variant", *[m.removeprefix("accuracy/") for m in metrics])
-    for label in STEPS:
+    for label in ASKED:
         for budget in ("steps", "time"):
             for variant in VARIANTS:
                 row = {r["metric"]: r for r in records

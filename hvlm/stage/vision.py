@@ -30,7 +30,9 @@ class VisionPretraining(Stage):
     stage, not in the encoder, and stay behind when the next stage starts.
 
     Plus ``gaze_weight`` times, mean over frames and kinds: CE(there or not) + [there] · (CE(shape) + CE(colour) +
-    |place error|), the place as (row, column) in [0, 1]. The gaze's own projections count as the part ``connector``.
+    CE(row) + CE(column)), row and column of the thing's middle among the frame's cells. As classes, not as two numbers:
+    a regressed place is a faint direction of z that no later stage finds. The gaze's own projections count as the part
+    ``connector``.
     """
 
     view = "patches"
@@ -49,7 +51,8 @@ class VisionPretraining(Stage):
         self.labels, self.cells = dict(labels), cells
         self.background_weight, self.domain_weight, self.gaze_weight = background_weight, domain_weight, gaze_weight
         self.patch_heads = nn.Linear(self.model.vision.dim, cells**2 * sum(labels.values()))
-        self.gaze_widths = [2, labels["shape"], labels["colour"], 2]  # there or not, shape, colour, place
+        self.sides = [cells * n for n in self.model.vision.grid(*[self.model.vision.image_size] * 2)]
+        self.gaze_widths = [2, labels["shape"], labels["colour"], *self.sides]  # there or not, shape, colour, place
         self.kinds = nn.Embedding(labels["shape"] - 1 + labels["colour"], self.model.vision.query_dim)
         self.gaze_heads = nn.Linear(self.model.vision.dim, sum(self.gaze_widths))
 
@@ -93,7 +96,8 @@ class VisionPretraining(Stage):
             batch.labels["colour"].flatten(0, 1),
         )  # [frames, rows, cols]
         z, _ = self.model.vision.gaze(self.kinds.weight.expand(len(shape), -1, -1), kv)
-        there_logits, shape_logits, colour_logits, place = self.gaze_heads(z).float().split(self.gaze_widths, -1)
+        answers = self.gaze_heads(z).float().split(self.gaze_widths, -1)
+        there_logits, shape_logits, colour_logits, *place_logits = answers
 
         by_shape = F.one_hot(shape.clamp(min=0), self.labels["shape"]).flatten(1, 2).float()  # [frames, cells, classes]
         by_colour = F.one_hot(colour.clamp(min=0), self.labels["colour"]).flatten(1, 2).float()
@@ -103,11 +107,8 @@ class VisionPretraining(Stage):
         # What most of a kind's cells say: a colour may stand on an object and on a flash, and the object is larger.
         want_shape = torch.einsum("fnk,fnc->fkc", cells, by_shape).argmax(-1)
         want_colour = torch.einsum("fnk,fnc->fkc", cells, by_colour).argmax(-1)
-        rows, cols = shape.shape[1:]
-        y = ((torch.arange(rows, device=z.device) + 0.5) / rows).repeat_interleave(cols)
-        x = ((torch.arange(cols, device=z.device) + 0.5) / cols).repeat(rows)
-        share = cells / cells.sum(1, keepdim=True).clamp(min=1.0)
-        centre = torch.einsum("fnk,nc->fkc", share, torch.stack([y, x], -1))
+        by_place = cells.unflatten(1, self.sides)  # [frames, rows, columns, kinds]
+        places = [middle(by_place.sum(2)), middle(by_place.sum(1))]
 
         seen = batch.frame_mask_BT.flatten()
         asked = self._reduce(seen.sum().float() * there.shape[1]).clamp(min=1)
@@ -115,9 +116,16 @@ class VisionPretraining(Stage):
         loss = F.cross_entropy(there_logits[seen].flatten(0, 1), there[seen].flatten().long(), reduction="sum") / asked
         loss = loss + F.cross_entropy(shape_logits[there], want_shape[there], reduction="sum") / num
         loss = loss + F.cross_entropy(colour_logits[there], want_colour[there], reduction="sum") / num
-        loss = loss + (place - centre)[there].abs().sum() / num
+        for logits, want in zip(place_logits, places, strict=True):
+            loss = loss + F.cross_entropy(logits[there], want[there], reduction="sum") / num
         hits = (shape_logits.argmax(-1) == want_shape) & (colour_logits.argmax(-1) == want_colour) & there
         return loss, hits.sum() / there.sum().clamp(min=1)
+
+
+def middle(count_FNK: Tensor) -> Tensor:
+    """Row (or column) of each thing's centre of mass, int64 [F, K], from how many of its cells each of N rows holds."""
+    place = torch.arange(count_FNK.shape[1], device=count_FNK.device).view(1, -1, 1)
+    return ((count_FNK * place).sum(1) / count_FNK.sum(1).clamp(min=1)).round().long()
 
 
 def to_cells(x_BSD: Tensor, grid: tuple[int, int, int, int], cells: int) -> Tensor:
