@@ -22,7 +22,7 @@ from hvlm.errors import UserError
 from hvlm.language._chat import Chat
 from hvlm.metrics import FileLogger
 from hvlm.monitor import Norms, Throughput, progress
-from hvlm.rebuild import card_of, run_benchmark
+from hvlm.rebuild import card_of, run_benchmark, run_preference
 from hvlm.rundir import RunDir, default_run
 from hvlm.stage._base import Stage
 from hvlm.stops import GracefulStop, RngState
@@ -49,6 +49,7 @@ def run(overrides: Sequence[str], command: str | None = None) -> Outcome:
     previous: Path | None = find_checkpoint(first["init_from"]) if first["init_from"] else None
     if previous is not None:
         card_of(previous)
+    start: Path | None = None  # what the last stage began with
     finished: dict[str, dict[str, Any]] = {}
     for label, cfg in stages.items():
         if stage_name(cfg) == "vision" and cfg["vision"].get("source", "scratch") != "scratch":
@@ -61,12 +62,14 @@ def run(overrides: Sequence[str], command: str | None = None) -> Outcome:
         else:
             train_stage(cfg, folder, previous)
         finished[label] = folder.finished()
-        previous = folder.path
+        start, previous = previous, folder.path
     last = list(stages.values())[-1]
     root = RunDir(name, next(iter(stages))).run_path
     records: list[results.Record] = []
     if last["evaluate"] and finished and stage_name(last) != "vision" and rank_zero_only.rank == 0:
         records = run_benchmark(root, last, root, command)
+        if stage_name(last) == "dpo" and start is not None:
+            records = run_preference(root, start, last, root, command)
     return Outcome(root, finished, records)
 
 

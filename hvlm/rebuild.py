@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ from hvlm.evaluate import RESULTS, evaluate
 from hvlm.generate import generate
 from hvlm.language._chat import Chat
 from hvlm.model import VLM
+from hvlm.preference import reward_accuracy
 from hvlm.report import table, write_report
 from hvlm.trainer import choose_precision
 
 log = logging.getLogger(__name__)
+
+BEFORE = "before_dpo"
 
 
 def card_of(path: str | Path) -> dict[str, Any]:
@@ -103,6 +107,50 @@ def run_benchmark(
     log.info("\n".join(table(records)))
     log.info(f"results: {out / RESULTS}; report: {out / 'report.md'}")
     return records
+
+
+def run_preference(
+    path: str | Path, start: str | Path, cfg: Mapping[str, Any], out: Path, command: str | None = None
+) -> list[results.Record]:
+    """What a stage of preferences changed: reward accuracy on held-out pairs before (0.5 by definition) and after, and
+    the benchmark before, as the variant ``before_dpo``. Added to ``out``'s results and report.
+
+    path: the checkpoint after the stage; start: the one before, which is the reference.
+    """
+    (policy, chat), (reference, _) = rebuild(path, cfg), rebuild(start, cfg)
+    precision, _ = choose_precision(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])
+    data = build.dataset(cfg)
+    data.prepare()
+    asked = build.room({**cfg["benchmark"], "blind": False})
+    shared = {"question": out.name, "seed": cfg["seed"], "command": command}
+    before = out / BEFORE
+    records = evaluate(
+        reference, chat, data, asked, order=cfg["order"], num_frames=cfg["dataset"]["num_frames"],
+        image_size=reference.vision.image_size, precision=precision, out_dir=before, variant=BEFORE, sheets=0, **shared,
+    )  # fmt: skip
+    reading = build.reader(cfg, policy, data, chat)
+    for variant, model in ((BEFORE, reference), (variant_name(cfg), policy)):
+        started = time.monotonic()
+        pairs = reading.loader(asked.split, "pairs", None, asked.batch_size, asked.limit)
+        value, stderr, n = reward_accuracy(model, reference, pairs, precision)
+        records.append(
+            results.make(
+                out.name,
+                variant,
+                "reward_accuracy",
+                value,
+                stderr=stderr,
+                n=n,
+                chance=0.5,
+                seeds=[cfg["seed"]],
+                seconds=time.monotonic() - started,
+                command=command,
+            )  # fmt: skip
+        )
+    merged = results.update(out / RESULTS, records)
+    write_report(out)
+    log.info("\n".join(table([r for r in records if r["metric"] in ("accuracy_mean", "reward_accuracy")])))
+    return merged
 
 
 def variant_name(cfg: Mapping[str, Any]) -> str:

@@ -139,7 +139,10 @@ class RunDir:
 
     def resume_from(self, resume: str) -> Path | None:
         """The checkpoint to continue from under ``resume=auto|must|never``, with one line that says so."""
-        if resume == "never":
+        if resume == "never":  # what was done before must not be taken for this run's, should it be stopped
+            self.finished_file.unlink(missing_ok=True)
+            for path in self.checkpoints.glob("*.ckpt*"):
+                path.unlink()
             return None
         path = self.latest_checkpoint()
         if path is None and resume == "must":

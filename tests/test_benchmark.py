@@ -10,11 +10,12 @@ import torch
 
 from hvlm.benchmark._score import Prediction, choose, read_predictions, score, write_predictions
 from hvlm.benchmark._stats import clustered_mean, group_mean
-from hvlm.benchmark.needles import Needles, lettered_prompt
+from hvlm.benchmark.needles import Needles
 from hvlm.errors import UserError
 from hvlm.evaluate import evaluate, score_predictions
 from hvlm.language._chat import Chat
 from hvlm.language._tokenizer import train_word_tokenizer
+from hvlm.letters import lettered_prompt
 from hvlm.likelihood import Asked, answer_likelihoods
 from hvlm.types import Batch
 

@@ -55,7 +55,9 @@ def test_what_a_chain_leaves(copy: list[str]) -> None:
         card = load_checkpoint(here / stage)["hvlm"]
         assert card["stage"] == stage and card["config"]["stage"]["steps"] == 4
     records = json.loads((here / "results.json").read_text())
-    assert {r["variant"] for r in records} == {"coarse_fine", "blind"}
+    assert {r["variant"] for r in records} == {"coarse_fine", "blind", "before_dpo"}
+    reward = {r["variant"]: r for r in records if r["metric"] == "reward_accuracy"}
+    assert reward["before_dpo"]["value"] == 0.5 and reward["before_dpo"]["n"] == reward["coarse_fine"]["n"] > 0
     metrics = {r["metric"] for r in records}
     assert metrics >= {"accuracy_mean", "accuracy_4of4", "accuracy/shape", "accuracy/colour", "accuracy/domain"}
     assert all(r["chance"] is not None for r in records if r["metric"].startswith("accuracy"))
@@ -110,7 +112,11 @@ def test_another_configuration_under_the_same_name_is_refused(
 
 
 def test_eval_needs_nothing_but_the_run_folder(copy: list[str]) -> None:
-    results = numbers(json.loads(Path("runs/tiny/results.json").read_text()))
+    results = [r for r in json.loads(Path("runs/tiny/results.json").read_text()) if r["metric"] != "reward_accuracy"]
+    before = [r | {"variant": "coarse_fine"} for r in results if r["variant"] == "before_dpo"]
+    results = numbers([r for r in results if r["variant"] != "before_dpo"])
+    again = evaluation.evaluate(["checkpoint=runs/tiny/sft", "out=start", "benchmark.blind=false"])
+    assert numbers(again) == numbers(before)
     records = evaluation.evaluate(["checkpoint=runs/tiny", "out=again"])
     assert numbers(records) == results == numbers(json.loads(Path("again/results.json").read_text()))
     assert Path("again/predictions.jsonl").read_text() == Path("runs/tiny/predictions.jsonl").read_text()

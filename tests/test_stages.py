@@ -336,3 +336,10 @@ def test_vision_heads_answer_for_every_cell(needles: list[str]) -> None:
         frame_mask_BT=batch.frame_mask_BT[:, :-1], labels={n: v[:, :-1] for n, v in batch.labels.items()},
     )  # fmt: skip
     assert loss_of(stage, shorter) == pytest.approx(loss_of(stage, cut), rel=1e-5)
+
+
+def test_a_things_place_is_its_middle_row_and_column() -> None:
+    from hvlm.stage.vision import middle
+
+    count = torch.tensor([[[0.0, 1.0], [2.0, 0.0], [2.0, 0.0], [0.0, 3.0]]])  # one frame, four rows, two things
+    assert middle(count).tolist() == [[2, 2]]  # 1.5 rounds to the even 2; (0 + 9) / 4 = 2.25

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 from hvlm.benchmark._stats import clustered_mean, group_mean
 from hvlm.errors import UserError
+from hvlm.letters import LETTERS
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 BESIDE_THE_MEAN = ("direction",)  # reported, but not part of accuracy_mean and accuracy_4of4
 
 

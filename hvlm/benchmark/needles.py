@@ -13,11 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hvlm.benchmark._score import LETTERS, Prediction, Question, Try, choose, score
+from hvlm.benchmark._score import Prediction, Question, Try, choose, score
 from hvlm.errors import UserError
+from hvlm.letters import LETTERS, lettered_prompt
 from hvlm.likelihood import Likelihood
-
-POST_PROMPT = "Answer with the option's letter from the given choices directly."
 
 
 class Needles:
@@ -87,12 +86,6 @@ class Needles:
     def score(self, predictions: Iterable[Prediction]) -> list[dict[str, Any]]:
         """Accuracy per task, their mean and the 4-of-4 score; see ``hvlm.benchmark._score.score``."""
         return score(predictions)
-
-
-def lettered_prompt(question: str, options: Iterable[str]) -> str:
-    """VNBench's prompt: the question, one ``A. text`` line per option, and the request for the letter."""
-    lines = [f"{LETTERS[i]}. {option}" for i, option in enumerate(options)]
-    return "\n".join([question, *lines, POST_PROMPT])
 
 
 def _try(question: str, options: Iterable[Any], gold: int, lettered: bool) -> Try:

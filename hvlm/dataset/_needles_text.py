@@ -29,6 +29,7 @@ from hvlm.dataset._needles_scene import (
     Scene,
 )
 from hvlm.dataset._sampling import is_shown
+from hvlm.letters import lettered_prompt
 
 TRIES = 4
 COMMA, THEN = " , ", " then "  # between things that are there together, and that follow each other
@@ -97,6 +98,7 @@ def vocabulary() -> Iterator[str]:
     for question, answer in CHATS:
         yield question
         yield answer
+    yield lettered_prompt("", VALUES["when"] * (TRIES // 2))
 
 
 # ---------------------------------------------------------------------------------------------------------- captions

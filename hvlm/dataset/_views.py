@@ -13,6 +13,7 @@ import numpy as np
 
 from hvlm.dataset._needles_scene import COLOURS, DOMAINS, FLASHES, SHAPES
 from hvlm.dataset._sampling import is_shown
+from hvlm.letters import LETTERS, lettered_prompt
 
 # Class names of the per-patch labels, by id.
 LABELS = {"shape": ("background", *SHAPES, *FLASHES), "colour": COLOURS, "domain": DOMAINS}
@@ -36,20 +37,32 @@ def captions(sample: dict, times: np.ndarray, rng: np.random.Generator, n: int |
 
 
 def questions(sample: dict, times: np.ndarray, rng: np.random.Generator, n: int | None) -> list[Row]:
-    return [
-        Row(q["question"], q["answer"], _question_meta(sample, q))
-        for q in _draw(sample.get("questions", []), times, rng, n)
-    ]
+    """The vnbench set is asked as its benchmark asks: with the options of one of the tries, for the letter."""
+    rows = []
+    for q in _draw(sample.get("questions", []), times, rng, n):
+        prompt, answer, _ = _wording(sample, q, int(rng.integers(len(q["tries"]))) if "tries" in q else 0)
+        rows.append(Row(prompt, answer, _question_meta(sample, q) | {"answer": answer}))
+    return rows
 
 
 def pairs(sample: dict, times: np.ndarray, rng: np.random.Generator, n: int | None) -> list[Row]:
     """Chosen and rejected answer of each question, one after the other; ``meta["pair"]`` ties them together."""
     rows = []
     for q in _draw([q for q in sample.get("questions", []) if "rejected" in q], times, rng, n):
-        meta = _question_meta(sample, q) | {"pair": f"{sample['key']}/{q['id']}"}
-        rows.append(Row(q["question"], q["answer"], meta | {"role": "chosen"}))
-        rows.append(Row(q["question"], q["rejected"], meta | {"role": "rejected"}))
+        prompt, answer, rejected = _wording(sample, q, 0)  # always the same: the reference's log-probs may be stored
+        meta = _question_meta(sample, q) | {"pair": f"{sample['key']}/{q['id']}", "answer": answer}
+        rows.append(Row(prompt, answer, meta | {"role": "chosen"}))
+        rows.append(Row(prompt, rejected, meta | {"role": "rejected"}))
     return rows
+
+
+def _wording(sample: dict, q: dict, attempt: int) -> tuple[str, str, str | None]:
+    """(prompt, answer, rejected answer or None), with the letters of a try where the benchmark asks for letters."""
+    if sample.get("set") != "vnbench":
+        return q["question"], q["answer"], q.get("rejected")
+    options, right = q["tries"][attempt]["options"], q["tries"][attempt]["gold"]
+    rejected = LETTERS[options.index(q["rejected"])] if q.get("rejected") in options else None
+    return lettered_prompt(q["question"], options), LETTERS[right], rejected
 
 
 VIEWS = {"captions": captions, "questions": questions, "pairs": pairs}

@@ -10,6 +10,7 @@ import lightning
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torchmetrics import SumMetric
 
 from hvlm.model import VLM, named_parts
 from hvlm.types import Batch
@@ -59,7 +60,7 @@ class Stage(lightning.LightningModule):
         self.trainable = {part: rate for part, rate in trainable.items() if rate > 0}
         self._named = tuple(trainable)
         self.card: dict[str, Any] = {}
-        self._validated: dict[str, Tensor] = {}  # sums over the validation batches so far
+        self._validated: dict[str, SumMetric] = {}  # over the validation batches so far
 
     # -- parts ---------------------------------------------------------------------------------------------------------
 
@@ -154,7 +155,9 @@ class Stage(lightning.LightningModule):
     def validation_step(self, batch: Batch, index: int) -> None:
         total, count, extras = self.losses(batch)
         for name, value in {"count": count, "loss": total, **extras}.items():
-            self._validated[name] = self._validated.get(name, 0.0) + value.detach().float()
+            if name not in self._validated:  # "disable": a loss that is not a number must show
+                self._validated[name] = SumMetric(nan_strategy="disable").to(value.device)
+            self._validated[name].update(value.detach().float())
 
     def on_validation_epoch_start(self) -> None:
         self._validated = {}
@@ -162,9 +165,9 @@ class Stage(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Sums over all batches and processes, divided by their number of units. (Lightning's own weighted mean takes
         whole numbers as weights, and over several processes rounds the average weight down.)"""
-        mean = {name: self._reduce(value) for name, value in self._validated.items()}
-        size = mean.pop("count", torch.zeros(())).clamp(min=1.0)
-        for name, value in mean.items():
+        sums = {name: metric.compute() for name, metric in self._validated.items()}
+        size = sums.pop("count", torch.zeros(())).clamp(min=1.0)
+        for name, value in sums.items():
             self.log(f"val/{name}", value / size, sync_dist=True, prog_bar=name == "loss")
 
     @staticmethod
