@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from hvlm.look import CachedLook, FreshLook, encode_frames
 from hvlm.types import Batch, Patches, Prefix, Tokens
 
 PARTS = ("vision", "merger", "connector", "attention", "fusion", "language", "head")
@@ -50,10 +50,22 @@ class VLM(nn.Module):
 
     def see(self, batch: Batch) -> Patches:
         """Frames -> patch features, with the encoder's gaze over them where the connector wants it."""
-        frames = (batch.frames_BTCHW, batch.frame_time_BT, batch.frame_mask_BT)
-        tokens, kv = self.vision.encode(*frames, cache=self.connector.wants_gaze)
-        gaze = partial(self.vision.gaze, kv=kv) if self.connector.wants_gaze else None
-        return self.merger(Patches(tokens, batch.frame_time_BT, batch.frame_mask_BT, gaze))
+        frames, time, mask = batch.frames_BTCHW, batch.frame_time_BT, batch.frame_mask_BT
+        b, t = mask.shape
+        if torch.is_grad_enabled() or b * t <= self.vision.frames_at_once:
+            tokens, kv = self.vision.encode(frames, time, mask, cache=self.connector.wants_gaze)
+            gaze = CachedLook(self.vision, kv) if self.connector.wants_gaze else None
+            return self.merger(Patches(tokens, time, mask, gaze))
+
+        frames, at_once = frames.flatten(0, 1), self.vision.frames_at_once
+        tokens, gaze = None, None
+        if self.connector.wants_gaze:
+            gaze = FreshLook(self.vision, frames, at_once)
+        if self.connector.wants_patches or not self.merger.changes_nothing:
+            parts = [encode_frames(self.vision, part, cache=False)[0].x_BSD for part in frames.split(at_once)]
+            grid = self.vision.grid(*frames.shape[-2:])
+            tokens = Tokens.of_frames(torch.cat(parts).unflatten(0, (b, t)), time, mask, grid)
+        return self.merger(Patches(tokens, time, mask, gaze))
 
     def visual_tokens(self, batch: Batch, text_KSD: Tensor) -> Tokens:
         """Visual tokens of every text row, [K, V, text_dim]."""

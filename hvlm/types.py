@@ -95,13 +95,16 @@ class Tokens(NamedTuple):
 class Patches(NamedTuple):
     """What vision (and the merger) hand to the connector.
 
-    tokens: patch features, frame by frame. frame_time_BT, frame_mask_BT: as in :class:`Batch`.
+    tokens: patch features, frame by frame; None where nobody reads them and the clip is too long to keep them (a
+        connector with ``wants_patches = False``, without gradients).
+    frame_time_BT, frame_mask_BT: as in :class:`Batch`.
     gaze: carries queries [F, Q, D] (``F = B * T`` frames, ``Q`` queries each) through the encoder's layers over the
-        cached keys and values of its patches: (z [F, Q, dim], with ``return_entropy=True`` the mean attention entropy
-        in nats, else None). The field is None unless the connector asked for it (``wants_gaze``).
+        keys and values of its patches: (z [F, Q, dim], with ``return_entropy=True`` the mean attention entropy in nats,
+        else None). With ``index_F`` the queries are for those frames only; ``shallow=True`` uses the last layer alone.
+        The field is None unless the connector asked for it (``wants_gaze``).
     """
 
-    tokens: Tokens
+    tokens: Tokens | None
     frame_time_BT: Tensor
     frame_mask_BT: Tensor
     gaze: Callable[..., Any] | None = None

@@ -111,6 +111,8 @@ def unreached(case: Case) -> set[str]:
         found.add("vision.query")
     elif case.order == "question_first":
         found.add("connector.q_init")  # the first query comes from the question
+    if connector.get("mode") == "autoregressive":
+        found.add("connector.q_static")
     return found
 
 

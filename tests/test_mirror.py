@@ -126,7 +126,8 @@ OF_THE_PROJECT = {
     "vision": {"types", "functional", "errors", "sources"},
     "language": {"types", "functional", "errors", "sources"},
     "stage": {"types", "functional", "errors", "model"},
-    "benchmark": {"types", "errors", "likelihood"},
+    "dataset": {"types", "functional", "errors", "letters"},
+    "benchmark": {"types", "errors", "letters", "likelihood"},
 }
 # Libraries that decide how a program runs. Stages are LightningModules, and nothing else in a room is.
 RUNNING = {"lightning", "pytorch_lightning", "hydra", "omegaconf", "wandb"}

@@ -14,7 +14,7 @@ from hvlm.types import Patches, Prefix, Tokens
 class Mean(nn.Module):
     """v_t = P(Σ_n s_n x_tn / Σ_n s_n), s the number of patches merged into each token. Blind to the question."""
 
-    wants_gaze = False
+    wants_gaze, wants_patches = False, True
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from hvlm.types import Patches, Prefix, Tokens
 class DensePatches(nn.Module):
     """v = P(x) per patch. ``shuffle=r`` first folds r × r neighbouring patches into one token of r² times the width."""
 
-    wants_gaze = False
+    wants_gaze, wants_patches = False, True
 
     def __init__(
         self,

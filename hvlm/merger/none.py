@@ -10,5 +10,7 @@ from hvlm.types import Patches
 class NoMerger(nn.Module):
     """Patches -> Patches, unchanged."""
 
+    changes_nothing = True
+
     def forward(self, patches: Patches) -> Patches:
         return patches

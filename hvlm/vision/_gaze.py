@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from hvlm.functional import attend, attention_entropy, join_heads
+from hvlm.functional import attend, attention_entropy, join_heads, split_heads
 
 KV = list[tuple[Tensor, Tensor]]  # per layer: keys and values, each [frames, heads, patches (+ CLS), head width]
 
@@ -40,6 +40,7 @@ class Gaze(nn.Module):
         norm: nn.Module,
         project: Callable[[nn.Module, Tensor], Tensor],
         finish: Callable[[nn.Module, Tensor, Tensor], Tensor],
+        shallow: bool = False,
         return_entropy: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """(z [F, Q, dim], entropy or None) for Q queries [F, Q, query_dim] on each of F frames.
@@ -47,11 +48,17 @@ class Gaze(nn.Module):
         layers: the encoder's, in order. norm: its last normalisation.
         project(layer, u_FQD) -> [F, heads, Q, d]: W_Q LN1(u), split into heads.
         finish(layer, u_FQD, attended_FQD) -> u_FQD: the rest of the layer, from W_O on, residuals included.
+        shallow: fVLM's ablation: one cross-attention of W_in q over the last layer's keys and values, nothing else.
         return_entropy: also give the mean entropy of the attention over layers, heads and queries (nats, no gradient);
             near ln(number of keys) the queries look at everything alike.
         """
         u = self.query_in(query_FQD)
         entropies = []
+        if shallow:
+            k, v = kv[-1]
+            q = split_heads(u, k.shape[1])
+            u = join_heads(attend(q, k, v))
+            return self.query_out(norm(u)), attention_entropy(q, k) if return_entropy else None
         for layer, (k, v) in zip(layers, kv, strict=True):
             q = project(layer, u)
             if return_entropy:

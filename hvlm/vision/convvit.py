@@ -43,10 +43,9 @@ class Block(nn.Module):
 
 
 class ConvViT(nn.Module):
-    """uint8 frames -> (image_size / 16)² tokens per frame.
+    """Frames -> (image_size / 16)² tokens per frame.
 
-    motion: also show the stem the difference to the frame before (three more input channels; zero for the first frame),
-        so that a single frame's tokens can carry which way things move.
+    frames_at_once: without gradients, longer batches are encoded in parts of so many frames (see ``FreshLook``).
     """
 
     patch_size = 16
@@ -60,8 +59,8 @@ class ConvViT(nn.Module):
         num_heads: int = 4,
         mlp_ratio: float = 4.0,
         image_size: int = 64,
-        motion: bool = False,
         query_dim: int | None = None,
+        frames_at_once: int = 4096,
     ):
         super().__init__()
         if image_size % self.patch_size:
@@ -69,8 +68,8 @@ class ConvViT(nn.Module):
         if dim % num_heads:
             raise ValueError(f"vision.dim={dim} must be a multiple of vision.num_heads={num_heads}")
         self.dim, self.num_layers, self.num_heads, self.image_size = dim, num_layers, num_heads, image_size
-        self.query_dim, self.motion = query_dim or dim, motion
-        widths = (6 if motion else 3, dim // 4, dim // 2, dim, dim)
+        self.query_dim, self.frames_at_once = query_dim or dim, frames_at_once
+        widths = (3, dim // 4, dim // 2, dim, dim)
         stem: list[nn.Module] = []
         for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
             stem += [nn.Conv2d(a, b, 3, stride=2, padding=1)] + ([nn.GroupNorm(1, b), nn.ReLU()] if i < 3 else [])
@@ -91,14 +90,16 @@ class ConvViT(nn.Module):
     def encode(
         self, frames_BTCHW: Tensor, time_BT: Tensor, mask_BT: Tensor, cache: bool = False
     ) -> tuple[Tokens, KV | None]:
-        """Tokens [B, T·N, dim], and with ``cache`` every layer's (k, v), each [B·T, heads, N, d]."""
+        """Tokens [B, T·N, dim], and with ``cache`` every layer's (k, v), each [B·T, heads, N, d].
+
+        frames_BTCHW: uint8, or floating point and then normalised already.
+        """
         b, t, _, height, width = frames_BTCHW.shape
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(f"frames of {height} x {width} pixels: convvit needs multiples of {self.patch_size}")
-        x = (frames_BTCHW.float() / 255.0 - self.mean) / self.std
-        if self.motion:
-            before = torch.cat([x[:, :1], x[:, :-1]], 1)
-            x = torch.cat([x, x - before], 2)
+        x = frames_BTCHW
+        if not x.is_floating_point():
+            x = (x.float() / 255.0 - self.mean) / self.std
         x = self.stem(x.flatten(0, 1).contiguous(memory_format=torch.channels_last))
         x = (x + self._positions(*x.shape[-2:])).flatten(2).transpose(1, 2)
         kv: KV = []
@@ -109,9 +110,12 @@ class ConvViT(nn.Module):
         grid = self.grid(height, width)
         return Tokens.of_frames(x.unflatten(0, (b, t)), time_BT, mask_BT, grid), kv if cache else None
 
-    def gaze(self, query_FQD: Tensor, kv: KV, return_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Read every frame with its queries: [F, Q, query_dim] -> (z [F, Q, dim], mean entropy in nats or None)."""
-        return self.query(query_FQD, kv, self.layers, self.norm, Block.project, Block.finish, return_entropy)
+    def gaze(self, query_FQD: Tensor, kv: KV, **how: bool) -> tuple[Tensor, Tensor | None]:
+        """Read every frame with its queries: [F, Q, query_dim] -> (z [F, Q, dim], mean entropy in nats or None).
+
+        how: ``shallow``, ``return_entropy``, see ``Gaze``.
+        """
+        return self.query(query_FQD, kv, self.layers, self.norm, Block.project, Block.finish, **how)
 
     def _positions(self, rows: int, cols: int) -> Tensor:
         if (rows, cols) == self.position.shape[-2:]:

