@@ -21,8 +21,10 @@ from hvlm.config import plan, stage_name
 from hvlm.errors import UserError
 from hvlm.language._chat import Chat
 from hvlm.metrics import FileLogger
+from hvlm.model import VLM, Encoder
 from hvlm.monitor import Norms, Throughput, progress
 from hvlm.rebuild import card_of, run_benchmark, run_preference
+from hvlm.release import is_release, load_release, read_release
 from hvlm.rundir import RunDir, default_run
 from hvlm.stage._base import Stage
 from hvlm.stops import GracefulStop, RngState
@@ -46,9 +48,7 @@ def run(overrides: Sequence[str], command: str | None = None) -> Outcome:
     first = next(iter(stages.values()))
     name = first["run"] or default_run(stages, overrides)
     # Read before any data is made: a missing or damaged start is the cheapest mistake to find.
-    previous: Path | None = find_checkpoint(first["init_from"]) if first["init_from"] else None
-    if previous is not None:
-        card_of(previous)
+    previous: Path | None = find_start(first["init_from"]) if first["init_from"] else None
     start: Path | None = None  # what the last stage began with
     finished: dict[str, dict[str, Any]] = {}
     for label, cfg in stages.items():
@@ -121,12 +121,25 @@ def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None) 
     trainer.strategy.barrier()
 
 
+def find_start(path: str) -> Path:
+    """What ``init_from`` names, having looked inside: a checkpoint, a run folder, or weights in fVLM's layout."""
+    if is_release(path):
+        read_release(path)
+        return Path(path)
+    found = find_checkpoint(path)
+    card_of(found)
+    return found
+
+
 def start_stage(cfg: Mapping[str, Any], data: Any, init_from: Path | None) -> tuple[Stage, Chat | None]:
     """The stage around a backbone with its starting weights, and the tokenizer that belongs to them (None: no text).
 
     A checkpoint of stage 0 holds the encoder alone: everything else then starts as it would without ``init_from``.
+    A release brings all weights but no tokenizer: that is the configured language model's own.
     """
     name = stage_name(cfg)
+    if init_from is not None and is_release(init_from):
+        return _start_from_release(cfg, data, init_from)
     card = None if init_from is None else card_of(init_from)
     if name == "vision":
         chat, model = None, build.encoder(cfg)
@@ -143,9 +156,32 @@ def start_stage(cfg: Mapping[str, Any], data: Any, init_from: Path | None) -> tu
             load_into(model.vision, encoder, init_from)
         else:
             load_into(model, weights, init_from)
+    return _stage_around(model, chat, cfg, data), chat
+
+
+def _start_from_release(cfg: Mapping[str, Any], data: Any, path: Path) -> tuple[Stage, Chat]:
+    if stage_name(cfg) == "vision":
+        raise UserError(
+            f"init_from={path}: stage=vision trains an encoder from nothing; start with stage=align or later"
+        )
+    chat = build.chat(cfg, data)
+    model = build.model(cfg, chat, weights=False)
+    report = load_release(model, path)
+    if report.missing:
+        more = f" and {len(report.missing) - 3} more" if len(report.missing) > 3 else ""
+        raise UserError(
+            f"init_from={path}: has no {', '.join(report.missing[:3])}{more}; fVLM's layout belongs to "
+            "vision=dinov2_* connector=foveated connector.projector=linear connector.standardise=false"
+        )
+    log.info(f"{path}: {len(report.matched)} tensors taken, {len(report.unexpected)} left: {report.unexpected[:3]}")
+    return _stage_around(model, chat, cfg, data), chat
+
+
+def _stage_around(model: VLM | Encoder, chat: Chat | None, cfg: Mapping[str, Any], data: Any) -> Stage:
     stage = build.stage(cfg, model, data)
-    stage.card = {"config": dict(cfg), "chat": None if chat is None else chat.to_json(), "stage": name}
-    return stage, chat
+    text = None if chat is None else chat.to_json()
+    stage.card = {"config": dict(cfg), "chat": text, "stage": stage_name(cfg)}
+    return stage
 
 
 # -- parts -------------------------------------------------------------------------------------------------------------

@@ -17,9 +17,12 @@ import torch
 from _tiny import ROOT
 
 import eval as evaluation
-from hvlm.chain import run
+from hvlm import build
+from hvlm.chain import find_start, run, start_stage
 from hvlm.checkpoint import load_checkpoint
+from hvlm.config import compose
 from hvlm.errors import UserError
+from hvlm.release import save_release
 
 STAGES = ["vision", "align", "sft", "dpo"]
 
@@ -193,3 +196,19 @@ def test_a_missing_start_is_found_before_any_data_is_made(tmp_path: Path, monkey
     with pytest.raises(UserError, match="runs/none: no such checkpoint"):
         run(["stage=sft", "init_from=runs/none", "run=x"])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_starts_from_weights_in_fvlms_layout(needles: list[str], tmp_path: Path) -> None:
+    needles = [o for o in needles if not o.startswith("vision.")]
+    rooms = ["vision=dinov2_tiny", "connector.projector=linear", "connector.standardise=false", "order=video_first"]
+    cfg = compose(["stage=sft", *rooms, *needles])
+    data = build.dataset(cfg)
+    data.prepare()
+    made = build.model(cfg, build.chat(cfg, data))
+    save_release(made, tmp_path / "fvlm.safetensors")
+    stage, _ = start_stage(cfg, data, find_start(str(tmp_path)))
+    assert all(torch.equal(value, stage.model.state_dict()[name]) for name, value in made.state_dict().items())
+    with pytest.raises(UserError, match="has no connector.project.standardise.*connector.standardise=false"):
+        start_stage(compose(["stage=sft", *rooms, "connector.standardise=true", *needles]), data, tmp_path)
+    with pytest.raises(UserError, match="stage=vision trains an encoder from nothing"):
+        start_stage(compose(["stage=vision", *rooms, *needles]), data, tmp_path)

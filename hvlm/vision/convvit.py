@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hvlm.functional import attend, join_heads, split_heads
+from hvlm.pixels import IMAGENET_MEAN, IMAGENET_STD
 from hvlm.types import Tokens
 from hvlm.vision._gaze import KV, Gaze
 
@@ -80,8 +81,8 @@ class ConvViT(nn.Module):
         self.layers = nn.ModuleList(Block(dim, num_heads, mlp_ratio) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
         self.query = Gaze(self.query_dim, dim)
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """(rows, columns) of tokens for a frame of that size."""

@@ -14,12 +14,11 @@ from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer
 
 from hvlm.errors import UserError
 from hvlm.functional import attend, join_heads, split_heads
+from hvlm.pixels import IMAGENET_MEAN, IMAGENET_STD
 from hvlm.types import Tokens
 from hvlm.vision._gaze import KV, Gaze
 from hvlm.vision._weights import dinov2_folder, load_into, read_config
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 SETTINGS = {  # in the source's config.json -> here
     "hidden_size": "hidden_size",
     "num_hidden_layers": "num_layers",
