@@ -126,7 +126,7 @@ OF_THE_PROJECT = {
     "vision": {"types", "functional", "errors", "sources", "pixels"},
     "language": {"types", "functional", "errors", "sources"},
     "stage": {"types", "functional", "errors", "model"},
-    "dataset": {"types", "functional", "errors", "letters"},
+    "dataset": {"types", "functional", "errors", "letters", "pixels"},
     "benchmark": {"types", "errors", "letters", "likelihood"},
 }
 # Libraries that decide how a program runs. Stages are LightningModules, and nothing else in a room is.

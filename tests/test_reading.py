@@ -220,6 +220,10 @@ def test_stills_and_foreign_json():
         ("a", "chosen", "k/q0"),
         ("b", "rejected", "k/q0"),
     ]
+    alone = {"jpg": members["000.jpg"], "json": members["json"]}  # a single picture is shown eight times
+    for wanted, shown in ((64, 8), (3, 3)):
+        one, at = _samples.frames(alone, parsed, wanted, (64, 64))
+        assert len(one) == len(at) == shown and np.all(one == one[0]) and np.all(np.diff(at) > 0)
     caption = _samples.parse({"json": b'{"caption": "a dog"}', "jpg": b""}, "k", "general")
     assert _views.captions(caption, times, np.random.default_rng(0), None)[0][:2] == ("Describe this.", "a dog")
     for members in ({"json": b"{"}, {"json": b"[]"}, {"json": b"{}"}, {"mp4": b""}, {"json": b"\xff"}):

@@ -14,6 +14,7 @@ import numpy as np
 
 from hvlm.dataset._decode import VideoDecodeError, decode, decode_images
 from hvlm.dataset._quarantine import SampleError
+from hvlm.pixels import IMAGE_FRAMES
 
 DESCRIBE = "Describe this."  # asked when a caption comes without a prompt
 _OWN = ("captions", "questions", "objects", "messages")
@@ -53,7 +54,8 @@ def parse(members: dict[str, bytes], key: str, domain: str) -> dict[str, Any]:
 def frames(
     members: dict[str, bytes], sample: dict[str, Any], num_frames: int, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 [T, 3, H, W] and float32 [T] seconds. Stills are ``fps`` (of the JSON, default 1) a second."""
+    """uint8 [T, 3, H, W] and float32 [T] seconds. Stills are ``fps`` (of the JSON, default 1) a second; a single one is
+    shown ``IMAGE_FRAMES`` times (or ``num_frames``, if that is less), as fVLM was trained."""
     key = sample["key"]
     for field in ("mp4", "webm"):
         if field in members:
@@ -61,6 +63,8 @@ def frames(
     stills = sorted(field for field in members if field.rsplit(".", 1)[-1] in ("jpg", "jpeg", "png"))
     if not stills:
         raise VideoDecodeError(key, "mp4", f"no video or image; the sample has {', '.join(sorted(members))}")
+    if len(stills) == 1:
+        stills = stills * min(IMAGE_FRAMES, num_frames)
     fps = float(sample.get("fps", 1.0))
     return decode_images([members[field] for field in stills], num_frames, name=key, fps=fps, size=size)
 
