@@ -2,7 +2,7 @@
 
 The model is rebuilt from the checkpoint (a file or a run folder) alone; what the command line says comes on top, e.g.
 ``dataset.set=hard``. ``task=score predictions=FILE`` scores a file of predictions, whoever made them; ``task=generate``
-lets the model write its own answers.
+lets the model write its own answers; ``task=ask ask.video=FILE ask.question=...`` watches a video frame by frame.
 """
 
 from __future__ import annotations
@@ -40,15 +40,14 @@ def score(cfg: dict[str, Any]) -> list[dict[str, Any]]:
 
 def ask(cfg: dict[str, Any], overrides: list[str]) -> list[dict[str, Any]]:
     """Rebuilds the model and lets it choose among the benchmark's options, or write answers of its own."""
-    from hvlm.rebuild import overlay, run_benchmark, stored_config, write_answers
+    from hvlm.rebuild import overlay, run_benchmark, stored_config, watch, write_answers
 
     if cfg["checkpoint"] is None:
         raise UserError("checkpoint= is missing: name a checkpoint file or a run folder, e.g. checkpoint=runs/demo")
     path = Path(cfg["checkpoint"])
     merged = overlay(stored_config(path), cfg, overrides)
     out = Path(cfg["out"]) if cfg["out"] else (path if path.is_dir() else path.parent) / "eval"
-    work = run_benchmark if cfg["task"] == "benchmark" else write_answers
-    return work(path, merged, out)
+    return {"benchmark": run_benchmark, "generate": write_answers, "ask": watch}[cfg["task"]](path, merged, out)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,19 @@ def generate(model: VLM, chat: Chat, kvcache: Any, batch: Batch, max_new_tokens:
     x, mask, _ = model.sequence(batch._replace(attention_mask_KS=prompt_KS, loss_mask_KS=prompt_KS & False))
     cache = kvcache.new()
     h = model.language.hidden(x, mask, cache=cache)
-    rows, ended = torch.arange(len(x), device=x.device), torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    newest = h[rows, last_true(mask)]
+    newest = h[torch.arange(len(x), device=x.device), last_true(mask)]
+    written_KN = greedy(model, chat, cache, newest, mask, max_new_tokens)
+    for module, mode in modes.items():
+        module.training = mode
+    return [chat.decode(ids) for ids in written_KN.tolist()]
+
+
+def greedy(model: VLM, chat: Chat, cache: Any, newest_KD: Tensor, mask_KS: Tensor, max_new_tokens: int) -> Tensor:
+    """The likeliest token, again and again, until every row has ended: ids [K, N], N <= max_new_tokens.
+
+    cache: holds the S positions that ``mask_KS`` covers, and grows. newest_KD: the state at each row's last valid one.
+    """
+    mask, newest, ended = mask_KS, newest_KD, torch.zeros(len(newest_KD), dtype=torch.bool, device=newest_KD.device)
     written: list[Tensor] = []
     for _ in range(max_new_tokens):
         token = model.head(newest, model.language).argmax(-1)
@@ -35,12 +46,10 @@ def generate(model: VLM, chat: Chat, kvcache: Any, batch: Batch, max_new_tokens:
         written.append(token)
         if ended.all():
             break
-        mask = torch.cat([mask, ~mask.new_zeros(len(x), 1)], 1)
+        mask = torch.cat([mask, ~mask.new_zeros(len(mask), 1)], 1)
         position = mask.sum(1, keepdim=True) - 1
         newest = model.language.hidden(model.language.embed(token[:, None]), mask, position, cache)[:, -1]
-    for module, mode in modes.items():
-        module.training = mode
-    return [chat.decode(ids) for ids in torch.stack(written, 1).tolist()]
+    return torch.stack(written, 1)
 
 
 def last_true(mask_KS: Tensor) -> Tensor:

@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.progress import track
 
 from hvlm import build, results
 from hvlm.checkpoint import load_checkpoint, load_into, load_weights
+from hvlm.dataset._decode import frames_of
 from hvlm.errors import UserError
 from hvlm.evaluate import RESULTS, evaluate
 from hvlm.generate import generate
@@ -22,6 +24,7 @@ from hvlm.model import VLM
 from hvlm.preference import reward_accuracy
 from hvlm.report import table, write_report
 from hvlm.trainer import choose_precision
+from hvlm.watch import Watcher
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ def overlay(stored: Mapping[str, Any], given: Mapping[str, Any], overrides: Sequ
     ``benchmark=needles`` replaces a whole room, ``dataset.set=hard`` one value of the stored one. ``given`` is the
     checked configuration that the overrides make by themselves; it supplies the values.
     """
+    stored = {**given, **stored}  # keys that are newer than the checkpoint have the values of today
     merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in stored.items()}
     for override in overrides:
         key = override.split("=", 1)[0].lstrip("+~")
@@ -157,6 +161,42 @@ def variant_name(cfg: Mapping[str, Any]) -> str:
     """The word for what is compared: the connector's mode where it has one (coarse_fine), else the connector."""
     connector = cfg["connector"]
     return connector.get("mode") or connector["_target_"].split(".")[2]
+
+
+def watch(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str, Any]]:
+    """Watch ``ask.video`` frame by frame and answer ``ask.question`` at the moments asked for: lines with ``seconds``,
+    ``frames`` seen and ``answer``, printed and written to ``out/asked.jsonl``."""
+    asked = cfg["ask"]
+    for name in ("video", "question"):
+        if asked[name] is None:
+            raise UserError(f"task=ask needs ask.{name}=...")
+    if not Path(asked["video"]).is_file():
+        raise UserError(f"ask.video={asked['video']}: no such file")
+    if asked["fps"] <= 0:
+        raise UserError(f"ask.fps={asked['fps']:g}: expected frames a second, above 0")
+    model, chat = rebuild(path, cfg)
+    first = asked["question"] if cfg["order"] == "question_first" else None
+    later = None if first else asked["question"]
+    watcher = Watcher(model, chat, build.kvcache(cfg, model), first)
+    moments, lines = sorted(asked["at"] or []), []
+
+    def say(seconds: float) -> None:
+        lines.append({"seconds": seconds, "frames": watcher.frames, "answer": watcher.answer(later)})
+        log.info(f"{seconds:8.2f} s, {watcher.frames} frames: {lines[-1]['answer']}")
+
+    seconds = 0.0
+    for frame, seconds in frames_of(Path(asked["video"]), asked["fps"], (model.vision.image_size,) * 2):
+        while moments and moments[0] < seconds and watcher.frames:
+            say(moments.pop(0))
+        watcher.see(torch.from_numpy(np.ascontiguousarray(frame)))
+    if not watcher.frames:
+        raise UserError(f"ask.video={asked['video']}: shorter than half a frame at ask.fps={asked['fps']:g}; raise it")
+    for moment in moments or ([] if asked["at"] else [seconds]):
+        say(moment)
+    out.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps({"question": asked["question"], **line}, ensure_ascii=False) + "\n" for line in lines)
+    (out / "asked.jsonl").write_text(text, encoding="utf-8")
+    return lines
 
 
 def write_answers(

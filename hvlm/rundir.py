@@ -27,6 +27,7 @@ IGNORED = (
     "evaluate",
     "benchmark",
     "task",
+    "ask",
     "predictions",
     "out",
     "chain",

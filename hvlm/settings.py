@@ -76,6 +76,16 @@ class CallbackConfig:
 
 
 @dataclass(frozen=True)
+class AskConfig:
+    """``eval.py task=ask``: a video file, what is asked about it, when (seconds; null: at its end), frames a second."""
+
+    video: str | None
+    question: str | None
+    at: list[float] | None
+    fps: float
+
+
+@dataclass(frozen=True)
 class RootConfig:
     """The keys of conf/train.yaml that are not rooms."""
 
@@ -83,6 +93,7 @@ class RootConfig:
     trainer: dict
     logger: dict
     callback: dict
+    ask: dict
     seed: int
     order: Literal["question_first", "video_first"]
     run: str | None
@@ -91,9 +102,15 @@ class RootConfig:
     chain: dict[str, list[str]] | None
     resume: Literal["auto", "must", "never"]
     evaluate: bool
-    task: Literal["benchmark", "score", "generate"]
+    task: Literal["benchmark", "score", "generate", "ask"]
     predictions: str | None
     out: str | None
 
 
-SECTIONS = {"domain": DomainConfig, "trainer": TrainerConfig, "logger": LoggerConfig, "callback": CallbackConfig}
+SECTIONS = {
+    "domain": DomainConfig,
+    "trainer": TrainerConfig,
+    "logger": LoggerConfig,
+    "callback": CallbackConfig,
+    "ask": AskConfig,
+}

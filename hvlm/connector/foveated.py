@@ -135,6 +135,12 @@ class Foveated(nn.Module):
         z = self._gaze(patches, grid.transpose(1, 2).reshape(b * t, q, -1), "fine", frames)
         return z.reshape(b, t, q, -1).transpose(1, 2)[clip_K, slot_K]
 
+    def glance(self, patches: Patches, query_K1D: Tensor, clip_K: Tensor, at: int) -> Tensor:
+        """Token of frame ``at`` for every row's query: [K, 1, text_dim]."""
+        return self.project(
+            self._read(patches, query_K1D, clip_K, at), patches.frame_mask_BT[clip_K, at : at + 1], "fine"
+        )
+
     def _autoregressive(self, patches: Patches, language: nn.Module, prefix: Prefix | None, clip_K: Tensor) -> Tensor:
         """[K, T, text_dim], frame after frame: the query of each comes from the state at the token before it."""
         mask_KT, cache = patches.frame_mask_BT[clip_K], DynamicCache()
@@ -146,7 +152,7 @@ class Foveated(nn.Module):
         tokens: list[Tensor] = []
         for t in range(mask_KT.shape[1]):
             now = mask_KT[:, t : t + 1]
-            token = self.project(self._read(patches, query, clip_K, at=t), now, "fine")
+            token = self.glance(patches, query, clip_K, at=t)
             tokens.append(token)
             seen = torch.cat([seen, now], 1)
             place = (seen.sum(1, keepdim=True) - 1).clamp(min=0)

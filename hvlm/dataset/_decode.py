@@ -14,7 +14,8 @@ from __future__ import annotations
 import io
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import av
 import numpy as np
@@ -82,6 +83,30 @@ def decode_images(
     except Exception as error:
         raise VideoDecodeError(name, "image", _one_line(error)) from error
     return np.ascontiguousarray(frames.transpose(0, 3, 1, 2)), pts[chosen].astype(np.float32)
+
+
+def frames_of(path: Path, fps: float, size: tuple[int, int]) -> Iterator[tuple[np.ndarray, float]]:
+    """A video as a stream: (uint8 [3, H, W], seconds) of the frame that is shown at every moment (k + 1/2) / fps.
+
+    One frame is held at a time, whatever the length. Raises VideoDecodeError.
+    """
+    fit, tick, shown = _fit(size), 0, None
+    try:
+        with av.open(str(path)) as file:
+            stream = _video_stream(file)
+            stream.thread_type = "NONE"
+            for frame in file.decode(stream):
+                seconds = float((frame.pts - (stream.start_time or 0)) * stream.time_base)
+                while shown is not None and (tick + 0.5) / fps < seconds:
+                    yield fit(shown[None])[0].transpose(2, 0, 1), (tick + 0.5) / fps
+                    tick += 1
+                shown = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                last = float((frame.duration or 0) * stream.time_base)
+        while shown is not None and (tick + 0.5) / fps < seconds + last:
+            yield fit(shown[None])[0].transpose(2, 0, 1), (tick + 0.5) / fps
+            tick += 1
+    except (av.FFmpegError, OSError) as error:
+        raise VideoDecodeError(str(path), "video", _one_line(error)) from error
 
 
 def _decord(video: bytes, num_frames: int, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
