@@ -112,6 +112,18 @@ def test_align_scores_every_token_and_sft_the_answer(needles: list[str]) -> None
         assert (scored == tokens - len(batch.input_ids_KS)) == everything, "all but each row's first, or the answer"
 
 
+def test_the_coarse_loss_is_added(needles: list[str]) -> None:
+    batch = clips(start(needles, "stage=sft")[1], 4)
+    plain, both = (start(needles, "stage=sft", f"stage.coarse_weight={w}")[0].eval() for w in (0.0, 0.5))
+    coarse = start(needles, "stage=sft", "connector.mode=coarse")[0].eval()
+    both.model.load_state_dict(plain.model.state_dict())
+    coarse.model.load_state_dict(plain.model.state_dict(), strict=False)
+    expected = loss_of(plain, batch) + 0.5 * loss_of(coarse, batch)
+    assert loss_of(both, batch) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(UserError, match="stage.coarse_weight=0.5: only connector=foveated"):
+        start(needles, "stage=sft", "stage.coarse_weight=0.5", "connector=mean")
+
+
 def test_text_only_batches_are_interleaved(needles: list[str]) -> None:
     _, reading = start(needles, "stage=sft", "stage.steps=200")
     order = reading.train_dataloader().order

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -10,10 +12,25 @@ from hvlm.types import Batch
 
 
 class TextStage(Stage):
-    """Cross-entropy of the text given the video, mean over the scored tokens of the whole batch."""
+    """Cross-entropy of the text given the video, mean over the scored tokens of the whole batch.
+
+    coarse_weight: that many times the cross-entropy given the foveated connector's coarse tokens is added (fVLM's
+        auxiliary loss, 0 in its releases). It costs a second pass through the encoder and the language model.
+    """
+
+    def __init__(self, *, coarse_weight: float = 0.0, **stage: Any):
+        super().__init__(**stage)
+        if coarse_weight and not hasattr(self.model.connector, "using"):
+            raise ValueError(f"stage.coarse_weight={coarse_weight:g}: only connector=foveated has coarse tokens; use 0")
+        self.coarse_weight = coarse_weight
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         logits, ids, *_ = self.model.targets(batch)
         total = F.cross_entropy(logits, ids, reduction="sum")
-        hits = (logits.argmax(-1) == ids).sum().float()
-        return total, ids.new_tensor(len(ids)), {"token_accuracy": hits}
+        extras = {"token_accuracy": (logits.argmax(-1) == ids).sum().float()}
+        if self.coarse_weight:
+            with self.model.connector.using("coarse"):
+                logits, ids, *_ = self.model.targets(batch)
+            coarse = F.cross_entropy(logits, ids, reduction="sum")
+            total, extras["coarse_loss"] = total + self.coarse_weight * coarse, coarse
+        return total, ids.new_tensor(len(ids)), extras
