@@ -2,7 +2,8 @@
 
 The model is rebuilt from the checkpoint (a file or a run folder) alone; what the command line says comes on top, e.g.
 ``dataset.set=hard``. ``task=score predictions=FILE`` scores a file of predictions, whoever made them; ``task=generate``
-lets the model write its own answers; ``task=ask ask.video=FILE ask.question=...`` watches a video frame by frame.
+lets the model write its own answers; ``task=ask ask.video=FILE ask.question=...`` watches a video frame by frame;
+``task=export`` writes a Hugging Face folder, ``task=release`` weights in fVLM's layout.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ log = logging.getLogger(__name__)
 
 
 @main
-def evaluate(cfg: dict[str, Any], overrides: list[str]) -> list[dict[str, Any]]:
-    """Returns the records (task=generate: the lines) that it wrote."""
+def evaluate(cfg: dict[str, Any], overrides: list[str]) -> Any:
+    """Returns the records or lines that it wrote (task=export, release: the path)."""
     return score(cfg) if cfg["task"] == "score" else ask(cfg, overrides)
 
 
@@ -38,16 +39,24 @@ def score(cfg: dict[str, Any]) -> list[dict[str, Any]]:
     return records
 
 
-def ask(cfg: dict[str, Any], overrides: list[str]) -> list[dict[str, Any]]:
-    """Rebuilds the model and lets it choose among the benchmark's options, or write answers of its own."""
-    from hvlm.rebuild import overlay, run_benchmark, stored_config, watch, write_answers
+def ask(cfg: dict[str, Any], overrides: list[str]) -> Any:
+    """Rebuilds the model and lets it do the task: choose, write, watch, or be exported."""
+    from hvlm import rebuild
 
     if cfg["checkpoint"] is None:
         raise UserError("checkpoint= is missing: name a checkpoint file or a run folder, e.g. checkpoint=runs/demo")
     path = Path(cfg["checkpoint"])
-    merged = overlay(stored_config(path), cfg, overrides)
-    out = Path(cfg["out"]) if cfg["out"] else (path if path.is_dir() else path.parent) / "eval"
-    return {"benchmark": run_benchmark, "generate": write_answers, "ask": watch}[cfg["task"]](path, merged, out)
+    merged = rebuild.overlay(rebuild.stored_config(path), cfg, overrides)
+    folder = "eval" if cfg["task"] in ("benchmark", "generate", "ask") else cfg["task"]
+    out = Path(cfg["out"]) if cfg["out"] else (path if path.is_dir() else path.parent) / folder
+    work = {
+        "benchmark": rebuild.run_benchmark,
+        "generate": rebuild.write_answers,
+        "ask": rebuild.watch,
+        "export": rebuild.export,
+        "release": rebuild.release,
+    }
+    return work[cfg["task"]](path, merged, out)
 
 
 if __name__ == "__main__":

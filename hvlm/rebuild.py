@@ -22,6 +22,7 @@ from hvlm.generate import generate
 from hvlm.language._chat import Chat
 from hvlm.model import VLM
 from hvlm.preference import reward_accuracy
+from hvlm.release import save_release
 from hvlm.report import table, write_report
 from hvlm.trainer import choose_precision
 from hvlm.watch import Watcher
@@ -161,6 +162,26 @@ def variant_name(cfg: Mapping[str, Any]) -> str:
     """The word for what is compared: the connector's mode where it has one (coarse_fine), else the connector."""
     connector = cfg["connector"]
     return connector.get("mode") or connector["_target_"].split(".")[2]
+
+
+def export(path: str | Path, cfg: Mapping[str, Any], out: Path) -> Path:
+    """The checkpoint as a Hugging Face folder; see ``hvlm.hub``."""
+    from hvlm import hub  # registers an architecture with transformers: only where that is wanted
+
+    chat = card_of(path)["chat"]
+    if chat is None:
+        raise UserError(f"{path}: is of stage {card_of(path)['stage']}, which has no language model; name a later one")
+    hub.export(path, cfg, chat, out)
+    log.info(f"{out}: load it with `import hvlm.hub` and transformers' AutoModel.from_pretrained")
+    return out
+
+
+def release(path: str | Path, cfg: Mapping[str, Any], out: Path) -> Path:
+    """The checkpoint in fVLM's own layout, as one file; see ``hvlm.release``."""
+    out = out if out.suffix == ".safetensors" else out / "fvlm.safetensors"
+    save_release(rebuild(path, cfg)[0], out)
+    log.info(f"{out}: fVLM's release layout; FoveatedVLM(...).load_release and init_from= take it")
+    return out
 
 
 def watch(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from hvlm.errors import UserError
 
@@ -110,6 +111,13 @@ class Chat:
         """Text of the ids without the template's own tokens; unknown words stay visible."""
         special = set(self._special.values())
         return self._tokenizer.decode([int(i) for i in ids if int(i) not in special], skip_special_tokens=False)
+
+    def to_fast(self) -> PreTrainedTokenizerFast:
+        """The tokenizer as transformers knows it (without the template)."""
+        names = list(self._special)
+        return PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer.from_str(self._tokenizer.to_str()), eos_token=names[-1], pad_token=names[-1]
+        )
 
     def to_json(self) -> str:
         """The whole tokenizer, template and system message as one string."""
