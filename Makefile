@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 # Every call names the constraints: one package that wants torchvision would replace torch by another build.
-PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# --no-compile: Python compiles what is imported when it is imported, pip would compile everything.
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 .DEFAULT_GOAL := help
 
 .PHONY: help setup weights demo test test-all bench
