@@ -3,7 +3,7 @@
 The model is rebuilt from the checkpoint (a file or a run folder) alone; what the command line says comes on top, e.g.
 ``dataset.set=hard``. ``task=score predictions=FILE`` scores a file of predictions, whoever made them; ``task=generate``
 lets the model write its own answers; ``task=ask ask.video=FILE ask.question=...`` watches a video frame by frame;
-``task=export`` writes a Hugging Face folder, ``task=release`` weights in fVLM's layout.
+``task=look`` draws where it looks; ``task=export`` writes a Hugging Face folder, ``task=release`` fVLM's own layout.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def score(cfg: dict[str, Any]) -> list[dict[str, Any]]:
 
 def ask(cfg: dict[str, Any], overrides: list[str]) -> Any:
     """Rebuilds the model and lets it do the task: choose, write, watch, or be exported."""
-    from hvlm import rebuild
+    from hvlm import rebuild, tasks
 
     if cfg["checkpoint"] is None:
         raise UserError("checkpoint= is missing: name a checkpoint file or a run folder, e.g. checkpoint=runs/demo")
@@ -50,11 +50,12 @@ def ask(cfg: dict[str, Any], overrides: list[str]) -> Any:
     folder = "eval" if cfg["task"] in ("benchmark", "generate", "ask") else cfg["task"]
     out = Path(cfg["out"]) if cfg["out"] else (path if path.is_dir() else path.parent) / folder
     work = {
-        "benchmark": rebuild.run_benchmark,
-        "generate": rebuild.write_answers,
-        "ask": rebuild.watch,
-        "export": rebuild.export,
-        "release": rebuild.release,
+        "benchmark": tasks.run_benchmark,
+        "generate": tasks.write_answers,
+        "ask": tasks.watch,
+        "look": tasks.look,
+        "export": tasks.export,
+        "release": tasks.release,
     }
     return work[cfg["task"]](path, merged, out)
 

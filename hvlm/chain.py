@@ -23,11 +23,12 @@ from hvlm.language._chat import Chat
 from hvlm.metrics import FileLogger
 from hvlm.model import VLM, Encoder
 from hvlm.monitor import Norms, Throughput, progress
-from hvlm.rebuild import card_of, run_benchmark, run_preference
+from hvlm.rebuild import card_of
 from hvlm.release import is_release, load_release, read_release
 from hvlm.rundir import RunDir, default_run
 from hvlm.stage._base import Stage
 from hvlm.stops import GracefulStop, RngState
+from hvlm.tasks import run_benchmark, run_preference
 from hvlm.trainer import make_trainer_kwargs
 
 log = logging.getLogger(__name__)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from hvlm.batches import clip_frames, one_row_per_clip
+from hvlm.gazemaps import gaze_maps, write_maps
 from hvlm.generate import generate
 from hvlm.kvcache.full import FullCache
 from hvlm.language._chat import Chat
@@ -66,16 +67,20 @@ class ClipTable(Callback):
         names = [f"{split}-step{step:06d}-{i}" for i in range(len(rows))]
         for i, (name, row) in enumerate(zip(names, rows, strict=True)):
             row["sheet"] = contact_sheet(clip_frames(batch, i), self.folder / f"{name}.png").name
+        if pl_module.model.connector.wants_gaze:
+            for i, (name, maps) in enumerate(zip(names, gaze_maps(pl_module.model, batch), strict=True)):
+                row, files = rows[i], write_maps(clip_frames(batch, i), maps, self.folder / f"{name}-gaze")
+                row |= {"gaze": files["sheet"].name, "gaze_path": files["path"].name}
         with open(self.folder / "clips.jsonl", "a", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps({"step": step, "split": split, **row}, ensure_ascii=False) + "\n")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 videos = [write_mp4(clip_frames(batch, i), self.folder / f"{n}.mp4") for i, n in enumerate(names)]
-                _log_table(logger, rows, videos, step)
+                _log_table(logger, rows, videos, self.folder, step)
 
 
-def _log_table(logger: WandbLogger, rows: list[dict[str, str]], videos: list[Path], step: int) -> None:
+def _log_table(logger: WandbLogger, rows: list[dict[str, str]], videos: list[Path], folder: Path, step: int) -> None:
     import wandb  # an optional dependency: imported only where its logger is already in use
 
     table = wandb.Table(columns=["clip", "question", "answer", "prediction"])
@@ -86,7 +91,9 @@ def _log_table(logger: WandbLogger, rows: list[dict[str, str]], videos: list[Pat
         media.append(wandb.Video(str(video), format="mp4", caption=f"{text[0]} {text[1]} | model: {text[2]}"))
     # The videos also on their own: W&B copies those into the run's own media folder, while a table's files lie in its
     # staging folder (see keep_wandb_media_in) under absolute paths.
-    logger.experiment.log({"clips": table, "clip_videos": media, "trainer/global_step": step})
+    gazes = [wandb.Image(str(folder / row["gaze"]), caption=row["question"]) for row in rows if "gaze" in row]
+    shown = {"clips": table, "clip_videos": media} | ({"gaze": gazes} if gazes else {})
+    logger.experiment.log(shown | {"trainer/global_step": step})
 
 
 def describe(model: VLM, batch: Batch, max_new_tokens: int) -> list[dict[str, str]]:
@@ -109,31 +116,3 @@ def describe(model: VLM, batch: Batch, max_new_tokens: int) -> list[dict[str, st
         {"question": prompt, "answer": answer, "prediction": prediction}
         for prompt, answer, prediction in zip(prompts, answers, predictions, strict=True)
     ]
-
-
-def one_row_per_clip(batch: Batch, clips: int) -> Batch:
-    """The first row of each of the first ``clips`` clips that have a row and a video."""
-    first: dict[int, int] = {}
-    for row, clip in enumerate(batch.clip_K.tolist()):
-        if bool(batch.frame_mask_BT[clip].any()):
-            first.setdefault(clip, row)
-    first = dict(list(first.items())[:clips])
-    device = batch.clip_K.device
-    which = torch.tensor(list(first), dtype=torch.int64, device=device)
-    rows = torch.tensor(list(first.values()), dtype=torch.int64, device=device)
-    return batch._replace(
-        frames_BTCHW=batch.frames_BTCHW[which],
-        frame_time_BT=batch.frame_time_BT[which],
-        frame_mask_BT=batch.frame_mask_BT[which],
-        input_ids_KS=batch.input_ids_KS[rows],
-        attention_mask_KS=batch.attention_mask_KS[rows],
-        loss_mask_KS=batch.loss_mask_KS[rows],
-        clip_K=torch.arange(len(which), device=device),
-        visual_at_K=batch.visual_at_K[rows],
-        rows=[batch.rows[row] for row in rows.tolist()],
-    )
-
-
-def clip_frames(batch: Batch, clip: int) -> np.ndarray:
-    """The valid frames of one clip, uint8 [T, 3, H, W]."""
-    return batch.frames_BTCHW[clip][batch.frame_mask_BT[clip]].cpu().numpy()

@@ -9,7 +9,8 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 
 from hvlm import build
-from hvlm.cliptable import ClipTable, describe, one_row_per_clip
+from hvlm.batches import one_row_per_clip
+from hvlm.cliptable import ClipTable, describe
 from hvlm.config import compose
 from hvlm.dataset._collate import Item, collate
 from hvlm.language._chat import Chat

@@ -153,7 +153,7 @@ def test_rooms_know_only_what_they_may(path: Path) -> None:
 
 READS_CFG = {"build", "config", "launch", "chain", "settings"}
 # These take the resolved configuration as a plain mapping: one rebuilds a model from it, one hands it to a logger.
-TAKES_PLAIN_CFG = {"rebuild", "wandblog"}
+TAKES_PLAIN_CFG = {"rebuild", "tasks", "hub", "wandblog"}
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=str)

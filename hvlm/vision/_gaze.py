@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from hvlm.functional import attend, attention_entropy, join_heads, split_heads
+from hvlm.functional import attend, attention_entropy, attention_weights, join_heads, split_heads
 
 KV = list[tuple[Tensor, Tensor]]  # per layer: keys and values, each [frames, heads, patches (+ CLS), head width]
 
@@ -25,12 +25,14 @@ class Gaze(nn.Module):
     """The query's way in and out: ``query_in`` (no bias: a bias would make all queries alike) and ``query_out``.
 
     query_dim: width of the query that comes in. dim: width of the encoder, and of the feature z that goes out.
+    ``record``: a list to which every call appends its attention weights, mean over heads, [layers, F, Q, N]; None: not.
     """
 
     def __init__(self, query_dim: int, dim: int):
         super().__init__()
         self.query_in = nn.Linear(query_dim, dim, bias=False)
         self.query_out = nn.Linear(dim, dim)
+        self.record: list[Tensor] | None = None
 
     def forward(
         self,
@@ -53,15 +55,18 @@ class Gaze(nn.Module):
             near ln(number of keys) the queries look at everything alike.
         """
         u = self.query_in(query_FQD)
-        entropies = []
+        looks: list[tuple[Tensor, Tensor]] = []  # queries and keys of each layer
         if shallow:
             k, v = kv[-1]
-            q = split_heads(u, k.shape[1])
-            u = join_heads(attend(q, k, v))
-            return self.query_out(norm(u)), attention_entropy(q, k) if return_entropy else None
-        for layer, (k, v) in zip(layers, kv, strict=True):
-            q = project(layer, u)
-            if return_entropy:
-                entropies.append(attention_entropy(q, k))
-            u = finish(layer, u, join_heads(attend(q, k, v)))
-        return self.query_out(norm(u)), torch.stack(entropies).mean() if return_entropy else None
+            looks.append((split_heads(u, k.shape[1]), k))
+            u = join_heads(attend(*looks[0], v))
+        else:
+            for layer, (k, v) in zip(layers, kv, strict=True):
+                looks.append((project(layer, u), k))
+                u = finish(layer, u, join_heads(attend(*looks[-1], v)))
+        if self.record is not None:
+            self.record.append(
+                torch.stack([attention_weights(q.float(), k.float()).mean(1) for q, k in looks]).detach()
+            )
+        entropy = torch.stack([attention_entropy(q, k) for q, k in looks]).mean() if return_entropy else None
+        return self.query_out(norm(u)), entropy

@@ -1,0 +1,45 @@
+"""Parts of a batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from hvlm.types import Batch
+
+
+def one_row_per_clip(batch: Batch, clips: int) -> Batch:
+    """The first row of each of the first ``clips`` clips that have a row and a video."""
+    first: dict[int, int] = {}
+    for row, clip in enumerate(batch.clip_K.tolist()):
+        if bool(batch.frame_mask_BT[clip].any()):
+            first.setdefault(clip, row)
+    first = dict(list(first.items())[:clips])
+    return _take(batch, list(first), list(first.values()))
+
+
+def one_row(batch: Batch, row: int) -> Batch:
+    """One text row with its clip."""
+    return _take(batch, [int(batch.clip_K[row])], [row])
+
+
+def _take(batch: Batch, clips: list[int], texts: list[int]) -> Batch:
+    device = batch.clip_K.device
+    which = torch.tensor(clips, dtype=torch.int64, device=device)
+    rows = torch.tensor(texts, dtype=torch.int64, device=device)
+    return batch._replace(
+        frames_BTCHW=batch.frames_BTCHW[which],
+        frame_time_BT=batch.frame_time_BT[which],
+        frame_mask_BT=batch.frame_mask_BT[which],
+        input_ids_KS=batch.input_ids_KS[rows],
+        attention_mask_KS=batch.attention_mask_KS[rows],
+        loss_mask_KS=batch.loss_mask_KS[rows],
+        clip_K=torch.arange(len(which), device=device),
+        visual_at_K=batch.visual_at_K[rows],
+        rows=[batch.rows[row] for row in rows.tolist()],
+    )
+
+
+def clip_frames(batch: Batch, clip: int) -> np.ndarray:
+    """The valid frames of one clip, uint8 [T, 3, H, W]."""
+    return batch.frames_BTCHW[clip][batch.frame_mask_BT[clip]].cpu().numpy()

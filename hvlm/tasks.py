@@ -1,0 +1,218 @@
+"""What can be done with a checkpoint: benchmark it, let it write, watch and be looked into, hand it on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from hvlm import build, results
+from hvlm.batches import clip_frames, one_row
+from hvlm.dataset._decode import frames_of
+from hvlm.errors import UserError
+from hvlm.evaluate import RESULTS, evaluate
+from hvlm.gazemaps import gaze_maps, write_maps
+from hvlm.generate import generate
+from hvlm.preference import reward_accuracy
+from hvlm.rebuild import card_of, rebuild
+from hvlm.release import save_release
+from hvlm.report import table, write_report
+from hvlm.trainer import choose_precision
+from hvlm.watch import Watcher
+
+log = logging.getLogger(__name__)
+
+BEFORE = "before_dpo"
+
+
+def run_benchmark(
+    path: str | Path, cfg: Mapping[str, Any], out: Path, command: str | None = None
+) -> list[results.Record]:
+    """Evaluate a checkpoint on ``cfg``'s benchmark and dataset; results, predictions and report go into ``out``."""
+    model, chat = rebuild(path, cfg)
+    precision, why = choose_precision(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])
+    log.info(f"evaluating {path} in {precision}: {why}")
+    device = torch.device("cuda" if cfg["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available() else "cpu")
+    data = build.dataset(cfg)
+    data.prepare()
+    records = evaluate(
+        model.to(device),
+        chat,
+        data,
+        build.room(cfg["benchmark"]),
+        order=cfg["order"],
+        num_frames=cfg["dataset"]["num_frames"],
+        image_size=model.vision.image_size,
+        precision=precision,
+        out_dir=out,
+        question=out.name,
+        variant=variant_name(cfg),
+        seed=cfg["seed"],
+        command=command,
+    )
+    write_report(out)
+    log.info("\n".join(table(records)))
+    log.info(f"results: {out / RESULTS}; report: {out / 'report.md'}")
+    return records
+
+
+def run_preference(
+    path: str | Path, start: str | Path, cfg: Mapping[str, Any], out: Path, command: str | None = None
+) -> list[results.Record]:
+    """What a stage of preferences changed: reward accuracy on held-out pairs before (0.5 by definition) and after, and
+    the benchmark before, as the variant ``before_dpo``. Added to ``out``'s results and report.
+
+    path: the checkpoint after the stage; start: the one before, which is the reference.
+    """
+    (policy, chat), (reference, _) = rebuild(path, cfg), rebuild(start, cfg)
+    precision, _ = choose_precision(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])
+    data = build.dataset(cfg)
+    data.prepare()
+    asked = build.room({**cfg["benchmark"], "blind": False})
+    shared = {"question": out.name, "seed": cfg["seed"], "command": command}
+    before = out / BEFORE
+    records = evaluate(
+        reference, chat, data, asked, order=cfg["order"], num_frames=cfg["dataset"]["num_frames"],
+        image_size=reference.vision.image_size, precision=precision, out_dir=before, variant=BEFORE, sheets=0, **shared,
+    )  # fmt: skip
+    reading = build.reader(cfg, policy, data, chat)
+    for variant, model in ((BEFORE, reference), (variant_name(cfg), policy)):
+        started = time.monotonic()
+        pairs = reading.loader(asked.split, "pairs", None, asked.batch_size, asked.limit)
+        value, stderr, n = reward_accuracy(model, reference, pairs, precision)
+        records.append(
+            results.make(
+                out.name,
+                variant,
+                "reward_accuracy",
+                value,
+                stderr=stderr,
+                n=n,
+                chance=0.5,
+                seeds=[cfg["seed"]],
+                seconds=time.monotonic() - started,
+                command=command,
+            )  # fmt: skip
+        )
+    merged = results.update(out / RESULTS, records)
+    write_report(out)
+    log.info("\n".join(table([r for r in records if r["metric"] in ("accuracy_mean", "reward_accuracy")])))
+    return merged
+
+
+def variant_name(cfg: Mapping[str, Any]) -> str:
+    """The word for what is compared: the connector's mode where it has one (coarse_fine), else the connector."""
+    connector = cfg["connector"]
+    return connector.get("mode") or connector["_target_"].split(".")[2]
+
+
+def export(path: str | Path, cfg: Mapping[str, Any], out: Path) -> Path:
+    """The checkpoint as a Hugging Face folder; see ``hvlm.hub``."""
+    from hvlm import hub  # registers an architecture with transformers: only where that is wanted
+
+    chat = card_of(path)["chat"]
+    if chat is None:
+        raise UserError(f"{path}: is of stage {card_of(path)['stage']}, which has no language model; name a later one")
+    hub.export(path, cfg, chat, out)
+    log.info(f"{out}: load it with `import hvlm.hub` and transformers' AutoModel.from_pretrained")
+    return out
+
+
+def release(path: str | Path, cfg: Mapping[str, Any], out: Path) -> Path:
+    """The checkpoint in fVLM's own layout, as one file; see ``hvlm.release``."""
+    out = out if out.suffix == ".safetensors" else out / "fvlm.safetensors"
+    save_release(rebuild(path, cfg)[0], out)
+    log.info(f"{out}: fVLM's release layout; FoveatedVLM(...).load_release and init_from= take it")
+    return out
+
+
+def watch(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str, Any]]:
+    """Watch ``ask.video`` frame by frame and answer ``ask.question`` at the moments asked for: lines with ``seconds``,
+    ``frames`` seen and ``answer``, printed and written to ``out/asked.jsonl``."""
+    asked = cfg["ask"]
+    for name in ("video", "question"):
+        if asked[name] is None:
+            raise UserError(f"task=ask needs ask.{name}=...")
+    if not Path(asked["video"]).is_file():
+        raise UserError(f"ask.video={asked['video']}: no such file")
+    if asked["fps"] <= 0:
+        raise UserError(f"ask.fps={asked['fps']:g}: expected frames a second, above 0")
+    model, chat = rebuild(path, cfg)
+    first = asked["question"] if cfg["order"] == "question_first" else None
+    later = None if first else asked["question"]
+    watcher = Watcher(model, chat, build.kvcache(cfg, model), first)
+    moments, lines = sorted(asked["at"] or []), []
+
+    def say(seconds: float) -> None:
+        lines.append({"seconds": seconds, "frames": watcher.frames, "answer": watcher.answer(later)})
+        log.info(f"{seconds:8.2f} s, {watcher.frames} frames: {lines[-1]['answer']}")
+
+    seconds = 0.0
+    for frame, seconds in frames_of(Path(asked["video"]), asked["fps"], (model.vision.image_size,) * 2):
+        while moments and moments[0] < seconds and watcher.frames:
+            say(moments.pop(0))
+        watcher.see(torch.from_numpy(np.ascontiguousarray(frame)))
+    if not watcher.frames:
+        raise UserError(f"ask.video={asked['video']}: shorter than half a frame at ask.fps={asked['fps']:g}; raise it")
+    for moment in moments or ([] if asked["at"] else [seconds]):
+        say(moment)
+    out.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps({"question": asked["question"], **line}, ensure_ascii=False) + "\n" for line in lines)
+    (out / "asked.jsonl").write_text(text, encoding="utf-8")
+    return lines
+
+
+def look(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str, Any]]:
+    """Pictures of where the model looks for each question about the first clips of the benchmark's split
+    (``benchmark.limit``, 4 by default): sheet, film and path, and a line each in ``out/look.jsonl``."""
+    model, chat = rebuild(path, cfg)
+    if not model.connector.wants_gaze:
+        raise UserError("task=look shows the gaze of connector=foveated; this checkpoint has another connector")
+    data = build.dataset(cfg)
+    data.prepare()
+    asked = build.room(cfg["benchmark"])
+    reading = build.reader(cfg, model, data, chat)
+    lines = []
+    for batch in track(reading.loader(asked.split, "questions", None, 1, asked.limit or 4), "looking"):
+        for row in range(len(batch.clip_K)):
+            one = one_row(batch, row)
+            (maps,), info = gaze_maps(model, one), batch.rows[row]
+            files = write_maps(clip_frames(one, 0), maps, out / f"{info['key']}-{info['question_id']}")
+            question = chat.decode(batch.input_ids_KS[row][: int(batch.attention_mask_KS[row].sum())].tolist())
+            line = {"key": info["key"], "task": info["task"], "question": question}
+            line |= {name: file.name for name, file in files.items()}
+            lines.append(line | {"entropy_nats": np.round(maps.entropy_TL, 4).tolist()})
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (out / "look.jsonl").write_text(text, encoding="utf-8")
+    log.info(f"{out}: {len(lines)} sheets, films and paths; entropies in look.jsonl (nats, frames by layers)")
+    return lines
+
+
+def write_answers(
+    path: str | Path, cfg: Mapping[str, Any], out: Path, max_new_tokens: int = 32
+) -> list[dict[str, str]]:
+    """The model's own answers to the benchmark's clips, one JSON line per question, in ``out/answers.jsonl``."""
+    model, chat = rebuild(path, cfg)
+    data = build.dataset(cfg)
+    data.prepare()
+    asked = build.room(cfg["benchmark"])
+    reading = build.reader(cfg, model, data, chat)
+    cache = build.kvcache(cfg, model)
+    lines: list[dict[str, str]] = []
+    for batch in track(reading.loader(asked.split, "questions", None, asked.batch_size, asked.limit), "answering"):
+        for row, text in zip(batch.rows, generate(model, chat, cache, batch, max_new_tokens), strict=True):
+            names = ("key", "question_id", "task", "answer")
+            lines.append({name: row[name] for name in names} | {"prediction": text})
+    out.mkdir(parents=True, exist_ok=True)
+    target = out / "answers.jsonl"
+    target.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    same = sum(line["prediction"] == line["answer"] for line in lines)
+    log.info(f"{target}: {len(lines)} answers, {same} word for word the expected ones")
+    return lines
