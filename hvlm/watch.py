@@ -29,7 +29,7 @@ class Watcher:
 
     def __init__(self, model: VLM, chat: Chat, kvcache: Any, question: str | None = None):
         connector = model.connector
-        if not hasattr(connector, "llm_to_query"):
+        if not connector.wants_gaze or connector.mode == "coarse":
             raise UserError(
                 "task=ask reads frame by frame: it needs a model with connector=foveated and mode coarse_fine or "
                 "autoregressive"

@@ -109,6 +109,8 @@ def unreached(case: Case) -> set[str]:
     connector = case.room("connector")
     if "foveated" not in connector["_target_"]:
         found.add("vision.query")
+    elif connector["mode"] == "coarse":
+        found |= {"connector.q_init", "connector.llm_to_query"}
     elif case.order == "question_first":
         found.add("connector.q_init")  # the first query comes from the question
     if connector.get("mode") == "autoregressive":

@@ -1,6 +1,6 @@
 """Static query, coarse→fine, mean and dense, side by side at equal steps and at equal time, on easy and hard needles.
 
-    python -m experiments.connectors [--seeds 1 2 3] [--jobs 2]
+    python -m experiments.connectors [--seeds 1 2 3] [--time-seeds 1 2 3] [--jobs 2]
 
 Every seed trains one vision stage that all connectors start from. Then easy questions, captions of hard clips, hard
 questions. "Equal steps": those of conf/experiment/connectors.yaml for each. "Equal time": each connector gets as many
@@ -39,17 +39,19 @@ VARIANTS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--time-seeds", type=int, nargs="*", help="seeds of the runs at equal time; default: --seeds")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     options = parser.parse_args()
+    seeds = {"steps": options.seeds, "time": options.seeds if options.time_seeds is None else options.time_seeds}
     for seed in options.seeds:  # one after the other: the first makes the data that the others read
         call(
             "train.py", "experiment=connectors", *common(seed, 2), f"run=connectors/seed{seed}/shared", *only("vision")
         )
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda job: train(*job, "steps", STEPS), grid(options.seeds, VARIANTS)))
+        list(pool.map(lambda job: train(*job, "steps", STEPS), grid(seeds["steps"], VARIANTS)))
         others = [name for name in VARIANTS if name != REFERENCE]
-        list(pool.map(lambda job: train(*job, "time", equal_time_steps(*job)), grid(options.seeds, others)))
-    records = list(collect(options.seeds))
+        list(pool.map(lambda job: train(*job, "time", equal_time_steps(*job)), grid(seeds["time"], others)))
+    records = list(collect(seeds))
     results.write(HERE / "results.json", records)
     show(records)
 
@@ -106,12 +108,15 @@ def call(script: str, *overrides: str) -> None:
         raise SystemExit(f"{script} {' '.join(overrides)} failed, see {log.name}")
 
 
-def collect(seeds: list[int]) -> Iterable[results.Record]:
+def collect(seeds: dict[str, list[int]]) -> Iterable[results.Record]:
     """Records averaged over the seeds, with the columns ``set`` (easy, hard) and ``budget`` (steps, time)."""
     for variant in VARIANTS:
-        for budget in ("steps", "time"):
-            for label in ASKED:
-                runs = [results.read(folder(seed, variant, budget) / label / "eval" / "results.json") for seed in seeds]
+        for budget in seeds:
+            for label in ASKED if seeds[budget] else ():
+                runs = [
+                    results.read(folder(seed, variant, budget) / label / "eval" / "results.json")
+                    for seed in seeds[budget]
+                ]
                 columns = {"set": label, "budget": budget}
                 renamed = [[rename(r, variant) | columns for r in run] for run in runs]
                 yield from results.merge_seeds(renamed)

@@ -39,7 +39,8 @@ class Foveated(nn.Module):
     depth: ``deep`` carries the query through all of the encoder's layers, ``shallow`` reads the last one only.
     fine_iterations: passes of ``coarse_fine`` over the frames.
 
-    The weights are the same for all modes (``coarse`` leaves out those of the steered query), so ``using`` may switch.
+    The weights are the same for all modes (``coarse`` does not train those of the steered query), so a checkpoint may
+    be evaluated in another mode than it was trained in, and ``using`` may switch.
     Queries start with standard deviation 1: at 0.02 all queries read the same average (attention entropy ln N).
     """
 
@@ -68,18 +69,17 @@ class Foveated(nn.Module):
         self.mode, self.shallow, self.fine_iterations = mode, depth == "shallow", fine_iterations
         self.q_static = nn.Parameter(torch.randn(1, query_dim))
         self.project = Projector(dim, text_dim, projector, visual_scale, standardise, ("coarse", "fine"))
-        if mode != "coarse":
-            self.q_init = nn.Parameter(torch.randn(1, query_dim))
-            self.llm_to_query = nn.Linear(text_dim, query_dim)
-            nn.init.normal_(self.llm_to_query.bias, std=1.0)
+        self.q_init = nn.Parameter(torch.randn(1, query_dim))
+        self.llm_to_query = nn.Linear(text_dim, query_dim)
+        nn.init.normal_(self.llm_to_query.bias, std=1.0)
         self.monitor = False
         self.health: dict[str, Tensor] = {}
 
     @contextmanager
     def using(self, mode: str) -> Iterator[None]:
-        """Another mode for a while. Raises ValueError where the weights for it are missing."""
-        if mode not in MODES or (self.mode == "coarse" and mode != "coarse"):
-            raise ValueError(f"mode={mode!r}: a connector made with mode={self.mode} cannot")
+        """Another mode for a while."""
+        if mode not in MODES:
+            raise ValueError(f"mode={mode!r}: expected one of {', '.join(MODES)}")
         before, self.mode = self.mode, mode
         try:
             yield
