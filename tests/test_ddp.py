@@ -32,7 +32,7 @@ def test_two_processes_train_like_one(needles: list[str], tmp_path: Path, monkey
     """The demo's chain with text-only batches: every stage's losses, gradients, validation and weights."""
     monkeypatch.chdir(tmp_path)
     command = [
-        "experiment=demo", "stage.steps=5", "stage.batch_size=4", "evaluate=false",
+        "experiment=demo", "trainer.precision=32-true", "stage.steps=5", "stage.batch_size=4", "evaluate=false",
         "dataset.val_clips=8", *needles,
     ]  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | {"OMP_NUM_THREADS": "1"}
@@ -49,10 +49,12 @@ def test_two_processes_train_like_one(needles: list[str], tmp_path: Path, monkey
     for stage in STAGES:
         one, two = logged(Path("runs/one") / stage), logged(Path("runs/two") / stage)
         assert len(one["train/loss"]) == 5 and len(one["val/loss"]) == 1
+        # Adam turns the sign of a gradient that is nearly zero into a whole step, so single weights may part, and what
+        # the first stage ends with is where the others begin.
+        close = {"rel": 1e-4, "abs": 1e-6} if stage == STAGES[0] else {"rel": 3e-3, "abs": 3e-4}
         for name, values in one.items():
-            assert two[name] == pytest.approx(values, rel=1e-4, abs=1e-6), f"{stage}: {name}"
+            assert two[name] == pytest.approx(values, **close), f"{stage}: {name}"
         alone, together = load_weights(Path("runs/one") / stage), load_weights(Path("runs/two") / stage)
         assert alone.keys() == together.keys()
-        # Adam turns the sign of a gradient that is nearly zero into a whole step, so single elements may part.
         apart = torch.cat([(together[name] - value).float().flatten() for name, value in alone.items()])
         assert apart.abs().max() < 2e-3 and apart.square().mean().sqrt() < 2e-5, stage
