@@ -30,7 +30,7 @@ class VisionPretraining(Stage):
     stage, not in the encoder, and stay behind when the next stage starts.
 
     Plus ``gaze_weight`` times, mean over frames and kinds: CE(there or not) + [there] · (CE(shape) + CE(colour) +
-    CE(row) + CE(column)), row and column of the thing's middle among the frame's cells. As classes, not as two numbers:
+    ``place_weight`` · (CE(row) + CE(column))), row and column of the thing's middle among the frame's cells. As classes, not as two numbers:
     a regressed place is a faint direction of z that no later stage finds. The gaze's own projections count as the part
     ``connector``.
     """
@@ -44,12 +44,14 @@ class VisionPretraining(Stage):
         background_weight: float = 0.15,
         domain_weight: float = 0.3,
         gaze_weight: float = 1.0,
+        place_weight: float = 1.0,
         cells: int = 2,
         **stage: Any,
     ):
         super().__init__(**stage)
         self.labels, self.cells = dict(labels), cells
         self.background_weight, self.domain_weight, self.gaze_weight = background_weight, domain_weight, gaze_weight
+        self.place_weight = place_weight
         self.patch_heads = nn.Linear(self.model.vision.dim, cells**2 * sum(labels.values()))
         self.sides = [cells * n for n in self.model.vision.grid(*[self.model.vision.image_size] * 2)]
         self.gaze_widths = [2, labels["shape"], labels["colour"], *self.sides]  # there or not, shape, colour, place
@@ -117,7 +119,7 @@ class VisionPretraining(Stage):
         loss = loss + F.cross_entropy(shape_logits[there], want_shape[there], reduction="sum") / num
         loss = loss + F.cross_entropy(colour_logits[there], want_colour[there], reduction="sum") / num
         for logits, want in zip(place_logits, places, strict=True):
-            loss = loss + F.cross_entropy(logits[there], want[there], reduction="sum") / num
+            loss = loss + self.place_weight * F.cross_entropy(logits[there], want[there], reduction="sum") / num
         hits = (shape_logits.argmax(-1) == want_shape) & (colour_logits.argmax(-1) == want_colour) & there
         return loss, hits.sum() / there.sum().clamp(min=1)
 
