@@ -41,19 +41,26 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--time-seeds", type=int, nargs="*", help="seeds of the runs at equal time; default: --seeds")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--collect", action="store_true", help="train nothing: write down what is finished")
     options = parser.parse_args()
     seeds = {"steps": options.seeds, "time": options.seeds if options.time_seeds is None else options.time_seeds}
-    for seed in options.seeds:  # one after the other: the first makes the data that the others read
-        call(
-            "train.py", "experiment=connectors", *common(seed, 2), f"run=connectors/seed{seed}/shared", *only("vision")
-        )
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda job: train(*job, "steps", STEPS), grid(seeds["steps"], VARIANTS)))
-        others = [name for name in VARIANTS if name != REFERENCE]
-        list(pool.map(lambda job: train(*job, "time", equal_time_steps(*job)), grid(seeds["time"], others)))
+    if not options.collect:
+        run(seeds, options.jobs)
     records = list(collect(seeds))
     results.write(HERE / "results.json", records)
     show(records)
+
+
+def run(seeds: dict[str, list[int]], jobs: int) -> None:
+    # One after the other: the first makes the data that the others read.
+    for seed in sorted({*seeds["steps"], *seeds["time"]}):
+        call(
+            "train.py", "experiment=connectors", *common(seed, 2), f"run=connectors/seed{seed}/shared", *only("vision")
+        )
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(lambda job: train(*job, "steps", STEPS), grid(seeds["steps"], VARIANTS)))
+        others = [name for name in VARIANTS if name != REFERENCE]
+        list(pool.map(lambda job: train(*job, "time", equal_time_steps(*job)), grid(seeds["time"], others)))
 
 
 def grid(seeds: Iterable[int], variants: Iterable[str]) -> list[tuple[int, str]]:
@@ -109,14 +116,15 @@ def call(script: str, *overrides: str) -> None:
 
 
 def collect(seeds: dict[str, list[int]]) -> Iterable[results.Record]:
-    """Records averaged over the seeds, with the columns ``set`` (easy, hard) and ``budget`` (steps, time)."""
+    """Records averaged over the seeds that are finished (they are named), with the columns ``set`` (easy, hard) and
+    ``budget`` (steps, time)."""
     for variant in VARIANTS:
         for budget in seeds:
             for label in ASKED if seeds[budget] else ():
-                runs = [
-                    results.read(folder(seed, variant, budget) / label / "eval" / "results.json")
-                    for seed in seeds[budget]
-                ]
+                files = [folder(seed, variant, budget) / label / "eval" / "results.json" for seed in seeds[budget]]
+                runs = [results.read(file) for file in files if file.exists()]
+                if not runs:
+                    continue
                 columns = {"set": label, "budget": budget}
                 renamed = [[rename(r, variant) | columns for r in run] for run in runs]
                 yield from results.merge_seeds(renamed)

@@ -1,4 +1,4 @@
-"""How far does the demo's chain get with the real SmolLM2-135M-Instruct in about 20 minutes on one core?
+"""How far does the demo's chain get with the real SmolLM2-135M-Instruct in less than 20 minutes on two cores?
 
     make weights && python -m experiments.smollm2
 

@@ -30,9 +30,9 @@ class VisionPretraining(Stage):
     stage, not in the encoder, and stay behind when the next stage starts.
 
     Plus ``gaze_weight`` times, mean over frames and kinds: CE(there or not) + [there] · (CE(shape) + CE(colour) +
-    ``place_weight`` · (CE(row) + CE(column))), row and column of the thing's middle among the frame's cells. As classes, not as two numbers:
-    a regressed place is a faint direction of z that no later stage finds. The gaze's own projections count as the part
-    ``connector``.
+    ``place_weight`` · (CE(row) + CE(column))), row and column of the thing's middle among the frame's cells. As
+    classes, not as two numbers: a regressed place is a faint direction of z that no later stage finds. The gaze's own
+    projections count as the part ``connector``.
     """
 
     view = "patches"
