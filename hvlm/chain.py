@@ -69,7 +69,7 @@ def run(overrides: Sequence[str], command: str | None = None) -> Outcome:
     records: list[results.Record] = []
     if last["evaluate"] and finished and stage_name(last) != "vision" and rank_zero_only.rank == 0:
         records = run_benchmark(root, last, root, command)
-        if stage_name(last) == "dpo" and start is not None:
+        if stage_name(last) == "dpo" and start is not None and (is_release(start) or card_of(start)["chat"]):
             records = run_preference(root, start, last, root, command)
     return Outcome(root, finished, records)
 

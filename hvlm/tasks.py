@@ -22,7 +22,7 @@ from hvlm.gazemaps import gaze_maps, write_maps
 from hvlm.generate import generate
 from hvlm.preference import reward_accuracy
 from hvlm.rebuild import card_of, rebuild
-from hvlm.release import save_release
+from hvlm.release import is_release, load_release, save_release
 from hvlm.report import table, write_report
 from hvlm.trainer import choose_precision
 from hvlm.watch import Watcher
@@ -39,11 +39,10 @@ def run_benchmark(
     model, chat = rebuild(path, cfg)
     precision, why = choose_precision(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])
     log.info(f"evaluating {path} in {precision}: {why}")
-    device = torch.device("cuda" if cfg["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available() else "cpu")
     data = build.dataset(cfg)
     data.prepare()
     records = evaluate(
-        model.to(device),
+        model.to(device_of(cfg)),
         chat,
         data,
         build.room(cfg["benchmark"]),
@@ -71,7 +70,14 @@ def run_preference(
 
     path: the checkpoint after the stage; start: the one before, which is the reference.
     """
-    (policy, chat), (reference, _) = rebuild(path, cfg), rebuild(start, cfg)
+    policy, chat = rebuild(path, cfg)
+    if is_release(start):
+        reference = build.model(cfg, chat, weights=False)
+        load_release(reference, start)
+    else:
+        reference, _ = rebuild(start, cfg)
+    device = device_of(cfg)
+    policy, reference = policy.to(device), reference.to(device)
     precision, _ = choose_precision(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])
     data = build.dataset(cfg)
     data.prepare()
@@ -105,6 +111,11 @@ def run_preference(
     write_report(out)
     log.info("\n".join(table([r for r in records if r["metric"] in ("accuracy_mean", "reward_accuracy")])))
     return merged
+
+
+def device_of(cfg: Mapping[str, Any]) -> torch.device:
+    """Where a single process evaluates: on the GPU if there is one and the trainer is not ``cpu``."""
+    return torch.device("cuda" if cfg["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def variant_name(cfg: Mapping[str, Any]) -> str:
@@ -147,7 +158,7 @@ def watch(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str,
     model, chat = rebuild(path, cfg)
     first = asked["question"] if cfg["order"] == "question_first" else None
     later = None if first else asked["question"]
-    watcher = Watcher(model, chat, build.kvcache(cfg, model), first)
+    watcher = Watcher(model.to(device_of(cfg)), chat, build.kvcache(cfg, model), first)
     moments, lines = sorted(asked["at"] or []), []
 
     def say(seconds: float) -> None:

@@ -198,7 +198,10 @@ def test_a_missing_start_is_found_before_any_data_is_made(tmp_path: Path, monkey
     assert not list(tmp_path.iterdir())
 
 
-def test_a_stage_starts_from_weights_in_fvlms_layout(needles: list[str], tmp_path: Path) -> None:
+def test_a_stage_starts_from_weights_in_fvlms_layout(
+    needles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     needles = [o for o in needles if not o.startswith("vision.")]
     rooms = ["vision=dinov2_tiny", "connector.projector=linear", "connector.standardise=false", "order=video_first"]
     cfg = compose(["stage=sft", *rooms, *needles])
@@ -208,6 +211,7 @@ def test_a_stage_starts_from_weights_in_fvlms_layout(needles: list[str], tmp_pat
     save_release(made, tmp_path / "fvlm.safetensors")
     stage, _ = start_stage(cfg, data, find_start(str(tmp_path)))
     assert all(torch.equal(value, stage.model.state_dict()[name]) for name, value in made.state_dict().items())
+    assert run(["stage=dpo", *rooms, f"init_from={tmp_path}", "run=dpo", "stage.steps=1", *needles]).records
     with pytest.raises(UserError, match="has no connector.project.standardise.*connector.standardise=false"):
         start_stage(compose(["stage=sft", *rooms, "connector.standardise=true", *needles]), data, tmp_path)
     with pytest.raises(UserError, match="stage=vision trains an encoder from nothing"):
