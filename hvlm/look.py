@@ -9,9 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hvlm.types import Tokens
-
-KV = list[tuple[Tensor, Tensor]]
+from hvlm.types import KV, Tokens
 
 
 class CachedLook:

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 
+KV = list[tuple[Tensor, Tensor]]  # per layer: keys and values, each [frames, heads, patches (+ CLS), head width]
+
+
 class Batch(NamedTuple):
     """What the reader hands to a stage.
 

@@ -37,15 +37,14 @@ def test_one_frame_is_read_alike_in_a_pass_and_in_a_stream(order: str, vision: s
     torch.testing.assert_close(read(vlm, 1, "coarse_fine"), read(vlm, 1, "autoregressive"), **CLOSE)
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("same_start", [False, True])
+@pytest.mark.parametrize(
+    ("order", "same_start"), [("video_first", False), ("video_first", True), ("question_first", False)]
+)
 def test_fine_passes_are_jacobi_steps_of_the_autoregressive_reading(order: str, same_start: bool) -> None:
     """n passes give the first n frames exactly, and one more where the first query is the static one."""
     frames = 6
     vlm = foveated(order)
     if same_start:
-        if order == "question_first":
-            pytest.skip("the first query comes from the question")
         with torch.no_grad():
             vlm.connector.q_init.copy_(vlm.connector.q_static)
     exact = read(vlm, frames, "autoregressive")

@@ -96,6 +96,8 @@ def frames_of(path: Path, fps: float, size: tuple[int, int]) -> Iterator[tuple[n
             stream = _video_stream(file)
             stream.thread_type = "NONE"
             for frame in file.decode(stream):
+                if frame.pts is None:
+                    raise VideoDecodeError(str(path), "video", "a frame has no time stamp")
                 seconds = float((frame.pts - (stream.start_time or 0)) * stream.time_base)
                 while shown is not None and (tick + 0.5) / fps < seconds:
                     yield fit(shown[None])[0].transpose(2, 0, 1), (tick + 0.5) / fps

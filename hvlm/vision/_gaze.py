@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hvlm.functional import attend, attention_entropy, attention_weights, join_heads, split_heads
-
-KV = list[tuple[Tensor, Tensor]]  # per layer: keys and values, each [frames, heads, patches (+ CLS), head width]
+from hvlm.types import KV
 
 
 class Gaze(nn.Module):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from hvlm.functional import attend, join_heads, split_heads
 from hvlm.pixels import IMAGENET_MEAN, IMAGENET_STD
-from hvlm.types import Tokens
-from hvlm.vision._gaze import KV, Gaze
+from hvlm.types import KV, Tokens
+from hvlm.vision._gaze import Gaze
 
 
 class Block(nn.Module):

@@ -15,8 +15,8 @@ from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer
 from hvlm.errors import UserError
 from hvlm.functional import attend, join_heads, split_heads
 from hvlm.pixels import IMAGENET_MEAN, IMAGENET_STD
-from hvlm.types import Tokens
-from hvlm.vision._gaze import KV, Gaze
+from hvlm.types import KV, Tokens
+from hvlm.vision._gaze import Gaze
 from hvlm.vision._weights import dinov2_folder, load_into, read_config
 
 SETTINGS = {  # in the source's config.json -> here
