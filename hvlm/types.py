@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-
 KV = list[tuple[Tensor, Tensor]]  # per layer: keys and values, each [frames, heads, patches (+ CLS), head width]
 
 
