@@ -61,7 +61,7 @@ def make_trainer_kwargs(trainer: Mapping[str, Any], steps: int) -> dict[str, Any
         "max_time": trainer["max_time"],
         "accumulate_grad_batches": trainer["accumulate"],
         "gradient_clip_val": trainer["gradient_clip_val"],
-        "log_every_n_steps": trainer["log_every"],
+        "log_every_n_steps": min(trainer["log_every"], steps),
         "val_check_interval": trainer["val_every"] * trainer["accumulate"] if validate else None,
         "check_val_every_n_epoch": None if validate else 1,
         "limit_val_batches": 1.0 if validate else 0,

@@ -22,7 +22,7 @@ from hvlm.metrics import read_lines
 HERE = Path(__file__).parent
 RUN = Path("runs/smollm2")
 COMMAND = "python -m experiments.smollm2"
-ENDS = 10  # logged losses at either end of a stage that are averaged
+ENDS = 3  # logged losses at either end of a stage that are averaged
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
         records += of_stage(label)
     results.write(HERE / "results.json", records)
     for r in records:
-        if r["metric"] in ("samples_per_s", "loss_first", "loss_last") or r["metric"].startswith("accuracy"):
+        if r["metric"] in ("samples_per_s", "loss_first", "loss_last", "loss_val") or r["metric"].startswith("accuracy"):
             print(f"{r.get('stage', r['variant']):12s} {r['metric']:28s} {r['value']:.4g}")
 
 
@@ -40,12 +40,12 @@ def of_stage(label: str) -> Iterator[results.Record]:
     lines = read_lines(RUN / label)
     done = json.loads((RUN / label / "finished.json").read_text())
     losses = [line["train/loss"] for line in lines if "train/loss" in line]
-    speeds = [line["samples_per_s"] for line in lines if "samples_per_s" in line]
-    figures = {
-        "samples_per_s": (statistics.median(speeds), len(speeds)),
-        "loss_first": (statistics.fmean(losses[:ENDS]), min(ENDS, len(losses))),
-        "loss_last": (statistics.fmean(losses[-ENDS:]), min(ENDS, len(losses))),
-    }
+    clips = done["steps_here"] * plan(["experiment=smollm2"])[label]["stage"]["batch_size"]
+    figures = {"samples_per_s": (clips / done["seconds"], done["steps_here"])}
+    if losses:  # a stage shorter than trainer.log_every has none
+        figures["loss_first"] = statistics.fmean(losses[:ENDS]), min(ENDS, len(losses))
+        figures["loss_last"] = statistics.fmean(losses[-ENDS:]), min(ENDS, len(losses))
+    figures["loss_val"] = [line["val/loss"] for line in lines if "val/loss" in line][-1], done["steps_here"]
     for metric, (value, n) in figures.items():
         yield results.make("smollm2", "coarse_fine", metric, value, stderr=None, n=n, chance=None, seeds=[1],
                            seconds=done["seconds"], command=COMMAND, columns={"stage": label})  # fmt: skip
