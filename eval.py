@@ -51,6 +51,7 @@ def ask(cfg: dict[str, Any], overrides: list[str]) -> Any:
     out = Path(cfg["out"]) if cfg["out"] else (path if path.is_dir() else path.parent) / folder
     work = {
         "benchmark": tasks.run_benchmark,
+        "cost": tasks.run_cost,
         "generate": tasks.write_answers,
         "ask": tasks.watch,
         "look": tasks.look,

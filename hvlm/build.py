@@ -24,6 +24,11 @@ def room(node: Mapping[str, Any], **shared: Any) -> Any:
     module, name = arguments.pop("_target_").rsplit(".", 1)
     cls = getattr(importlib.import_module(module), name)
     wanted = parameters(cls)
+    if unknown := sorted(set(arguments) - set(wanted)):
+        raise UserError(
+            f"{node['_target_']} has no setting {', '.join(unknown)}: the configuration was written by another version "
+            "of hvlm; use that one, or train again"
+        )
     try:
         return cls(**arguments, **{key: value for key, value in shared.items() if key in wanted})
     except ValueError as error:

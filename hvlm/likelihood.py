@@ -149,4 +149,4 @@ def _batch(
         Item(clips[i].frames_TCHW, clips[i].time_T, [(*row.row, {}) for row in about]) for i, about in by_clip.items()
     ]
     batch = collate(items, pad_id=chat.pad_id, size=size)
-    return Batch(*(field.to(device) if isinstance(field, Tensor) else field for field in batch))
+    return batch.to(device)

@@ -29,7 +29,7 @@ def reward_accuracy(
     clips: list[str] = []
     for batch in batches:
         rows = batch.rows
-        batch = Batch(*(field.to(device) if isinstance(field, torch.Tensor) else field for field in batch))
+        batch = batch.to(device)
         with autocast(device, precision):
             reward = policy.token_logprobs(batch).sum(1) - reference.token_logprobs(batch).sum(1)
         chosen, rejected = reward.float().reshape(-1, 2).unbind(1)

@@ -102,7 +102,7 @@ class RootConfig:
     chain: dict[str, list[str]] | None
     resume: Literal["auto", "must", "never"]
     evaluate: bool
-    task: Literal["benchmark", "score", "generate", "ask", "look", "export", "release"]
+    task: Literal["benchmark", "score", "cost", "generate", "ask", "look", "export", "release"]
     predictions: str | None
     out: str | None
 

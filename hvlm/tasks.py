@@ -15,11 +15,14 @@ from rich.progress import track
 
 from hvlm import build, results
 from hvlm.batches import clip_frames, one_row
+from hvlm.cost import cost_of
 from hvlm.dataset._decode import frames_of
 from hvlm.errors import UserError
 from hvlm.evaluate import RESULTS, evaluate
 from hvlm.gazemaps import gaze_maps, write_maps
 from hvlm.generate import generate
+from hvlm.language._chat import Chat
+from hvlm.model import VLM
 from hvlm.preference import reward_accuracy
 from hvlm.rebuild import card_of, rebuild
 from hvlm.release import is_release, load_release, save_release
@@ -56,9 +59,40 @@ def run_benchmark(
         seed=cfg["seed"],
         command=command,
     )
+    records += costs(model, chat, data, cfg, precision, question=out.name, command=command)
+    results.write(out / RESULTS, records)
     write_report(out)
     log.info("\n".join(table(records)))
     log.info(f"results: {out / RESULTS}; report: {out / 'report.md'}")
+    return records
+
+
+def costs(
+    model: VLM, chat: Chat, data: Any, cfg: Mapping[str, Any], precision: str, *, question: str, command: str | None
+) -> list[results.Record]:
+    """``hvlm.cost`` of the first question about the first clip of the benchmark's split, as records."""
+    started = time.monotonic()
+    reading = build.reader(cfg, model, data, chat)
+    batch = next(iter(reading.loader(cfg["benchmark"]["split"], "questions", None, 1, 1)))
+    on = one_row(batch, 0).to(next(model.parameters()).device)
+    found = cost_of(model, build.kvcache(cfg, model), on, precision)
+    shared = {"stderr": None, "n": 1, "chance": None, "seeds": [cfg["seed"]], "command": command}
+    seconds = time.monotonic() - started
+    return [
+        results.make(question, variant_name(cfg), metric, value, seconds=seconds, **shared)
+        for metric, value in found._asdict().items()
+    ]
+
+
+def run_cost(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[results.Record]:
+    """The cost of an answer alone, in ``out/results.json``."""
+    model, chat = rebuild(path, cfg)
+    precision, _ = choose_precision(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])
+    data = build.dataset(cfg)
+    data.prepare()
+    records = costs(model.to(device_of(cfg)), chat, data, cfg, precision, question=out.name, command=None)
+    results.update(out / RESULTS, records)
+    log.info("\n".join(table(records)))
     return records
 
 

@@ -46,6 +46,11 @@ class Batch(NamedTuple):
     def num_clips(self) -> int:
         return self.frames_BTCHW.shape[0]
 
+    def to(self, device: torch.device) -> Batch:
+        moved = [field.to(device) if isinstance(field, Tensor) else field for field in self]
+        labels = self.labels and {name: label.to(device) for name, label in self.labels.items()}
+        return Batch(*moved)._replace(labels=labels)
+
 
 class Tokens(NamedTuple):
     """A sequence of visual tokens with everything a later room may want to know about them.

@@ -32,7 +32,9 @@ def main() -> None:
         records += of_stage(label)
     results.write(HERE / "results.json", records)
     for r in records:
-        if r["metric"] in ("samples_per_s", "loss_first", "loss_last", "loss_val") or r["metric"].startswith("accuracy"):
+        if r["metric"] in ("samples_per_s", "loss_first", "loss_last", "loss_val") or r["metric"].startswith(
+            "accuracy"
+        ):
             print(f"{r.get('stage', r['variant']):12s} {r['metric']:28s} {r['value']:.4g}")
 
 

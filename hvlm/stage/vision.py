@@ -12,7 +12,7 @@ queries than between frames).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ class VisionPretraining(Stage):
     Plus ``gaze_weight`` times, mean over frames and kinds: CE(there or not) + [there] · (CE(shape) + CE(colour) +
     ``place_weight`` · (CE(row) + CE(column))), row and column of the thing's middle among the frame's cells. As
     classes, not as two numbers: a regressed place is a faint direction of z that no later stage finds. The gaze's own
-    projections count as the part ``connector``.
+    projections count as the part ``connector``. ``depth``: how its queries read, as in the connector that comes later.
     """
 
     view = "patches"
@@ -45,13 +45,14 @@ class VisionPretraining(Stage):
         domain_weight: float = 0.3,
         gaze_weight: float = 1.0,
         place_weight: float = 1.0,
+        depth: Literal["deep", "shallow"] = "deep",
         cells: int = 2,
         **stage: Any,
     ):
         super().__init__(**stage)
         self.labels, self.cells = dict(labels), cells
         self.background_weight, self.domain_weight, self.gaze_weight = background_weight, domain_weight, gaze_weight
-        self.place_weight = place_weight
+        self.place_weight, self.shallow = place_weight, depth == "shallow"
         self.patch_heads = nn.Linear(self.model.vision.dim, cells**2 * sum(labels.values()))
         self.sides = [cells * n for n in self.model.vision.grid(*[self.model.vision.image_size] * 2)]
         self.gaze_widths = [2, labels["shape"], labels["colour"], *self.sides]  # there or not, shape, colour, place
@@ -97,7 +98,7 @@ class VisionPretraining(Stage):
             batch.labels["shape"].flatten(0, 1),
             batch.labels["colour"].flatten(0, 1),
         )  # [frames, rows, cols]
-        z, _ = self.model.vision.gaze(self.kinds.weight.expand(len(shape), -1, -1), kv)
+        z, _ = self.model.vision.gaze(self.kinds.weight.expand(len(shape), -1, -1), kv, shallow=self.shallow)
         answers = self.gaze_heads(z).float().split(self.gaze_widths, -1)
         there_logits, shape_logits, colour_logits, *place_logits = answers
 

@@ -1,0 +1,91 @@
+"""Easy questions, captions of hard clips, hard questions: the way that experiments send their models
+(conf/experiment/connectors.yaml), each stage a call of train.py, each examination a call of eval.py.
+
+What is finished is not done again, so an interrupted experiment continues.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from hvlm import results
+from hvlm.config import plan
+
+RUNS = Path("runs")
+STEPS = {label: cfg["stage"]["steps"] for label, cfg in plan(["experiment=connectors"]).items() if label != "vision"}
+ASKED = ("easy", "hard")  # the stages after which the benchmark is run
+BLIND = "blind"
+
+
+def vision(run: Path, seed: int, overrides: Sequence[str] = ()) -> None:
+    """Stage 0, on two threads: it comes first and alone, for it also makes the data."""
+    _train(run, "vision", *_common(seed, 2), *overrides)
+
+
+def train(
+    run: Path,
+    start: Path,
+    seed: int,
+    overrides: Sequence[str],
+    steps: Mapping[str, int] = STEPS,
+    asked: Sequence[str] = ASKED,
+) -> None:
+    """The stages of ``steps`` from the checkpoint ``start``, on one thread; the benchmark after those ``asked``."""
+    for label, n in steps.items():
+        _train(run, label, *_common(seed), *overrides, f"init_from={start}", f"stage.steps={n}")
+        start = run / label
+        if label in asked:
+            ask(start, start / "eval")
+
+
+def ask(checkpoint: Path, out: Path, *overrides: str) -> None:
+    """The benchmark, unless its result is there."""
+    if not (out / "results.json").exists():
+        _call("eval.py", out, f"checkpoint={checkpoint}", f"out={out}", "trainer.threads=1", *overrides)
+
+
+def cpu_seconds_a_step(run: Path, label: str) -> float:
+    """Processor time of a finished stage, reading included. (Wall time depends on what else runs.)"""
+    done = json.loads((run / label / "finished.json").read_text())
+    return done["cpu_seconds"] / done["steps_here"]
+
+
+def collect(
+    folders: Iterable[Path], question: str, variant: str, command: str, columns: Mapping[str, str] | None = None
+) -> list[results.Record]:
+    """Records in ``folders`` (a seed each; absent ones are left out) averaged over the seeds, renamed to ``variant``
+    and ``<variant>_blind``."""
+    runs = []
+    for file in (folder / "results.json" for folder in folders):
+        if file.exists():
+            runs.append([
+                r | {"question": question, "command": command, **(columns or {})}
+                | {"variant": f"{variant}_{BLIND}" if r["variant"] == BLIND else variant}
+                for r in results.read(file)
+            ])  # fmt: skip
+    return results.merge_seeds(runs)
+
+
+def _common(seed: int, threads: int = 1) -> list[str]:
+    return [f"seed={seed}", f"trainer.threads={threads}", "callback.media=0", "evaluate=false"]
+
+
+def _train(run: Path, label: str, *overrides: str) -> None:
+    if (run / label / "finished.json").exists():
+        return
+    others = [f"~chain.{other}" for other in ("vision", *STEPS) if other != label]
+    _call("train.py", run, "experiment=connectors", f"run={run.relative_to(RUNS)}", *others, *overrides)
+
+
+def _call(script: str, folder: Path, *overrides: str) -> None:
+    """Run a script; its output goes to a log beside the folder that it fills."""
+    print(script, *overrides, flush=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_name(f"{folder.name}.log"), "a") as log:
+        done = subprocess.run([sys.executable, script, *overrides], stdout=log, stderr=subprocess.STDOUT)
+    if done.returncode:
+        raise SystemExit(f"{script} {' '.join(overrides)} failed, see {log.name}")

@@ -1,0 +1,75 @@
+"""What an answer costs: floating-point operations, time and memory of reading one clip and one question about it."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+from hvlm.types import Batch
+
+
+class Cost(NamedTuple):
+    """Of one clip with one question, from its pixels to the distribution of the answer's first token.
+
+    prefill_flops: a multiplication and an addition are two; matrix products, convolutions and attention are counted.
+    latency_ms: median over the repeats. kv_bytes: keys and values kept for the whole sequence, in the cache's room, two
+    bytes a value. visual_tokens: how many of its places the video takes.
+    """
+
+    prefill_flops: int
+    latency_ms: float
+    kv_bytes: int
+    visual_tokens: int
+
+
+class CountFlops(TorchDispatchMode):
+    """Adds up the operations of everything inside ``with``, by torch's own formulas. (Its FlopCounterMode also follows
+    the modules, and stumbles over parameters that are viewed without gradients; and it counts nothing for the CPU's
+    attention.)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        kind = func._overloadpacket
+        if kind is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+            self.total += sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
+        elif kind in flop_registry:
+            self.total += flop_registry[kind](*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+@torch.no_grad()  # in inference mode the counter would see composite operations, which have no formula
+def cost_of(model: nn.Module, kvcache: Any, batch: Batch, precision: str = "32-true", repeats: int = 5) -> Cost:
+    """Measure the backbone on ``batch`` (one clip, one row), on the batch's device; leaves the model in eval mode.
+
+    kvcache: the room; its ``bytes`` is asked. precision: ``32-true`` or ``bf16-mixed``.
+    """
+    if batch.num_clips != 1 or len(batch.clip_K) != 1:
+        raise ValueError(f"{batch.num_clips} clips and {len(batch.clip_K)} rows: the cost is that of one and one")
+    model.eval()
+    device = batch.frames_BTCHW.device
+    half = torch.autocast(device.type, torch.bfloat16) if precision == "bf16-mixed" else contextlib.nullcontext()
+    with half:
+        _, mask, visual = model.sequence(batch)
+        with CountFlops() as counter:
+            model.next_token_logprobs(batch)
+        taken = []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            model.next_token_logprobs(batch)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            taken.append(time.perf_counter() - started)
+    length = int(mask.sum())
+    kv_bytes = kvcache.bytes(length, bytes_per_value=2)
+    return Cost(counter.total, 1e3 * statistics.median(taken), kv_bytes, visual)
