@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hvlm.datamodule import DataModule
 from hvlm.errors import UserError
+from hvlm.frozen import FrozenFeatures, plan
 from hvlm.language._chat import Chat
 from hvlm.model import VLM, Encoder
 from hvlm.schema import parameters
 from hvlm.stage._base import Stage
+
+log = logging.getLogger(__name__)
 
 
 def room(node: Mapping[str, Any], **shared: Any) -> Any:
@@ -85,6 +89,29 @@ def stage(cfg: Mapping[str, Any], vlm: VLM | Encoder, data: Any) -> Stage:
     except ValueError as error:
         raise UserError(str(error)) from error
     return built
+
+
+def frozen_features(cfg: Mapping[str, Any], training: Stage, data: Any) -> FrozenFeatures | None:
+    """A memory for the encoder's features where ``vision.cache_gb`` allows one; UserError where it cannot serve."""
+    limit = training.model.vision.cache_gb
+    if not limit:
+        return None
+    if "vision" in training.trainable:
+        raise UserError(
+            f"vision.cache_gb={limit:g}: only a frozen encoder's features can be kept; freeze it with "
+            "'stage.trainable={vision:0}', or set vision.cache_gb=0"
+        )
+    model, connector = training.model, getattr(training.model, "connector", None)
+    if connector is None:  # stage 0 asks the patches and the gaze
+        features = FrozenFeatures(model.vision, True, True, training.shallow)
+    else:
+        wants_patches = connector.wants_patches or not model.merger.changes_nothing
+        shallow = getattr(connector, "shallow", False)
+        features = FrozenFeatures(model.vision, connector.wants_gaze, wants_patches, shallow)
+    manifest = data.manifest()
+    clips = sum(len(manifest.split(name)) for name in ("train", "val"))
+    log.info(f"vision.cache_gb={limit:g}: {plan(features, clips, cfg['dataset']['num_frames'], limit)}")
+    return features
 
 
 def datamodule(

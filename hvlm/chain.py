@@ -53,7 +53,8 @@ def run(overrides: Sequence[str], command: str | None = None) -> Outcome:
     start: Path | None = None  # what the last stage began with
     finished: dict[str, dict[str, Any]] = {}
     for label, cfg in stages.items():
-        if stage_name(cfg) == "vision" and cfg["vision"].get("source", "scratch") != "scratch":
+        trained = cfg["vision"].get("source", "scratch") != "scratch"
+        if stage_name(cfg) == "vision" and trained and cfg["stage"]["trainable"].get("vision", 0) > 0:
             log.info(f"{label}: skipped, vision.source={cfg['vision']['source']} brings trained weights")
             continue
         folder = RunDir(name, label)
@@ -83,6 +84,7 @@ def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None) 
     data = build.dataset(cfg)
     data.prepare()
     stage, chat = start_stage(cfg, data, init_from)
+    stage.model.features = build.frozen_features(cfg, stage, data)
     reading = build.datamodule(cfg, stage, data, chat, folder.path / "quarantine.jsonl")
     company = callbacks(cfg, folder)
     written = loggers(cfg, folder, fresh=resume is None)

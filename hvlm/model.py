@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hvlm.frozen import FrozenFeatures
 from hvlm.look import CachedLook, FreshLook, encode_frames
 from hvlm.types import Batch, Patches, Prefix, Tokens
 
@@ -47,11 +48,15 @@ class VLM(nn.Module):
         self.vision, self.merger, self.connector = vision, merger, connector
         self.attention, self.fusion, self.language, self.head = attention, fusion, language, head
         self.order = order
+        self.features: FrozenFeatures | None = None  # in the encoder's place while it is frozen
 
     def see(self, batch: Batch) -> Patches:
         """Frames -> patch features, with the encoder's gaze over them where the connector wants it."""
         frames, time, mask = batch.frames_BTCHW, batch.frame_time_BT, batch.frame_mask_BT
         b, t = mask.shape
+        if self.features is not None:
+            tokens, kv = self.features.encode(batch)
+            return self.merger(Patches(tokens, time, mask, None if kv is None else CachedLook(self.vision, kv)))
         if torch.is_grad_enabled() or b * t <= self.vision.frames_at_once:
             tokens, kv = self.vision.encode(frames, time, mask, cache=self.connector.wants_gaze)
             gaze = CachedLook(self.vision, kv) if self.connector.wants_gaze else None
@@ -118,6 +123,7 @@ class Encoder(nn.Module):
     def __init__(self, vision: nn.Module):
         super().__init__()
         self.vision = vision
+        self.features: FrozenFeatures | None = None
 
 
 def prefix_of(batch: Batch, text_KSD: Tensor) -> Prefix:

@@ -29,6 +29,7 @@ class Batch(NamedTuple):
     visual_at_K: int64, how many text tokens stand before the visual tokens (0 when the video comes first).
     labels: per-patch targets of the vision stage, or None.
     rows: one plain dict per text row (sample key, question id, task, ...), for logging and scoring only.
+    keys: the sample key of every clip (empty for a text), or None where nobody knows.
     """
 
     frames_BTCHW: Tensor
@@ -41,6 +42,7 @@ class Batch(NamedTuple):
     visual_at_K: Tensor
     labels: dict[str, Tensor] | None = None
     rows: list[dict[str, Any]] | None = None
+    keys: list[str] | None = None
 
     @property
     def num_clips(self) -> int:

@@ -15,13 +15,14 @@ class Item(NamedTuple):
 
     frames: uint8 [T, 3, H, W] and times: float32 [T], or None without a video.
     rows: (token ids, loss mask, number of tokens before the visual tokens, meta) per text row.
-    labels: {name: int64 [T, rows, columns]} or None.
+    labels: {name: int64 [T, rows, columns]} or None. key: the sample's.
     """
 
     frames: np.ndarray | None
     times: np.ndarray | None
     rows: list[tuple[list[int], list[bool], int, dict[str, Any]]]
     labels: dict[str, np.ndarray] | None = None
+    key: str = ""
 
 
 def collate(items: list[Item], *, pad_id: int, size: tuple[int, int]) -> Batch:
@@ -59,4 +60,5 @@ def collate(items: list[Item], *, pad_id: int, size: tuple[int, int]) -> Batch:
                 padded[i, : len(item.labels[name])] = item.labels[name]
             labels[name] = torch.from_numpy(padded)
     arrays = (frames, times, frame_mask, ids, mask, loss, clip, visual_at)
-    return Batch(*map(torch.from_numpy, arrays), labels=labels, rows=[row[-1] for row in rows] or [{}])
+    meta, keys = [row[-1] for row in rows] or [{}], [item.key for item in items]
+    return Batch(*map(torch.from_numpy, arrays), labels=labels, rows=meta, keys=keys)

@@ -66,9 +66,9 @@ class Show:
                     start = int(self._rng(epoch, key).integers(len(times) - self.rows_per_clip + 1))
                     window = slice(start, start + self.rows_per_clip)
                     frames, times = frames[window], times[window]
-                return Item(frames, times, [], self._labels(sample, times))
+                return Item(frames, times, [], self._labels(sample, times), key)
             rows = VIEWS[self.view](sample, times, self._rng(epoch, key), self.rows_per_clip)
-            return Item(frames, times, self._encode(rows, self.loss)) if rows else None
+            return Item(frames, times, self._encode(rows, self.loss), key=key) if rows else None
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise SampleError(key, "json", f"{type(error).__name__}: {error}, needed by view={self.view}") from error
 

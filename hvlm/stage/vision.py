@@ -63,8 +63,11 @@ class VisionPretraining(Stage):
         return super().parts() | {"heads": [(n, p) for n, p in self.named_parameters() if not n.startswith("model.")]}
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        frames = (batch.frames_BTCHW, batch.frame_time_BT, batch.frame_mask_BT)
-        tokens, kv = self.model.vision.encode(*frames, cache=True)
+        if self.model.features is not None:
+            tokens, kv = self.model.features.encode(batch)
+        else:
+            frames = (batch.frames_BTCHW, batch.frame_time_BT, batch.frame_mask_BT)
+            tokens, kv = self.model.vision.encode(*frames, cache=True)
         b, t = batch.frame_mask_BT.shape
         rows, cols = self.model.vision.grid(*batch.frames_BTCHW.shape[-2:])
         logits = self.patch_heads(tokens.x_BSD).float()

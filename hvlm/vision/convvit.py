@@ -47,6 +47,7 @@ class ConvViT(nn.Module):
     """Frames -> (image_size / 16)² tokens per frame.
 
     frames_at_once: without gradients, longer batches are encoded in parts of so many frames (see ``FreshLook``).
+    cache_gb: memory that training may take to keep the features of the frozen encoder (``hvlm.frozen``); 0: none.
     """
 
     patch_size = 16
@@ -62,6 +63,7 @@ class ConvViT(nn.Module):
         image_size: int = 64,
         query_dim: int | None = None,
         frames_at_once: int = 4096,
+        cache_gb: float = 0,
     ):
         super().__init__()
         if image_size % self.patch_size:
@@ -69,7 +71,7 @@ class ConvViT(nn.Module):
         if dim % num_heads:
             raise ValueError(f"vision.dim={dim} must be a multiple of vision.num_heads={num_heads}")
         self.dim, self.num_layers, self.num_heads, self.image_size = dim, num_layers, num_heads, image_size
-        self.query_dim, self.frames_at_once = query_dim or dim, frames_at_once
+        self.query_dim, self.frames_at_once, self.cache_gb = query_dim or dim, frames_at_once, cache_gb
         widths = (3, dim // 4, dim // 2, dim, dim)
         stem: list[nn.Module] = []
         for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):

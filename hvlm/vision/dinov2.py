@@ -35,6 +35,7 @@ class Dinov2(nn.Module):
     image_size: side of the frames in pixels, a multiple of ``patch_size``; position embeddings are interpolated to it.
     query_dim: width of the queries for ``gaze``, by default that of the encoder.
     frames_at_once: without gradients, longer batches are encoded in parts of so many frames (see ``FreshLook``).
+    cache_gb: memory that training may take to keep the features of the frozen encoder (``hvlm.frozen``); 0: none.
     weights: False builds the architecture alone, for a checkpoint to fill.
     Errors: ``UserError`` for sizes that do not fit each other or the source; see also ``hvlm.sources.fetch``.
     """
@@ -51,6 +52,7 @@ class Dinov2(nn.Module):
         query_dim: int | None = None,
         gradient_checkpointing: bool = False,
         frames_at_once: int = 256,
+        cache_gb: float = 0,
         weights: bool = True,
     ):
         super().__init__()
@@ -62,6 +64,7 @@ class Dinov2(nn.Module):
         self.patch_size, self.image_size = patch_size, image_size
         self.query_dim = hidden_size if query_dim is None else query_dim
         self.gradient_checkpointing, self.frames_at_once = gradient_checkpointing, frames_at_once
+        self.cache_gb = cache_gb
         sizes = {
             "hidden_size": hidden_size,
             "num_hidden_layers": num_layers,

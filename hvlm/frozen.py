@@ -1,0 +1,99 @@
+"""What a frozen encoder makes of the frames, kept in memory: each frame is encoded once, not once per epoch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hvlm.errors import UserError
+from hvlm.look import encode_frames
+from hvlm.types import KV, Batch, Tokens
+
+
+class _Frame(NamedTuple):
+    """x_ND: patch tokens; kv: keys and values of the wanted layers [layers, 2, heads, N, d]. None: not wanted."""
+
+    x_ND: Tensor | None
+    kv: Tensor | None
+
+
+class FrozenFeatures:
+    """Takes ``vision.encode``'s place in training. Features are kept in bfloat16 in ordinary memory.
+
+    wants_gaze: keep keys and values, of all layers (DINOv2-small at 224 pixels: 4.7 MB a frame) or, with
+        ``last_layer``, of the last one alone (0.4 MB), which is all that a shallow query reads. wants_patches: keep the
+        patch tokens (0.2 MB). Frames are known by their clip's key and their time. Every process keeps its own.
+    """
+
+    def __init__(self, vision: nn.Module, wants_gaze: bool, wants_patches: bool, last_layer: bool = False):
+        self.vision, self.wants_gaze, self.wants_patches = vision, wants_gaze, wants_patches
+        self.layers = slice(-1, None) if last_layer else slice(None)
+        self.frames: dict[tuple[str, float], _Frame] = {}
+
+    def bytes_per_frame(self) -> int:
+        """From one black frame of the room's size."""
+        side = self.vision.image_size
+        device = next(self.vision.parameters()).device
+        (frame,) = self._encode(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=device))
+        return sum(part.numel() * part.element_size() for part in frame if part is not None)
+
+    def encode(self, batch: Batch) -> tuple[Tokens | None, KV | None]:
+        """As ``vision.encode(..., cache=True)``; padded frames are zero."""
+        b, t = batch.frame_mask_BT.shape
+        frames, device = batch.frames_BTCHW.flatten(0, 1), batch.frames_BTCHW.device
+        times = batch.frame_time_BT.tolist()
+        names = [(batch.keys[i], times[i][j]) for i in range(b) for j in range(t)]
+        if not all(batch.keys):
+            raise ValueError("a clip without a key: its features could not be told from another's")
+        valid = batch.frame_mask_BT.flatten().nonzero().flatten().tolist()
+        absent = list({names[i]: i for i in valid if names[i] not in self.frames}.values())
+        for part in range(0, len(absent), self.vision.frames_at_once):
+            which = absent[part : part + self.vision.frames_at_once]
+            for i, frame in zip(which, self._encode(frames[which]), strict=True):
+                self.frames[names[i]] = frame
+        known = [self.frames[names[i]] for i in valid]
+        half = torch.is_autocast_enabled(device.type)
+
+        def put_together(pieces: list[Tensor]) -> Tensor:
+            stacked = torch.stack(pieces).to(device)
+            stacked = stacked if half else stacked.float()
+            if len(valid) == b * t:
+                return stacked
+            return stacked.new_zeros(b * t, *stacked.shape[1:]).index_copy(
+                0, torch.tensor(valid, device=device), stacked
+            )
+
+        tokens, kv = None, None
+        if self.wants_patches:
+            x = put_together([frame.x_ND for frame in known]).float()
+            grid = self.vision.grid(*frames.shape[-2:])
+            tokens = Tokens.of_frames(x.unflatten(0, (b, t)), batch.frame_time_BT, batch.frame_mask_BT, grid)
+        if self.wants_gaze:
+            kv = [layer.unbind(1) for layer in put_together([frame.kv for frame in known]).unbind(1)]
+        return tokens, kv
+
+    @torch.no_grad()
+    def _encode(self, frames_FCHW: Tensor) -> list[_Frame]:
+        tokens, kv = encode_frames(self.vision, frames_FCHW, cache=self.wants_gaze)
+        x = tokens.x_BSD.bfloat16().cpu() if self.wants_patches else None
+        if kv is not None:
+            kv = torch.stack([torch.stack(layer, 1) for layer in kv[self.layers]], 1).bfloat16().cpu()
+        return [
+            _Frame(None if x is None else x[i].clone(), None if kv is None else kv[i].clone())
+            for i in range(len(frames_FCHW))
+        ]
+
+
+def plan(features: FrozenFeatures, clips: int, num_frames: int, limit_gb: float) -> str:
+    """The size in words, before any work. Raises UserError where it exceeds ``limit_gb``."""
+    each = features.bytes_per_frame()
+    need = clips * num_frames * each / 1e9
+    said = f"{clips} clips of {num_frames} frames at {each / 1e6:.2f} MB need {need:.1f} GB"
+    if need > limit_gb:
+        raise UserError(
+            f"vision.cache_gb={limit_gb:g}: {said}; raise it if there is as much memory, use fewer clips, "
+            "connector.depth=shallow (the last layer alone), or vision.cache_gb=0 (encode in every epoch)"
+        )
+    return said
