@@ -23,7 +23,7 @@ BLIND = "blind"
 
 def vision(run: Path, seed: int, overrides: Sequence[str] = ()) -> None:
     """Stage 0, on two threads: it comes first and alone, for it also makes the data."""
-    _train(run, "vision", *_common(seed, 2), *overrides)
+    _train(run, "vision", "stage=vision", *_common(seed, 2), *overrides)
 
 
 def train(
