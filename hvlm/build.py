@@ -63,11 +63,17 @@ def model(cfg: Mapping[str, Any], chat: Chat, weights: bool = True) -> VLM:
     grid = vision.grid(vision.image_size, vision.image_size)
     text = {"dim": language.dim, "num_heads": language.num_heads}
     room(cfg["adapter"]).apply(language)
+    attention = room(cfg["attention"], **text)
+    if cfg["connector"].get("mode") == "autoregressive" and not attention.causal:
+        raise UserError(
+            f"connector.mode=autoregressive reads frame by frame, but in {cfg['attention']['_target_']} frames see later "
+            "ones; use attention=none, or attention.causal=true (mamba: attention.bidirectional=false)"
+        )
     return VLM(
         vision=vision,
         merger=room(cfg["merger"], dim=vision.dim),
         connector=room(cfg["connector"], **widths, query_dim=vision.query_dim, grid=grid),
-        attention=room(cfg["attention"], **text),
+        attention=attention,
         fusion=room(cfg["fusion"], **text),
         language=language,
         head=room(cfg["head"], text_dim=language.dim),

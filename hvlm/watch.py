@@ -24,7 +24,7 @@ class Watcher:
 
     question: what is watched for. With order ``question_first`` it steers the gaze from the first frame on and must be
         given here; with ``video_first`` every ``answer`` has a question of its own.
-    Raises UserError for a connector that has no steered query.
+    Raises UserError for a connector that has no steered query, and for attention that mixes whole clips.
     """
 
     def __init__(self, model: VLM, chat: Chat, kvcache: Any, question: str | None = None):
@@ -33,6 +33,10 @@ class Watcher:
             raise UserError(
                 "task=ask reads frame by frame: it needs a model with connector=foveated and mode coarse_fine or "
                 "autoregressive"
+            )
+        if model.attention.mixes or model.attention.readout > 1:
+            raise UserError(
+                "task=ask reads frame by frame: attention= must be none, with readout 1; others mix whole clips"
             )
         if (question is not None) != (model.order == "question_first"):
             raise UserError(

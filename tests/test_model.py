@@ -296,3 +296,14 @@ def test_pixel_shuffle_keeps_neighbours_together() -> None:
 
     with pytest.raises(UserError, match="connector.shuffle=3.*2 x 2"):
         model(Case("video_first", (Variant("connector", "patches", (("shuffle", 3),)),)))
+
+
+def test_autoregressive_reading_refuses_attention_that_sees_ahead():
+    def with_(attention: str, *changes) -> Case:
+        mode = Variant("connector", "foveated", (("mode", "autoregressive"),))
+        return Case("question_first", (mode, Variant("attention", attention, changes)))
+
+    with pytest.raises(UserError, match="FullRoom frames see later ones; use attention=none"):
+        model(with_("full"))
+    model(with_("full", ("causal", True)))
+    model(with_("mamba", ("bidirectional", False)))

@@ -14,7 +14,6 @@ which gives no gradient through lse.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -222,7 +221,6 @@ class _Layout:
         return x[:, start : start + self.s].reshape(self.b, self.h, self.s, self.d)
 
 
-@lru_cache(maxsize=64)
 def _band(block: int, left: int, right: int, window: int, causal: bool, device: torch.device) -> Tensor:
     """[1, block, span]: 0 where a query of a block may see a key of its span, ``MASKED`` elsewhere."""
     query = torch.arange(block, device=device)[:, None] + left * block

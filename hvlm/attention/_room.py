@@ -1,0 +1,59 @@
+"""What all mixing rooms share: the residual shell around a layer, and the read-out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hvlm.types import Tokens
+
+
+def read_out(tokens: Tokens, k: int) -> Tokens:
+    """Every k-th token, the last of each k: what is further away must have been carried there by the mixing."""
+    return tokens if k == 1 else tokens.each(slice(k - 1, None, k))
+
+
+def check_readout(k: int) -> int:
+    if k < 1:
+        raise ValueError(f"attention.readout={k}: expected 1 (all tokens) or more (every k-th)")
+    return k
+
+
+class MixingRoom(nn.Module):
+    """x <- x + layer(LN(x)), ``layers`` times over the visual tokens of the whole video: Tokens -> (Tokens, state).
+
+    make: builds one layer, called as ``layer(x_BSD, mask_BS)``. readout=k: hand on every k-th token.
+    gradient_checkpointing: compute the layers again in the backward pass instead of keeping what they made.
+    The state is what a stream would need to go on; None where the mechanism has none.
+    """
+
+    mixes = True
+
+    def __init__(
+        self, make: Callable[[], nn.Module], dim: int, layers: int, readout: int, gradient_checkpointing: bool
+    ):
+        super().__init__()
+        if layers < 1:
+            raise ValueError(f"attention.layers={layers}: expected 1 or more")
+        self.readout, self.gradient_checkpointing = check_readout(readout), gradient_checkpointing
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(layers))
+        self.layers = nn.ModuleList(make() for _ in range(layers))
+
+    def forward(self, tokens: Tokens) -> tuple[Tokens, Any]:
+        x, mask = tokens.x_BSD, tokens.mask_BS
+        mask = None if bool(mask.all()) else mask
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            if self.gradient_checkpointing and self.training:
+                y = checkpoint(layer, norm(x), mask, use_reentrant=False)
+            else:
+                y = layer(norm(x), mask)
+            x = x + y
+        return read_out(tokens._replace(x_BSD=x), self.readout), None
+
+
+def no_memory(layer: nn.Module, memory: Tensor | None) -> None:
+    if memory is not None:
+        raise ValueError(f"{type(layer).__name__} reads no memory; CrossMemoryAttention does")

@@ -1,0 +1,152 @@
+"""Performer: softmax attention by random features, linear in the number of tokens (Choromanski et al. 2021).
+
+    exp(q k) = E_w[ exp(w q - |q|²/2) exp(w k - |k|²/2) ],  w ~ N(0, I)        (FAVOR+, positive features)
+    y_i = φ(q_i) (Σ_j φ(k_j) v_jᵀ) / (φ(q_i) Σ_j φ(k_j)),   φ(x) = exp(W x - |x|²/2)
+
+W: m rows in blocks of orthogonal ones with the lengths of Gaussian rows, drawn anew every ``redraw`` training steps.
+Other kernels: φ(x) = relu(W x) + ε (generalised attention), and φ(x) = elu(x) + 1 without any projection (Katharopoulos
+et al. 2020). How exp is kept in range: ``_kernel.py``.
+
+Cost: 4 S m D operations for the features' sums and 4 S m D for W beside the projections' 8 S D², with m features (m = d
+and no W for elu): linear in S. Causal: prefix sums, in chunks. A stream keeps H m (d + 1) values, whatever its length.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from hvlm.attention._heads import Heads
+from hvlm.attention._kernel import (
+    EPS_RELU,
+    EPS_SOFTMAX,
+    KernelState,
+    half_square,
+    kernel_attention,
+    kernel_attention_causal,
+)
+from hvlm.attention._room import MixingRoom, no_memory
+
+
+class PerformerAttention(Heads):
+    """kernel: ``softmax`` (FAVOR+), ``relu`` or ``elu``. num_features: m, by default ⌊d ln d⌋; elu has none.
+    redraw: training steps between new projections; 0 keeps the first. causal: a token sees what came before and itself.
+    dim, num_heads, dropout: see ``Heads``."""
+
+    projection: Tensor
+    steps: Tensor
+
+    def __init__(
+        self,
+        dim: int = 768,
+        num_heads: int = 12,
+        num_features: int | None = None,
+        kernel: Literal["softmax", "relu", "elu"] = "softmax",
+        redraw: int = 1000,
+        causal: bool = False,
+        dropout: float = 0.0,
+    ):
+        super().__init__(dim, num_heads, dropout)
+        if kernel not in ("softmax", "relu", "elu"):
+            raise ValueError(f"attention.kernel={kernel!r}: expected softmax, relu or elu")
+        if num_features is not None and num_features < 1:
+            raise ValueError(f"attention.num_features={num_features}: expected 1 or more, or null")
+        self.kernel, self.redraw, self.causal = kernel, redraw, causal
+        d = self.head_dim
+        self.num_features = d if kernel == "elu" else num_features or max(1, int(d * math.log(d)))
+        if kernel != "elu":
+            self.register_buffer("projection", orthogonal_features(self.num_features, d))
+            self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x_BSD: Tensor, mask_BS: Tensor | None = None, memory: Tensor | None = None) -> Tensor:
+        """[B, S, dim] -> [B, S, dim]. mask_BS: bool, False where nobody may look; there the output means nothing."""
+        no_memory(self, memory)
+        if self.training and self.kernel != "elu":
+            self._count()
+        q, k, v = self.project(x_BSD)
+        given = (*self._scaled(q, k), v, self.kernel, self._projection(), mask_BS)
+        return self.finish(kernel_attention_causal(*given)[0] if self.causal else kernel_attention(*given))
+
+    def reference(self, q: Tensor, k: Tensor, v: Tensor, mask_BS: Tensor | None = None) -> Tensor:
+        """The same with every pair's weight φ(q_i) φ(k_j) written out; q, k, v as ``project`` gives them."""
+        q, k = (x.float() for x in self._scaled(q, k))
+        seen = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device)
+        seen = (seen.tril() if self.causal else seen)[None, None]
+        if mask_BS is not None:
+            seen = seen & mask_BS[:, None, None]
+        if self.kernel == "elu":
+            weights = (nn.functional.elu(q) + 1) @ (nn.functional.elu(k) + 1).transpose(-1, -2)
+        elif self.kernel == "relu":
+            weights = ((q @ self.projection.T).relu() + EPS_RELU) @ ((k @ self.projection.T).relu() + EPS_RELU).mT
+        else:
+            e_q, e_k = q @ self.projection.T, k @ self.projection.T
+            largest = e_k.detach().amax(-1).unsqueeze(-2).masked_fill(~seen, -torch.inf).amax(-1)  # c_i [B, H, S or 1]
+            phi_q = (e_q - half_square(q) - e_q.detach().amax(-1, keepdim=True)).exp() + EPS_SOFTMAX
+            e_k = (e_k - half_square(k)).unsqueeze(2) - largest[..., None, None]
+            phi_k = e_k.exp() + EPS_SOFTMAX  # [B, H, S or 1, S, m]
+            weights = (phi_q.unsqueeze(3) * phi_k).sum(-1)
+        weights = weights * seen
+        return (weights / weights.sum(-1, keepdim=True)) @ v.float()
+
+    def step(self, x_B1D: Tensor, state: KernelState | None = None) -> tuple[Tensor, KernelState]:
+        """One more token of a stream: ([B, 1, dim], the new state, None before the first). Equals the causal pass."""
+        if not self.causal:
+            raise ValueError("a stream needs attention.causal=true")
+        q, k, v = self.project(x_B1D)
+        y, state = kernel_attention_causal(*self._scaled(q, k), v, self.kernel, self._projection(), state=state)
+        return self.finish(y), state
+
+    def flops(self, length: int) -> int:
+        maps = 0 if self.kernel == "elu" else 4 * length * self.num_features * self.dim
+        return self.projection_flops(length) + maps + 4 * length * self.num_features * self.dim
+
+    def state_bytes(self, length: int, bytes_per_value: int = 4) -> int:
+        return self.num_heads * self.num_features * (self.head_dim + 1) * bytes_per_value
+
+    def _projection(self) -> Tensor | None:
+        return None if self.kernel == "elu" else self.projection
+
+    def _scaled(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """exp(q k / √d) is exp((q d^-¼) (k d^-¼)); ``project`` has given q / √d. elu takes them as they are."""
+        if self.kernel == "elu":
+            return q * self.head_dim**0.5, k
+        return q * self.head_dim**0.25, k * self.head_dim**-0.25
+
+    @torch.no_grad()
+    def _count(self) -> None:
+        if self.redraw and int(self.steps) and int(self.steps) % self.redraw == 0:
+            self.projection.copy_(orthogonal_features(*self.projection.shape).to(self.projection))
+        self.steps += 1
+
+
+def orthogonal_features(num_features: int, dim: int) -> Tensor:
+    """W [m, d]: blocks of orthogonal rows, each as long as a Gaussian one. Lower variance than independent rows."""
+    blocks = [torch.linalg.qr(torch.randn(dim, dim))[0].T for _ in range(math.ceil(num_features / dim))]
+    return torch.cat(blocks)[:num_features] * torch.randn(num_features, dim).norm(dim=1, keepdim=True)
+
+
+class PerformerRoom(MixingRoom):
+    """See ``PerformerAttention`` and ``MixingRoom``."""
+
+    def __init__(
+        self,
+        num_features: int | None = None,
+        kernel: Literal["softmax", "relu", "elu"] = "softmax",
+        redraw: int = 1000,
+        causal: bool = False,
+        dropout: float = 0.0,
+        layers: int = 1,
+        readout: int = 1,
+        gradient_checkpointing: bool = False,
+        *,
+        dim: int,
+        num_heads: int,
+    ):
+        def make() -> nn.Module:
+            return PerformerAttention(dim, num_heads, num_features, kernel, redraw, causal, dropout)
+
+        super().__init__(make, dim, layers, readout, gradient_checkpointing)
+        self.causal = causal

@@ -1,0 +1,442 @@
+"""The mixing layers against readable references, in value and gradient; streams, masks, FLOPs, published names."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from hvlm import attention
+from hvlm.attention import (
+    CrossMemoryAttention,
+    FullAttention,
+    HierarchicalAttentionBlock,
+    LinearAttentionBlock,
+    LocalGlobalAttention,
+    Mamba2Layer,
+    MambaLayer,
+    PerformerAttention,
+    StridedAttention,
+    _kernel,
+    _scan,
+    _softmax,
+)
+from hvlm.attention._flex import flex_attend, strided_mask, window_mask
+from hvlm.attention._scan import selective_scan, selective_scan_reference
+from hvlm.attention._softmax import attend_part, attend_window, join
+from hvlm.attention.cross_memory import CrossMemoryRoom, Memory, merge_neighbours, newest
+from hvlm.attention.mamba import BidirectionalMamba, MambaRoom
+from hvlm.attention.mamba2 import ssd, ssd_reference
+from hvlm.attention.performer import orthogonal_features
+from hvlm.types import Tokens
+
+D, H = 32, 4
+LAYERS = {
+    "full": lambda causal: FullAttention(D, H, causal),
+    "strided": lambda causal: StridedAttention(4, D, H, phase=1, causal=causal),
+    "local_global": lambda causal: LocalGlobalAttention(5, 3, D, H, causal),
+    "local": lambda causal: LocalGlobalAttention(5, 0, D, H, causal),
+    "wide_window": lambda causal: LocalGlobalAttention(100, 1, D, H, causal),
+    "favor": lambda causal: PerformerAttention(D, H, 24, "softmax", causal=causal),
+    "relu": lambda causal: PerformerAttention(D, H, 24, "relu", causal=causal),
+    "elu": lambda causal: PerformerAttention(D, H, kernel="elu", causal=causal),
+    "mamba": lambda causal: MambaLayer(D, 4) if causal else BidirectionalMamba(D, 4),
+    "mamba2": lambda causal: Mamba2Layer(D, 8, 16, chunk=8) if causal else None,
+    "cross_memory": lambda causal: CrossMemoryAttention(D, H, causal),
+}
+CASES = [(name, causal) for name in LAYERS for causal in (False, True) if LAYERS[name](causal) is not None]
+LENGTHS = [1, 7, 53]
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    """Everything that goes piece by piece does so at these sizes, too."""
+    monkeypatch.setattr(_softmax, "SCORES", 1 << 11)
+    monkeypatch.setattr(_kernel, "FEATURES", 1 << 11)
+    monkeypatch.setattr(_kernel, "CAUSAL_CHUNK", 16)
+    monkeypatch.setattr(_scan, "STATES", 1 << 12)
+
+
+def made(name: str, causal: bool, seed: int = 0):
+    torch.manual_seed(seed)
+    layer = LAYERS[name](causal).eval()
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    return layer
+
+
+def inputs(length: int, rows: int = 2, seed: int = 1) -> Tensor:
+    return torch.randn(rows, length, D, generator=torch.Generator().manual_seed(seed), requires_grad=True)
+
+
+def right_padded(length: int) -> Tensor:
+    return torch.arange(length) < torch.tensor([[max(1, length // 2)], [length]])
+
+
+def run(layer, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    return layer(x, None, mask) if isinstance(layer, CrossMemoryAttention) else layer(x, mask)
+
+
+def written_out(layer, x: Tensor, mask: Tensor | None) -> Tensor | None:
+    """What the layer's own readable reference gives; None for those that are their own."""
+    if isinstance(layer, (StridedAttention, PerformerAttention)):
+        return layer.finish(layer.reference(*layer.project(x), mask))
+    if isinstance(layer, FullAttention):
+        q, k, v = layer.project(x)
+        s = x.shape[1]
+        seen = torch.ones(s, s, dtype=torch.bool)
+        seen = (seen.tril() if layer.causal else seen)[None, None]
+        seen = seen if mask is None else seen & mask[:, None, None]
+        return layer.finish((q @ k.mT).masked_fill(~seen, -torch.inf).softmax(-1) @ v)
+    if isinstance(layer, (BidirectionalMamba, CrossMemoryAttention)):
+        return None
+    return layer.reference(x, mask)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize(("name", "causal"), CASES)
+def test_equals_its_reference_in_value_and_gradient(name, causal, length, masked):
+    layer, x = made(name, causal), inputs(length)
+    mask = right_padded(length) if masked else None
+    expected = written_out(layer, x, mask)
+    if expected is None:
+        pytest.skip("tested against other oracles below")
+    found = run(layer, x, mask)
+    valid = torch.ones(2, length, 1) if mask is None else mask.unsqueeze(-1).float()
+    torch.testing.assert_close(found * valid, expected * valid, rtol=1e-4, atol=1e-5)
+    upstream = torch.randn_like(found) * valid
+    parts = [x, *layer.parameters()]
+    for a, b in zip(*(torch.autograd.grad((y * upstream).sum(), parts, allow_unused=True) for y in (found, expected)),
+                    strict=True):  # fmt: skip
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "causal"), CASES)
+def test_padding_and_other_clips_change_nothing(name, causal):
+    layer, x = made(name, causal), inputs(53).detach()
+    together = run(layer, x, right_padded(53))
+    torch.testing.assert_close(together[1], run(layer, x[1:])[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together[0, :26], run(layer, x[:1, :26])[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name, causal in CASES if causal])
+def test_causal_does_not_know_the_future(name):
+    layer, x = made(name, True), inputs(53).detach()
+    changed = x.clone()
+    changed[:, 30:] += 3 * torch.randn_like(changed[:, 30:])
+    a, b = run(layer, x), run(layer, changed)
+    torch.testing.assert_close(a[:, :30], b[:, :30], rtol=1e-4, atol=1e-5)
+    assert (a[:, 30:] - b[:, 30:]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["favor", "relu", "elu", "mamba", "mamba2"])
+def test_a_stream_equals_the_whole_and_its_state_does_not_grow(name):
+    layer, x, state, parts, sizes = made(name, True), inputs(40).detach(), None, [], set()
+    with torch.no_grad():
+        for t in range(40):
+            y, state = layer.step(x[:, t : t + 1], state)
+            parts.append(y)
+            sizes.add(sum(part.numel() for part in state))
+        torch.testing.assert_close(torch.cat(parts, 1), run(layer, x), rtol=1e-4, atol=1e-5)
+    assert len(sizes) == 1
+    counted = sum(part.numel() for part in state if part.numel() > 2 * H)
+    assert layer.state_bytes(10**6, 1) <= counted / 2 + H * D  # two rows; the kernels' totals are a row of v more
+
+
+@pytest.mark.parametrize(("name", "causal"), CASES)
+def test_bfloat16_and_compiled(name, causal):
+    layer, x = made(name, causal), inputs(53)
+    plain = run(layer, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = run(layer, x)
+    low.float().sum().backward()
+    assert torch.isfinite(x.grad).all() and torch.isfinite(low).all()
+    assert (low.float() - plain).abs().max() < 0.05 * plain.abs().max()
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(layer, backend="eager")(x), plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "causal"), CASES)
+def test_dropout_is_for_training(name, causal):
+    layer = made(name, causal)
+    layer.dropout.p = 0.5
+    x = inputs(20).detach()
+    assert torch.equal(run(layer, x), run(layer, x))
+    layer.train()
+    assert not torch.equal(run(layer, x), run(layer, x))
+
+
+@pytest.mark.parametrize("name", ["full", "strided", "local", "favor", "elu"])
+def test_flops_are_those_that_are_computed(name):
+    layer = made(name, False)
+    if name == "strided":
+        layer = StridedAttention(4, D, H)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        layer(inputs(64, rows=1).detach())
+    assert layer.flops(64) == pytest.approx(counter.get_total_flops(), rel=0.6)
+    assert layer.flops(64) <= 1.1 * counter.get_total_flops() + 8 * 64 * D
+
+
+# ------------------------------------------------------------------------------------------------ parts of the keys
+
+
+def test_parts_of_the_keys_join():
+    q, k, v = (torch.randn(2, 3, n, 8, dtype=torch.float64, requires_grad=True) for n in (20, 30, 30))
+    whole = (q @ k.mT).softmax(-1) @ v
+    two = join(attend_part(q, k[:, :, :11], v[:, :, :11]), attend_part(q, k[:, :, 11:], v[:, :, 11:]))
+    torch.testing.assert_close(two[0], whole, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(two[1].double(), (q @ k.mT).logsumexp(-1), rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_in_float64():
+    """By finite differences, through out and lse, with scores in float64."""
+    q, k, v = (torch.randn(1, 2, 9, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    expected = torch.autograd.grad(
+        ((q @ k.mT).softmax(-1) @ v).square().sum() + (q @ k.mT).logsumexp(-1).sum(), (q, k, v)
+    )
+    out, lse = attend_part(q, k, v)
+    for a, b in zip(torch.autograd.grad(out.square().sum() + lse.sum(), (q, k, v)), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    x, delta = torch.randn(2, 6, 3, dtype=torch.float64), torch.rand(2, 6, 3, dtype=torch.float64)
+    a, b, c = -torch.rand(3, 2, dtype=torch.float64), torch.randn(2, 6, 2).double(), torch.randn(2, 6, 2).double()
+    given = [t.requires_grad_() for t in (x, delta, a, b, c, torch.randn(3).double(), torch.randn(2, 3, 2).double())]
+    found, last = selective_scan(*given)
+    ref, ref_last = selective_scan_reference(*given)
+    pairs = zip(torch.autograd.grad(found.square().sum() + last.sum(), given),
+                torch.autograd.grad(ref.square().sum() + ref_last.sum(), given), strict=True)  # fmt: skip
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_flex_masks_are_the_same_patterns(causal, masked):
+    """FlexAttention is the path on GPUs; on a CPU it runs unfused, forward only."""
+    q, k, v = (torch.randn(2, H, 40, 8) for _ in range(3))
+    mask = right_padded(40) if masked else None
+    valid = torch.ones(2, 1, 40, 1) if mask is None else mask[:, None, :, None].float()
+    ours, lse = attend_window(q, k, v, 6, causal, mask)
+    flex, flex_lse = flex_attend(q, k, v, window_mask(40, 6, causal, q.device), mask)
+    torch.testing.assert_close(flex * valid, ours * valid, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(flex_lse * valid[..., 0], lse * valid[..., 0], rtol=1e-4, atol=1e-5)
+    layer = StridedAttention(4, D, H, phase=1, causal=causal)
+    flex = flex_attend(q, k, v, strided_mask(40, 4, 1, causal, q.device), mask)[0]
+    torch.testing.assert_close(flex * valid, layer.attend(q, k, v, mask) * valid, rtol=1e-4, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------ Performer
+
+
+def errors(features: int, tries: int = 5) -> float:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 4, 256, 16) for _ in range(3))
+    q, k = 0.25 * q, 0.25 * k
+    exact = (q @ k.mT / 4).softmax(-1) @ v
+    found = []
+    for _ in range(tries):
+        w = orthogonal_features(features, 16)
+        found.append((_kernel.kernel_attention(q / 2, k / 2, v, "softmax", w) - exact).norm() / exact.norm())
+    return float(torch.stack(found).mean())
+
+
+def test_more_features_are_nearer_to_softmax():
+    few, some, many = (errors(m) for m in (16, 64, 256))
+    assert few > 1.5 * some > 1.5 * 1.5 * many and many < 0.05
+
+
+def test_orthogonal_features():
+    w = orthogonal_features(40, 16)
+    unit = torch.nn.functional.normalize(w, dim=1)
+    assert w.shape == (40, 16)
+    for block in unit.split(16):
+        torch.testing.assert_close(block @ block.T, torch.eye(len(block)), rtol=0, atol=1e-5)
+
+
+def test_features_are_redrawn_in_training_only():
+    layer = PerformerAttention(D, H, 8, redraw=3)
+    first, x = layer.projection.clone(), inputs(5).detach()
+    layer.eval()
+    for _ in range(7):
+        layer(x)
+    assert torch.equal(layer.projection, first)
+    layer.train()
+    for _ in range(3):
+        layer(x)
+        assert torch.equal(layer.projection, first)
+    layer(x)
+    assert not torch.equal(layer.projection, first)
+
+
+# ------------------------------------------------------------------------------------------------ Mamba
+
+
+def test_mamba_equals_transformers():
+    from transformers import MambaConfig
+    from transformers.models.mamba.modeling_mamba import MambaMixer
+
+    config = MambaConfig(hidden_size=D, state_size=8, num_hidden_layers=1, conv_kernel=4, expand=2, use_bias=False)
+    torch.manual_seed(0)
+    theirs = MambaMixer(config, 0).eval()
+    ours = MambaLayer(D, 8).eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    x = inputs(37).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-5)
+
+
+def test_mamba_has_the_published_parameters():
+    names = {n: tuple(p.shape) for n, p in MambaLayer(768, 16).named_parameters()}
+    assert names == {
+        "A_log": (1536, 16), "D": (1536,), "in_proj.weight": (3072, 768), "out_proj.weight": (768, 1536),
+        "conv1d.weight": (1536, 1, 4), "conv1d.bias": (1536,), "x_proj.weight": (80, 1536),
+        "dt_proj.weight": (1536, 48), "dt_proj.bias": (1536,),
+    }  # fmt: skip
+    extra = {n for n, _ in BidirectionalMamba(D, 4).named_parameters()} - {
+        n for n, _ in MambaLayer(D, 4).named_parameters()
+    }
+    assert extra == {
+        "A_b_log", "D_b", "conv1d_b.weight", "conv1d_b.bias", "x_proj_b.weight", "dt_proj_b.weight", "dt_proj_b.bias",
+    }  # fmt: skip
+
+
+def test_bidirectional_is_symmetric_when_its_branches_are():
+    layer = BidirectionalMamba(D, 4).eval()
+    state = layer.state_dict()
+    for name in state:
+        if "_b" in name:
+            state[name] = state[name.replace("_b", "", 1)]
+    layer.load_state_dict(state)
+    x = inputs(23).detach()
+    torch.testing.assert_close(layer(x.flip(1)).flip(1), layer(x), rtol=1e-4, atol=1e-5)
+
+
+def test_mamba2_equals_transformers():
+    from transformers import Mamba2Config
+    from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+
+    config = Mamba2Config(hidden_size=D, state_size=8, num_heads=4, head_dim=16, expand=2, n_groups=1, chunk_size=8,
+                          num_hidden_layers=1, conv_kernel=4, use_bias=False)  # fmt: skip
+    torch.manual_seed(0)
+    theirs = Mamba2Mixer(config, 0).eval()
+    ours = Mamba2Layer(D, 8, 16, chunk=16).eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    x = inputs(37).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 16, 64])
+def test_ssd_is_the_recurrence_for_any_chunk(chunk):
+    torch.manual_seed(0)
+    x, delta, a = torch.randn(2, 37, 3, 4), torch.rand(2, 37, 3), -torch.rand(3)
+    b, c, state = torch.randn(2, 37, 5), torch.randn(2, 37, 5), torch.randn(2, 3, 5, 4)
+    for found, expected in zip(
+        ssd(x, delta, a, b, c, chunk, state), ssd_reference(x, delta, a, b, c, state), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------ cross-memory
+
+
+def tokens(x: Tensor) -> Tokens:
+    b, s, _ = x.shape
+    return Tokens.of_frames(
+        x.unsqueeze(2), torch.arange(float(s)).expand(b, -1), torch.ones(b, s, dtype=torch.bool), None
+    )
+
+
+def test_fusion_ratio():
+    layer = made("cross_memory", False)
+    local, memory = inputs(12).detach(), inputs(5, seed=3).detach()
+    assert layer.fuse_with_memory(local, memory, 0.0) is local
+    far = layer.fuse_with_memory(local, memory, 1.0)
+    torch.testing.assert_close(layer.fuse_with_memory(local, memory, 0.25), 0.75 * local + 0.25 * far)
+    assert layer(local, memory).shape == local.shape and (layer(local, memory) - layer(local)).abs().max() > 1e-4
+    with pytest.raises(ValueError, match="expected 0 to 1"):
+        layer.fuse_with_memory(local, memory, 1.5)
+
+
+@pytest.mark.parametrize("update", ["merge", "fifo", "write"])
+def test_memory_is_bounded_and_carries(update):
+    torch.manual_seed(0)
+    room = CrossMemoryRoom(8, 6, update, dim=D, num_heads=H).eval()
+    x = inputs(61).detach()
+    mixed, memory = room(tokens(x))
+    assert mixed.x_BSD.shape == x.shape and memory.x_BMD.shape == (2, 6, D)
+    changed = x.clone()
+    changed[:, 8:15] += torch.randn(2, 7, D)  # the second segment is seen in the third through the memory alone
+    difference = (room(tokens(changed))[0].x_BSD - mixed.x_BSD).abs().amax((0, 2))
+    assert difference[:8].max() == 0 and difference[16:24].min() > 1e-6
+    # A stream of segments is the whole.
+    state, parts = room.new_memory(x), []
+    for piece in x.split(8, 1):
+        part, state = room.step(piece, torch.ones(piece.shape[:2], dtype=torch.bool), state)
+        parts.append(part)
+    torch.testing.assert_close(torch.cat(parts, 1), mixed.x_BSD)
+
+
+def test_what_the_memory_keeps():
+    x = torch.tensor([[1.0, 0], [1, 0.1], [0, 1], [0, 1.1], [-1, 0], [0.9, 0.1]])[None]
+    memory = Memory(x, torch.ones(1, 6, dtype=torch.bool), torch.ones(1, 6))
+    assert torch.equal(newest(memory, 2).x_BMD, x[:, -2:])
+    merged = merge_neighbours(memory, 4)
+    torch.testing.assert_close(merged.x_BMD, torch.tensor([[[1, 0.05], [0, 1.05], [-1, 0], [0.9, 0.1]]]))
+    assert merged.size_BM.tolist() == [[2, 2, 1, 1]]
+    padded = memory._replace(mask_BM=torch.tensor([[True, True, True, True, False, False]]),
+                             size_BM=torch.tensor([[1.0, 1, 1, 1, 0, 0]]))  # fmt: skip
+    kept = merge_neighbours(padded, 5)
+    torch.testing.assert_close(kept.x_BMD[:, :4], x[:, :4])
+    assert kept.mask_BM.tolist() == [[True, True, True, True, False]]
+
+
+# ------------------------------------------------------------------------------------------------ the seed's calls
+
+
+def test_calls_of_the_first_description():
+    x = torch.randn(2, 128, 768)
+    for layer in (
+        StridedAttention(stride=4, dim=768, num_heads=12),
+        LocalGlobalAttention(local_window=64, num_global_tokens=4, dim=768, num_heads=12),
+        PerformerAttention(dim=768, num_heads=12),
+        MambaLayer(dim=768, state_size=16),
+        StridedAttention(stride=4),
+    ):
+        assert layer(x).shape == x.shape
+    layer = CrossMemoryAttention(dim=768, num_heads=12)
+    assert layer(x, torch.randn(2, 32, 768)).shape == x.shape
+    assert layer.fuse_with_memory(x, torch.randn(2, 32, 768), fusion_ratio=0.5).shape == x.shape
+    for kind, settings in (("strided", {"stride": 4}), ("local_global", {}), ("cross_memory", {}), ("full", {})):
+        assert HierarchicalAttentionBlock(attention_type=kind, **settings)(x).shape == x.shape
+    for kind in ("performer", "mamba", "mamba2"):
+        assert LinearAttentionBlock(attention_type=kind)(x).shape == x.shape
+    with pytest.raises(ValueError, match="expected one of"):
+        HierarchicalAttentionBlock(attention_type="nothing")
+    with pytest.raises(TypeError):
+        HierarchicalAttentionBlock(attention_type="strided", strude=4)
+    with pytest.raises(ValueError, match="reads no memory"):
+        StridedAttention(4)(x, memory=x)
+    assert set(attention.__all__) == {n for n in dir(attention) if isinstance(getattr(attention, n), type)}
+
+
+@pytest.mark.parametrize("readout", [1, 4])
+def test_readout_and_checkpointing(readout):
+    torch.manual_seed(0)
+    plain = MambaRoom(readout=readout, dim=D).train()
+    again = MambaRoom(readout=readout, gradient_checkpointing=True, dim=D).train()
+    again.load_state_dict(plain.state_dict())
+    outs, grads = [], []
+    for room in (plain, again):
+        out, _ = room(tokens(inputs(21).detach()))
+        out.x_BSD.sum().backward()
+        outs.append(out)
+        grads.append([p.grad for p in room.parameters()])
+    assert outs[0].x_BSD.shape[1] == 21 // readout and outs[0].time_BS[0, 0] == readout - 1
+    torch.testing.assert_close(outs[0].x_BSD, outs[1].x_BSD)
+    torch.testing.assert_close(grads[0], grads[1])
