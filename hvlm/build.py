@@ -64,9 +64,10 @@ def model(cfg: Mapping[str, Any], chat: Chat, weights: bool = True) -> VLM:
     text = {"dim": language.dim, "num_heads": language.num_heads}
     room(cfg["adapter"]).apply(language)
     attention = room(cfg["attention"], **text)
+    mixing = cfg["attention"]["_target_"]
     if cfg["connector"].get("mode") == "autoregressive" and not attention.causal:
         raise UserError(
-            f"connector.mode=autoregressive reads frame by frame, but in {cfg['attention']['_target_']} frames see later "
+            f"connector.mode=autoregressive reads frame by frame, but in {mixing} frames see later "
             "ones; use attention=none, or attention.causal=true (mamba: attention.bidirectional=false)"
         )
     return VLM(

@@ -19,11 +19,11 @@ class Heads(nn.Module):
         self.out = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
 
-    def project(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v, each [B, H, S, d]; q is divided by sqrt(d)."""
+    def project(self, x_BSD: Tensor, scaled: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v, each [B, H, S, d]; ``scaled``: q is divided by sqrt(d)."""
         b, s, _ = x_BSD.shape
         q, k, v = self.qkv(x_BSD).view(b, s, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        return q * self.head_dim**-0.5, k, v
+        return q * self.head_dim**-0.5 if scaled else q, k, v
 
     def finish(self, y_BHSd: Tensor) -> Tensor:
         return self.dropout(self.out(join_heads(y_BHSd)))

@@ -30,7 +30,7 @@ def kernel_attention(
 ) -> Tensor:
     """Every query over all keys: [B, H, S, d] each -> [B, H, S, d].
 
-    kernel: ``softmax`` (FAVOR+), ``relu`` or ``elu``; projection [m, d] float32, None for ``elu``.
+    kernel: ``softmax`` (FAVOR+, of exp(q k / √d)), ``relu`` or ``elu``; projection [m, d] float32, None for ``elu``.
     """
     return _Kernel.apply(q, k, v, kernel, projection, mask_BS)
 
@@ -57,7 +57,7 @@ def kernel_attention_causal(
 
     In chunks, with what came before as a state; float32 inside. With one token it is the step of a stream.
     """
-    parts = []
+    parts, projection = [], scaled(projection)
     with torch.autocast(q.device.type, enabled=False):
         for start in range(0, q.shape[2], CAUSAL_CHUNK):
             at = slice(start, start + CAUSAL_CHUNK)
@@ -85,9 +85,9 @@ def _causal_chunk(
         so_far = e.detach().amax(-1, keepdim=True).cummax(2).values  # c_i
         so_far = so_far if state is None else torch.maximum(so_far, state.c)
         c, eps = so_far[:, :, -1:], EPS_SOFTMAX
-        phi_k = (e - k.square().sum(-1, keepdim=True) / 2 - c).exp()
+        phi_k = (e - half_square(k) - c).exp()
         mapped = q @ projection.T
-        phi_q = (mapped - q.square().sum(-1, keepdim=True) / 2 - mapped.detach().amax(-1, keepdim=True)).exp() + eps
+        phi_q = (mapped - half_square(q) - mapped.detach().amax(-1, keepdim=True)).exp() + eps
         grown = (c - so_far).clamp(max=60.0).exp()  # from sums relative to c to those relative to c_i
     else:
         phi_q, phi_k, eps = _plain(q, kernel, projection), _plain(k, kernel, projection), 0.0
@@ -103,13 +103,23 @@ def _causal_chunk(
     return both[..., :-1] / both[..., -1:].clamp(min=TINY), KernelState(sums, total[:, :, -1:], c)
 
 
+def scaled(projection: Tensor | None) -> Tensor | None:
+    """exp(q k / √d) is exp((q d^-¼) (k d^-¼)); the factor goes into W, which is small."""
+    return None if projection is None else projection * projection.shape[1] ** -0.25
+
+
 def _plain(x: Tensor, kernel: str, projection: Tensor | None) -> Tensor:
-    """φ(x) of the kernels that need no constants."""
-    return F.elu(x) + 1 if kernel == "elu" else torch.matmul(x, projection.T).relu() + EPS_RELU
+    """φ(x) of the kernels that need no constants; ``projection`` scaled."""
+    if kernel == "elu":
+        return x.clamp(max=0).exp() + x.relu()  # elu(x) + 1, and faster than torch's in bfloat16
+    return torch.matmul(x, projection.T).relu() + EPS_RELU
 
 
 class _Kernel(torch.autograd.Function):
-    """Over [B·H, S, d]. Sums over the keys first, then the queries, a stretch of tokens at a time."""
+    """Over [B·H, S, d]. First the sums over the keys, kv = Σ_j φ_j v_jᵀ and z = Σ_j φ_j, then the queries.
+
+    φ is without ε in all products; what ε adds is a vector: φ + ε makes φ kv into φ kv + ε Σ_m kv_m.
+    """
 
     @staticmethod
     def forward(
@@ -117,99 +127,110 @@ class _Kernel(torch.autograd.Function):
     ) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
             maps = _Maps(q, kernel, projection, mask_BS)
-            q, k, v1 = q.flatten(0, 1), k.flatten(0, 1), F.pad(v.flatten(0, 1), (0, 1), value=1.0)
-            sums = q.new_zeros(len(q), maps.num_features, v1.shape[2], dtype=torch.float32)
+            q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
+            kv = q.new_zeros(len(q), maps.num_features, v.shape[2], dtype=torch.float32)
+            z = q.new_zeros(len(q), maps.num_features, 1, dtype=torch.float32)
             for at in maps.stretches:
                 phi, shrink = maps.keys_online(k[:, at], at)
                 if shrink is not None:
-                    sums.mul_(shrink)
-                sums += torch.bmm(phi.transpose(1, 2), v1[:, at])
-            if kernel == "softmax":
-                present = v1 if mask_BS is None else v1 * maps.mask
-                sums += EPS_SOFTMAX * present.sum(1, keepdim=True, dtype=torch.float32)
-            out = torch.empty_like(q)
-            low = sums.to(q.dtype)
+                    kv.mul_(shrink)
+                    z.mul_(shrink)
+                kv += torch.bmm(phi.mT, v[:, at])
+                z += phi.sum(1, dtype=torch.float32).unsqueeze(-1)
+            if maps.eps:
+                present = v if mask_BS is None else v * maps.mask
+                kv += maps.eps * present.sum(1, keepdim=True, dtype=torch.float32)
+                z += maps.eps * (v.shape[1] if mask_BS is None else maps.mask.sum(1, keepdim=True))
+            out, norm = torch.empty_like(v), v.new_empty(*v.shape[:2], 1, dtype=torch.float32)
             for at in maps.stretches:
-                both = torch.bmm(maps.queries(q[:, at]), low)
-                torch.div(both[..., :-1], both[..., -1:].clamp(min=TINY), out=out[:, at])
-        ctx.save_for_backward(q, k, v1, sums, out)
-        ctx.maps, ctx.shape = maps, v.shape
-        return out.view(v.shape)
+                phi = maps.queries(q[:, at])
+                norm[:, at] = maps.sums(phi, z).clamp_(min=TINY)
+                torch.div(maps.sums(phi, kv), norm[:, at], out=out[:, at])
+        ctx.save_for_backward(q, k, v, kv, z, out, norm)
+        ctx.maps, ctx.shape = maps, (maps.b, maps.heads, *v.shape[1:])
+        return out.view(ctx.shape)
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        (q, k, v1, sums, out), maps = ctx.saved_tensors, ctx.maps
+        (q, k, v, kv, z, out, norm), maps = ctx.saved_tensors, ctx.maps
         dout = dout.to(q.dtype).flatten(0, 1)
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(out)
-        low, dsums = sums.to(q.dtype), torch.zeros_like(sums)
+        dkv, dz = torch.zeros_like(kv), torch.zeros_like(z)
+        low_kv, low_z = kv.to(q.dtype), z.to(q.dtype)
         for at in maps.stretches:
             phi = maps.queries(q[:, at])
-            norm = torch.bmm(phi, low[:, :, -1:]).clamp(min=TINY)
-            dn = dout[:, at] / norm
-            dboth = torch.cat([dn, -(dn * out[:, at]).sum(-1, keepdim=True)], -1)
-            dsums += torch.bmm(phi.transpose(1, 2), dboth)
-            dq[:, at] = maps.back(torch.bmm(dboth, low.transpose(1, 2)), phi, q[:, at], is_key=False)
-        dlow = dsums.to(q.dtype)
+            dn = (dout[:, at] / norm[:, at]).to(q.dtype)
+            dnorm = -(dn * out[:, at]).sum(-1, keepdim=True)
+            dkv += torch.bmm(phi.mT, dn)
+            dz += torch.bmm(phi.mT, dnorm)
+            if maps.eps:
+                dkv += maps.eps * dn.sum(1, keepdim=True, dtype=torch.float32)
+                dz += maps.eps * dnorm.sum(1, keepdim=True, dtype=torch.float32)
+            dphi = torch.baddbmm(dnorm * low_z.mT, dn, low_kv.mT)
+            dq[:, at] = maps.back(dphi, phi, q[:, at])
+        low_dkv, low_dz = dkv.to(q.dtype), dz.to(q.dtype)
         for at in maps.stretches:
             phi = maps.keys(k[:, at], at)
-            dv[:, at] = torch.bmm(maps.with_eps(phi, at), dlow[:, :, :-1])
-            dk[:, at] = maps.back(torch.bmm(v1[:, at], dlow.transpose(1, 2)), phi, k[:, at], is_key=True)
+            dv[:, at] = maps.sums(phi, dkv) if maps.mask is None else maps.sums(phi, dkv) * maps.mask[:, at]
+            dphi = torch.baddbmm(low_dz.mT.expand(-1, phi.shape[1], -1), v[:, at], low_dkv.mT)
+            dk[:, at] = maps.back(dphi, phi, k[:, at])
         return dq.view(ctx.shape), dk.view(ctx.shape), dv.view(ctx.shape), None, None, None
 
 
 class _Maps:
-    """φ of a stretch of queries or keys, [B·H, C, d] -> [B·H, C, m] in their dtype, and the way back."""
+    """φ of a stretch of queries or keys, [B·H, C, d] -> [B·H, C, m] in their dtype and without ε, and the way back."""
 
     def __init__(self, q: Tensor, kernel: str, projection: Tensor | None, mask_BS: Tensor | None):
-        b, h, s, d = q.shape
-        self.kernel, self.c = kernel, None
-        self.projection = None if projection is None else projection.to(q.dtype)
+        self.b, h, s, d = q.shape
+        self.kernel, self.c, self.heads = kernel, None, h
+        self.eps = EPS_SOFTMAX if kernel == "softmax" else 0.0
+        self.projection = None if projection is None else scaled(projection).to(q.dtype)
         self.num_features = d if projection is None else len(projection)
-        many = max(32, FEATURES // (b * h * self.num_features))
+        many = max(32, FEATURES // (self.b * h * self.num_features))
         self.stretches = [slice(i, i + many) for i in range(0, s, many)]
         self.mask = None if mask_BS is None else mask_BS.repeat_interleave(h, 0).unsqueeze(-1)
 
     def queries(self, q: Tensor) -> Tensor:
-        """With ε."""
         if self.kernel != "softmax":
             return _plain(q, self.kernel, self.projection)
         e = self._mapped(q)
-        return e.sub_(e.amax(-1, keepdim=True) + half_square(q)).exp_().add_(EPS_SOFTMAX)
+        return e.sub_(e.amax(-1, keepdim=True) + half_square(q)).exp_()
 
     def keys(self, k: Tensor, at: slice) -> Tensor:
-        """Without ε, relative to the constant as it is."""
+        """Relative to the constant as it is."""
         if self.kernel != "softmax":
             return self._present(_plain(k, self.kernel, self.projection), at)
-        return self._present(self._exponent(k, at).sub_(half_square(k) + self.c).exp_().to(k.dtype), at)
+        return self._present(self._exponent(k, at).sub_(half_square(k) + self.c.to(k.dtype)).exp_(), at)
 
     def keys_online(self, k: Tensor, at: slice) -> tuple[Tensor, Tensor | None]:
         """With a constant that also holds for these; and by how much what was summed before must shrink."""
         if self.kernel != "softmax":
             return self.keys(k, at), None
         e = self._exponent(k, at)
-        new, before = e.amax((1, 2), keepdim=True), self.c
+        new, before = e.amax((1, 2), keepdim=True).float(), self.c
         self.c = new if before is None else torch.maximum(new, before)
         shrink = None if before is None else (before - self.c).exp_()
-        return self._present(e.sub_(half_square(k) + self.c).exp_().to(k.dtype), at), shrink
+        return self._present(e.sub_(half_square(k) + self.c.to(k.dtype)).exp_(), at), shrink
 
-    def with_eps(self, phi: Tensor, at: slice) -> Tensor:
-        return self._present(phi + EPS_SOFTMAX, at) if self.kernel == "softmax" else phi
+    def sums(self, phi: Tensor, of: Tensor) -> Tensor:
+        """(φ + ε) times kv, z or their gradients."""
+        found = torch.bmm(phi, of.to(phi.dtype))
+        return found.add_(self.eps * of.sum(1, keepdim=True).to(phi.dtype)) if self.eps else found
 
-    def back(self, dphi: Tensor, phi: Tensor, x: Tensor, is_key: bool) -> Tensor:
+    def back(self, dphi: Tensor, phi: Tensor, x: Tensor) -> Tensor:
         """Gradient for x. A key that is not there has φ = 0, and so no gradient."""
         if self.kernel == "elu":
-            return dphi * torch.where(x > 0, (phi > 0).to(phi.dtype), phi)
+            return dphi.mul_(phi.clamp(max=1))  # above 0 elu rises by 1, below it by itself plus 1
         if self.kernel == "relu":
             return torch.matmul(dphi.mul_((phi > EPS_RELU).to(phi.dtype)), self.projection)
-        de = dphi.mul_(phi if is_key else phi - EPS_SOFTMAX)
-        dx = torch.matmul(de, self.projection)
-        return dx.sub_(x * de.sum(-1, keepdim=True))
+        de = dphi.mul_(phi)
+        return torch.matmul(de, self.projection).sub_(x * de.sum(-1, keepdim=True).mul_(x.shape[-1] ** -0.5))
 
     def _mapped(self, x: Tensor) -> Tensor:
         return torch.matmul(x, self.projection.T)
 
     def _exponent(self, k: Tensor, at: slice) -> Tensor:
-        e = self._mapped(k).float()
+        e = self._mapped(k)
         return e if self.mask is None else e.masked_fill_(~self.mask[:, at], NONE)
 
     def _present(self, phi: Tensor, at: slice) -> Tensor:
@@ -217,5 +238,5 @@ class _Maps:
 
 
 def half_square(x: Tensor) -> Tensor:
-    """|x|²/2, [..., 1]."""
-    return x.square().sum(-1, keepdim=True).div_(2)
+    """|x d^-¼|²/2, [..., 1]."""
+    return x.square().sum(-1, keepdim=True).mul_(0.5 * x.shape[-1] ** -0.5)

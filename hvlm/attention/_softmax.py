@@ -54,27 +54,26 @@ def join(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Te
 
 def _scores(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
     if bias is None:
-        return torch.bmm(q, k.transpose(1, 2)).float()
+        return torch.bmm(q, k.transpose(1, 2))
     if q.dtype == torch.float32:
         return torch.baddbmm(bias, q, k.transpose(1, 2))
-    return torch.bmm(q, k.transpose(1, 2)).float().add_(bias)
+    return torch.bmm(q, k.transpose(1, 2)).add_(bias)
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     s = _scores(q, k, bias)
     p = s.softmax(-1)
     # The largest weight is exp(max - lse): cheaper than another sum of exponentials.
-    lse = s.amax(-1) - p.amax(-1).log_()
-    return torch.bmm(p.to(v.dtype), v), lse
+    lse = s.amax(-1).float() - p.amax(-1).float().log_()
+    return torch.bmm(p, v), lse
 
 
 def _backward(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    p = _scores(q, k, bias).sub_(lse.unsqueeze(-1)).exp_()
+    p = _scores(q, k, bias).sub_(lse.unsqueeze(-1)).exp_()  # in the dtype of q
     row = (dout * out).sum(-1, dtype=torch.float32).sub_(dlse).unsqueeze(-1)
-    ds = torch.bmm(dout, v.transpose(1, 2)).float().sub_(row).mul_(p).to(q.dtype)
-    p = p.to(q.dtype)
+    ds = torch.bmm(dout, v.transpose(1, 2)).sub_(row).mul_(p)
     return torch.bmm(ds, k), torch.bmm(ds.transpose(1, 2), q), torch.bmm(p.transpose(1, 2), dout)
 
 

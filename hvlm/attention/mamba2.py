@@ -57,9 +57,10 @@ def ssd(
     whole = along[..., -1].exp()
     state = x.new_zeros(b, h, keys.shape[-1], p, dtype=torch.float32) if state_BHNP is None else state_BHNP
     before = []
-    for i in range(x.shape[2]):
+    # unbind, not indexing: the gradient of an index is as large as what was indexed
+    for add, keep in zip(added.float().unbind(2), whole[..., None, None].unbind(2), strict=True):
         before.append(state)
-        state = torch.addcmul(added[:, :, i].float(), whole[:, :, i, None, None], state)
+        state = torch.addcmul(add, keep, state)
     earlier = (queries * along.exp().to(dtype).unsqueeze(-1)) @ torch.stack(before, 2).to(dtype)
     return (inside + earlier).flatten(2, 3)[:, :, :s].transpose(1, 2), state
 

@@ -27,6 +27,7 @@ from hvlm.attention._kernel import (
     half_square,
     kernel_attention,
     kernel_attention_causal,
+    scaled,
 )
 from hvlm.attention._room import MixingRoom, no_memory
 
@@ -66,13 +67,13 @@ class PerformerAttention(Heads):
         no_memory(self, memory)
         if self.training and self.kernel != "elu":
             self._count()
-        q, k, v = self.project(x_BSD)
-        given = (*self._scaled(q, k), v, self.kernel, self._projection(), mask_BS)
+        given = (*self.project(x_BSD, scaled=False), self.kernel, self._projection(), mask_BS)
         return self.finish(kernel_attention_causal(*given)[0] if self.causal else kernel_attention(*given))
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, mask_BS: Tensor | None = None) -> Tensor:
-        """The same with every pair's weight φ(q_i) φ(k_j) written out; q, k, v as ``project`` gives them."""
-        q, k = (x.float() for x in self._scaled(q, k))
+        """The same with every pair's weight φ(q_i) φ(k_j) written out; q, k, v unscaled."""
+        q, k = q.float(), k.float()
+        projection = scaled(self._projection())
         seen = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device)
         seen = (seen.tril() if self.causal else seen)[None, None]
         if mask_BS is not None:
@@ -80,9 +81,9 @@ class PerformerAttention(Heads):
         if self.kernel == "elu":
             weights = (nn.functional.elu(q) + 1) @ (nn.functional.elu(k) + 1).transpose(-1, -2)
         elif self.kernel == "relu":
-            weights = ((q @ self.projection.T).relu() + EPS_RELU) @ ((k @ self.projection.T).relu() + EPS_RELU).mT
+            weights = ((q @ projection.T).relu() + EPS_RELU) @ ((k @ projection.T).relu() + EPS_RELU).mT
         else:
-            e_q, e_k = q @ self.projection.T, k @ self.projection.T
+            e_q, e_k = q @ projection.T, k @ projection.T
             largest = e_k.detach().amax(-1).unsqueeze(-2).masked_fill(~seen, -torch.inf).amax(-1)  # c_i [B, H, S or 1]
             phi_q = (e_q - half_square(q) - e_q.detach().amax(-1, keepdim=True)).exp() + EPS_SOFTMAX
             e_k = (e_k - half_square(k)).unsqueeze(2) - largest[..., None, None]
@@ -95,8 +96,8 @@ class PerformerAttention(Heads):
         """One more token of a stream: ([B, 1, dim], the new state, None before the first). Equals the causal pass."""
         if not self.causal:
             raise ValueError("a stream needs attention.causal=true")
-        q, k, v = self.project(x_B1D)
-        y, state = kernel_attention_causal(*self._scaled(q, k), v, self.kernel, self._projection(), state=state)
+        given = self.project(x_B1D, scaled=False)
+        y, state = kernel_attention_causal(*given, self.kernel, self._projection(), state=state)
         return self.finish(y), state
 
     def flops(self, length: int) -> int:
@@ -108,12 +109,6 @@ class PerformerAttention(Heads):
 
     def _projection(self) -> Tensor | None:
         return None if self.kernel == "elu" else self.projection
-
-    def _scaled(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """exp(q k / √d) is exp((q d^-¼) (k d^-¼)); ``project`` has given q / √d. elu takes them as they are."""
-        if self.kernel == "elu":
-            return q * self.head_dim**0.5, k
-        return q * self.head_dim**0.25, k * self.head_dim**-0.25
 
     @torch.no_grad()
     def _count(self) -> None:

@@ -1,0 +1,202 @@
+"""How fast is every mixing mechanism, against what a user would pick instead and against arithmetic? ``make
+bench-attention``, or
+
+    python -m experiments.attention.speed [--lengths 512 ... 32768] [--only window local_attention] [--threads 1]
+
+Every mechanism (768 wide, 12 heads, batch 1) in three settings: float32 as torch comes, float32 with matmul precision
+"medium" (fast), and bfloat16 autocast. Forward without gradients, and forward with backward; processor time of the
+process (another one beside it changes little), the median of up to five repeats after one to warm up, or a single
+run where that took more than 4 seconds. Memory: the highest resident set minus that before, in the process of that
+mechanism. A cell beyond 120 seconds or 12 GB is ``over_limit``. Floor: the layer's operations (three times as many with
+backward) at the speed of a large matrix product in the same setting. Writes speed.json beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import json
+import queue
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.attention._mechanisms import DIM, FAMILIES, FORWARD_ONLY, OURS, PEERS
+from hvlm import results
+
+HERE = Path(__file__).parent
+COMMAND = "python -m experiments.attention.speed"
+LENGTHS = [512, 1024, 2048, 4096, 8192, 16384, 32768]
+SETTINGS = ("fp32", "fp32_fast", "bf16")
+PASSES = ("forward", "forward_backward")
+SECONDS, MEGABYTES = 120, 12_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
+    parser.add_argument("--only", nargs="+", choices=[*OURS, *PEERS], default=[*OURS, *PEERS])
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=SETTINGS)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=HERE / "speed.json")
+    parser.add_argument("--cell", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.cell:
+        measure(*options.cell, options.lengths, options.threads)
+        return
+    cells, peak = [], {}
+    for setting in options.settings:
+        peak[setting] = gemm_gflops(setting, options.threads)
+        print(f"{setting}: {peak[setting]:.0f} GFLOP/s in a matrix product", flush=True)
+        for name in options.only:
+            for cell in one_process(name, setting, options):
+                cells.append({"mechanism": name, "dtype": setting, **cell})
+                print(f"  {name:30s} {cell['n']:6d} {cell['pass']:17s} {cell['status']:10s} "
+                      f"{1e3 * cell['seconds']:10.1f} ms {cell['peak_mb']:8.0f} MB", flush=True)  # fmt: skip
+    records = list(as_records(cells, peak))
+    results.write(options.out, records)
+    show(records)
+
+
+def one_process(name: str, setting: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The cells of one mechanism in one setting, from a process of their own; what it does not manage is over_limit."""
+    command = [sys.executable, "-m", "experiments.attention.speed", "--cell", name, setting, "--threads",
+               str(options.threads), "--lengths", *map(str, options.lengths)]  # fmt: skip
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    lines: queue.Queue[str | None] = queue.Queue()
+    threading.Thread(target=lambda: [lines.put(line) for line in child.stdout] + [lines.put(None)], daemon=True).start()
+    wanted = [(n, p) for n in options.lengths for p in PASSES if not (p == PASSES[1] and name in FORWARD_ONLY)]
+    done = 0
+    with contextlib.suppress(queue.Empty):
+        while (line := lines.get(timeout=2 * SECONDS + 60)) is not None:
+            if line.startswith("{"):
+                done += 1
+                yield json.loads(line)
+    child.kill()
+    for n, which in wanted[done:]:
+        yield {"n": n, "pass": which, "status": "over_limit", "seconds": float(SECONDS), "peak_mb": float(MEGABYTES)}
+
+
+def measure(name: str, setting: str, lengths: list[int], threads: int) -> None:
+    """In a process of its own: print a line per length and pass, stop at the first that is over a limit."""
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    if setting == "fp32_fast":
+        torch.set_float32_matmul_precision("medium")
+    layer = {**OURS, **PEERS}[name]().eval()
+    half = setting == "bf16"
+    over = {which: False for which in PASSES}
+    for n in lengths:
+        x = torch.randn(1, n, DIM)
+        for which in PASSES:
+            if which == PASSES[1] and name in FORWARD_ONLY or over[which]:
+                continue
+
+            def run(x: torch.Tensor = x, learn: bool = which == PASSES[1]) -> None:
+                with torch.set_grad_enabled(learn), torch.autocast("cpu", torch.bfloat16, enabled=half):
+                    y = layer(x.requires_grad_(learn))
+                if learn:
+                    y.float().sum().backward()
+                    layer.zero_grad()
+                    x.grad = None
+
+            seconds, mb = timed(run)
+            over[which] = seconds > SECONDS or mb > MEGABYTES
+            status = "over_limit" if over[which] else "ok"
+            print(json.dumps({"n": n, "pass": which, "status": status, "seconds": seconds, "peak_mb": mb}), flush=True)
+        if all(over.values()):
+            return
+
+
+def timed(run: Callable[[], None]) -> tuple[float, float]:
+    """(processor seconds, megabytes beyond what was there)."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
+    before = memory_mb("VmRSS")
+    taken = [once(run)]
+    peak = memory_mb("VmHWM") - before
+    if taken[0] > 4:
+        return taken[0], peak
+    repeats = []
+    started = time.process_time()
+    while len(repeats) < 5 and (len(repeats) < 2 or time.process_time() - started < 3):
+        repeats.append(once(run))
+    return statistics.median(repeats), max(peak, memory_mb("VmHWM") - before)
+
+
+def once(run: Callable[[], None]) -> float:
+    started = time.process_time()
+    run()
+    return time.process_time() - started
+
+
+def memory_mb(field: str) -> float:
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+def gemm_gflops(setting: str, threads: int) -> float:
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("medium" if setting == "fp32_fast" else "highest")
+    dtype = torch.bfloat16 if setting == "bf16" else torch.float32
+    a, b = torch.randn(4096, DIM, dtype=dtype), torch.randn(DIM, DIM, dtype=dtype)
+    a @ b
+    best = min(once(lambda: a @ b) for _ in range(10))
+    return 2 * a.shape[0] * DIM * DIM / best / 1e9
+
+
+def as_records(cells: list[dict[str, Any]], peak: dict[str, float]) -> Iterator[results.Record]:
+    """With ``peer`` and ``ratio`` (peer / ours in the same setting) for what a family judges, and ``floor_ratio``."""
+    found = {(c["mechanism"], c["dtype"], c["n"], c["pass"]): c for c in cells}
+    layers = {name: make() for name, make in OURS.items()}
+    for (name, setting, n, which), cell in found.items():
+        family = next((f for f in FAMILIES.values() if f.ours == name), None)
+        peer = found.get((family.judged, setting, n, which)) if family else None
+        ratio = memory_ratio = floor_ratio = None
+        if peer is not None and cell["status"] == "ok":  # a peer over its limit gives a lower bound
+            ratio = round(peer["seconds"] / cell["seconds"], 3)
+            memory_ratio = round(peer["peak_mb"] / max(cell["peak_mb"], 1.0), 3)
+        if name in layers and cell["status"] == "ok":
+            flops = layers[name].flops(n) * (3 if which == PASSES[1] else 1)
+            floor_ratio = round(cell["seconds"] / (flops / peak[setting] / 1e9), 3)
+        columns = {
+            "mechanism": name, "peer": family.judged if family else None, "length": n, "dtype": setting, "pass": which,
+            "peak_mb": round(cell["peak_mb"], 1), "ratio": ratio, "memory_ratio": memory_ratio,
+            "floor_ratio": floor_ratio, "status": cell["status"],
+        }  # fmt: skip
+        yield results.make("attention_speed", name, "seconds", cell["seconds"], stderr=None, n=n, chance=None,
+                           seeds=[0], seconds=cell["seconds"], command=COMMAND, columns=columns)  # fmt: skip
+
+
+def show(records: list[results.Record]) -> None:
+    """Ratios against the goals, at the lengths where they are judged."""
+    found = {(r["mechanism"], r["dtype"], r["length"], r["pass"]): r for r in records}
+    print(
+        "\nfamily      against                        length setting     forward (goal)     +backward (goal)   memory"
+    )
+    for name, family in FAMILIES.items():
+        for n, goals in family.goals.items():
+            for setting in SETTINGS:
+                both = [found.get((family.ours, setting, n, which)) for which in PASSES]
+                if None in both or both[0]["ratio"] is None:
+                    continue
+                words = [
+                    f"{r['ratio'] or 0:6.2f} ({goal:.1f}) {'met ' if (r['ratio'] or 0) >= goal else 'NOT '}"
+                    for r, goal in zip(both, goals, strict=True)
+                ]
+                print(f"{name:11s} {family.judged:30s} {n:6d} {setting:10s} {words[0]:18s} {words[1]:18s} "
+                      f"{both[0]['memory_ratio']:5.2f}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
