@@ -8,10 +8,10 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 .DEFAULT_GOAL := help
 
-.PHONY: help setup weights demo test test-all bench
+.PHONY: help setup weights demo test test-all bench bench-attention
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.ready  ## Make .venv and install what the demo and the tests need (PYTHON=python3.12 picks another one)
 
@@ -33,6 +33,10 @@ test: setup  ## All tests but the slow ones (a few minutes on 2 cores)
 test-all: test weights  ## The slow tests, too, and the comparison of connectors (hours)
 	$(PY) -m pytest -m slow
 	$(PY) -m experiments.connectors
+
+bench-attention: setup  ## Speed of the mixing mechanisms against other packages (about an hour)
+	$(PIP) -e '.[demo,dev,bench]'
+	$(PY) -m experiments.attention.speed
 
 bench: setup  ## Speed: bfloat16 against float32, and of the reader
 	$(PY) -m experiments.speed

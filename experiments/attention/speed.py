@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import json
 import queue
 import statistics
@@ -31,6 +30,7 @@ from typing import Any
 import torch
 
 from experiments.attention._mechanisms import DIM, FAMILIES, FORWARD_ONLY, OURS, PEERS
+from experiments.memory import peak_since, start_peak
 from hvlm import results
 
 HERE = Path(__file__).parent
@@ -120,29 +120,22 @@ def measure(name: str, setting: str, lengths: list[int], threads: int) -> None:
 
 def timed(run: Callable[[], None]) -> tuple[float, float]:
     """(processor seconds, megabytes beyond what was there)."""
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
-    before = memory_mb("VmRSS")
+    before = start_peak()
     taken = [once(run)]
-    peak = memory_mb("VmHWM") - before
+    peak = peak_since(before)
     if taken[0] > 4:
         return taken[0], peak
     repeats = []
     started = time.process_time()
     while len(repeats) < 5 and (len(repeats) < 2 or time.process_time() - started < 3):
         repeats.append(once(run))
-    return statistics.median(repeats), max(peak, memory_mb("VmHWM") - before)
+    return statistics.median(repeats), max(peak, peak_since(before))
 
 
 def once(run: Callable[[], None]) -> float:
     started = time.process_time()
     run()
     return time.process_time() - started
-
-
-def memory_mb(field: str) -> float:
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
-    return int(line.split()[1]) / 1024
 
 
 def gemm_gflops(setting: str, threads: int) -> float:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from experiments.memory import peak_since, start_peak
 from hvlm import FoveatedVLM, results
 from hvlm.trainer import has_fast_bf16
 
@@ -70,15 +71,9 @@ def measure(frames: int) -> dict[str, float]:
     clip = torch.randint(0, 256, (1, frames, 3, 224, 224), dtype=torch.uint8)
     with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bf16()):
         model(clip[:, :2], ids, torch.ones_like(ids))
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
-        before, started = memory_mb("VmRSS"), time.monotonic()
+        before, started = start_peak(), time.monotonic()
         model(clip, ids, torch.ones_like(ids))
-    return {"seconds": time.monotonic() - started, "peak_mb": memory_mb("VmHWM") - before}
-
-
-def memory_mb(field: str) -> float:
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
-    return int(line.split()[1]) / 1024
+    return {"seconds": time.monotonic() - started, "peak_mb": peak_since(before)}
 
 
 if __name__ == "__main__":
