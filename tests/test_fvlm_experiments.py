@@ -26,7 +26,8 @@ WARMUP = {"align": 0.03, "sft": 0.03, "dpo": 0.1}
 def test_the_published_settings(size: str, stage: str) -> None:
     cfg = compose([f"experiment=fvlm_{size}_{stage}", "dataset.path=somewhere"])
     connector, rest, meet = PUBLISHED[size][stage]
-    assert cfg["stage"]["trainable"] == {"vision": rest, "connector": connector, "language": rest}
+    rates = {part: rate for part, rate in cfg["stage"]["trainable"].items() if rate is not None}
+    assert rates == {"vision": rest, "connector": connector, "language": rest}
     assert cfg["stage"]["converge_to"] == meet and cfg["stage"]["warmup"] == WARMUP[stage]
     assert cfg["stage"]["batch_size"] * cfg["trainer"]["accumulate"] == 32
     assert abs(cfg["stage"]["steps"] * 32 - SAMPLES[stage]) <= 32

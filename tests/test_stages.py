@@ -355,3 +355,20 @@ def test_a_things_place_is_its_middle_row_and_column() -> None:
 
     count = torch.tensor([[[0.0, 1.0], [2.0, 0.0], [2.0, 0.0], [0.0, 3.0]]])  # one frame, four rows, two things
     assert middle(count).tolist() == [[2, 2]]  # 1.5 rounds to the even 2; (0 + 9) / 4 = 2.25
+
+
+def test_rooms_in_between_learn_as_the_connector_does(trained) -> None:
+    from hvlm import build
+    from hvlm.config import compose
+
+    cfg = compose([*[o for o in trained[1] if "=" in o and not o.startswith(("experiment", "run"))], "stage=sft",
+                   "attention=full", "connector=mean"])  # fmt: skip
+    data = build.dataset(cfg)
+    chat = build.chat(cfg, data)
+    vlm = build.model(cfg, chat)
+    stage = build.stage(cfg, vlm, data)
+    assert stage.trainable["attention"] == stage.trainable["connector"] == 3e-5
+    assert all(p.requires_grad for p in vlm.attention.parameters())
+    assert "merger" not in stage.trainable and "fusion" not in stage.trainable  # none has no weights
+    groups = {g["name"] for g in stage.configure_optimizers()["optimizer"].param_groups}
+    assert groups == {"vision", "connector", "attention", "language"}

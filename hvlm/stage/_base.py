@@ -21,7 +21,8 @@ SCHEDULES = ("constant", "cosine", "converging")
 class Stage(lightning.LightningModule):
     """A shared backbone with one objective.
 
-    trainable: {part: peak learning rate}; a part that is not named, or has rate 0, is frozen.
+    trainable: {part: peak learning rate}; a part that is not named, or has rate 0, is frozen; null is the connector's
+        rate (for the rooms between encoder and language model, which may have no weights).
     schedule: ``constant``; ``cosine`` down to ``floor`` times the peak; ``converging`` (fVLM): after the warm-up every
         part moves on a cosine from its own rate to the common ``converge_to``, so that all meet there.
     warmup: share of ``steps`` with a linear rise from 0.
@@ -39,7 +40,7 @@ class Stage(lightning.LightningModule):
         model: VLM,
         steps: int,
         batch_size: int,
-        trainable: dict[str, float],
+        trainable: dict[str, float | None],
         rows_per_clip: int = 1,
         interleave: float = 0.0,
         schedule: Literal["constant", "cosine", "converging"] = "cosine",
@@ -57,8 +58,9 @@ class Stage(lightning.LightningModule):
         self.steps, self.batch_size, self.rows_per_clip, self.interleave = steps, batch_size, rows_per_clip, interleave
         self.schedule, self.warmup, self.floor, self.converge_to = schedule, warmup, floor, converge_to
         self.weight_decay = weight_decay
-        self.trainable = {part: rate for part, rate in trainable.items() if rate > 0}
-        self._named = tuple(trainable)
+        rates = {part: trainable.get("connector", 0) if rate is None else rate for part, rate in trainable.items()}
+        self.trainable = {part: rate for part, rate in rates.items() if rate}
+        self._named = tuple(part for part, rate in trainable.items() if rate is not None)
         self.card: dict[str, Any] = {}
         self._validated: dict[str, SumMetric] = {}  # over the validation batches so far
 
@@ -71,6 +73,7 @@ class Stage(lightning.LightningModule):
     def freeze(self) -> None:
         """Let exactly the parts under ``trainable`` learn. Raises ValueError for a part that does not exist."""
         parts = self.parts()
+        self.trainable = {part: rate for part, rate in self.trainable.items() if part in parts or part in self._named}
         if unknown := set(self._named) - set(parts):
             raise ValueError(
                 f"stage.trainable names {', '.join(sorted(unknown))}; the parts with weights are {', '.join(parts)}"
