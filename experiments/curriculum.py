@@ -1,5 +1,5 @@
-"""Easy questions, captions of hard clips, hard questions: the way that experiments send their models
-(conf/experiment/connectors.yaml), each stage a call of train.py, each examination a call of eval.py.
+"""The chain of stages that an experiment sends its models through, each stage a call of train.py, each examination a
+call of eval.py. By default that of conf/experiment/connectors.yaml: easy questions, captions of hard clips, hard ones.
 
 What is finished is not done again, so an interrupted experiment continues.
 """
@@ -21,9 +21,9 @@ ASKED = ("easy", "hard")  # the stages after which the benchmark is run
 BLIND = "blind"
 
 
-def vision(run: Path, seed: int, overrides: Sequence[str] = ()) -> None:
+def vision(run: Path, seed: int, overrides: Sequence[str] = (), experiment: str = "connectors") -> None:
     """Stage 0, on two threads: it comes first and alone, for it also makes the data."""
-    _train(run, "vision", "stage=vision", *_common(seed, 2), *overrides)
+    _train(experiment, run, "vision", "stage=vision", *_common(seed, 2), *overrides)
 
 
 def train(
@@ -33,10 +33,11 @@ def train(
     overrides: Sequence[str],
     steps: Mapping[str, int] = STEPS,
     asked: Sequence[str] = ASKED,
+    experiment: str = "connectors",
 ) -> None:
     """The stages of ``steps`` from the checkpoint ``start``, on one thread; the benchmark after those ``asked``."""
     for label, n in steps.items():
-        _train(run, label, *_common(seed), *overrides, f"init_from={start}", f"stage.steps={n}")
+        _train(experiment, run, label, *_common(seed), *overrides, f"init_from={start}", f"stage.steps={n}")
         start = run / label
         if label in asked:
             ask(start, start / "eval")
@@ -74,11 +75,11 @@ def _common(seed: int, threads: int = 1) -> list[str]:
     return [f"seed={seed}", f"trainer.threads={threads}", "callback.media=0", "evaluate=false"]
 
 
-def _train(run: Path, label: str, *overrides: str) -> None:
+def _train(experiment: str, run: Path, label: str, *overrides: str) -> None:
     if (run / label / "finished.json").exists():
         return
-    others = [f"~chain.{other}" for other in ("vision", *STEPS) if other != label]
-    _call("train.py", run, "experiment=connectors", f"run={run.relative_to(RUNS)}", *others, *overrides)
+    others = [f"~chain.{other}" for other in plan([f"experiment={experiment}"]) if other != label]
+    _call("train.py", run, f"experiment={experiment}", f"run={run.relative_to(RUNS)}", *others, *overrides)
 
 
 def _call(script: str, folder: Path, *overrides: str) -> None:

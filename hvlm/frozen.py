@@ -90,7 +90,7 @@ def plan(features: FrozenFeatures, clips: int, num_frames: int, limit_gb: float)
     """The size in words, before any work. Raises UserError where it exceeds ``limit_gb``."""
     each = features.bytes_per_frame()
     need = clips * num_frames * each / 1e9
-    said = f"{clips} clips of {num_frames} frames at {each / 1e6:.2f} MB need {need:.1f} GB"
+    said = f"{clips} clips of {num_frames} frames at {each / 1e6:.3g} MB need {need:.1f} GB"
     if need > limit_gb:
         raise UserError(
             f"vision.cache_gb={limit_gb:g}: {said}; raise it if there is as much memory, use fewer clips, "
