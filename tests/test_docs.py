@@ -88,7 +88,7 @@ def test_imports_are_declared():
             imported |= {name.split(".")[0]: file for name in names}
     own = {"hvlm", "hydra_plugins", *sys.stdlib_module_names}
     # What `make weights` installs, and kernels for GPUs: used where they are there.
-    weights = {"gguf", "onnx", "mamba_ssm", "causal_conv1d"}
+    weights = {"gguf", "onnx", "mamba_ssm", "causal_conv1d", "fla"}
     for module, file in imported.items():
         if module not in own | weights:
             names = {name.lower().replace("_", "-") for name in providers.get(module, [module])}

@@ -6,10 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-try:  # a fused kernel, for GPUs; not tested here
-    from causal_conv1d import causal_conv1d_fn
-except ImportError:
-    causal_conv1d_fn = None
+from hvlm.attention import _gpu
 
 
 def causal_conv(x_BSE: Tensor, conv: nn.Conv1d) -> Tensor:
@@ -17,8 +14,8 @@ def causal_conv(x_BSE: Tensor, conv: nn.Conv1d) -> Tensor:
 
     On a CPU as shifted sums: torch's depthwise convolution wants channels first, and two transposes cost more than it.
     """
-    if x_BSE.is_cuda and causal_conv1d_fn is not None:
-        return causal_conv1d_fn(x_BSE.mT, conv.weight.squeeze(1), conv.bias).mT
+    if _gpu.can(_gpu.causal_conv1d_fn, x_BSE):
+        return _gpu.causal_conv(x_BSE, conv.weight.squeeze(1), conv.bias)
     return _shifted(F.pad(x_BSE, (0, 0, conv.kernel_size[0] - 1, 0)), conv)
 
 

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hvlm.attention import _gpu
+
 EPS_SOFTMAX, EPS_RELU = 1e-4, 1e-3
 FEATURES = 1 << 19  # numbers that exist at a time
 CAUSAL_CHUNK = 128
@@ -58,6 +60,11 @@ def kernel_attention_causal(
     In chunks, with what came before as a state; float32 inside. With one token it is the step of a stream.
     """
     parts, projection = [], scaled(projection)
+    if kernel != "softmax" and mask_BS is None and state is None and _gpu.can(_gpu.chunk_linear_attn, q):
+        phi_q, phi_k = _plain(q, kernel, projection), _plain(k, kernel, projection)
+        v1 = F.pad(v, (0, 1), value=1.0).float()
+        last = KernelState(phi_k.float().mT @ v1, v1.sum(2, keepdim=True), q.new_ones(1, 1, 1, 1))
+        return _gpu.causal_kernel(phi_q, phi_k, v), last
     with torch.autocast(q.device.type, enabled=False):
         for start in range(0, q.shape[2], CAUSAL_CHUNK):
             at = slice(start, start + CAUSAL_CHUNK)

@@ -6,9 +6,9 @@ Attention over two sets of keys is then a weighted mean of the attention over ea
 sums of dense pieces: a window and a few global tokens, every k-th token and one's own. Gradients flow through ``out``
 and ``lse`` alike:  ds_ij = p_ij (do_i v_j - do_i out_i + dlse_i),  p_ij = exp(s_ij - lse_i).
 
-Scores exist for a few blocks at a time, forward and backward, so memory does not grow with queries x keys. Written with
-batched products rather than on torch's SDPA, whose backward on CPUs is 2 to 3 times slower for short rows of keys, and
-which gives no gradient through lse.
+Scores exist for a few blocks at a time, so memory does not grow with queries x keys; a window's weights, S x (2 window
++ block) of them, are kept for the backward pass. Written with batched products rather than on torch's SDPA, whose
+backward on CPUs is 2 to 3 times slower for short rows of keys, and which gives no gradient through lse.
 """
 
 from __future__ import annotations
@@ -52,51 +52,55 @@ def join(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Te
 # -- a block of queries over a block of keys: [n, Q, d], [n, K, d], bias that broadcasts to [n, Q, K] ------------------
 
 
-def _scores(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-    if bias is None:
-        return torch.bmm(q, k.transpose(1, 2))
-    if q.dtype == torch.float32:
-        return torch.baddbmm(bias, q, k.transpose(1, 2))
-    return torch.bmm(q, k.transpose(1, 2)).add_(bias)
+def _weights(q: Tensor, k: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(softmax(q kᵀ + bias), the largest scores), in the dtype of ``q``; ``bias`` has it, too."""
+    s = torch.bmm(q, k.mT) if bias is None else torch.baddbmm(bias, q, k.mT)
+    return s.softmax(-1), s.amax(-1)
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    s = _scores(q, k, bias)
-    p = s.softmax(-1)
+def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, out: Tensor, lse: Tensor) -> Tensor:
+    """Into ``out`` [n, Q, d] and ``lse`` [n, Q]; returns the weights."""
+    p, largest = _weights(q, k, bias)
     # The largest weight is exp(max - lse): cheaper than another sum of exponentials.
-    lse = s.amax(-1).float() - p.amax(-1).float().log_()
-    return torch.bmm(p, v), lse
+    torch.sub(largest.float(), p.amax(-1).float().log_(), out=lse)
+    if out.is_contiguous():
+        torch.bmm(p, v, out=out)
+    else:
+        out.copy_(torch.bmm(p, v))
+    return p
 
 
 def _backward(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor
+    q: Tensor, k: Tensor, v: Tensor, p: Tensor, out: Tensor, dout: Tensor, dlse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    p = _scores(q, k, bias).sub_(lse.unsqueeze(-1)).exp_()  # in the dtype of q
-    row = (dout * out).sum(-1, dtype=torch.float32).sub_(dlse).unsqueeze(-1)
-    ds = torch.bmm(dout, v.transpose(1, 2)).sub_(row).mul_(p)
-    return torch.bmm(ds, k), torch.bmm(ds.transpose(1, 2), q), torch.bmm(p.transpose(1, 2), dout)
+    """``p``: the weights, which are exp(s - lse), for lse is that of these keys."""
+    row = (dout * out).sum(-1, dtype=torch.float32).sub_(dlse).unsqueeze(-1).to(q.dtype)
+    ds = torch.bmm(dout, v.mT).sub_(row).mul_(p)
+    return torch.bmm(ds, k), torch.bmm(ds.mT, q), torch.bmm(p.mT, dout)
 
 
 class _Dense(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         out, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+        bias = None if bias is None else bias.to(q.dtype)
         for one, rows in _pieces(q, k):
-            piece = _forward(q[one][:, rows], k[one], v[one], _piece_of(bias, one, rows, q.shape))
-            out[one][:, rows], lse[one][:, rows] = piece
-        ctx.save_for_backward(q, k, v, out, lse)
+            piece = _piece_of(bias, one, rows, q.shape)
+            _forward(q[one][:, rows], k[one], v[one], piece, out[one][:, rows], lse[one][:, rows])
+        ctx.save_for_backward(q, k, v, out)
         ctx.bias = bias
         return out, lse
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse = ctx.saved_tensors
+        q, k, v, out = ctx.saved_tensors
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         dout = dout.to(q.dtype)
         for one, rows in _pieces(q, k):
             bias = _piece_of(ctx.bias, one, rows, q.shape)
-            given = (out[one][:, rows], lse[one][:, rows], dout[one][:, rows], dlse[one][:, rows])
-            dq_, dk_, dv_ = _backward(q[one][:, rows], k[one], v[one], bias, *given)
+            given = (out[one][:, rows], dout[one][:, rows], dlse[one][:, rows])
+            p, _ = _weights(q[one][:, rows], k[one], bias)
+            dq_, dk_, dv_ = _backward(q[one][:, rows], k[one], v[one], p, *given)
             dq[one][:, rows] = dq_
             dk[one] += dk_
             dv[one] += dv_
@@ -124,22 +128,25 @@ class _Window(torch.autograd.Function):
         layout = _Layout(q, window, causal, mask_BS)
         qp, kp, vp = layout.queries(q), layout.keys(k), layout.keys(v)
         out, lse = torch.empty_like(qp), qp.new_empty(qp.shape[:3], dtype=torch.float32)
+        weights: list[Tensor] = []
         for g, blocks, bias in layout.pieces():
             keys = layout.windows(kp[g], blocks), layout.windows(vp[g], blocks)
-            out[g, blocks], lse[g, blocks] = _forward(qp[g, blocks], *keys, bias)
-        ctx.save_for_backward(qp, kp, vp, out, lse)
+            p = _forward(qp[g, blocks], *keys, bias, out[g, blocks], lse[g, blocks])
+            if any(ctx.needs_input_grad):
+                weights.append(p)  # a window is narrow: kept, not made again
+        ctx.save_for_backward(qp, kp, vp, out, *weights)
         ctx.layout = layout
         return layout.unblock(out), layout.unblock(lse.unsqueeze(-1)).squeeze(-1)
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
-        (qp, kp, vp, out, lse), layout = ctx.saved_tensors, ctx.layout
+        (qp, kp, vp, out, *weights), layout = ctx.saved_tensors, ctx.layout
         dout, dlse = layout.queries(dout.to(qp.dtype)), layout.queries(dlse.unsqueeze(-1)).squeeze(-1)
         dq, dk, dv = torch.empty_like(qp), torch.zeros_like(kp), torch.zeros_like(vp)
-        for g, blocks, bias in layout.pieces():
+        for (g, blocks, _), p in zip(layout.pieces(), weights, strict=True):
             keys = layout.windows(kp[g], blocks), layout.windows(vp[g], blocks)
-            given = (out[g, blocks], lse[g, blocks], dout[g, blocks], dlse[g, blocks])
-            dq[g, blocks], dk_, dv_ = _backward(qp[g, blocks], *keys, bias, *given)
+            given = (out[g, blocks], dout[g, blocks], dlse[g, blocks])
+            dq[g, blocks], dk_, dv_ = _backward(qp[g, blocks], *keys, p, *given)
             layout.add_windows(dk[g], dk_, blocks)
             layout.add_windows(dv[g], dv_, blocks)
         return layout.unblock(dq), layout.unpad(dk), layout.unpad(dv), None, None, None
@@ -156,12 +163,12 @@ class _Layout:
         self.right = 0 if causal else self.left
         self.blocks = math.ceil(self.s / self.block)
         self.span = (self.left + 1 + self.right) * self.block
-        self.band = _band(self.block, self.left, self.right, window, causal, q.device)
+        self.band = _band(self.block, self.left, self.right, window, causal, q.device).to(q.dtype)
         valid = q.new_full((1 if mask_BS is None else self.b, self.s), True, dtype=torch.bool)
         valid = valid if mask_BS is None else mask_BS
         behind = self.blocks * self.block - self.s + self.right * self.block
         padded = torch.nn.functional.pad(valid, (self.left * self.block, behind))
-        self.absent = torch.where(padded, 0.0, MASKED)  # [1 or B, length of the keys]
+        self.absent = torch.where(padded, 0.0, MASKED).to(q.dtype)  # [1 or B, length of the keys]
         self.whole = mask_BS is None or bool(mask_BS.all())
 
     def queries(self, x: Tensor) -> Tensor:

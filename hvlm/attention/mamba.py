@@ -20,15 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hvlm.attention import _gpu
 from hvlm.attention._conv import causal_conv, conv_step
 from hvlm.attention._dt import dt_bias
 from hvlm.attention._room import MixingRoom, no_memory
 from hvlm.attention._scan import selective_scan, selective_scan_reference
-
-try:  # fused kernels, for GPUs; not tested here
-    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
-except ImportError:
-    selective_scan_fn = None
 
 
 class MambaState(NamedTuple):
@@ -89,10 +85,8 @@ class MambaLayer(nn.Module):
 
     @staticmethod
     def scan(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, state: Any = None) -> Any:
-        if x.is_cuda and selective_scan_fn is not None and state is None:
-            tail = [t.mT.contiguous() for t in (x, delta)], [t.mT.contiguous() for t in (b, c)]
-            y, last = selective_scan_fn(*tail[0], a, *tail[1], d, return_last_state=True)
-            return y.mT, last
+        if _gpu.can(_gpu.selective_scan_fn, x) and state is None:
+            return _gpu.selective_scan(x, delta, a, b, c, d)
         return selective_scan(x, delta, a, b, c, d, state)
 
     def step(self, x_B1D: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hvlm.attention import _gpu
 from hvlm.attention._conv import causal_conv, conv_step
 from hvlm.attention._dt import dt_bias
 from hvlm.attention._room import MixingRoom, no_memory
@@ -38,6 +39,8 @@ def ssd(
 
     Any length and any chunk give the same. Where delta is 0 the state stays and takes nothing up.
     """
+    if _gpu.can(_gpu.mamba_chunk_scan_combined, x_BSHP):
+        return _gpu.ssd(x_BSHP, delta_BSH, a_H, b_BSN, c_BSN, chunk, state_BHNP)
     b, s, h, p = x_BSHP.shape
     short = -s % chunk
     dtype = x_BSHP.dtype
