@@ -121,6 +121,7 @@ def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None) 
         folder.finish(weights_hash(state), trainer.global_step, took)
         shown = [f"done in {took['seconds']:.0f} s", *(f"{k} {v:.4g}" for k, v in metrics.items())]
         log.info(f"{folder.path.name}: {', '.join(shown)}")
+    stage.model.features = None  # many gigabytes, and what comes next may need them
     trainer.strategy.barrier()
 
 

@@ -53,6 +53,7 @@ def test_too_large_is_refused_with_the_size():
 
 
 def test_from_the_command_line(needles, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     frozen = "stage.trainable={vision:0,connector:1e-3,heads:1e-3}"
     start = ["stage=vision", "stage.steps=2", "stage.batch_size=2", *needles]
     with pytest.raises(UserError, match="only a frozen encoder"):

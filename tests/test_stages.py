@@ -308,7 +308,8 @@ def test_dpo_reference_precomputed_equals_a_copy(needles: list[str], tmp_path: P
     (one, weights), (other, same_weights) = results
     assert one == pytest.approx(other, rel=1e-4, abs=1e-6) and one["reward_margin"] != 0
     for name, value in weights.items():
-        torch.testing.assert_close(value, same_weights[name], rtol=0, atol=1e-5)
+        # Adam turns rounding into single steps of its rate.
+        torch.testing.assert_close(value, same_weights[name], rtol=0, atol=2e-4)
 
 
 # ---------------------------------------------------------------------------------------------------- vision
