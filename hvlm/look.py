@@ -35,14 +35,16 @@ class FreshLook:
 
     def __call__(self, query_FQD: Tensor, index_F: Tensor | None = None, **how: bool) -> tuple[Tensor, Tensor | None]:
         frames = self.frames if index_F is None else self.frames[index_F]
-        looks: list[tuple[Tensor, Tensor | None]] = []
-        for part, queries in zip(frames.split(self.at_once), query_FQD.split(self.at_once), strict=True):
-            looks.append(self.vision.gaze(queries, encode_frames(self.vision, part, cache=True)[1], **how))
-        z, entropy = zip(*looks, strict=True)
-        if entropy[0] is None:
-            return torch.cat(z), None
-        share = torch.tensor([len(part) for part in z], device=z[0].device) / len(frames)
-        return torch.cat(z), (torch.stack(entropy) * share).sum()
+        z, entropy = None, None
+        for start in range(0, len(frames), self.at_once):
+            at = slice(start, start + self.at_once)
+            found, nats = self.vision.gaze(query_FQD[at], encode_frames(self.vision, frames[at], cache=True)[1], **how)
+            # One tensor from the start: small ones between the large ones of every part would scatter the memory.
+            z = found.new_empty(len(frames), *found.shape[1:]) if z is None else z
+            z[at] = found
+            if nats is not None:
+                entropy = (0 if entropy is None else entropy) + nats * len(found) / len(frames)
+        return z, entropy
 
 
 def encode_frames(vision: nn.Module, frames_FCHW: Tensor, cache: bool) -> tuple[Tokens, KV | None]:
