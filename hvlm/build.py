@@ -15,6 +15,7 @@ from hvlm.language._chat import Chat
 from hvlm.model import VLM, Encoder
 from hvlm.schema import parameters
 from hvlm.stage._base import Stage
+from hvlm.types import Wants
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ def model(cfg: Mapping[str, Any], chat: Chat, weights: bool = True) -> VLM:
     widths = {"dim": vision.dim, "text_dim": language.dim}
     grid = vision.grid(vision.image_size, vision.image_size)
     text = {"dim": language.dim, "num_heads": language.num_heads}
+    connector = room(cfg["connector"], **widths, query_dim=vision.query_dim, grid=grid)
     room(cfg["adapter"]).apply(language)
     attention = room(cfg["attention"], **text)
     mixing = cfg["attention"]["_target_"]
@@ -72,8 +74,8 @@ def model(cfg: Mapping[str, Any], chat: Chat, weights: bool = True) -> VLM:
         )
     return VLM(
         vision=vision,
-        merger=room(cfg["merger"], dim=vision.dim),
-        connector=room(cfg["connector"], **widths, query_dim=vision.query_dim, grid=grid),
+        merger=room(cfg["merger"], needs_frames=connector.needs_frames),
+        connector=connector,
         attention=attention,
         fusion=room(cfg["fusion"], **text),
         language=language,
@@ -110,11 +112,10 @@ def frozen_features(cfg: Mapping[str, Any], training: Stage, data: Any) -> Froze
         )
     model, connector = training.model, getattr(training.model, "connector", None)
     if connector is None:  # stage 0 asks the patches and the gaze
-        features = FrozenFeatures(model.vision, True, True, training.shallow)
+        features = FrozenFeatures(model.vision, Wants(kv=True), True, training.shallow)
     else:
-        wants_patches = connector.wants_patches or not model.merger.changes_nothing
         shallow = getattr(connector, "shallow", False)
-        features = FrozenFeatures(model.vision, connector.wants_gaze, wants_patches, shallow)
+        features = FrozenFeatures(model.vision, model.wants(), model.wants_patches, shallow)
     manifest = data.manifest()
     clips = sum(len(manifest.split(name)) for name in ("train", "val"))
     log.info(f"vision.cache_gb={limit:g}: {plan(features, clips, cfg['dataset']['num_frames'], limit)}")

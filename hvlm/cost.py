@@ -60,7 +60,7 @@ def cost_of(model: nn.Module, kvcache: Any, batch: Batch, precision: str = "32-t
     device = batch.frames_BTCHW.device
     half = torch.autocast(device.type, torch.bfloat16) if precision == "bf16-mixed" else contextlib.nullcontext()
     with half:
-        _, mask, visual = model.sequence(batch)
+        sequence = model.sequence(batch)
         with CountFlops() as counter:
             model.next_token_logprobs(batch)
         taken = []
@@ -70,6 +70,6 @@ def cost_of(model: nn.Module, kvcache: Any, batch: Batch, precision: str = "32-t
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             taken.append(time.perf_counter() - started)
-    length = int(mask.sum())
+    length = int(sequence.mask_KL.sum())
     kv_bytes = kvcache.bytes(length, bytes_per_value=2)
-    return Cost(counter.total, 1e3 * statistics.median(taken), kv_bytes, visual)
+    return Cost(counter.total, 1e3 * statistics.median(taken), kv_bytes, sequence.visual)

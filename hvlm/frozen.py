@@ -9,26 +9,30 @@ from torch import Tensor, nn
 
 from hvlm.errors import UserError
 from hvlm.look import encode_frames
-from hvlm.types import KV, Batch, Tokens
+from hvlm.types import KV, Batch, Encoded, Tokens, Wants
 
 
 class _Frame(NamedTuple):
-    """x_ND: patch tokens; kv: keys and values of the wanted layers [layers, 2, heads, N, d]. None: not wanted."""
+    """x_ND: patch tokens; saliency_N; kv: keys and values of the wanted layers [layers, 2, heads, N, d]; summary_LD.
+    None: not wanted."""
 
     x_ND: Tensor | None
+    saliency_N: Tensor | None
     kv: Tensor | None
+    summary_LD: Tensor | None
 
 
 class FrozenFeatures:
     """Takes ``vision.encode``'s place in training. Features are kept in bfloat16 in ordinary memory.
 
-    wants_gaze: keep keys and values, of all layers (DINOv2-small at 224 pixels: 4.7 MB a frame) or, with
-        ``last_layer``, of the last one alone (0.4 MB), which is all that a shallow query reads. wants_patches: keep the
-        patch tokens (0.2 MB). Frames are known by their clip's key and their time. Every process keeps its own.
+    wants: what of ``vision.encode`` is kept: keys and values of all layers (DINOv2-small at 224 pixels: 4.7 MB a frame)
+        or, with ``last_layer``, of the last one alone (0.4 MB), which is all that a shallow query reads; saliency,
+        summaries. wants_patches: keep the patch tokens (0.2 MB). Frames are known by their clip's key and their time.
+        Every process keeps its own.
     """
 
-    def __init__(self, vision: nn.Module, wants_gaze: bool, wants_patches: bool, last_layer: bool = False):
-        self.vision, self.wants_gaze, self.wants_patches = vision, wants_gaze, wants_patches
+    def __init__(self, vision: nn.Module, wants: Wants, wants_patches: bool, last_layer: bool = False):
+        self.vision, self.wants, self.wants_patches = vision, wants, wants_patches
         self.layers = slice(-1, None) if last_layer else slice(None)
         self.frames: dict[tuple[str, float], _Frame] = {}
 
@@ -39,8 +43,8 @@ class FrozenFeatures:
         (frame,) = self._encode(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=device))
         return sum(part.numel() * part.element_size() for part in frame if part is not None)
 
-    def encode(self, batch: Batch) -> tuple[Tokens | None, KV | None]:
-        """As ``vision.encode(..., cache=True)``; padded frames are zero."""
+    def encode(self, batch: Batch) -> Encoded:
+        """As ``vision.encode(..., wants)`` (tokens None if not wanted); padded frames are zero."""
         b, t = batch.frame_mask_BT.shape
         frames, device = batch.frames_BTCHW.flatten(0, 1), batch.frames_BTCHW.device
         times = batch.frame_time_BT.tolist()
@@ -65,25 +69,32 @@ class FrozenFeatures:
                 0, torch.tensor(valid, device=device), stacked
             )
 
-        tokens, kv = None, None
+        tokens: Tokens | None = None
+        kv: KV | None = None
+        summary = None
         if self.wants_patches:
             x = put_together([frame.x_ND for frame in known]).float()
             grid = self.vision.grid(*frames.shape[-2:])
             tokens = Tokens.of_frames(x.unflatten(0, (b, t)), batch.frame_time_BT, batch.frame_mask_BT, grid)
-        if self.wants_gaze:
+            if self.wants.saliency:
+                score = put_together([frame.saliency_N for frame in known]).float()
+                tokens = tokens._replace(saliency_BS=score.reshape(b, -1))
+        if self.wants.kv:
             kv = [layer.unbind(1) for layer in put_together([frame.kv for frame in known]).unbind(1)]
-        return tokens, kv
+        if self.wants.summaries:
+            summary = put_together([frame.summary_LD for frame in known]).unflatten(0, (b, t))
+        return Encoded(tokens, kv, summary)
 
     @torch.no_grad()
     def _encode(self, frames_FCHW: Tensor) -> list[_Frame]:
-        tokens, kv = encode_frames(self.vision, frames_FCHW, cache=self.wants_gaze)
-        x = tokens.x_BSD.bfloat16().cpu() if self.wants_patches else None
+        tokens, kv, summary = encode_frames(self.vision, frames_FCHW, self.wants)
         if kv is not None:
-            kv = torch.stack([torch.stack(layer, 1) for layer in kv[self.layers]], 1).bfloat16().cpu()
-        return [
-            _Frame(None if x is None else x[i].clone(), None if kv is None else kv[i].clone())
-            for i in range(len(frames_FCHW))
-        ]
+            kv = torch.stack([torch.stack(layer, 1) for layer in kv[self.layers]], 1)
+        if summary is not None:
+            summary = summary[:, 0]
+        x = tokens.x_BSD if self.wants_patches else None
+        parts = [None if y is None else y.bfloat16().cpu() for y in (x, tokens.saliency_BS, kv, summary)]
+        return [_Frame(*(None if y is None else y[i].clone() for y in parts)) for i in range(len(frames_FCHW))]
 
 
 def plan(features: FrozenFeatures, clips: int, num_frames: int, limit_gb: float) -> str:

@@ -89,11 +89,11 @@ def repeat_heads(x_BGNd: Tensor, num_heads: int) -> Tensor:
 
 
 @torch.no_grad()
-def attention_entropy(q: Tensor, k: Tensor) -> Tensor:
+def attention_entropy(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
     """Entropy of the attention weights in nats (0 = one key, ln N = blind), a float32 scalar: mean over rows, heads and
     queries. Shapes as in ``attend``. For watching, not for training: no gradient."""
     with torch.autocast(q.device.type, enabled=False):
-        weights = attention_weights(q.float(), repeat_heads(k, q.shape[1]).float())
+        weights = attention_weights(q.float(), repeat_heads(k, q.shape[1]).float(), mask)
     return torch.special.entr(weights).sum(-1).mean()
 
 

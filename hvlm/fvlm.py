@@ -123,8 +123,8 @@ class FoveatedVLM(VLM):
             visual_at_K=torch.zeros(b, dtype=torch.long, device=device),
         )
         with self.connector.using(MODES[mode]):
-            x, mask, num_visual = self.sequence(batch)
-        logits = self.head(self.language.hidden(x, mask)[:, num_visual:], self.language)
+            sequence = self.sequence(batch)
+        logits = self.head(self.hidden(sequence)[:, sequence.visual :], self.language)
         targets = (batch.loss_mask_KS & batch.attention_mask_KS)[:, 1:]
         total = F.cross_entropy(logits[:, :-1][targets], input_ids[:, 1:][targets], reduction="sum")
         return {"loss": total / targets.sum().clamp(min=1), "logits": logits}

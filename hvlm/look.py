@@ -1,26 +1,36 @@
 """How queries reach the frames of a batch: over keys and values that are at hand, or over frames encoded anew.
 
 Either is what ``Patches.gaze`` is: called with queries [F, Q, query_dim] and, in ``index_F``, which of the B * T frames
-they are for (None: all, in order); further keywords go to the encoder's ``gaze``, whose result is handed on.
+they are for (None: all, in order); further keywords go to the encoder's ``gaze``, whose result is handed on. ``merged``
+gives the same look over merged patches.
 """
 
 from __future__ import annotations
 
+import ctypes
+import sys
+
 import torch
 from torch import Tensor, nn
 
-from hvlm.types import KV, Tokens
+from hvlm.merging import Assignment
+from hvlm.types import KV, Encoded, Wants
+from hvlm.vision._gaze import MergedKeys
 
 
 class CachedLook:
     """Over the keys and values of one pass through the encoder: in training, and wherever they fit."""
 
-    def __init__(self, vision: nn.Module, kv: KV):
-        self.vision, self.kv = vision, kv
+    def __init__(self, vision: nn.Module, kv: KV, to: Assignment | None = None):
+        self.vision, self.kv, self.to = vision, kv, to
 
     def __call__(self, query_FQD: Tensor, index_F: Tensor | None = None, **how: bool) -> tuple[Tensor, Tensor | None]:
         kv = self.kv if index_F is None else [(k[index_F], v[index_F]) for k, v in self.kv]
-        return self.vision.gaze(query_FQD, kv, **how)
+        return self.vision.gaze(query_FQD, kv, merged=merged_keys(kv, pick(self.to, index_F)), **how)
+
+    def merged(self, to: Assignment) -> CachedLook:
+        """to: [F, N] patches to [F, M], every frame by itself; the encoder's own weights stay as they are."""
+        return CachedLook(self.vision, merge_kv(self.kv, to), to)
 
 
 class FreshLook:
@@ -30,15 +40,20 @@ class FreshLook:
     of one, autoregressive reading still one, and memory does not grow with the clip. Without gradients only.
     """
 
-    def __init__(self, vision: nn.Module, frames_FCHW: Tensor, at_once: int):
-        self.vision, self.frames, self.at_once = vision, frames_FCHW, at_once
+    def __init__(self, vision: nn.Module, frames_FCHW: Tensor, at_once: int, to: Assignment | None = None):
+        self.vision, self.frames, self.at_once, self.to = vision, frames_FCHW, at_once, to
 
     def __call__(self, query_FQD: Tensor, index_F: Tensor | None = None, **how: bool) -> tuple[Tensor, Tensor | None]:
-        frames = self.frames if index_F is None else self.frames[index_F]
+        frames, to = (self.frames if index_F is None else self.frames[index_F]), pick(self.to, index_F)
         z, entropy = None, None
         for start in range(0, len(frames), self.at_once):
             at = slice(start, start + self.at_once)
-            found, nats = self.vision.gaze(query_FQD[at], encode_frames(self.vision, frames[at], cache=True)[1], **how)
+            kv, part = encode_frames(self.vision, frames[at], Wants(kv=True)).kv, pick(to, at)
+            if part is not None:
+                kv = merge_kv(kv, part)
+            found, nats = self.vision.gaze(query_FQD[at], kv, merged=merged_keys(kv, part), **how)
+            del kv
+            _give_back(frames.device)
             # One tensor from the start: small ones between the large ones of every part would scatter the memory.
             z = found.new_empty(len(frames), *found.shape[1:]) if z is None else z
             z[at] = found
@@ -46,8 +61,44 @@ class FreshLook:
                 entropy = (0 if entropy is None else entropy) + nats * len(found) / len(frames)
         return z, entropy
 
+    def merged(self, to: Assignment) -> FreshLook:
+        """As ``CachedLook.merged``."""
+        return FreshLook(self.vision, self.frames, self.at_once, to)
 
-def encode_frames(vision: nn.Module, frames_FCHW: Tensor, cache: bool) -> tuple[Tokens, KV | None]:
-    """The encoder on frames that belong to no clip: (tokens [F, N, dim] as ``Tokens``, keys and values or None)."""
+
+def _give_back(device: torch.device) -> None:
+    """Return freed memory to the system. glibc keeps blocks between small results that live on, and with every part of a
+    long clip more of them: 1,024 frames took a third more than 64, though nothing but a token a frame is kept."""
+    if device.type == "cpu" and sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none, and no need of it
+        if trim is not None:
+            trim(0)
+
+
+def encode_frames(vision: nn.Module, frames_FCHW: Tensor, wants: Wants = Wants()) -> Encoded:
+    """The encoder on frames that belong to no clip: as if each were a clip of its own (B = F, T = 1)."""
     time = torch.zeros(len(frames_FCHW), 1, device=frames_FCHW.device)
-    return vision.encode(frames_FCHW.unsqueeze(1), time, torch.ones_like(time, dtype=torch.bool), cache)
+    return vision.encode(frames_FCHW.unsqueeze(1), time, torch.ones_like(time, dtype=torch.bool), wants)
+
+
+def pick(to: Assignment | None, index_F: Tensor | slice | None) -> Assignment | None:
+    """The assignment of those frames."""
+    return to if to is None or index_F is None else Assignment(*(field[index_F] for field in to))
+
+
+def merge_kv(kv: KV, to: Assignment) -> KV:
+    """Every layer's keys and values [F, heads, (CLS +) N, d] as means over merged patches; CLS stays."""
+
+    def merge(x: Tensor) -> Tensor:
+        cls = x.shape[2] - to.to_BS.shape[1]
+        return torch.cat([x[:, :, :cls], to.merge(x[:, :, cls:].transpose(1, 2)).transpose(1, 2)], 2)
+
+    return [(merge(k), merge(v)) for k, v in kv]
+
+
+def merged_keys(kv: KV, to: Assignment | None) -> MergedKeys | None:
+    if to is None:
+        return None
+    log_size = to.sum(torch.ones_like(to.weight_BS)).log().masked_fill(~to.mask_BM, -torch.inf)
+    cls = kv[-1][0].shape[2] - log_size.shape[1]
+    return MergedKeys(to, torch.nn.functional.pad(log_size, (cls, 0)))

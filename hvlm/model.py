@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hvlm.frozen import FrozenFeatures
 from hvlm.look import CachedLook, FreshLook, encode_frames
-from hvlm.types import Batch, Patches, Prefix, Tokens
+from hvlm.types import Batch, Encoded, Patches, Prefix, Tokens, Wants
 
 PARTS = ("vision", "merger", "connector", "attention", "fusion", "language", "head")
 
@@ -24,6 +24,20 @@ class Targets(NamedTuple):
     ids_M: Tensor
     row_M: Tensor
     place_M: Tensor
+
+
+class Sequence(NamedTuple):
+    """What the language model reads: text with the video in its place, L = S + visual positions in every row.
+
+    visual: number of the video's positions. position_KL: int64, where merged tokens keep the positions of their patches;
+    None: valid positions are counted. log_size_KL: float, added to the attention scores of merged tokens; None: not.
+    """
+
+    x_KLD: Tensor
+    mask_KL: Tensor
+    visual: int
+    position_KL: Tensor | None = None
+    log_size_KL: Tensor | None = None
 
 
 class VLM(nn.Module):
@@ -54,23 +68,50 @@ class VLM(nn.Module):
         """Frames -> patch features, with the encoder's gaze over them where the connector wants it."""
         frames, time, mask = batch.frames_BTCHW, batch.frame_time_BT, batch.frame_mask_BT
         b, t = mask.shape
+        wants = self.wants()
+        at_once = b * t <= self.vision.frames_at_once
         if self.features is not None:
-            tokens, kv = self.features.encode(batch)
-            return self.merger(Patches(tokens, time, mask, None if kv is None else CachedLook(self.vision, kv)))
-        if torch.is_grad_enabled() or b * t <= self.vision.frames_at_once:
-            tokens, kv = self.vision.encode(frames, time, mask, cache=self.connector.wants_gaze)
-            gaze = CachedLook(self.vision, kv) if self.connector.wants_gaze else None
-            return self.merger(Patches(tokens, time, mask, gaze))
+            tokens, kv, summary = self.features.encode(batch)
+        elif torch.is_grad_enabled() or at_once:
+            tokens, kv, summary = self.vision.encode(frames, time, mask, wants)
+        else:
+            tokens, kv, summary = self._see_in_parts(batch, wants)
+        if kv is not None:
+            gaze: CachedLook | FreshLook | None = CachedLook(self.vision, kv)
+        else:
+            gaze = FreshLook(self.vision, frames.flatten(0, 1), self.vision.frames_at_once) if wants.kv else None
+        if tokens is not None and batch.motion_BTYX is not None:
+            tokens = tokens._replace(motion_BS=batch.motion_BTYX.flatten(1))
+        return self.merger(Patches(tokens, time, mask, gaze, summary))
 
-        frames, at_once = frames.flatten(0, 1), self.vision.frames_at_once
-        tokens, gaze = None, None
-        if self.connector.wants_gaze:
-            gaze = FreshLook(self.vision, frames, at_once)
-        if self.connector.wants_patches or not self.merger.changes_nothing:
-            parts = [encode_frames(self.vision, part, cache=False)[0].x_BSD for part in frames.split(at_once)]
+    def wants(self) -> Wants:
+        """What the rooms ask of the encoder beside patch tokens."""
+        return Wants(self.connector.wants_gaze, self.merger.wants_saliency, self.connector.wants_summaries)
+
+    @property
+    def wants_patches(self) -> bool:
+        return self.connector.wants_patches or not self.merger.changes_nothing
+
+    def _see_in_parts(self, batch: Batch, wants: Wants) -> Encoded:
+        """Frames that are too many to be encoded at once, without gradients. Keys and values are not kept at all."""
+        if not (self.wants_patches or wants.summaries):
+            return Encoded(None)
+        b, t = batch.frame_mask_BT.shape
+        frames = batch.frames_BTCHW.flatten(0, 1)
+        each = [
+            encode_frames(self.vision, part, wants._replace(kv=False))
+            for part in frames.split(self.vision.frames_at_once)
+        ]
+        tokens, summary = None, None
+        if self.wants_patches:
             grid = self.vision.grid(*frames.shape[-2:])
-            tokens = Tokens.of_frames(torch.cat(parts).unflatten(0, (b, t)), time, mask, grid)
-        return self.merger(Patches(tokens, time, mask, gaze))
+            x = torch.cat([part.tokens.x_BSD for part in each]).unflatten(0, (b, t))
+            tokens = Tokens.of_frames(x, batch.frame_time_BT, batch.frame_mask_BT, grid)
+            if wants.saliency:
+                tokens = tokens._replace(saliency_BS=torch.cat([p.tokens.saliency_BS for p in each]).reshape(b, -1))
+        if wants.summaries:
+            summary = torch.cat([part.summary_BTLD for part in each])[:, 0].unflatten(0, (b, t))
+        return Encoded(tokens, None, summary)
 
     def visual_tokens(self, batch: Batch, text_KSD: Tensor) -> Tokens:
         """Visual tokens of every text row, [K, V, text_dim]."""
@@ -81,22 +122,45 @@ class VLM(nn.Module):
             tokens = tokens.take(batch.clip_K)
         return self.fusion(tokens, text_KSD, batch.attention_mask_KS)
 
-    def sequence(self, batch: Batch) -> tuple[Tensor, Tensor, int]:
-        """What the language model reads: x [K, L, D], mask [K, L], and the number of visual places V in every row."""
+    def sequence(self, batch: Batch) -> Sequence:
+        """The text of every row with the visual tokens in their place."""
         text = self.language.embed(batch.input_ids_KS)
         if not batch.frame_mask_BT.any():
-            return text, batch.attention_mask_KS, 0
+            return Sequence(text, batch.attention_mask_KS, 0)
         visual = self.visual_tokens(batch, text)
-        x, mask = insert(text, batch.attention_mask_KS, visual.x_BSD, visual.mask_BS, batch.visual_at_K)
-        return x, mask, visual.x_BSD.shape[1]
+        source = interleave(text.shape[1], visual.x_BSD.shape[1], batch.visual_at_K)
+        x = pick(source, text, visual.x_BSD.to(text.dtype))
+        mask = pick(source, batch.attention_mask_KS, visual.mask_BS)
+        position, log_size = None, None
+        if self.merger.positions == "patches" and self.connector.one_per_patch and self.attention.readout == 1:
+            position = pick(source, *self._patch_positions(batch, visual))
+        if self.merger.proportional:
+            log_size = pick(source, torch.zeros_like(text[..., 0]), visual.size_BS.clamp(min=1).log().to(text.dtype))
+        return Sequence(x, mask, visual.x_BSD.shape[1], position, log_size)
+
+    def hidden(self, sequence: Sequence, cache: Any = None) -> Tensor:
+        """The language model's states, [K, L, D]."""
+        x, mask, _, position, log_size = sequence
+        return self.language.hidden(x, mask, position, cache, log_size)
+
+    def _patch_positions(self, batch: Batch, visual: Tokens) -> tuple[Tensor, Tensor]:
+        """Positions of the text's tokens and of the merged ones, as they would be had nothing been merged."""
+        rows, cols = self.vision.grid(*batch.frames_BTCHW.shape[-2:])
+        cell = (visual.yx_BS2 * visual.yx_BS2.new_tensor([rows, cols])).long()
+        place = visual.frame_BS * (rows * cols) + cell[..., 0].clamp(max=rows - 1) * cols + cell[..., 1].clamp(max=cols - 1)
+        at_K1 = batch.visual_at_K.unsqueeze(1)
+        video_K1 = (batch.frame_mask_BT.sum(1) * rows * cols)[batch.clip_K].unsqueeze(1)
+        counted = (batch.attention_mask_KS.cumsum(1) - 1).clamp(min=0)
+        after = torch.arange(counted.shape[1], device=counted.device) >= at_K1
+        return counted + video_K1 * after, at_K1 + place
 
     def targets(self, batch: Batch) -> Targets:
         """Logits for every token under ``loss_mask_KS``, from the hidden state one place before it.
 
         A token that directly follows the video is not scored: the place before it may be a padded frame.
         """
-        x, mask, num_visual = self.sequence(batch)
-        h = self.language.hidden(x, mask)
+        sequence = self.sequence(batch)
+        h, num_visual = self.hidden(sequence), sequence.visual
         place_KS = torch.arange(batch.input_ids_KS.shape[1], device=h.device).expand_as(batch.input_ids_KS)
         at = batch.visual_at_K.unsqueeze(1)
         scored = batch.loss_mask_KS & batch.attention_mask_KS & (place_KS > 0) & (place_KS != at)
@@ -133,18 +197,18 @@ def prefix_of(batch: Batch, text_KSD: Tensor) -> Prefix:
     return Prefix(text_KSD[:, :width], mask, batch.clip_K)
 
 
-def insert(
-    text_KSD: Tensor, text_mask_KS: Tensor, x_KVD: Tensor, mask_KV: Tensor, at_K: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Put the visual tokens of row k after its first ``at_K[k]`` text tokens: x [K, S+V, D], mask [K, S+V]."""
-    s, v = text_KSD.shape[1], x_KVD.shape[1]
-    place = torch.arange(s + v, device=text_KSD.device).expand(len(text_KSD), -1)
+def interleave(s: int, v: int, at_K: Tensor) -> Tensor:
+    """For every place of the laid-out row, its index in [text ‖ visual]: the first ``at_K[k]`` of ``s`` text tokens, then
+    the ``v`` visual ones, then the rest of the text. int64 [K, s + v]."""
+    place = torch.arange(s + v, device=at_K.device).expand(len(at_K), -1)
     at = at_K.unsqueeze(1)
-    # Index into [text ‖ visual]: text before the video, then the video, then the rest of the text.
-    source = torch.where(place < at, place, torch.where(place < at + v, s + place - at, place - v))
-    both = torch.cat([text_KSD, x_KVD.to(text_KSD.dtype)], 1)
-    mask = torch.cat([text_mask_KS, mask_KV], 1)
-    return both.gather(1, source.unsqueeze(-1).expand(-1, -1, both.shape[-1])), mask.gather(1, source)
+    return torch.where(place < at, place, torch.where(place < at + v, s + place - at, place - v))
+
+
+def pick(source_KL: Tensor, text_KS: Tensor, visual_KV: Tensor) -> Tensor:
+    """Lay out [K, S, ...] and [K, V, ...] as ``interleave`` says: [K, L, ...]."""
+    both = torch.cat([text_KS, visual_KV], 1)
+    return both.gather(1, source_KL.unflatten(1, (-1, *(1,) * (both.dim() - 2))).expand(-1, -1, *both.shape[2:]))
 
 
 def named_parts(model: VLM | Encoder) -> dict[str, list[tuple[str, nn.Parameter]]]:

@@ -10,7 +10,7 @@ from typing import Literal
 ROOMS: dict[str, frozenset[str]] = {
     "stage": frozenset({"model", "labels"}),
     "vision": frozenset({"weights"}),
-    "merger": frozenset({"dim"}),
+    "merger": frozenset({"needs_frames"}),
     "connector": frozenset({"dim", "text_dim", "query_dim", "grid"}),
     "attention": frozenset({"dim", "num_heads"}),
     "fusion": frozenset({"dim", "num_heads"}),

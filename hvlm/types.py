@@ -30,6 +30,7 @@ class Batch(NamedTuple):
     labels: per-patch targets of the vision stage, or None.
     rows: one plain dict per text row (sample key, question id, task, ...), for logging and scoring only.
     keys: the sample key of every clip (empty for a text), or None where nobody knows.
+    motion_BTYX: float32, how fast each patch moves (``hvlm.dataset._motion``); None where no room asked for it.
     """
 
     frames_BTCHW: Tensor
@@ -43,6 +44,7 @@ class Batch(NamedTuple):
     labels: dict[str, Tensor] | None = None
     rows: list[dict[str, Any]] | None = None
     keys: list[str] | None = None
+    motion_BTYX: Tensor | None = None
 
     @property
     def num_clips(self) -> int:
@@ -101,6 +103,28 @@ class Tokens(NamedTuple):
         )
 
 
+class Wants(NamedTuple):
+    """What the later rooms want from the encoder beside patch features.
+
+    kv: every layer's keys and values. saliency: a score per patch, "attention" (of CLS in the last layer, or, without
+    CLS, what a patch receives from the others), "sharpness" (of its own attention) or "spectral" (of the pixels); None:
+    not. summaries: what each of the last so many layers says of a whole frame (CLS, or the patches' mean).
+    """
+
+    kv: bool = False
+    saliency: str | None = None
+    summaries: int = 0
+
+
+class Encoded(NamedTuple):
+    """What the encoder gives: tokens [B, T * N, dim], with ``saliency_BS`` if it was wanted; keys and values of every
+    layer, each [B * T, heads, (CLS +) N, d]; summary_BTLD, one row per wanted layer. None: not wanted."""
+
+    tokens: Tokens | None
+    kv: KV | None = None
+    summary_BTLD: Tensor | None = None
+
+
 class Patches(NamedTuple):
     """What vision (and the merger) hand to the connector.
 
@@ -111,12 +135,14 @@ class Patches(NamedTuple):
         keys and values of its patches: (z [F, Q, dim], with ``return_entropy=True`` the mean attention entropy in nats,
         else None). With ``index_F`` the queries are for those frames only; ``shallow=True`` uses the last layer alone.
         The field is None unless the connector asked for it (``wants_gaze``).
+    summary_BTLD: of whole frames, the last layers' (``wants_summaries`` of the connector), or None.
     """
 
     tokens: Tokens | None
     frame_time_BT: Tensor
     frame_mask_BT: Tensor
     gaze: Callable[..., Any] | None = None
+    summary_BTLD: Tensor | None = None
 
 
 class Prefix(NamedTuple):

@@ -12,8 +12,8 @@ from hvlm.errors import UserError
 from hvlm.generate import greedy
 from hvlm.language._chat import Chat
 from hvlm.look import CachedLook
-from hvlm.model import VLM
-from hvlm.types import Patches
+from hvlm.model import VLM, Sequence
+from hvlm.types import Patches, Wants
 
 
 class Watcher:
@@ -38,6 +38,8 @@ class Watcher:
             raise UserError(
                 "task=ask reads frame by frame: attention= must be none, with readout 1; others mix whole clips"
             )
+        if not model.merger.changes_nothing:
+            raise UserError("task=ask reads frame by frame: merger= must be none, others share tokens among all frames")
         if (question is not None) != (model.order == "question_first"):
             raise UserError(
                 "order=question_first: the question is needed before the first frame"
@@ -61,7 +63,7 @@ class Watcher:
         frames = frame_CHW.to(self.device)[None, None]
         time = torch.full((1, 1), float(self.frames), device=self.device)
         seen = torch.ones(1, 1, dtype=torch.bool, device=self.device)
-        tokens, kv = vision.encode(frames, time, seen, cache=True)
+        tokens, kv, _ = vision.encode(frames, time, seen, Wants(kv=True))
         patches = Patches(tokens, time, seen, CachedLook(vision, kv))
         token = connector.glance(patches, self.query, torch.zeros(1, dtype=torch.long, device=self.device), at=0)
         self.query = connector.llm_to_query(self.model.language.hidden(token, cache=self.cache))
@@ -81,7 +83,8 @@ class Watcher:
         before, self.cache = self.cache, copy.deepcopy(self.cache)
         newest = self._read(ids[at:])[:, -1]
         mask = torch.ones(1, self.cache.get_seq_length(), dtype=torch.bool, device=self.device)
-        written = greedy(self.model, self.chat, self.cache, newest, mask, max_new_tokens)
+        read = Sequence(newest[:, None], mask, self.frames)
+        written = greedy(self.model, self.chat, self.cache, newest, read, max_new_tokens)
         self.cache = before
         return self.chat.decode(written[0].tolist())
 

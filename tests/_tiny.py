@@ -54,6 +54,8 @@ class Variant(NamedTuple):
         small = {key: value for key, value in SIZES.items() if key in found}
         if "image_size" in found:
             small["image_size"] = 2 * found.get("patch_size", target(found).__dict__.get("patch_size", 16))
+        if found.get("motion") == "flow":  # what is read from files is tested where files are read
+            small["motion"] = "features"
         return found | small | dict(self.changes)
 
 
@@ -104,10 +106,14 @@ def cases() -> Iterator[Case]:
         for vision in variants("vision"):
             for connector in variants("connector"):
                 yield Case(order, (vision, connector))
-        for group in ("merger", "attention", "fusion", "adapter", "head"):
+        for group in ("attention", "fusion", "adapter", "head"):
             for variant in variants(group):
                 if variant.name != USUAL[group]:
                     yield Case(order, (variant,))
+    for merger in variants("merger"):  # what a merger does depends on the connector, not on the order
+        if merger.name != USUAL["merger"]:
+            yield Case("question_first", (merger,))
+            yield Case("video_first", (merger, Variant("connector", "patches"), Variant("vision", "dinov2_tiny")))
 
 
 @lru_cache

@@ -16,7 +16,7 @@ from torch import Tensor
 from hvlm import build
 from hvlm.checkpoint import load_into
 from hvlm.generate import generate, last_true
-from hvlm.model import VLM, insert
+from hvlm.model import VLM, interleave, pick
 from hvlm.types import Patches, Tokens
 
 CASES = [pytest.param(case, id=case.id) for case in cases()]
@@ -59,7 +59,7 @@ def test_shapes_and_masks(case: Case) -> None:
         assert (tokens.yx_BS2[row][seen] >= 0).all() and (tokens.yx_BS2[row][seen] <= 1).all()
         assert (tokens.size_BS[row][seen] >= 1).all()
 
-    x, mask, places = vlm.sequence(batch)
+    x, mask, places, *_ = vlm.sequence(batch)
     assert x.shape == (k, s + v, dim) and mask.shape == (k, s + v) and places == v
     assert torch.equal(mask.sum(1), batch.attention_mask_KS.sum(1) + tokens.mask_BS.sum(1))
 
@@ -195,7 +195,9 @@ def visual(frames: int, per_frame: tuple[int, int] = (2, 2), seed: int = 0, padd
     x = torch.cat([torch.randn(1, frames, n, DIM, generator=g), torch.randn(1, t - frames, n, DIM, generator=g)], 1)
     time = (torch.arange(t)[None] + 0.5) / 4
     mask = torch.arange(t)[None] < frames
-    return Patches(Tokens.of_frames(x, time, mask, per_frame), time, mask)
+    tokens = Tokens.of_frames(x, time, mask, per_frame)
+    score = (torch.arange(t * n)[None] * 37 % 101) / 101
+    return Patches(tokens._replace(saliency_BS=score, motion_BS=1 - score), time, mask)
 
 
 def moved(room: torch.nn.Module) -> torch.nn.Module:
@@ -208,7 +210,7 @@ def moved(room: torch.nn.Module) -> torch.nn.Module:
 @pytest.mark.parametrize("variant", params("merger"))
 def test_merger(variant: Variant) -> None:
     """Sizes sum to the tokens that came in (a room that drops tokens says so with ``drops``); nobody sees padding."""
-    room = moved(build.room(variant.settings, dim=DIM))
+    room = moved(build.room(variant.settings))
     came = visual(3)
     out = room(came)
     b, s, _ = out.tokens.x_BSD.shape
@@ -286,7 +288,8 @@ def greedy(vlm: VLM, item, num_tokens: int) -> str:
     for _ in range(num_tokens):
         ids = torch.cat([batch.input_ids_KS[:, :prompt], torch.tensor([written], dtype=torch.int64)], 1)
         mask = torch.ones_like(ids, dtype=torch.bool)
-        x, mask = insert(vlm.language.embed(ids), mask, visual.x_BSD, visual.mask_BS, batch.visual_at_K)
+        source = interleave(ids.shape[1], visual.x_BSD.shape[1], batch.visual_at_K)
+        x, mask = pick(source, vlm.language.embed(ids), visual.x_BSD), pick(source, mask, visual.mask_BS)
         token = int(vlm.head(vlm.language.hidden(x, mask)[:, -1], vlm.language).argmax())
         if token == chat().end_id:
             break

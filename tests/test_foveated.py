@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hvlm.functional import attention_weights, join_heads, split_heads
 from hvlm.model import VLM
+from hvlm.types import Wants
 
 ORDERS = ("video_first", "question_first")
 ENCODERS = ("convvit", "dinov2_tiny")
@@ -61,7 +62,7 @@ def test_in_the_published_order_the_coarse_pass_knows_no_text() -> None:
     vlm = foveated()
     batch = batch_of(*two_clips(vlm), size=side(vlm))
     with torch.no_grad(), vlm.connector.using("coarse"):
-        x, mask, v = vlm.sequence(batch)
+        x, mask, v, *_ = vlm.sequence(batch)
         torch.testing.assert_close(
             vlm.language.hidden(x, mask)[:, :v], vlm.language.hidden(x[:, :v], mask[:, :v]), **CLOSE
         )
@@ -74,7 +75,7 @@ def test_a_shallow_look_is_one_cross_attention(vision: str) -> None:
     batch = batch_of(clip(5, 3, ASKED[:1], vlm.order, side(vlm)), size=side(vlm))
     query = torch.randn(3, 2, room.query_dim)
     with torch.no_grad():
-        _, kv = room.encode(batch.frames_BTCHW, batch.frame_time_BT, batch.frame_mask_BT, cache=True)
+        _, kv, _ = room.encode(batch.frames_BTCHW, batch.frame_time_BT, batch.frame_mask_BT, Wants(kv=True))
         k, v = kv[-1]
         weights = attention_weights(split_heads(query @ room.query.query_in.weight.T, room.num_heads), k)
         norm = room.norm if vision == "convvit" else room.model.layernorm

@@ -7,6 +7,7 @@ from _tiny import Case, Variant, batch_of, model, side, two_clips
 from hvlm import chain
 from hvlm.errors import UserError
 from hvlm.frozen import FrozenFeatures, plan
+from hvlm.types import Wants
 
 KINDS = [Variant("connector", "foveated"), Variant("connector", "foveated", (("depth", "shallow"),)),
          Variant("connector", "mean"), Variant("connector", "patches")]  # fmt: skip
@@ -20,7 +21,7 @@ def test_equals_encoding_anew(connector, vision):
     with torch.no_grad():
         expected = vlm.targets(batch).logits_MV
         c = vlm.connector
-        vlm.features = FrozenFeatures(vlm.vision, c.wants_gaze, c.wants_patches, getattr(c, "shallow", False))
+        vlm.features = FrozenFeatures(vlm.vision, vlm.wants(), vlm.wants_patches, getattr(c, "shallow", False))
         first = vlm.targets(batch).logits_MV
         calls = []
         vlm.vision.encode = lambda *_, **__: calls.append(1)
@@ -39,14 +40,14 @@ def test_gradients_reach_the_query_but_not_the_encoder():
     vlm.vision.requires_grad_(False)
     vlm.vision.query.requires_grad_(True)
     batch = batch_of(*two_clips(vlm), size=side(vlm))
-    vlm.features = FrozenFeatures(vlm.vision, True, False)
+    vlm.features = FrozenFeatures(vlm.vision, Wants(kv=True), False)
     vlm.targets(batch).logits_MV.logsumexp(-1).sum().backward()
     assert vlm.connector.llm_to_query.weight.grad.abs().sum() > 0
     assert vlm.vision.query.query_in.weight.grad.abs().sum() > 0
 
 
 def test_too_large_is_refused_with_the_size():
-    features = FrozenFeatures(model(Case("question_first", ())).vision, True, True)
+    features = FrozenFeatures(model(Case("question_first", ())).vision, Wants(kv=True), True)
     assert "10 clips of 8 frames" in plan(features, 10, 8, 1.0)
     with pytest.raises(UserError, match=r"cache_gb=0.001: 1000 clips of 8 frames at .* MB need .* GB; raise it"):
         plan(features, 1000, 8, 0.001)

@@ -12,8 +12,8 @@ from hvlm.connector._project import Projector, Standardise
 from hvlm.connector.foveated import rank_within
 from hvlm.connector.patches import fold
 from hvlm.errors import UserError
-from hvlm.model import VLM, insert, named_parts, prefix_of
-from hvlm.types import Patches, Tokens
+from hvlm.model import VLM, interleave, named_parts, pick, prefix_of
+from hvlm.types import Patches, Tokens, Wants
 
 ORDERS = ["question_first", "video_first"]
 
@@ -38,7 +38,7 @@ def foveated_by_hand(vlm: VLM, batch, row: int) -> Tensor:
     valid = batch.frame_mask_BT[clip_index]
     frames = batch.frames_BTCHW[clip_index][valid][None]
     t = frames.shape[1]
-    _, kv = vlm.vision.encode(frames, torch.zeros(1, t), torch.ones(1, t, dtype=torch.bool), cache=True)
+    _, kv, _ = vlm.vision.encode(frames, torch.zeros(1, t), torch.ones(1, t, dtype=torch.bool), Wants(kv=True))
     connector = vlm.connector
     coarse = [look(vlm, kv, i, connector.q_static[0], "coarse") for i in range(t)]
     before = int(batch.visual_at_K[row])
@@ -74,7 +74,7 @@ def test_the_coarse_pass_alone_equals_the_visual_places_of_the_run_with_text() -
     batch = batch_of(*two_clips(vlm), size=side(vlm))
     text = vlm.language.embed(batch.input_ids_KS)
     visual = vlm.visual_tokens(batch, text)
-    x, mask, v = vlm.sequence(batch)
+    x, mask, v, *_ = vlm.sequence(batch)
     with_text = vlm.language.hidden(x, mask)[:, :v]
     alone = vlm.language.hidden(visual.x_BSD, visual.mask_BS)
     torch.testing.assert_close(with_text[visual.mask_BS], alone[visual.mask_BS], rtol=0, atol=1e-5)
@@ -135,13 +135,14 @@ def test_rank_within() -> None:
 # ---------------------------------------------------------------------------------------------------- sequence and loss
 
 
-def test_insert_is_what_lists_would_do() -> None:
+def test_laying_out_is_what_lists_would_do() -> None:
     g = torch.Generator().manual_seed(0)
     k, s, v, d = 4, 5, 3, 2
     text, visual = torch.randn(k, s, d, generator=g), torch.randn(k, v, d, generator=g)
     text_mask, visual_mask = torch.rand(k, s, generator=g) > 0.4, torch.rand(k, v, generator=g) > 0.4
     at = torch.tensor([0, 2, 5, 3])
-    x, mask = insert(text, text_mask, visual, visual_mask, at)
+    source = interleave(s, v, at)
+    x, mask = pick(source, text, visual), pick(source, text_mask, visual_mask)
     for row, place in enumerate(at.tolist()):
         expected = torch.cat([text[row, :place], visual[row], text[row, place:]])
         expected_mask = torch.cat([text_mask[row, :place], visual_mask[row], text_mask[row, place:]])

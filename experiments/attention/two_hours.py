@@ -69,7 +69,7 @@ def measure(update: str, frames: int) -> dict[str, float]:
         nonlocal memory
         clip = torch.from_numpy(np.stack([next(stream) for _ in range(FRAMES_A_SEGMENT)]))[None]
         time_BT, mask_BT = torch.zeros(1, FRAMES_A_SEGMENT), torch.ones(1, FRAMES_A_SEGMENT, dtype=torch.bool)
-        tokens, _ = encoder.encode(clip, time_BT, mask_BT)
+        tokens = encoder.encode(clip, time_BT, mask_BT).tokens
         _, memory = room.step(tokens.x_BSD, real, memory)
 
     for _ in range(4):  # the memory is full, and everything has been allocated once

@@ -44,7 +44,8 @@ class Foveated(nn.Module):
     Queries start with standard deviation 1: at 0.02 all queries read the same average (attention entropy ln N).
     """
 
-    wants_gaze, wants_patches = True, False
+    wants_gaze, wants_patches, wants_summaries = True, False, 0
+    one_per_patch, needs_frames = False, True
 
     def __init__(
         self,

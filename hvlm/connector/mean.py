@@ -14,7 +14,8 @@ from hvlm.types import Patches, Prefix, Tokens
 class Mean(nn.Module):
     """v_t = P(Σ_n s_n x_tn / Σ_n s_n), s the number of patches merged into each token. Blind to the question."""
 
-    wants_gaze, wants_patches = False, True
+    wants_gaze, wants_patches, wants_summaries = False, True, 0
+    one_per_patch, needs_frames = False, True
 
     def __init__(
         self,

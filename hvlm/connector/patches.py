@@ -13,7 +13,8 @@ from hvlm.types import Patches, Prefix, Tokens
 class DensePatches(nn.Module):
     """v = P(x) per patch. ``shuffle=r`` first folds r × r neighbouring patches into one token of r² times the width."""
 
-    wants_gaze, wants_patches = False, True
+    wants_gaze, wants_patches, wants_summaries = False, True, 0
+    needs_frames = False
 
     def __init__(
         self,
@@ -30,6 +31,7 @@ class DensePatches(nn.Module):
         if shuffle < 1 or grid[0] % shuffle or grid[1] % shuffle:
             raise ValueError(f"connector.shuffle={shuffle}: must divide the {grid[0]} x {grid[1]} patch grid")
         self.shuffle, self.grid = shuffle, grid
+        self.one_per_patch = shuffle == 1
         self.project = Projector(dim * shuffle * shuffle, text_dim, projector, visual_scale, standardise)
 
     def forward(self, patches: Patches, language: nn.Module, prefix: Prefix | None) -> tuple[Tokens, bool]:

@@ -120,6 +120,7 @@ class SmolLM2(nn.Module):
         mask_KS: Tensor | None = None,
         position_KS: Tensor | None = None,
         cache: Cache | None = None,
+        log_size_KS: Tensor | None = None,
     ) -> Tensor:
         """Embeddings -> states after the final norm, [K, S, dim]. Position s sees the valid positions up to itself.
 
@@ -127,17 +128,26 @@ class SmolLM2(nn.Module):
             were not there. None: everything is valid. With a ``cache`` it covers what is in the cache, too: [K, P + S].
         position_KS: int64 positions of the S new tokens; by default the number of valid tokens before each.
         cache: a transformers cache, read and extended; None computes the whole sequence at once.
+        log_size_KS: float, added to the attention scores of each position: ToMe's proportional attention, in which a
+            merged token counts as often as the tokens that it stands for. Shape as ``mask_KS``; it costs the plain causal
+            attention's speed.
         """
         rows, new, _ = x_KSD.shape
         past = 0 if cache is None else cache.get_seq_length()
         if mask_KS is not None and mask_KS.shape != (rows, past + new):
             raise ValueError(f"mask {tuple(mask_KS.shape)}: expected ({rows}, {past} cached + {new} new positions)")
-        if mask_KS is None or mask_KS.all():
-            seen = None  # plain causal: transformers and the attention know how to do that without a mask
+        if log_size_KS is None and (mask_KS is None or mask_KS.all()):
+            # Plain causal: transformers and the attention know how to do that without a mask. (Where positions leap and
+            # no mask says that all is one sequence, transformers takes them for several packed ones.)
+            seen = None if position_KS is None else x_KSD.new_ones(rows, past + new, dtype=torch.bool)
         else:
+            if mask_KS is None:
+                mask_KS = torch.ones(rows, past + new, dtype=torch.bool, device=x_KSD.device)
             if position_KS is None:
                 position_KS = (mask_KS.cumsum(1) - 1).clamp(min=0)[:, past:]
             seen = _visible(mask_KS, past)
+            if log_size_KS is not None:
+                seen = torch.where(seen, log_size_KS[:, None, None, :].float(), torch.finfo(torch.float32).min)
         if position_KS is None:
             position_KS = torch.arange(past, past + new, device=x_KSD.device).unsqueeze(0)
         output = self.model.model(

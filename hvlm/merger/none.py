@@ -11,6 +11,8 @@ class NoMerger(nn.Module):
     """Patches -> Patches, unchanged."""
 
     changes_nothing = True
+    wants_saliency, wants_flow = None, False
+    proportional, positions = False, "packed"
 
     def forward(self, patches: Patches) -> Patches:
         return patches

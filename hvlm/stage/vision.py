@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hvlm.stage._base import Stage
-from hvlm.types import Batch
+from hvlm.types import Batch, Wants
 
 
 class VisionPretraining(Stage):
@@ -64,10 +64,10 @@ class VisionPretraining(Stage):
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         if self.model.features is not None:
-            tokens, kv = self.model.features.encode(batch)
+            tokens, kv, _ = self.model.features.encode(batch)
         else:
             frames = (batch.frames_BTCHW, batch.frame_time_BT, batch.frame_mask_BT)
-            tokens, kv = self.model.vision.encode(*frames, cache=True)
+            tokens, kv, _ = self.model.vision.encode(*frames, Wants(kv=True))
         b, t = batch.frame_mask_BT.shape
         rows, cols = self.model.vision.grid(*batch.frames_BTCHW.shape[-2:])
         logits = self.patch_heads(tokens.x_BSD).float()

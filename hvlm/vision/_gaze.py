@@ -12,12 +12,34 @@ each other. Per query and layer this costs 10 D^2 + 2 N D multiplications: next 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hvlm.functional import attend, attention_entropy, attention_weights, join_heads, split_heads
+from hvlm.merging import Assignment
 from hvlm.types import KV
+
+
+class MergedKeys(NamedTuple):
+    """Keys that stand for several patches: ToMe's proportional attention, softmax(q k^T / sqrt(d) + log size).
+
+    to: which of a frame's patches went where. log_size_FN: float, log of the number of patches behind each key (0 for
+    CLS, which comes first), -inf for padding.
+    """
+
+    to: Assignment
+    log_size_FN: Tensor
+
+    def spread(self, weights: Tensor) -> Tensor:
+        """Attention [layers, F, Q, keys] on patches instead of merged keys: each patch an equal part of its key's."""
+        others = weights.shape[-1] - self.to.mask_BM.shape[1]  # CLS
+        layers, f, q, _ = weights.shape
+        size = self.log_size_FN.exp().clamp(min=1e-12)[:, None]
+        each = (weights / size)[..., others:].permute(1, 3, 0, 2).flatten(2)
+        patches = self.to.unmerge(each).unflatten(2, (layers, q)).permute(2, 0, 3, 1)
+        return torch.cat([weights[..., :others], patches], -1)
 
 
 class Gaze(nn.Module):
@@ -43,6 +65,7 @@ class Gaze(nn.Module):
         finish: Callable[[nn.Module, Tensor, Tensor], Tensor],
         shallow: bool = False,
         return_entropy: bool = False,
+        merged: MergedKeys | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """(z [F, Q, dim], entropy or None) for Q queries [F, Q, query_dim] on each of F frames.
 
@@ -52,20 +75,21 @@ class Gaze(nn.Module):
         shallow: fVLM's ablation: one cross-attention of W_in q over the last layer's keys and values, nothing else.
         return_entropy: also give the mean entropy of the attention over layers, heads and queries (nats, no gradient);
             near ln(number of keys) the queries look at everything alike.
+        merged: where a merger joined patches, what stands behind each key.
         """
         u = self.query_in(query_FQD)
+        bias = None if merged is None else merged.log_size_FN[:, None, None, :]
         looks: list[tuple[Tensor, Tensor]] = []  # queries and keys of each layer
         if shallow:
             k, v = kv[-1]
             looks.append((split_heads(u, k.shape[1]), k))
-            u = join_heads(attend(*looks[0], v))
+            u = join_heads(attend(*looks[0], v, bias))
         else:
             for layer, (k, v) in zip(layers, kv, strict=True):
                 looks.append((project(layer, u), k))
-                u = finish(layer, u, join_heads(attend(*looks[-1], v)))
+                u = finish(layer, u, join_heads(attend(*looks[-1], v, bias)))
         if self.record is not None:
-            self.record.append(
-                torch.stack([attention_weights(q.float(), k.float()).mean(1) for q, k in looks]).detach()
-            )
-        entropy = torch.stack([attention_entropy(q, k) for q, k in looks]).mean() if return_entropy else None
+            weights = torch.stack([attention_weights(q.float(), k.float(), bias).mean(1) for q, k in looks]).detach()
+            self.record.append(weights if merged is None else merged.spread(weights))
+        entropy = torch.stack([attention_entropy(q, k, bias) for q, k in looks]).mean() if return_entropy else None
         return self.query_out(norm(u)), entropy

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from hvlm.functional import attend, join_heads, split_heads
 from hvlm.pixels import IMAGENET_MEAN, IMAGENET_STD
-from hvlm.types import KV, Tokens
-from hvlm.vision._gaze import Gaze
+from hvlm.types import KV, Encoded, Tokens, Wants
+from hvlm.vision._gaze import Gaze, MergedKeys
+from hvlm.vision._saliency import saliency_of
 
 
 class Block(nn.Module):
@@ -91,9 +92,10 @@ class ConvViT(nn.Module):
         return height // self.patch_size, width // self.patch_size
 
     def encode(
-        self, frames_BTCHW: Tensor, time_BT: Tensor, mask_BT: Tensor, cache: bool = False
-    ) -> tuple[Tokens, KV | None]:
-        """Tokens [B, T·N, dim], and with ``cache`` every layer's (k, v), each [B·T, heads, N, d].
+        self, frames_BTCHW: Tensor, time_BT: Tensor, mask_BT: Tensor, wants: Wants = Wants()
+    ) -> Encoded:
+        """Tokens [B, T·N, dim] and what else is wanted; keys and values are [B·T, heads, N, d], and a layer's summary
+        of a frame is the mean of its patches.
 
         frames_BTCHW: uint8, or floating point and then normalised already.
         """
@@ -103,22 +105,33 @@ class ConvViT(nn.Module):
         x = frames_BTCHW
         if not x.is_floating_point():
             x = (x.float() / 255.0 - self.mean) / self.std
-        x = self.stem(x.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+        pixels = x.flatten(0, 1)
+        x = self.stem(pixels.contiguous(memory_format=torch.channels_last))
         x = (x + self._positions(*x.shape[-2:])).flatten(2).transpose(1, 2)
         kv: KV = []
+        states = [x]
         for layer in self.layers:
             x, keys_values = layer(x)
             kv.append(keys_values)
-        x = self.norm(x)
+            states.append(x)
         grid = self.grid(height, width)
-        return Tokens.of_frames(x.unflatten(0, (b, t)), time_BT, mask_BT, grid), kv if cache else None
+        tokens = Tokens.of_frames(self.norm(x).unflatten(0, (b, t)), time_BT, mask_BT, grid)
+        if wants.saliency:
+            score_FN = saliency_of(wants.saliency, pixels, self.layers[-1].project(states[-2]), kv[-1][0], grid)
+            tokens = tokens._replace(saliency_BS=score_FN.reshape(b, -1))
+        summary = None
+        if wants.summaries:
+            summary = torch.stack([h.mean(1) for h in states[-wants.summaries :]], 1).unflatten(0, (b, t))
+        return Encoded(tokens, kv if wants.kv else None, summary)
 
-    def gaze(self, query_FQD: Tensor, kv: KV, **how: bool) -> tuple[Tensor, Tensor | None]:
+    def gaze(
+        self, query_FQD: Tensor, kv: KV, merged: MergedKeys | None = None, **how: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """Read every frame with its queries: [F, Q, query_dim] -> (z [F, Q, dim], mean entropy in nats or None).
 
-        how: ``shallow``, ``return_entropy``, see ``Gaze``.
+        merged: what stands behind keys that were merged. how: ``shallow``, ``return_entropy``, see ``Gaze``.
         """
-        return self.query(query_FQD, kv, self.layers, self.norm, Block.project, Block.finish, **how)
+        return self.query(query_FQD, kv, self.layers, self.norm, Block.project, Block.finish, merged=merged, **how)
 
     def _positions(self, rows: int, cols: int) -> Tensor:
         if (rows, cols) == self.position.shape[-2:]:

@@ -15,8 +15,9 @@ from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer
 from hvlm.errors import UserError
 from hvlm.functional import attend, join_heads, split_heads
 from hvlm.pixels import IMAGENET_MEAN, IMAGENET_STD
-from hvlm.types import KV, Tokens
-from hvlm.vision._gaze import Gaze
+from hvlm.types import KV, Encoded, Tokens, Wants
+from hvlm.vision._gaze import Gaze, MergedKeys
+from hvlm.vision._saliency import saliency_of
 from hvlm.vision._weights import dinov2_folder, load_into, read_config
 
 SETTINGS = {  # in the source's config.json -> here
@@ -90,9 +91,10 @@ class Dinov2(nn.Module):
         return height // self.patch_size, width // self.patch_size
 
     def encode(
-        self, frames_BTCHW: Tensor, time_BT: Tensor, mask_BT: Tensor, cache: bool = False
-    ) -> tuple[Tokens, KV | None]:
-        """Tokens [B, T * N, dim] in time order, and with ``cache`` every layer's (k, v), each [B * T, heads, 1 + N, d].
+        self, frames_BTCHW: Tensor, time_BT: Tensor, mask_BT: Tensor, wants: Wants = Wants()
+    ) -> Encoded:
+        """Tokens [B, T * N, dim] in time order and what else is wanted; keys and values are [B * T, heads, 1 + N, d], and
+        a layer's summary of a frame is its CLS token, before the last normalisation.
 
         frames_BTCHW: uint8, or floating point and then normalised already. time_BT: seconds. mask_BT: bool, False for
             padding (encoded like the rest, and marked).
@@ -100,25 +102,39 @@ class Dinov2(nn.Module):
         b, t, _, height, width = frames_BTCHW.shape
         grid = self.grid(height, width)
         x = frames_BTCHW.flatten(0, 1)
-        h = self.model.embeddings(x if x.is_floating_point() else (x.float() - self.mean) / self.std)
+        pixels = x if x.is_floating_point() else (x.float() - self.mean) / self.std
+        h = self.model.embeddings(pixels)
         kv: KV = []
-        for layer in self.model.encoder.layer:
+        summaries = [h[:, 0]]
+        layers = self.model.encoder.layer
+        for i, layer in enumerate(layers):
+            if wants.saliency and i == len(layers) - 1:
+                query = _project_query(layer, h)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 h, k, v = checkpoint(_forward, layer, h, use_reentrant=False)
             else:
                 h, k, v = _forward(layer, h)
-            if cache:
+            if wants.kv:
                 kv.append((k, v))
+            summaries.append(h[:, 0])
         x = self.model.layernorm(h)[:, 1:]
-        return Tokens.of_frames(x.unflatten(0, (b, t)), time_BT, mask_BT, grid), kv if cache else None
+        tokens = Tokens.of_frames(x.unflatten(0, (b, t)), time_BT, mask_BT, grid)
+        if wants.saliency:
+            tokens = tokens._replace(saliency_BS=saliency_of(wants.saliency, pixels, query, k, grid).reshape(b, -1))
+        summary = None
+        if wants.summaries:
+            summary = torch.stack(summaries[-wants.summaries :], 1).unflatten(0, (b, t))
+        return Encoded(tokens, kv if wants.kv else None, summary)
 
-    def gaze(self, query_FQD: Tensor, kv: KV, **how: bool) -> tuple[Tensor, Tensor | None]:
+    def gaze(
+        self, query_FQD: Tensor, kv: KV, merged: MergedKeys | None = None, **how: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """Read every frame with its queries: [F, Q, query_dim] -> (z [F, Q, dim], mean entropy in nats or None).
 
-        how: ``shallow``, ``return_entropy``, see ``Gaze``.
+        merged: what stands behind keys that were merged. how: ``shallow``, ``return_entropy``, see ``Gaze``.
         """
         layers, norm = self.model.encoder.layer, self.model.layernorm
-        return self.query(query_FQD, kv, layers, norm, _project_query, _finish, **how)
+        return self.query(query_FQD, kv, layers, norm, _project_query, _finish, merged=merged, **how)
 
 
 # One layer, h + LS1(W_O attn(LN1 h)), then + LS2(MLP(LN2 h)), in the pieces that patches and queries share.

@@ -1,0 +1,148 @@
+"""What all mergers share: the budget, applying what was chosen to tokens and to the gaze, and what is remembered of it."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hvlm.merger._scores import View
+from hvlm.merging import Assignment, in_time_order, round_half_up
+from hvlm.types import Patches
+
+Scope = Literal["auto", "video", "frame"]
+Positions = Literal["patches", "packed"]
+
+
+class Choice(NamedTuple):
+    """roots_BS: int64 [B, T * N], see ``hvlm.merging``. weight_BS: float, how much each patch counts in the mean of its
+    token; None: all alike."""
+
+    roots_BS: Tensor
+    weight_BS: Tensor | None = None
+
+
+class MergerRoom(nn.Module):
+    """Patches -> fewer of them, an exact number for each clip, in time order.
+
+    keep: share of a clip's patches that stays, rounded to whole tokens and never below one a frame. tokens: their
+        number, in place of ``keep``.
+    scope: ``frame`` merges within frames only; ``video`` across them, too; ``auto`` is video where the connector allows it
+        (foveated and mean read frame by frame and do not).
+    proportional: the language model's attention counts a merged token as often as it has patches (+ log size): ToMe's
+        proportional attention. The foveated gaze always does. It costs the language model its plain causal attention.
+    positions: ``patches``, merged tokens keep the positions that their patches would have had in the language model;
+        ``packed``, they are counted through. (For connectors that make one token of each patch.)
+
+    A variant says which patch stands for which (``choose``). ``drops``: what is not kept is lost, and
+    sizes do not add up. ``chosen``: the last batch's assignment and budgets, for pictures and tests.
+    """
+
+    changes_nothing = False
+    drops = False
+    wants_saliency: str | None = None
+    wants_flow = False
+
+    def __init__(
+        self,
+        keep: float = 0.25,
+        tokens: int | None = None,
+        scope: Scope = "auto",
+        proportional: bool = False,
+        positions: Positions = "patches",
+        *,
+        needs_frames: bool = False,
+    ):
+        super().__init__()
+        if not 0 < keep <= 1:
+            raise ValueError(f"merger.keep={keep}: expected a share between 0 and 1")
+        if tokens is not None and tokens < 1:
+            raise ValueError(f"merger.tokens={tokens}: expected a number of tokens for each clip, or null for keep")
+        if scope not in ("auto", "video", "frame"):
+            raise ValueError(f"merger.scope={scope!r}: expected auto, video or frame")
+        if positions not in ("patches", "packed"):
+            raise ValueError(f"merger.positions={positions!r}: expected patches or packed")
+        if scope == "video" and needs_frames:
+            raise ValueError("merger.scope=video: this connector reads every frame by itself; use scope=frame or auto")
+        self.keep, self.tokens, self.proportional, self.positions = keep, tokens, proportional, positions
+        self.per_frame = needs_frames or scope == "frame"
+        self.chosen: Chosen | None = None
+
+    def choose(self, view: View) -> Choice:
+        """Which patch stands for which. Called without gradients and without autocast."""
+        raise NotImplementedError
+
+    def least(self) -> int:
+        """Patches of every frame that stay at least."""
+        return 1
+
+    def budget(self, mask_BT: Tensor, patches: int) -> Tensor:
+        """Tokens of each clip, int64 [B]: at least one a frame, at most all."""
+        frames = mask_BT.sum(1)
+        wanted = torch.full_like(frames, self.tokens) if self.tokens else round_half_up(self.keep * frames * patches)
+        return torch.minimum(torch.maximum(wanted, frames), frames * patches)
+
+    def forward(self, patches: Patches) -> Patches:
+        tokens, mask_BT = patches.tokens, patches.frame_mask_BT
+        b, t = mask_BT.shape
+        n = tokens.x_BSD.shape[1] // t
+
+        def by_frame(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.detach().float().unflatten(1, (t, n))
+
+        view = View(
+            by_frame(tokens.x_BSD), mask_BT, by_frame(tokens.saliency_BS), by_frame(tokens.motion_BS),
+            self.budget(mask_BT, n), self.least(),
+        )  # fmt: skip
+        with torch.no_grad(), torch.autocast(tokens.x_BSD.device.type, enabled=False):
+            roots, weight = self.choose(view)
+        weight = tokens.size_BS if weight is None else weight * tokens.size_BS
+        to = Assignment.of_roots(roots, tokens.mask_BS, weight)
+        merged = to.tokens(tokens, sizes_add=not self.drops)
+        if not self.per_frame:
+            merged = in_time_order(merged)
+        self.chosen = Chosen(roots, to, b, t, n)
+        gaze = patches.gaze
+        if gaze is not None:
+            gaze = gaze.merged(frame_by_frame(to, mask_BT, n))
+        return patches._replace(tokens=merged, gaze=gaze)
+
+
+class Chosen(NamedTuple):
+    """roots_BS, the assignment, and the shape [B, T, N] of the patches."""
+
+    roots_BS: Tensor
+    to: Assignment
+    b: int
+    t: int
+    n: int
+
+    def kept_BT(self) -> Tensor:
+        """How many patches of each frame stand for themselves (and others)."""
+        own = self.roots_BS == torch.arange(self.t * self.n, device=self.roots_BS.device)
+        return own.unflatten(1, (self.t, self.n)).sum(-1)
+
+
+def frame_by_frame(to: Assignment, mask_BT: Tensor, n: int) -> Assignment:
+    """An assignment that stays within frames, as one for each of B * T frames: [F, N] -> [F, M].
+
+    A padded frame keeps one token for all its patches, so that a query finds something to look at there.
+    """
+    b, t = mask_BT.shape
+    m = to.mask_BM.shape[1]
+    goes = (to.to_BS < m).unflatten(1, (t, n))
+    target = to.to_BS.unflatten(1, (t, n))
+    # Destinations of a frame are neighbours, for they stand in the order of their roots.
+    first = torch.where(goes, target, m).amin(-1, keepdim=True)
+    local = torch.where(goes, target - first, -1)
+    count = local.amax(-1) + 1
+    count = torch.where(mask_BT, count, 1)
+    local = torch.where(mask_BT.unsqueeze(-1), local, 0)
+    most = int(count.max())
+    weight = torch.where(mask_BT.unsqueeze(-1), to.weight_BS.unflatten(1, (t, n)), 1.0)
+    return Assignment(
+        torch.where(local < 0, most, local).flatten(0, 1),
+        weight.flatten(0, 1),
+        torch.arange(most, device=mask_BT.device) < count.flatten().unsqueeze(1),
+    )

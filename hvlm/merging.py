@@ -1,0 +1,249 @@
+"""Merging tokens, as pure functions: which token goes where, applied to anything that has the same token axis.
+
+Choosing is done without gradients and speaks in *roots*: root_BS[b, s] is the place of the token that stands for token
+s (its own place: it is kept; -1: it is dropped). Roots of several rounds compose. :class:`Assignment` is the same thing
+ready to be applied, differentiable through what it is applied to and through its weights.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hvlm.types import Tokens
+
+_BLOCK = 1 << 20  # scores of a block of sources: 4 MB, so that their maximum is taken while they are in the cache
+
+
+class Assignment(NamedTuple):
+    """S tokens to M of them.
+
+    to_BS: int64, the destination of each token; M for none (padding, or dropped). weight_BS: float, its weight in the
+    mean of its destination. mask_BM: bool, which destinations exist (they come first).
+    """
+
+    to_BS: Tensor
+    weight_BS: Tensor
+    mask_BM: Tensor
+
+    @classmethod
+    def of_roots(cls, root_BS: Tensor, mask_BS: Tensor, weight_BS: Tensor) -> Assignment:
+        """Destinations stand in the order of their roots. mask_BS: which tokens are real (others go nowhere)."""
+        b, s = root_BS.shape
+        kept = (root_BS == torch.arange(s, device=root_BS.device)) & mask_BS
+        count = kept.sum(1)
+        m = int(count.max())
+        place = kept.cumsum(1) - 1
+        goes = mask_BS & (root_BS >= 0)
+        to = torch.where(goes, place.gather(1, root_BS.clamp(min=0)), m)
+        return cls(to, weight_BS, torch.arange(m, device=root_BS.device) < count.unsqueeze(1))
+
+    def sum(self, x_BSD: Tensor) -> Tensor:
+        """Sums over the tokens of each destination, [B, S, ...] -> [B, M, ...]."""
+        b, s = self.to_BS.shape
+        m = self.mask_BM.shape[1]
+        flat = (self.to_BS + torch.arange(b, device=self.to_BS.device).unsqueeze(1) * (m + 1)).flatten()
+        out = x_BSD.new_zeros(b * (m + 1), *x_BSD.shape[2:]).index_add(0, flat, x_BSD.flatten(0, 1))
+        return out.unflatten(0, (b, m + 1))[:, :m]
+
+    def merge(self, x_BSD: Tensor) -> Tensor:
+        """Weighted means, sum_s w_s x_s / sum_s w_s; zero where there is no destination."""
+        weight = self.weight_BS.to(x_BSD.dtype)
+        total = self.sum(weight)
+        total = torch.where(total > 0, total, 1)
+        extra = (1,) * (x_BSD.dim() - 2)
+        return self.sum(x_BSD * weight.unflatten(1, (-1, *extra))) / total.unflatten(1, (-1, *extra))
+
+    def unmerge(self, y_BMD: Tensor) -> Tensor:
+        """Every token gets its destination's value, [B, M, ...] -> [B, S, ...]; zero for those that went nowhere."""
+        y = torch.cat([y_BMD, torch.zeros_like(y_BMD[:, :1])], 1)
+        index = self.to_BS.unflatten(1, (-1, *(1,) * (y.dim() - 2)))
+        return y.gather(1, index.expand(-1, -1, *y.shape[2:]))
+
+    def tokens(self, tokens: Tokens, sizes_add: bool = True) -> Tokens:
+        """The merged tokens: features by weight; times, frames and places as centroids weighted by size.
+
+        sizes_add: a destination is as large as its tokens together; False (droppers): as large as its root was, one.
+        """
+        goes = self.to_BS < self.mask_BM.shape[1]
+        size = tokens.size_BS * goes
+        centroids = self._replace(weight_BS=size)
+        x = self.merge(tokens.x_BSD.float())
+        number = {
+            "time_BS": centroids.merge(tokens.time_BS),
+            "frame_BS": centroids.merge(tokens.frame_BS.float()).round().long(),
+            "yx_BS2": centroids.merge(tokens.yx_BS2),
+        }
+        for name in ("saliency_BS", "motion_BS"):
+            if getattr(tokens, name) is not None:
+                number[name] = centroids.merge(getattr(tokens, name))
+        sizes = self.sum(size) if sizes_add else self.mask_BM.to(size.dtype)
+        return Tokens(x_BSD=x.to(tokens.x_BSD.dtype), size_BS=sizes, mask_BS=self.mask_BM, **number)
+
+
+def in_time_order(tokens: Tokens) -> Tokens:
+    """Sort every row by time; tokens of the same time keep their order, padding goes last."""
+    time = tokens.time_BS.masked_fill(~tokens.mask_BS, torch.inf)
+    order = time.argsort(dim=1, stable=True)
+
+    def sort(field: Tensor | None) -> Tensor | None:
+        if field is None:
+            return None
+        index = order.unflatten(1, (-1, *(1,) * (field.dim() - 2)))
+        return field.gather(1, index.expand(-1, -1, *field.shape[2:]))
+
+    return Tokens(*map(sort, tokens))
+
+
+# ------------------------------------------------------------------------------------------------------ bipartite matching
+
+
+@torch.no_grad()
+def bipartite(metric_BSD: Tensor, r_B: Tensor | int, mask_BS: Tensor | None = None) -> Tensor:
+    """One round of ToMe's bipartite soft matching (Bolya et al. 2023): roots [B, S], r tokens fewer.
+
+    Tokens at even places each find the most similar one at an odd place (cosine of ``metric``); the ``r`` most similar
+    pairs merge, several sources may share a destination. r: per row or for all, at most half of the row's tokens.
+    mask: padding behind the tokens. O(S² D / 4) operations; the scores are never held for all sources at once.
+    """
+    b, s, _ = metric_BSD.shape
+    device = metric_BSD.device
+    root = torch.arange(s, device=device).expand(b, s)
+    most = int(r_B) if isinstance(r_B, int) else int(r_B.max())
+    if most <= 0:
+        return root
+    sources, targets = metric_BSD[:, ::2], metric_BSD[:, 1::2]
+    # The length of a source does not change which target is nearest, so it is divided out of the maximum alone.
+    targets = targets / targets.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    absent = None if mask_BS is None else ~mask_BS[:, None, 1::2]
+    best, nearest = [], []
+    for part in sources.split(max(1, _BLOCK // max(1, b * targets.shape[1])), 1):
+        scores = part @ targets.transpose(1, 2)
+        if absent is not None:
+            scores = scores.masked_fill(absent, -torch.inf)
+        found = scores.max(-1)
+        best.append(found.values)
+        nearest.append(found.indices)
+    best_BA = torch.cat(best, 1) / sources.norm(dim=-1).clamp(min=1e-12)
+    if mask_BS is not None:
+        best_BA = best_BA.masked_fill(~mask_BS[:, ::2], -torch.inf)
+    chosen = best_BA.topk(most, 1).indices
+    into = 2 * torch.cat(nearest, 1).gather(1, chosen) + 1
+    if not isinstance(r_B, int):  # rows with fewer merges keep the rest of what topk gave
+        into = torch.where(torch.arange(most, device=device) < r_B.unsqueeze(1), into, 2 * chosen)
+    return root.scatter(1, 2 * chosen, into)
+
+
+@torch.no_grad()
+def bipartite_down_to(
+    x_BSD: Tensor, size_BS: Tensor, mask_BS: Tensor, target_B: Tensor, groups: int = 0
+) -> Tensor:
+    """Rounds of bipartite matching, each at most halving, until every row has ``target_B`` tokens: roots [B, S].
+
+    Between rounds tokens are size-weighted means and stand in the order of their roots. groups: compare the mean of so
+    many equal groups of channels instead of the channels themselves (LongVLM: 16 groups of 1,024 channels); 0: not.
+    """
+    b, s, _ = x_BSD.shape
+    root = torch.arange(s, device=x_BSD.device).repeat(b, 1)
+    at, x, size, mask = root, x_BSD, size_BS, mask_BS  # the tokens that are left, and where they stood
+    while True:
+        count = mask.sum(1)
+        r_B = torch.minimum(count // 2, (count - target_B).clamp(min=0))
+        if not r_B.any():
+            return root
+        metric = x.unflatten(-1, (groups, -1)).mean(-2) if groups else x
+        pairs = bipartite(metric, r_B, mask)
+        step = Assignment.of_roots(pairs, mask, size)
+        pair_of = at.gather(1, pairs)  # for the tokens that are left: the place in the whole row of what stands for them
+        root = torch.zeros_like(root).scatter(1, at, pair_of).gather(1, root)
+        kept = pairs == torch.arange(pairs.shape[1], device=x.device)
+        x, size = step.merge(x), step.sum(size)
+        at = at.gather(1, (~(kept & mask)).long().argsort(dim=1, stable=True)[:, : x.shape[1]])
+        mask = step.mask_BM
+
+
+# ----------------------------------------------------------------------------------------------------------------- budgets
+
+
+def round_half_up(x: Tensor) -> Tensor:
+    return (x + 0.5).floor().long()
+
+
+@torch.no_grad()
+def split_budget(score_BT: Tensor, mask_BT: Tensor, total_B: Tensor, least: int, most: int) -> Tensor:
+    """Share ``total_B`` tokens among frames in proportion to their scores: int64 [B, T], exact, zero for padding.
+
+    Every valid frame gets at least ``least`` and at most ``most``; what a full frame cannot take goes to the others.
+    Rounding by the largest remainder, ties to the earlier frame. A row of zero scores is shared evenly.
+    total must lie between least * frames and most * frames.
+    """
+    frames = mask_BT.sum(1)
+    if (total_B < least * frames).any() or (total_B > most * frames).any():
+        raise ValueError(f"{total_B.tolist()} tokens for {frames.tolist()} frames of {least} to {most}")
+    score = score_BT.double().clamp(min=0) * mask_BT
+    score = torch.where((score.sum(1, keepdim=True) > 0), score, mask_BT.double())
+    score = score + 1e-9 * score.amax(1, keepdim=True) * mask_BT  # frames without any score take what is left over
+    given = least * mask_BT.double()
+    room = (most - least) * mask_BT.double()
+    left = (total_B - least * frames).double()
+    share = torch.zeros_like(score)
+    for _ in range(mask_BT.shape[1]):  # each round fills at least one frame, or ends
+        open_ = score * (share < room)
+        rest = left - share.sum(1)
+        if not (rest > 1e-6).any():
+            break
+        add = rest.unsqueeze(1) * open_ / open_.sum(1, keepdim=True).clamp(min=1e-300)
+        share = torch.minimum(share + add, room)
+    whole = (share + 1e-9).floor()
+    short = (left - whole.sum(1)).round().long()
+    remainder = torch.where(whole < room, share - whole, -1.0)
+    rank = remainder.argsort(dim=1, descending=True, stable=True).argsort(1)
+    return (given + whole + (rank < short.unsqueeze(1))).long() * mask_BT
+
+
+@torch.no_grad()
+def best_of_each(score_BTN: Tensor, budget_BT: Tensor) -> Tensor:
+    """bool [B, T, N]: the ``budget`` highest scores of every frame, ties to the earlier place."""
+    rank = score_BTN.argsort(dim=-1, descending=True, stable=True).argsort(-1)
+    return rank < budget_BT.unsqueeze(-1)
+
+
+@torch.no_grad()
+def best_of_clip(score_BTN: Tensor, mask_BT: Tensor, total_B: Tensor, least: int) -> Tensor:
+    """bool [B, T, N]: the ``least`` highest scores of every valid frame, then the highest of the whole clip, ``total`` in
+    all; ties to the earlier place. The budget follows the scores: a frame has as many as it has high ones."""
+    first = best_of_each(score_BTN, least * mask_BT)
+    valid = mask_BT.unsqueeze(-1)
+    # Sorting in two steps: what is given anyway, then the rest by score, then padding.
+    order = score_BTN.flatten(1).argsort(dim=1, descending=True, stable=True)
+    group = torch.where(first, 0, torch.where(valid, 1, 2)).flatten(1).gather(1, order)
+    order = order.gather(1, group.argsort(dim=1, stable=True))
+    return (order.argsort(1) < total_B.unsqueeze(1)).unflatten(1, score_BTN.shape[1:])
+
+
+@torch.no_grad()
+def roots_in_frame(x_BTND: Tensor, kept_BTN: Tensor) -> Tensor:
+    """Every token that is not kept joins the most similar (cosine) kept one of its frame: roots [B, T * N].
+
+    A frame of which nothing is kept is dropped (-1).
+    """
+    b, t, n, _ = x_BTND.shape
+    unit = torch.nn.functional.normalize(x_BTND.float(), dim=-1)
+    most = max(1, int(kept_BTN.sum(-1).max()))
+    # The kept tokens of every frame first: [B, T, most]
+    anchors = (~kept_BTN).long().argsort(dim=-1, stable=True)[..., :most]
+    real = kept_BTN.gather(-1, anchors)
+    similar = unit @ unit.gather(2, anchors.unsqueeze(-1).expand(-1, -1, -1, unit.shape[-1])).transpose(2, 3)
+    nearest = similar.masked_fill(~real.unsqueeze(2), -torch.inf).argmax(-1)
+    place = torch.arange(n, device=unit.device)
+    root = torch.where(kept_BTN, place, anchors.gather(-1, nearest))
+    root = root + n * torch.arange(t, device=unit.device).unsqueeze(-1)
+    return torch.where(kept_BTN.any(-1, keepdim=True), root, -1).reshape(b, t * n)
+
+
+def roots_or_dropped(kept_BTN: Tensor) -> Tensor:
+    """What is not kept is dropped: roots [B, T * N]."""
+    kept = kept_BTN.flatten(1)
+    return torch.where(kept, torch.arange(kept.shape[1], device=kept.device), -1)
