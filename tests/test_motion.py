@@ -97,6 +97,14 @@ def test_a_moving_square_stands_out_whatever_the_camera_does(camera, side):
 
 
 @pytest.mark.parametrize("side", SIDES)
+def test_what_the_camera_follows_moves_as_fast_as_the_camera(side):
+    frames, covered = scene(side, pan(side), step=0)
+    inside = motion_energy(frames, GRID)[covered > 0.99]
+    true = np.hypot(0.051, 0.033) / np.sqrt(2)
+    assert 0.5 * true < np.median(inside) < 1.5 * true, np.median(inside) / true
+
+
+@pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("camera", CAMERAS)
 def test_a_camera_alone_is_not_motion(camera, side):
     frames, _ = scene(side, CAMERAS[camera](side), square=False)
