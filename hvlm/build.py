@@ -122,6 +122,12 @@ def frozen_features(cfg: Mapping[str, Any], training: Stage, data: Any) -> Froze
     return features
 
 
+def motion_grid(model: VLM | Encoder) -> tuple[int, int] | None:
+    """(rows, columns) of the patches whose optical flow a room of the model wants, None where none does."""
+    vision, merger = model.vision, getattr(model, "merger", None)  # stage 0 has no merger
+    return vision.grid(vision.image_size, vision.image_size) if getattr(merger, "wants_flow", False) else None
+
+
 def datamodule(
     cfg: Mapping[str, Any], training: Stage, data: Any, chat: Chat | None, quarantine: Path | None
 ) -> DataModule:
@@ -160,4 +166,5 @@ def _reading(cfg: Mapping[str, Any], vlm: VLM | Encoder) -> dict[str, Any]:
         "num_frames": cfg["dataset"]["num_frames"],
         "cache_mb": cfg["trainer"]["cache_mb"],
         "image_size": vlm.vision.image_size,
+        "motion": motion_grid(vlm),
     }

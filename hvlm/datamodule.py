@@ -16,6 +16,7 @@ from typing import Any, Literal
 import lightning
 
 from hvlm.dataset._loader import Loader, StreamLoader
+from hvlm.dataset._motion import opencv
 from hvlm.dataset._order import InOrder, Order
 from hvlm.dataset._quarantine import Quarantine
 from hvlm.dataset._reader import Reader, Show
@@ -39,7 +40,8 @@ class DataModule(lightning.LightningDataModule):
     whole run. num_workers: reading processes. interleave: share of text-only batches. mixture: see ``Order``.
     grid: (rows, columns) of the patches view. image_size: pixels, height and width of the frames. val_clips: how many
     clips of the val split are used between steps. timeout: seconds to wait for a batch.
-    max_bad_rate, quarantine: see ``Quarantine``. cache_mb: decoded clips kept in memory.
+    max_bad_rate, quarantine: see ``Quarantine``. cache_mb: decoded clips kept in memory. motion: (rows, columns) of the
+    patches whose motion the batches carry, or None; UserError at construction if OpenCV, which computes it, is missing.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class DataModule(lightning.LightningDataModule):
         max_bad_rate: float = 0.01,
         quarantine: Path | None = None,
         cache_mb: int = 0,
+        motion: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         if view not in (*VIEWS, "patches"):
@@ -73,6 +76,8 @@ class DataModule(lightning.LightningDataModule):
             raise UserError(f"view={view}, grid={grid}: the patches view, and no other, needs a grid")
         if view == "patches" and interleave > 0:
             raise UserError(f"stage.interleave={interleave:g}: stage=vision reads no text; set stage.interleave=0")
+        if motion is not None:
+            opencv()  # before any worker starts, so that what is missing is said at once
         self.dataset, self.chat = dataset, chat
         self.view, self.rows_per_clip, self.loss, self.text_order = view, rows_per_clip, loss, order
         self.batch_size, self.steps, self.num_workers, self.seed = batch_size, steps, num_workers, seed
@@ -80,7 +85,7 @@ class DataModule(lightning.LightningDataModule):
         self.interleave, self.mixture = interleave, None if mixture is None else dict(mixture)
         self.val_clips, self.timeout = val_clips, timeout
         self.max_bad_rate, self.quarantine_path = max_bad_rate, quarantine
-        self.cache_bytes = cache_mb << 20
+        self.cache_bytes, self.motion = cache_mb << 20, motion
         self.quarantine: Quarantine | None = None  # of the training data: counts to be logged
         self._restored: dict[str, Any] | None = None
         self._prepared = False
@@ -194,6 +199,7 @@ class DataModule(lightning.LightningDataModule):
             size=self.size,
             grid=self.grid,
             seed=self.seed,
+            motion=self.motion,
         )
 
     def _once(self, clips: ShardSplit, show: Show, sampler: InOrder) -> Loader:

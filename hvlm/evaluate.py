@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hvlm import results
 from hvlm.benchmark._score import Prediction, Question, read_predictions, score, write_predictions
 from hvlm.dataset import _samples
+from hvlm.dataset._motion import motion_energy
 from hvlm.dataset._quarantine import Quarantine, SampleError
 from hvlm.dataset._sampling import is_shown
 from hvlm.errors import UserError
@@ -58,6 +59,7 @@ class _Clip(NamedTuple):
     frames_TCHW: np.ndarray
     time_T: np.ndarray
     questions: list[Question]
+    motion_TYX: np.ndarray | None = None
 
 
 def evaluate(
@@ -78,6 +80,7 @@ def evaluate(
     sheets: int = 4,
     command: str | None = None,
     columns: Mapping[str, Any] | None = None,
+    motion: tuple[int, int] | None = None,
 ) -> list[results.Record]:
     """Run ``benchmark`` over the dataset and return its records, having written both files into ``out_dir``.
 
@@ -86,6 +89,7 @@ def evaluate(
     precision: ``32-true`` or ``bf16-mixed``. question, variant, seed, command, columns: stand in the records; the blind
         control's records have the variant ``blind``.
     max_bad_rate: share of clips that may be unreadable (named in ``out_dir/quarantine.jsonl``) before it stops.
+    motion: (rows, columns) of the patches whose motion the model wants, or None.
     sheets: so many asked clips become ``out_dir/clips/<n>.png`` with their answers in ``clips.jsonl`` beside them.
 
     Questions whose evidence the sampled frames do not show are not asked; how many is logged. The blind control asks
@@ -99,16 +103,16 @@ def evaluate(
     manifest.verify(full=False)
     split = manifest.split(benchmark.split)
     device = next(model.parameters()).device
-    ask = _Asker(model.eval(), chat, (image_size, image_size), order, device, precision)
+    ask = _Asker(model.eval(), chat, (image_size, image_size), order, device, precision, motion)
     quarantine = Quarantine(max_bad_rate, out_dir / "quarantine.jsonl")
     indices = benchmark.select(len(split))
 
     started = time.monotonic()
-    clips, predictions, shown = _Reading(split, benchmark, quarantine, num_frames, image_size), [], []
+    clips, predictions, shown = _Reading(split, benchmark, quarantine, num_frames, image_size, motion), [], []
     with _bar() as bar:
         for chunk in bar.track(_chunks(indices, benchmark.batch_size), description=f"asking ({variant})"):
             seen = clips.read(chunk)
-            asked = [Asked(clip.frames_TCHW, clip.time_T, _answers(clip.questions)) for clip in seen]
+            asked = [Asked(c.frames_TCHW, c.time_T, _answers(c.questions), c.motion_TYX) for c in seen]
             for clip, likelihoods in zip(seen, ask(asked), strict=True):
                 found = [p for q in clip.questions for p in benchmark.predict(q, likelihoods, variant)]
                 predictions += found
@@ -163,19 +167,29 @@ class _Asker(NamedTuple):
     order: str
     device: torch.device
     precision: str
+    motion: tuple[int, int] | None
 
     def __call__(self, clips: list[Asked]) -> list[dict[tuple[str, str], Likelihood]]:
         return answer_likelihoods(
-            self.model, self.chat, clips, size=self.size, order=self.order, device=self.device, precision=self.precision
-        )
+            self.model, self.chat, clips, size=self.size, order=self.order, device=self.device,
+            precision=self.precision, motion=self.motion,
+        )  # fmt: skip
 
 
 class _Reading:
     """Reads, decodes and filters; remembers what was asked and how many questions were not answerable."""
 
-    def __init__(self, split: Any, benchmark: Benchmark, quarantine: Quarantine, num_frames: int, image_size: int):
+    def __init__(
+        self,
+        split: Any,
+        benchmark: Benchmark,
+        quarantine: Quarantine,
+        num_frames: int,
+        image_size: int,
+        motion: tuple[int, int] | None,
+    ):
         self.split, self.benchmark, self.quarantine = split, benchmark, quarantine
-        self.num_frames, self.size = num_frames, (image_size, image_size)
+        self.num_frames, self.size, self.motion = num_frames, (image_size, image_size), motion
         self.asked: list[Question] = []
         self.hidden = 0
 
@@ -207,7 +221,8 @@ class _Reading:
         frames, times = _samples.frames(members, sample, self.num_frames, self.size)
         answerable = [q for q in questions if is_shown(q.evidence, times)]
         self.hidden += len(questions) - len(answerable)
-        return _Clip(frames, times, answerable)
+        moving = self.motion is not None and answerable
+        return _Clip(frames, times, answerable, motion_energy(frames, self.motion) if moving else None)
 
 
 def _answers(questions: Sequence[Question]) -> dict[str, list[str]]:

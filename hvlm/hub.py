@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModel, GenerationConfig, PretrainedConf
 from hvlm import build, results
 from hvlm.checkpoint import load_into, load_weights
 from hvlm.dataset._collate import Item, collate
+from hvlm.dataset._motion import motion_energy
 from hvlm.evaluate import RESULTS
 from hvlm.generate import generate
 from hvlm.language._chat import Chat
@@ -108,7 +109,9 @@ class HvlmModel(nn.Module):
         size = tuple(frames_TCHW.shape[-2:])
         time = torch.arange(len(frames_TCHW), dtype=torch.float32).numpy()
         row = (*self.chat.encode(question, "", order=self.config.order), {})
-        batch = collate([Item(frames_TCHW.cpu().numpy(), time, [row])], pad_id=self.chat.pad_id, size=size)
+        frames, grid = frames_TCHW.cpu().numpy(), build.motion_grid(self.vlm)
+        motion = None if grid is None else motion_energy(frames, grid)
+        batch = collate([Item(frames, time, [row], motion=motion)], pad_id=self.chat.pad_id, size=size, motion=grid)
         return generate(self.vlm, self.chat, self.kvcache, batch, max_new_tokens)[0]
 
 

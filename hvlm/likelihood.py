@@ -36,11 +36,12 @@ class Likelihood(NamedTuple):
 
 class Asked(NamedTuple):
     """A clip and what is asked about it. frames_TCHW uint8 and time_T float32 seconds, or None without a video (the
-    blind control); answers: prompt -> its distinct answers."""
+    blind control); answers: prompt -> its distinct answers. motion_TYX: float32 where the model wants it."""
 
     frames_TCHW: np.ndarray | None
     time_T: np.ndarray | None
     answers: Mapping[str, Sequence[str]]
+    motion_TYX: np.ndarray | None = None
 
 
 class Scores(Protocol):
@@ -70,22 +71,24 @@ def answer_likelihoods(
     order: str,
     device: torch.device,
     precision: str,
+    motion: tuple[int, int] | None = None,
 ) -> list[dict[tuple[str, str], Likelihood]]:
     """For each clip {(prompt, answer): Likelihood}. The caller puts the model into eval mode.
 
     size: (H, W) of the frames. order: ``question_first`` or ``video_first``. precision: ``32-true`` or ``bf16-mixed``.
+    motion: (rows, columns) of the clips' motion where the model wants it.
     Raises UserError for an answer of no tokens and for answers that the tokenizer cannot tell apart.
     """
     next_token, whole = _rows(chat, clips, order)
     out: list[dict[tuple[str, str], Likelihood]] = [{} for _ in clips]
     with autocast(device, precision):
         if next_token:
-            batch = _batch(chat, clips, [rows[0] for rows in next_token], size, device)
+            batch = _batch(chat, clips, [rows[0] for rows in next_token], size, device, motion)
             for rows, logp_V in zip(next_token, model.next_token_logprobs(batch).float().cpu(), strict=True):
                 for clip, prompt, answer, row in rows:
                     out[clip][prompt, answer] = Likelihood(float(logp_V[row.ids[-1]]), 1)
         if whole:
-            logp_KS = model.token_logprobs(_batch(chat, clips, whole, size, device)).float().cpu()
+            logp_KS = model.token_logprobs(_batch(chat, clips, whole, size, device, motion)).float().cpu()
             for (clip, prompt, answer, row), total in zip(whole, logp_KS.sum(1).tolist(), strict=True):
                 out[clip][prompt, answer] = Likelihood(total, sum(row.loss_mask))
     return out
@@ -139,14 +142,20 @@ def _without_end(row: Encoded) -> Encoded:
 
 
 def _batch(
-    chat: Chat, clips: Sequence[Asked], rows: Sequence[_Row], size: tuple[int, int], device: torch.device
+    chat: Chat,
+    clips: Sequence[Asked],
+    rows: Sequence[_Row],
+    size: tuple[int, int],
+    device: torch.device,
+    motion: tuple[int, int] | None,
 ) -> Batch:
     """The rows, which come clip by clip, with the clips that they are about; clips that no row asks about stay out."""
     by_clip: dict[int, list[_Row]] = {}
     for row in rows:
         by_clip.setdefault(row.clip, []).append(row)
     items = [
-        Item(clips[i].frames_TCHW, clips[i].time_T, [(*row.row, {}) for row in about]) for i, about in by_clip.items()
+        Item(clips[i].frames_TCHW, clips[i].time_T, [(*row.row, {}) for row in about], motion=clips[i].motion_TYX)
+        for i, about in by_clip.items()
     ]
-    batch = collate(items, pad_id=chat.pad_id, size=size)
+    batch = collate(items, pad_id=chat.pad_id, size=size, motion=motion)
     return batch.to(device)

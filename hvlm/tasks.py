@@ -58,6 +58,7 @@ def run_benchmark(
         variant=variant_name(cfg),
         seed=cfg["seed"],
         command=command,
+        motion=build.motion_grid(model),
     )
     records += costs(model, chat, data, cfg, precision, question=out.name, command=command)
     results.write(out / RESULTS, records)
@@ -120,7 +121,8 @@ def run_preference(
     before = out / BEFORE
     records = evaluate(
         reference, chat, data, asked, order=cfg["order"], num_frames=cfg["dataset"]["num_frames"],
-        image_size=reference.vision.image_size, precision=precision, out_dir=before, variant=BEFORE, sheets=0, **shared,
+        image_size=reference.vision.image_size, precision=precision, out_dir=before, variant=BEFORE, sheets=0,
+        motion=build.motion_grid(reference), **shared,
     )  # fmt: skip
     reading = build.reader(cfg, policy, data, chat)
     for variant, model in ((BEFORE, reference), (variant_name(cfg), policy)):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from hvlm import evaluate as evaluation
 from hvlm.benchmark._score import Prediction, choose, read_predictions, score, write_predictions
 from hvlm.benchmark._stats import clustered_mean, group_mean
 from hvlm.benchmark.needles import Needles
@@ -383,6 +384,31 @@ def test_evaluate_does_not_depend_on_the_batch(dataset, tmp_path):
     two, _ = run(dataset, tmp_path / "b", Needles(batch_size=2, blind=False))
     assert (tmp_path / "a/predictions.jsonl").read_text() == (tmp_path / "b/predictions.jsonl").read_text()
     assert {r["variant"] for r in one + two} == {"fake"}
+
+
+def test_evaluate_hands_on_the_motion_that_is_asked_for(dataset, tmp_path, monkeypatch):
+    seen, plain = [], FakeModel.distribution
+
+    def remember(model, batch, row, place):
+        seen.append(batch)
+        return plain(model, batch, row, place)
+
+    def brightness(frames, grid):  # in the place of motion, for these clips stand still
+        return np.tile(frames.mean((1, 2, 3), dtype=np.float32)[:, None, None], (1, *grid))
+
+    monkeypatch.setattr(FakeModel, "distribution", remember)
+    monkeypatch.setattr(evaluation, "motion_energy", brightness)
+    run(dataset, tmp_path / "a", motion=(4, 4))
+    shapes = {batch.motion_BTYX.shape[1:] for batch in seen}
+    assert shapes == {(2, 4, 4), (1, 4, 4)}, "clips of two frames and the blind control"
+    for batch in seen:
+        for frames, motion, mask in zip(batch.frames_BTCHW, batch.motion_BTYX, batch.frame_mask_BT, strict=True):
+            if mask.any():
+                assert np.array_equal(motion[mask].numpy(), brightness(frames[mask].numpy(), (4, 4)))
+            assert not motion[~mask].any()
+    seen.clear()
+    run(dataset, tmp_path / "b")
+    assert all(batch.motion_BTYX is None for batch in seen)
 
 
 def test_evaluate_says_when_there_is_nothing_to_ask(dataset, tmp_path):

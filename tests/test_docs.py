@@ -76,7 +76,8 @@ def test_torch_is_the_release_of_the_constraints():
 
 def test_imports_are_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {re.match(r"[\w-]+", requirement)[0] for requirement in project["dependencies"]}
+    requirements = [*project["dependencies"], *project["optional-dependencies"]["flow"]]
+    declared = {re.match(r"[\w-]+", requirement)[0] for requirement in requirements}
     providers = importlib.metadata.packages_distributions()
     files = [*(ROOT / "hvlm").rglob("*.py"), ROOT / "train.py", ROOT / "eval.py"]
     imported = {}

@@ -1,4 +1,4 @@
-"""Decoded clips kept in memory.
+"""Decoded clips, and what is computed from their pixels, kept in memory.
 
 Small sets are seen many times in one command (several epochs, several stages), and decoding costs more than a small
 model's step. The cache belongs to the process, so that the stages of a chain share it; forked workers start with what
@@ -9,7 +9,7 @@ the oldest would only ever throw out what is needed next.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,23 +21,40 @@ class Clip(NamedTuple):
     frames: np.ndarray
     times: np.ndarray
 
+    @property
+    def nbytes(self) -> int:
+        return self.frames.nbytes
+
+
+class Sized(Protocol):
+    """What can be kept: a clip, or an array."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+Kept = TypeVar("Kept", bound=Sized)
+
 
 class ClipCache:
-    """Clips by key, up to a number of bytes of pixels."""
+    """Clips and their motion by key, up to a number of bytes of pixels and motion.
+
+    A clip's motion has a key of its own, so that stages with and without it share the pixels.
+    """
 
     def __init__(self) -> None:
-        self._clips: dict[Hashable, Clip] = {}
+        self._kept: dict[Hashable, Any] = {}
         self.bytes = 0
 
-    def get(self, key: Hashable, make: Callable[[], Clip], limit: int) -> Clip:
-        """The clip under ``key``. An absent one is made, and kept if all together stay below ``limit`` bytes."""
-        clip = self._clips.get(key)
-        if clip is None:
-            clip = make()
-            if self.bytes + clip.frames.nbytes <= limit:
-                self._clips[key] = clip
-                self.bytes += clip.frames.nbytes
-        return clip
+    def get(self, key: Hashable, make: Callable[[], Kept], limit: int) -> Kept:
+        """What is kept under ``key``. If absent it is made, and kept if all together stay below ``limit`` bytes."""
+        value = self._kept.get(key)
+        if value is None:
+            value = make()
+            if self.bytes + value.nbytes <= limit:
+                self._kept[key] = value
+                self.bytes += value.nbytes
+        return value
 
 
 SHARED = ClipCache()

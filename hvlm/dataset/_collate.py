@@ -15,7 +15,7 @@ class Item(NamedTuple):
 
     frames: uint8 [T, 3, H, W] and times: float32 [T], or None without a video.
     rows: (token ids, loss mask, number of tokens before the visual tokens, meta) per text row.
-    labels: {name: int64 [T, rows, columns]} or None. key: the sample's.
+    labels: {name: int64 [T, rows, columns]} or None. key: the sample's. motion: float32 [T, rows, columns] or None.
     """
 
     frames: np.ndarray | None
@@ -23,13 +23,16 @@ class Item(NamedTuple):
     rows: list[tuple[list[int], list[bool], int, dict[str, Any]]]
     labels: dict[str, np.ndarray] | None = None
     key: str = ""
+    motion: np.ndarray | None = None
 
 
-def collate(items: list[Item], *, pad_id: int, size: tuple[int, int]) -> Batch:
+def collate(items: list[Item], *, pad_id: int, size: tuple[int, int], motion: tuple[int, int] | None = None) -> Batch:
     """Pad frames at the end of T and text on the right; masks say what is real. ``size`` = (H, W) of all frames.
 
     A clip without frames (a text-only chat) is one black frame with mask False. Labels are padded with -100. Items
     without text rows (the patches view) get one masked dummy row for the batch, so that every field has its shape.
+    ``motion``: the (rows, columns) of the items' motion if the batch is to carry it, which is 0 where nothing is shown.
+    Raises ValueError for frames without the motion that was asked for.
     """
     b = len(items)
     longest = max(1 if item.frames is None else len(item.frames) for item in items)
@@ -40,6 +43,15 @@ def collate(items: list[Item], *, pad_id: int, size: tuple[int, int]) -> Batch:
         if item.frames is not None:
             t = len(item.frames)
             frames[i, :t], times[i, :t], frame_mask[i, :t] = item.frames, item.times, True
+
+    energy = None
+    if motion is not None:
+        energy = torch.zeros(b, longest, *motion)
+        for i, item in enumerate(items):
+            if item.frames is not None:
+                if item.motion is None:
+                    raise ValueError(f"{item.key or f'item {i}'}: frames without motion in a batch that is to carry it")
+                energy[i, : len(item.motion)] = torch.from_numpy(item.motion)
 
     rows = [(i, *row) for i, item in enumerate(items) for row in item.rows]
     k, s = max(1, len(rows)), max([1, *(len(row[1]) for row in rows)])
@@ -61,4 +73,4 @@ def collate(items: list[Item], *, pad_id: int, size: tuple[int, int]) -> Batch:
             labels[name] = torch.from_numpy(padded)
     arrays = (frames, times, frame_mask, ids, mask, loss, clip, visual_at)
     meta, keys = [row[-1] for row in rows] or [{}], [item.key for item in items]
-    return Batch(*map(torch.from_numpy, arrays), labels=labels, rows=meta, keys=keys)
+    return Batch(*map(torch.from_numpy, arrays), labels=labels, rows=meta, keys=keys, motion_BTYX=energy)

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, get_worker_info
 from hvlm.dataset import _samples
 from hvlm.dataset._cache import SHARED, Clip
 from hvlm.dataset._collate import Item, collate
+from hvlm.dataset._motion import motion_energy
 from hvlm.dataset._order import Pick
 from hvlm.dataset._quarantine import Quarantine, SampleError
 from hvlm.dataset._shards import ShardSplit
@@ -40,6 +41,7 @@ class Show:
     rows_per_clip: texts drawn per clip (patches view: neighbouring frames); None: all, in order.
     loss, order: as ``chat.encode`` takes them.
     num_frames: frames sampled per clip. size: (H, W) of the frames. grid: (rows, columns) of the patches view.
+    motion: (rows, columns) of the patches whose motion is computed; None: of none.
     """
 
     chat: Any
@@ -51,14 +53,20 @@ class Show:
     size: tuple[int, int]
     grid: tuple[int, int] | None
     seed: int
+    motion: tuple[int, int] | None = None
 
     def decode(self, members: dict[str, bytes], key: str, domain: str) -> Clip:
         """The sample's JSON and the frames that are sampled. Raises SampleError."""
         sample = _samples.parse(members, key, domain)
         return Clip(sample, *_samples.frames(members, sample, self.num_frames, self.size))
 
-    def clip(self, clip: Clip, key: str, epoch: int) -> Item | None:
-        """What is shown of a clip, or None if the sampled frames answer none of its texts. Raises SampleError."""
+    def motion_of(self, clip: Clip) -> np.ndarray | None:
+        """float32 [T, rows, columns] where motion is asked for, else None. Raises UserError without OpenCV."""
+        return None if self.motion is None else motion_energy(clip.frames, self.motion)
+
+    def clip(self, clip: Clip, motion: np.ndarray | None, key: str, epoch: int) -> Item | None:
+        """What is shown of a clip and its motion, or None if the sampled frames answer none of its texts. Raises
+        SampleError."""
         sample, frames, times = clip
         try:
             if self.view == "patches":
@@ -66,9 +74,10 @@ class Show:
                     start = int(self._rng(epoch, key).integers(len(times) - self.rows_per_clip + 1))
                     window = slice(start, start + self.rows_per_clip)
                     frames, times = frames[window], times[window]
-                return Item(frames, times, [], self._labels(sample, times), key)
+                    motion = None if motion is None else motion[window]
+                return Item(frames, times, [], self._labels(sample, times), key, motion)
             rows = VIEWS[self.view](sample, times, self._rng(epoch, key), self.rows_per_clip)
-            return Item(frames, times, self._encode(rows, self.loss), key=key) if rows else None
+            return Item(frames, times, self._encode(rows, self.loss), key=key, motion=motion) if rows else None
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise SampleError(key, "json", f"{type(error).__name__}: {error}, needed by view={self.view}") from error
 
@@ -81,7 +90,8 @@ class Show:
             raise SampleError(key, "json", f"no user and assistant message in it ({error})") from error
 
     def collate(self, items: list[Item]) -> Batch:
-        return collate(items, pad_id=0 if self.chat is None else self.chat.pad_id, size=self.size)
+        pad_id = 0 if self.chat is None else self.chat.pad_id
+        return collate(items, pad_id=pad_id, size=self.size, motion=self.motion)
 
     def _labels(self, sample: dict, times: np.ndarray) -> dict[str, np.ndarray]:
         if "objects" not in sample:
@@ -102,7 +112,7 @@ class Reader(Dataset):
 
     texts: the text-only chats, or None. replace: whether a sample that gives nothing (bad, or none of its texts
     answerable) is replaced by the next one of its domain, as training wants; otherwise it is left out.
-    cache_bytes: pixels of decoded clips that all workers together may keep.
+    cache_bytes: pixels of decoded clips, and their motion, that all workers together may keep.
     ``busy``: shared array in which each worker keeps the index that it is at, set by the loader.
     """
 
@@ -151,7 +161,7 @@ class Reader(Dataset):
         try:
             if pick.text:
                 return self.show.text(source.read(index), key)
-            item = self.show.clip(self._decoded(source, index), key, pick.epoch)
+            item = self.show.clip(*self._decoded(source, index), key, pick.epoch)
         except SampleError as error:
             self.quarantine.add(str(source.folder / source.shards[index]), key, error)
             return None
@@ -159,13 +169,17 @@ class Reader(Dataset):
             self.quarantine.count_unanswerable()
         return item
 
-    def _decoded(self, source: ShardSplit, index: int) -> Clip:
+    def _decoded(self, source: ShardSplit, index: int) -> tuple[Clip, np.ndarray | None]:
+        """The clip with its motion, if that is asked for."""
         name = (str(source.folder), source.shards[index], source.keys[index], self.show.num_frames, self.show.size)
         workers = get_worker_info()
         limit = self.cache_bytes // (workers.num_workers if workers else 1)
-        return SHARED.get(
+        clip = SHARED.get(
             name, lambda: self.show.decode(source.read(index), source.keys[index], source.domains[index]), limit
         )
+        if self.show.motion is None:
+            return clip, None
+        return clip, SHARED.get((*name, self.show.motion), lambda: self.show.motion_of(clip), limit)
 
 
 def _next_of_domain(domains: Sequence[str]) -> list[int]:

@@ -76,7 +76,8 @@ class Stream(IterableDataset):
         fields = {name: data for name, data in members.items() if not name.startswith("__")}
         self.quarantine.count_read()
         try:
-            item = self.show.clip(self.show.decode(fields, key, self.domain), key, epoch=0)
+            clip = self.show.decode(fields, key, self.domain)
+            item = self.show.clip(clip, self.show.motion_of(clip), key, epoch=0)
         except SampleError as error:
             self.quarantine.add(url, key, error)
             return None
