@@ -59,6 +59,7 @@ class _Clip(NamedTuple):
     frames_TCHW: np.ndarray
     time_T: np.ndarray
     questions: list[Question]
+    key: str = ""
     motion_TYX: np.ndarray | None = None
 
 
@@ -81,6 +82,7 @@ def evaluate(
     command: str | None = None,
     columns: Mapping[str, Any] | None = None,
     motion: tuple[int, int] | None = None,
+    memory: dict[int, Any] | None = None,
 ) -> list[results.Record]:
     """Run ``benchmark`` over the dataset and return its records, having written both files into ``out_dir``.
 
@@ -90,6 +92,7 @@ def evaluate(
         control's records have the variant ``blind``.
     max_bad_rate: share of clips that may be unreadable (named in ``out_dir/quarantine.jsonl``) before it stops.
     motion: (rows, columns) of the patches whose motion the model wants, or None.
+    memory: an empty dict keeps the clips for further calls with the same dataset, benchmark, frames and motion.
     sheets: so many asked clips become ``out_dir/clips/<n>.png`` with their answers in ``clips.jsonl`` beside them.
 
     Questions whose evidence the sampled frames do not show are not asked; how many is logged. The blind control asks
@@ -108,11 +111,11 @@ def evaluate(
     indices = benchmark.select(len(split))
 
     started = time.monotonic()
-    clips, predictions, shown = _Reading(split, benchmark, quarantine, num_frames, image_size, motion), [], []
+    clips, predictions, shown = _Reading(split, benchmark, quarantine, num_frames, image_size, motion, memory), [], []
     with _bar() as bar:
         for chunk in bar.track(_chunks(indices, benchmark.batch_size), description=f"asking ({variant})"):
             seen = clips.read(chunk)
-            asked = [Asked(c.frames_TCHW, c.time_T, _answers(c.questions), c.motion_TYX) for c in seen]
+            asked = [Asked(c.frames_TCHW, c.time_T, _answers(c.questions), c.motion_TYX, c.key) for c in seen]
             for clip, likelihoods in zip(seen, ask(asked), strict=True):
                 found = [p for q in clip.questions for p in benchmark.predict(q, likelihoods, variant)]
                 predictions += found
@@ -187,9 +190,11 @@ class _Reading:
         num_frames: int,
         image_size: int,
         motion: tuple[int, int] | None,
+        memory: dict[int, _Clip] | None = None,
     ):
         self.split, self.benchmark, self.quarantine = split, benchmark, quarantine
         self.num_frames, self.size, self.motion = num_frames, (image_size, image_size), motion
+        self.memory = memory
         self.asked: list[Question] = []
         self.hidden = 0
 
@@ -200,10 +205,12 @@ class _Reading:
             key = self.split.keys[index]
             self.quarantine.count_read()
             try:
-                clip = self._read(index, key)
+                clip = (self.memory or {}).get(index) or self._read(index, key)
             except SampleError as error:
                 self.quarantine.add(self.split.shards[index], key, error)
                 continue
+            if self.memory is not None:
+                self.memory[index] = clip
             if clip.questions:
                 self.asked += clip.questions
                 out.append(clip)
@@ -217,12 +224,12 @@ class _Reading:
         except (ValueError, KeyError, TypeError) as error:
             raise SampleError(key, "json", f"{type(error).__name__}: {error}") from error
         if not questions:
-            return _Clip(np.empty(0), np.empty(0), [])  # nothing to ask, so nothing to decode
+            return _Clip(np.empty(0), np.empty(0), [], key)  # nothing to ask, so nothing to decode
         frames, times = _samples.frames(members, sample, self.num_frames, self.size)
         answerable = [q for q in questions if is_shown(q.evidence, times)]
         self.hidden += len(questions) - len(answerable)
         moving = self.motion is not None and answerable
-        return _Clip(frames, times, answerable, motion_energy(frames, self.motion) if moving else None)
+        return _Clip(frames, times, answerable, key, motion_energy(frames, self.motion) if moving else None)
 
 
 def _answers(questions: Sequence[Question]) -> dict[str, list[str]]:

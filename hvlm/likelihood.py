@@ -36,12 +36,14 @@ class Likelihood(NamedTuple):
 
 class Asked(NamedTuple):
     """A clip and what is asked about it. frames_TCHW uint8 and time_T float32 seconds, or None without a video (the
-    blind control); answers: prompt -> its distinct answers. motion_TYX: float32 where the model wants it."""
+    blind control); answers: prompt -> its distinct answers. motion_TYX: float32 where the model wants it. key: the
+    sample's, for features that are kept."""
 
     frames_TCHW: np.ndarray | None
     time_T: np.ndarray | None
     answers: Mapping[str, Sequence[str]]
     motion_TYX: np.ndarray | None = None
+    key: str = ""
 
 
 class Scores(Protocol):
@@ -154,8 +156,8 @@ def _batch(
     for row in rows:
         by_clip.setdefault(row.clip, []).append(row)
     items = [
-        Item(clips[i].frames_TCHW, clips[i].time_T, [(*row.row, {}) for row in about], motion=clips[i].motion_TYX)
-        for i, about in by_clip.items()
+        Item(clip.frames_TCHW, clip.time_T, [(*row.row, {}) for row in about], key=clip.key, motion=clip.motion_TYX)
+        for clip, about in ((clips[i], rows) for i, rows in by_clip.items())
     ]
     batch = collate(items, pad_id=chat.pad_id, size=size, motion=motion)
     return batch.to(device)

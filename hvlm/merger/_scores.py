@@ -81,7 +81,8 @@ def feature_motion(x_BTND: Tensor, mask_BT: Tensor, window: int = 8) -> Tensor:
         other = start + i
         cosine = (unit * unit.gather(1, other.clamp(max=t - 1)[..., None, None].expand(-1, -1, n, d))).sum(-1)
         alike.append(cosine.masked_fill((other >= frames).unsqueeze(-1), torch.nan))
-    differs = (1 - torch.stack(alike).nanmedian(0).values).nan_to_num(0.0)
+    # torch's median is the lower one of two; of likenesses the higher: half the window may differ.
+    differs = (1 + (-torch.stack(alike)).nanmedian(0).values).nan_to_num(0.0)
     differs = (differs - differs.quantile(0.25, dim=-1, keepdim=True)).clamp(min=0)
     return differs * mask_BT.unsqueeze(-1)
 
