@@ -231,9 +231,6 @@ def error_line() -> Iterator[None]:
 
 
 def _from_command_line(function: EntryFunction) -> Any:
-    from hvlm.checkpoint import refuse_unsafe_loading
-    from hvlm.quiet import quiet
-
     name = "HYDRA_FULL_ERROR"
     before = os.environ.get(name)
     result: list[Any] = []
@@ -247,6 +244,9 @@ def _from_command_line(function: EntryFunction) -> Any:
 
     @functools.wraps(function)
     def task(cfg: DictConfig) -> None:
+        from hvlm.checkpoint import refuse_unsafe_loading  # seconds of imports, which --help does without
+        from hvlm.quiet import quiet
+
         nonlocal started
         started = True
         restore()
