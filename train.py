@@ -5,15 +5,19 @@ python train.py stage=sft connector=foveated merger=none attention=none dataset=
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hvlm.chain import Outcome, run
 from hvlm.config import main
+
+if TYPE_CHECKING:
+    from hvlm.chain import Outcome
 
 
 @main
 def train(cfg: dict[str, Any], overrides: list[str]) -> Outcome:
     """Stages in order (finished ones are skipped, a stopped one goes on), then the benchmark. Returns what was made."""
+    from hvlm.chain import run  # seconds of imports, which --help and a misspelt word do without
+
     return run(overrides)
 
 

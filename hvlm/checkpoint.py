@@ -1,7 +1,6 @@
 """Checkpoints that a kill cannot damage and that cannot run code.
 
-A file is written beside its destination, synced, and moved over it in one step. Beside every ``x.ckpt`` stands
-``x.ckpt.sha256`` in the format of ``sha256sum``. The sidecar of a new file is written *before* the move and then also
+How files are written is in ``hvlm.files``. The sidecar of a new checkpoint is written *before* the move and then also
 lists the old file's sum, so that at every instant the file that is there matches a line of the sidecar that is there.
 """
 
@@ -12,7 +11,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,84 +20,11 @@ from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor, nn
 
 from hvlm.errors import UserError
+from hvlm.files import LAST, PART, SIDECAR, clean_parts, file_sha256, known_sums, sync_folder, verify, write_atomically
 
 log = logging.getLogger(__name__)
 
-PART = ".part"
-SIDECAR = ".sha256"
-LAST = "last.ckpt"
 UNSAFE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-
-
-# ---------------------------------------------------------------------------------------------------- files
-
-
-def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
-    """``write(file)`` into a temporary file in the same folder, then move it over ``path``: all of it or nothing."""
-    part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
-    try:
-        with open(part, "wb") as f:  # a plain open: the mode follows the umask
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes a rename durable; without it a power cut may bring the old name back."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def clean_parts(folder: Path) -> None:
-    """Removes what a killed process left: half-written files, and sums whose checkpoint is gone."""
-    for part in folder.glob(f"*{PART}"):
-        pid = part.name.removesuffix(PART).rpartition(".")[2]
-        if not pid.isdigit() or int(pid) == os.getpid() or not _is_alive(int(pid)):
-            part.unlink(missing_ok=True)
-    for sidecar in folder.glob(f"*{SIDECAR}"):
-        if not sidecar.with_name(sidecar.name.removesuffix(SIDECAR)).exists():
-            sidecar.unlink(missing_ok=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # alive, of another user
-        return True
-    return True
-
-
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def known_sums(path: Path) -> list[str]:
-    """The sums that the sidecar of ``path`` accepts; empty without a sidecar."""
-    sidecar = path.with_name(path.name + SIDECAR)
-    if not sidecar.exists():
-        return []
-    return [line.split()[0] for line in sidecar.read_text().splitlines() if line.strip()]
-
-
-def verify(path: Path) -> str | None:
-    """None when the file is what was written, else what is wrong with it, in a few words."""
-    sums = known_sums(path)
-    if not sums:
-        return f"no checksum {path.name}{SIDECAR} beside it"
-    if file_sha256(path) not in sums:
-        return "its content differs from its checksum (cut short or altered)"
-    return None
 
 
 class AtomicCheckpointIO(CheckpointIO):

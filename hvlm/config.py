@@ -91,10 +91,12 @@ def compose(overrides: Sequence[str], config_name: str = "train") -> dict[str, A
     """The checked configuration for these overrides, as the command line would give it: plain values only."""
     overrides = list(overrides)
     with explained(overrides, config_name):
-        return check(_compose(overrides, config_name))
+        return check(_compose(tuple(overrides), config_name))
 
 
-def _compose(overrides: Sequence[str], config_name: str) -> DictConfig:
+@functools.cache
+def _compose(overrides: tuple[str, ...], config_name: str) -> DictConfig:
+    """What Hydra makes of the files and the overrides; a third of a second, so kept. Nobody may change it."""
     # Hydra's global state is put aside and back: compose is also called in the middle of a run.
     before, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
@@ -174,7 +176,7 @@ def _near_key(key: str, config_name: str, overrides: Sequence[str], bad: str) ->
     cfg: Any = None
     for others in ([o for o in overrides if o != bad], []):
         try:
-            cfg = _compose(others, config_name)
+            cfg = _compose(tuple(others), config_name)
             break
         except (HydraException, OmegaConfBaseException):
             continue
@@ -231,9 +233,6 @@ def error_line() -> Iterator[None]:
 
 
 def _from_command_line(function: EntryFunction) -> Any:
-    from hvlm.checkpoint import refuse_unsafe_loading
-    from hvlm.quiet import quiet
-
     name = "HYDRA_FULL_ERROR"
     before = os.environ.get(name)
     result: list[Any] = []
@@ -247,6 +246,9 @@ def _from_command_line(function: EntryFunction) -> Any:
 
     @functools.wraps(function)
     def task(cfg: DictConfig) -> None:
+        from hvlm.checkpoint import refuse_unsafe_loading  # seconds of imports, which --help does without
+        from hvlm.quiet import quiet
+
         nonlocal started
         started = True
         restore()

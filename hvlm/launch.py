@@ -36,9 +36,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich.console import Console
 from rich.live import Live
 
-from hvlm.checkpoint import write_atomically
 from hvlm.config import check, plan
 from hvlm.errors import UserError
+from hvlm.files import write_atomically
 from hvlm.rundir import config_id
 from hvlm.sweep_table import read_accuracy, table, write_table
 

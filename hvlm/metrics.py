@@ -14,7 +14,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from hvlm.checkpoint import write_atomically
+from hvlm.files import write_atomically
 
 JSONL, CSV = "metrics.jsonl", "metrics.csv"
 CSV_EVERY_S = 30.0

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from hvlm.checkpoint import LAST, clean_parts, verify, write_atomically
 from hvlm.errors import UserError
+from hvlm.files import LAST, clean_parts, verify, write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from hvlm.checkpoint import write_atomically
+from hvlm.files import write_atomically
 
 COLUMNS = ("overrides", "status", "accuracy", "time", "note")
 COLOURS = {"done": "green", "failed": "red", "killed": "red", "busy": "yellow", "running": "cyan", "waiting": "dim"}

@@ -8,15 +8,22 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes on two cores; child processes inherit it
-
-import av
-import numpy as np
 import pytest
-import torch
-from _tiny import SMALL
 
-torch.set_num_threads(1)
+# Two test processes on two cores; torch reads it when it is imported, child processes inherit it. Nothing large is
+# imported here: xdist's own process reads this file before it starts the others.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+# What every small run of train.py has in common; the dataset's folders come from the ``needles`` fixture.
+SMALL = [
+    "dataset.size=32", "dataset.frames=8", "dataset.num_frames=4", "dataset.train_clips=24", "dataset.val_clips=8",
+    "dataset.test_clips=8", "dataset.text_chats=8", "dataset.shard_clips=12", "dataset.generate_workers=1",
+    "vision.dim=32", "vision.num_layers=1", "vision.num_heads=2", "vision.image_size=32",
+    "language.hidden_size=32", "language.intermediate_size=64", "language.num_layers=1", "language.num_heads=2",
+    "language.num_kv_heads=2",
+    "trainer.precision=32-true", "trainer.threads=1", "trainer.log_every=1", "callback.media=2",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +47,9 @@ def once(folder: Path, make: Callable[[Path], None]) -> Path:
 
 def write_haystack(folder: Path) -> None:
     """Two videos of coarse noise that changes slowly: real H.264 without a package that brings it."""
+    import av
+    import numpy as np
+
     for name, seed in (("a", 0), ("b", 1)):
         rng = np.random.default_rng(seed)
         with av.open(str(folder / f"{name}.mp4"), "w") as container:

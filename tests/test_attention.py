@@ -149,7 +149,7 @@ def test_a_stream_equals_the_whole_and_its_state_does_not_grow(name):
 
 
 @pytest.mark.parametrize(("name", "causal"), CASES)
-def test_bfloat16_and_compiled(name, causal):
+def test_bfloat16(name, causal):
     layer, x = made(name, causal), inputs(53)
     plain = run(layer, x)
     with torch.autocast("cpu", torch.bfloat16):
@@ -157,8 +157,14 @@ def test_bfloat16_and_compiled(name, causal):
     low.float().sum().backward()
     assert torch.isfinite(x.grad).all() and torch.isfinite(low).all()
     assert (low.float() - plain).abs().max() < 0.05 * plain.abs().max()
+
+
+@pytest.mark.parametrize(("name", "causal"), [case for case in CASES if case[0] != "wide_window"])
+def test_compiled(name, causal):
+    """Three pieces are enough: tracing takes its time with every one."""
+    layer, x = made(name, causal), inputs(18, rows=1)
     torch._dynamo.reset()
-    torch.testing.assert_close(torch.compile(layer, backend="eager")(x), plain, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.compile(layer, backend="eager")(x), run(layer, x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "causal"), CASES)

@@ -14,6 +14,7 @@ import av
 import numpy as np
 import pytest
 import yaml
+from conftest import once
 
 from hvlm.dataset._haystack import SEGMENTS, find_videos
 from hvlm.dataset._needles_draw import PALETTE
@@ -44,18 +45,18 @@ def write_video(path: Path, frames: int, fps: int = 10, size: tuple[int, int] = 
 
 
 @pytest.fixture(scope="module")
-def haystack(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("haystack")
-    write_video(folder / "a.mp4", 40)
-    write_video(folder / "deep" / "b.mkv", 60, seed=1)
-    return folder
+def haystack(shared) -> Path:
+    def write(folder: Path) -> None:
+        write_video(folder / "a.mp4", 40)
+        write_video(folder / "deep" / "b.mkv", 60, seed=1)
+
+    return once(shared / "two_videos", write)
 
 
 @pytest.fixture(scope="module")
-def sets(tmp_path_factory, haystack) -> dict[str, Needles]:
-    """A small set of each kind, made by two processes."""
-    root = tmp_path_factory.mktemp("sets")
-    return {name: small(root, haystack, set=name) for name in SETS}
+def sets(shared, haystack) -> dict[str, Needles]:
+    """A small set of each kind, made by two processes; whoever tests second finds it made."""
+    return {name: small(shared / "sets", haystack, set=name) for name in SETS}
 
 
 def small(root: Path, haystack: Path | None, **changes) -> Needles:
@@ -291,7 +292,7 @@ def test_vnbench_tasks_come_in_turn_and_count_right():
 
 @pytest.mark.parametrize(("name", "outline"), [("easy", True), ("hard", True), ("hard", False)])
 def test_encoded_pixels_have_the_named_colour_where_the_json_says(tmp_path, haystack, name, outline):
-    made = small(tmp_path, haystack, set=name, outline=outline, train_clips=60, val_clips=0, test_clips=0, text_chats=0)
+    made = small(tmp_path, haystack, set=name, outline=outline, train_clips=30, val_clips=0, test_clips=0, text_chats=0)
     names, colours = list(PALETTE), np.array(list(PALETTE.values()), float)
     right = Counter()
     total = Counter()
@@ -310,7 +311,7 @@ def test_encoded_pixels_have_the_named_colour_where_the_json_says(tmp_path, hays
             near = names[int(((colours - frames[flash["frame"], flash["y"], x]) ** 2).sum(1).argmin())]
             right["flash"] += near == flash["colour"]
             total["flash"] += 1
-    assert total["object"] >= 55 and total["flash"] == 120
+    assert total["object"] >= 27 and total["flash"] == 60
     assert all(right[kind] >= 0.97 * total[kind] for kind in total), (right, total)
 
 
