@@ -32,13 +32,11 @@ def generate(model: VLM, chat: Chat, kvcache: Any, batch: Batch, max_new_tokens:
     return [chat.decode(ids) for ids in written_KN.tolist()]
 
 
-def greedy(
-    model: VLM, chat: Chat, cache: Any, newest_KD: Tensor, read: Sequence, max_new_tokens: int
-) -> Tensor:
+def greedy(model: VLM, chat: Chat, cache: Any, newest_KD: Tensor, read: Sequence, max_new_tokens: int) -> Tensor:
     """The likeliest token, again and again, until every row has ended: ids [K, N], N <= max_new_tokens.
 
-    cache: holds the positions of ``read`` (of which the mask, positions and sizes count), and grows. newest_KD: the state
-        at each row's last valid one.
+    cache: holds the positions of ``read`` (of which the mask, positions and sizes count), and grows. newest_KD: the
+        state at each row's last valid one.
     """
     mask, log_size, newest = read.mask_KL, read.log_size_KL, newest_KD
     ended = torch.zeros(len(newest_KD), dtype=torch.bool, device=newest_KD.device)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hvlm.merging import Assignment
-from hvlm.types import KV, Encoded, Wants
+from hvlm.types import KV, NOTHING_ELSE, Encoded, Wants
 from hvlm.vision._gaze import MergedKeys
 
 
@@ -67,15 +67,15 @@ class FreshLook:
 
 
 def _give_back(device: torch.device) -> None:
-    """Return freed memory to the system. glibc keeps blocks between small results that live on, and with every part of a
-    long clip more of them: 1,024 frames took a third more than 64, though nothing but a token a frame is kept."""
+    """Return freed memory to the system. glibc keeps blocks between small results that live on, and with every part
+    of a long clip more of them: 1,024 frames took a third more than 64, though nothing but a token a frame is kept."""
     if device.type == "cpu" and sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none, and no need of it
         if trim is not None:
             trim(0)
 
 
-def encode_frames(vision: nn.Module, frames_FCHW: Tensor, wants: Wants = Wants()) -> Encoded:
+def encode_frames(vision: nn.Module, frames_FCHW: Tensor, wants: Wants = NOTHING_ELSE) -> Encoded:
     """The encoder on frames that belong to no clip: as if each were a clip of its own (B = F, T = 1)."""
     time = torch.zeros(len(frames_FCHW), 1, device=frames_FCHW.device)
     return vision.encode(frames_FCHW.unsqueeze(1), time, torch.ones_like(time, dtype=torch.bool), wants)

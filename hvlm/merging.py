@@ -97,7 +97,7 @@ def in_time_order(tokens: Tokens) -> Tokens:
     return Tokens(*map(sort, tokens))
 
 
-# ------------------------------------------------------------------------------------------------------ bipartite matching
+# -------------------------------------------------------------------------------------------------- bipartite matching
 
 
 @torch.no_grad()
@@ -137,9 +137,7 @@ def bipartite(metric_BSD: Tensor, r_B: Tensor | int, mask_BS: Tensor | None = No
 
 
 @torch.no_grad()
-def bipartite_down_to(
-    x_BSD: Tensor, size_BS: Tensor, mask_BS: Tensor, target_B: Tensor, groups: int = 0
-) -> Tensor:
+def bipartite_down_to(x_BSD: Tensor, size_BS: Tensor, mask_BS: Tensor, target_B: Tensor, groups: int = 0) -> Tensor:
     """Rounds of bipartite matching, each at most halving, until every row has ``target_B`` tokens: roots [B, S].
 
     Between rounds tokens are size-weighted means and stand in the order of their roots. groups: compare the mean of so
@@ -156,7 +154,9 @@ def bipartite_down_to(
         metric = x.unflatten(-1, (groups, -1)).mean(-2) if groups else x
         pairs = bipartite(metric, r_B, mask)
         step = Assignment.of_roots(pairs, mask, size)
-        pair_of = at.gather(1, pairs)  # for the tokens that are left: the place in the whole row of what stands for them
+        pair_of = at.gather(
+            1, pairs
+        )  # for the tokens that are left: the place in the whole row of what stands for them
         root = torch.zeros_like(root).scatter(1, at, pair_of).gather(1, root)
         kept = pairs == torch.arange(pairs.shape[1], device=x.device)
         x, size = step.merge(x), step.sum(size)
@@ -164,7 +164,7 @@ def bipartite_down_to(
         mask = step.mask_BM
 
 
-# ----------------------------------------------------------------------------------------------------------------- budgets
+# ------------------------------------------------------------------------------------------------------------- budgets
 
 
 def round_half_up(x: Tensor) -> Tensor:
@@ -212,8 +212,9 @@ def best_of_each(score_BTN: Tensor, budget_BT: Tensor) -> Tensor:
 
 @torch.no_grad()
 def best_of_clip(score_BTN: Tensor, mask_BT: Tensor, total_B: Tensor, least: int) -> Tensor:
-    """bool [B, T, N]: the ``least`` highest scores of every valid frame, then the highest of the whole clip, ``total`` in
-    all; ties to the earlier place. The budget follows the scores: a frame has as many as it has high ones."""
+    """bool [B, T, N]: the ``least`` highest scores of every valid frame, then the highest of the whole clip,
+    ``total`` in all; ties to the earlier place. The budget follows the scores: a frame has as many as it has high
+    ones."""
     first = best_of_each(score_BTN, least * mask_BT)
     valid = mask_BT.unsqueeze(-1)
     # Sorting in two steps: what is given anyway, then the rest by score, then padding.

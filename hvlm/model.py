@@ -29,8 +29,9 @@ class Targets(NamedTuple):
 class Sequence(NamedTuple):
     """What the language model reads: text with the video in its place, L = S + visual positions in every row.
 
-    visual: number of the video's positions. position_KL: int64, where merged tokens keep the positions of their patches;
-    None: valid positions are counted. log_size_KL: float, added to the attention scores of merged tokens; None: not.
+    visual: number of the video's positions. position_KL: int64, where merged tokens keep the positions of their
+    patches; None: valid positions are counted. log_size_KL: float, added to the attention scores of merged tokens;
+    None: not.
     """
 
     x_KLD: Tensor
@@ -147,7 +148,9 @@ class VLM(nn.Module):
         """Positions of the text's tokens and of the merged ones, as they would be had nothing been merged."""
         rows, cols = self.vision.grid(*batch.frames_BTCHW.shape[-2:])
         cell = (visual.yx_BS2 * visual.yx_BS2.new_tensor([rows, cols])).long()
-        place = visual.frame_BS * (rows * cols) + cell[..., 0].clamp(max=rows - 1) * cols + cell[..., 1].clamp(max=cols - 1)
+        place = (
+            visual.frame_BS * (rows * cols) + cell[..., 0].clamp(max=rows - 1) * cols + cell[..., 1].clamp(max=cols - 1)
+        )
         at_K1 = batch.visual_at_K.unsqueeze(1)
         video_K1 = (batch.frame_mask_BT.sum(1) * rows * cols)[batch.clip_K].unsqueeze(1)
         counted = (batch.attention_mask_KS.cumsum(1) - 1).clamp(min=0)
@@ -198,8 +201,8 @@ def prefix_of(batch: Batch, text_KSD: Tensor) -> Prefix:
 
 
 def interleave(s: int, v: int, at_K: Tensor) -> Tensor:
-    """For every place of the laid-out row, its index in [text ‖ visual]: the first ``at_K[k]`` of ``s`` text tokens, then
-    the ``v`` visual ones, then the rest of the text. int64 [K, s + v]."""
+    """For every place of the laid-out row, its index in [text ‖ visual]: the first ``at_K[k]`` of ``s`` text tokens,
+    then the ``v`` visual ones, then the rest of the text. int64 [K, s + v]."""
     place = torch.arange(s + v, device=at_K.device).expand(len(at_K), -1)
     at = at_K.unsqueeze(1)
     return torch.where(place < at, place, torch.where(place < at + v, s + place - at, place - v))

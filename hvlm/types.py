@@ -117,6 +117,9 @@ class Wants(NamedTuple):
     summaries: int = 0
 
 
+NOTHING_ELSE = Wants()
+
+
 class Encoded(NamedTuple):
     """What the encoder gives: tokens [B, T * N, dim], with ``saliency_BS`` if it was wanted; keys and values of every
     layer, each [B * T, heads, (CLS +) N, d]; summary_BTLD, one row per wanted layer. None: not wanted."""

@@ -46,7 +46,7 @@ def patches(frames: tuple[int, ...] = (6, 3), seed: int = 0, x: Tensor | None = 
     return Patches(tokens._replace(**scores), time, mask)
 
 
-# --------------------------------------------------------------------------------------------------------- pure functions
+# ------------------------------------------------------------------------------------------------------ pure functions
 
 
 def published(metric: Tensor, x: Tensor, size: Tensor, r: int) -> tuple[Tensor, Tensor]:
@@ -104,7 +104,9 @@ def test_rows_have_their_own_number_of_merges_and_padding_is_left_alone() -> Non
     assert to.mask_BM.sum(1).tolist() == target.tolist()
     assert torch.equal(to.sum(mask.float()).sum(1), count.float())
     for row, n in enumerate(count.tolist()):
-        alone = bipartite_down_to(x[row : row + 1, :n], torch.ones(1, n), mask[row : row + 1, :n], target[row : row + 1])
+        alone = bipartite_down_to(
+            x[row : row + 1, :n], torch.ones(1, n), mask[row : row + 1, :n], target[row : row + 1]
+        )
         assert torch.equal(alone[0], roots[row, :n])
 
 
@@ -163,7 +165,7 @@ def test_a_budget_follows_the_scores_and_overflows_to_the_next() -> None:
         split_budget(torch.ones(1, 3), mask, torch.tensor([2]), 1, 8)
 
 
-# ------------------------------------------------------------------------------------------------------------ every merger
+# -------------------------------------------------------------------------------------------------------- every merger
 
 
 @pytest.mark.parametrize("scope", ["auto", "frame"])
@@ -241,9 +243,7 @@ def test_budgets_go_where_the_frames_go(variant: Variant) -> None:
 
     t = came.tokens
     other = came._replace(
-        tokens=t._replace(
-            x_BSD=shuffled(t.x_BSD), saliency_BS=shuffled(t.saliency_BS), motion_BS=shuffled(t.motion_BS)
-        )
+        tokens=t._replace(x_BSD=shuffled(t.x_BSD), saliency_BS=shuffled(t.saliency_BS), motion_BS=shuffled(t.motion_BS))
     )
     a, b = room(variant, scope="frame"), room(variant, scope="frame")
     a(came), b(other)
@@ -278,7 +278,7 @@ def test_a_flash_stands_out_in_its_own_frame_only() -> None:
     assert motion[6, 2] > 1.9 and motion.sum() - motion[6, 2] < 1e-4
 
 
-# --------------------------------------------------------------------------------------------------------- among the rooms
+# ----------------------------------------------------------------------------------------------------- among the rooms
 
 
 def whole(merger: Variant, connector: str, order: str = "question_first", **settings):
@@ -362,7 +362,9 @@ def test_positions_are_those_of_the_patches() -> None:
     places = (roots == torch.arange(len(roots))).nonzero().flatten()
     assert read.position_KL[0, at : at + len(places)].tolist() == (at + places).tolist()
     text = int(batch.attention_mask_KS[0].sum())
-    assert read.position_KL[0, at + len(places) : text + len(places)].tolist() == [at + 4 * n + i for i in range(text - at)]
+    assert read.position_KL[0, at + len(places) : text + len(places)].tolist() == [
+        at + 4 * n + i for i in range(text - at)
+    ]
     packed = whole(Variant("merger", "stride"), "patches", keep=0.25, positions="packed")
     assert packed.sequence(batch).position_KL is None
 
@@ -382,4 +384,6 @@ def test_refusals_name_the_setting() -> None:
         room(Variant("merger", "motion"), motion="flow")(bare)
     random = room(Variant("merger", "random")).train()
     first, second = random(patches()).tokens.x_BSD, random(patches()).tokens.x_BSD
-    assert not torch.equal(first, second) and torch.equal(random.eval()(patches()).tokens.x_BSD, random(patches()).tokens.x_BSD)
+    assert not torch.equal(first, second) and torch.equal(
+        random.eval()(patches()).tokens.x_BSD, random(patches()).tokens.x_BSD
+    )

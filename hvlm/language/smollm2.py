@@ -129,8 +129,8 @@ class SmolLM2(nn.Module):
         position_KS: int64 positions of the S new tokens; by default the number of valid tokens before each.
         cache: a transformers cache, read and extended; None computes the whole sequence at once.
         log_size_KS: float, added to the attention scores of each position: ToMe's proportional attention, in which a
-            merged token counts as often as the tokens that it stands for. Shape as ``mask_KS``; it costs the plain causal
-            attention's speed.
+            merged token counts as often as the tokens that it stands for. Shape as ``mask_KS``; it costs the plain
+            causal attention's speed.
         """
         rows, new, _ = x_KSD.shape
         past = 0 if cache is None else cache.get_seq_length()

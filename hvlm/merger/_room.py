@@ -1,4 +1,4 @@
-"""What all mergers share: the budget, applying what was chosen to tokens and to the gaze, and what is remembered of it."""
+"""What all mergers share: the budget, and applying what was chosen to tokens and to the gaze."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class MergerRoom(nn.Module):
 
     keep: share of a clip's patches that stays, rounded to whole tokens and never below one a frame. tokens: their
         number, in place of ``keep``.
-    scope: ``frame`` merges within frames only; ``video`` across them, too; ``auto`` is video where the connector allows it
-        (foveated and mean read frame by frame and do not).
+    scope: ``frame`` merges within frames only; ``video`` across them, too; ``auto`` is video where the connector
+        allows it (foveated and mean read frame by frame and do not).
     proportional: the language model's attention counts a merged token as often as it has patches (+ log size): ToMe's
         proportional attention. The foveated gaze always does. It costs the language model its plain causal attention.
     positions: ``patches``, merged tokens keep the positions that their patches would have had in the language model;

@@ -1,4 +1,4 @@
-"""What mergers judge patches by: what the encoder or the reader says of them, and what their features say themselves."""
+"""What mergers judge patches by: what the encoder, the reader or their own features say of them."""
 
 from __future__ import annotations
 
@@ -64,11 +64,12 @@ def motion_of(view: View, kind: Motion) -> Tensor:
 
 
 def feature_motion(x_BTND: Tensor, mask_BT: Tensor, window: int = 8) -> Tensor:
-    """How unlike a patch is what mostly is at its place: 1 - the median cosine to its place in ``window`` frames around.
+    """How unlike a patch is what mostly is at its place: 1 - the median cosine to its place in ``window`` frames
+    around.
 
-    [B, T, N], not negative. What passes by or flashes stands out in the frames that show it and not in those around them,
-    and a background does not when it comes back into sight. What the whole frame has in common (a moving camera) is taken off
-    as its lower quartile.
+    [B, T, N], not negative. What passes by or flashes stands out in the frames that show it and not in those around
+    them, and a background does not when it comes back into sight. What the whole frame has in common (a moving
+    camera) is taken off as its lower quartile.
     """
     b, t, n, d = x_BTND.shape
     unit = F.normalize(x_BTND, dim=-1)
@@ -90,5 +91,6 @@ def feature_motion(x_BTND: Tensor, mask_BT: Tensor, window: int = 8) -> Tensor:
 def mean_one(score_BTN: Tensor, mask_BT: Tensor) -> Tensor:
     """Scores with mean 1 over the clip's valid patches; all 1 where there is nothing to tell them apart."""
     valid = mask_BT.unsqueeze(-1)
-    mean = (score_BTN * valid).sum((1, 2), keepdim=True) / (valid.sum((1, 2), keepdim=True) * score_BTN.shape[2]).clamp(min=1)
+    count = valid.sum((1, 2), keepdim=True) * score_BTN.shape[2]
+    mean = (score_BTN * valid).sum((1, 2), keepdim=True) / count.clamp(min=1)
     return torch.where(mean > 1e-9, score_BTN / mean.clamp(min=1e-9), 1.0)

@@ -1,7 +1,7 @@
 """Adaptive: what stands out or moves stays as it is, everything else is pooled into a few background tokens.
 
-A question about a thing needs the patches that show it, unmixed; one about the scene needs its average. Mergers that let
-the rest join what was kept blur both, and those that drop it lose the scene. So the budget has two parts.
+A question about a thing needs the patches that show it, unmixed; one about the scene needs its average. Mergers that
+let the rest join what was kept blur both, and those that drop it lose the scene. So the budget has two parts.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from hvlm.merging import best_of_clip
 
 
 class AdaptiveMerge(MergerRoom):
-    """background: share of a clip's tokens for its background, at most one a frame. The clip is cut into as many segments
-    of equal length; in each, the patch most like the mean of its less remarkable half stands for all that is not kept.
-    The rest of the budget goes to the highest scores of the clip, saliency + motion_weight * motion (each with mean 1),
-    at least one token a frame: frames in which much happens have many tokens, still ones share.
+    """background: share of a clip's tokens for its background, at most one a frame. The clip is cut into as many
+    segments of equal length; in each, the patch most like the mean of its less remarkable half stands for all that is
+    not kept. The rest of the budget goes to the highest scores of the clip, saliency + motion_weight * motion (each
+    with mean 1), at least one token a frame: frames in which much happens have many tokens, still ones share.
 
     saliency, motion: as in the mergers of those names (``distance`` and ``features`` need nothing but the features).
     With ``scope=frame`` every frame that has two tokens or more has a background token of its own; in a frame with a

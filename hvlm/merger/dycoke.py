@@ -22,8 +22,9 @@ class DyCoke(MergerRoom):
     """window: frames, a power of two; null: 4 as published, or as many as it takes where whole first frames alone would
     exceed the budget (``keep`` < 1/4: below that the published method stops, and goes on while decoding).
 
-    Of what the first frames leave, every compared frame of the clip gets an even share: with ``keep`` = 1/4 + 3/4 (1 - k)
-    that is the published rate k. Frame i of a window is compared with i minus its lowest set bit. Tokens are dropped.
+    Of what the first frames leave, every compared frame of the clip gets an even share: with ``keep`` = 1/4 + 3/4 (1
+    - k) that is the published rate k. Frame i of a window is compared with i minus its lowest set bit. Tokens are
+    dropped.
     """
 
     drops = True

@@ -20,8 +20,8 @@ from hvlm.merging import best_of_each
 class FastVID(MergerRoom):
     """segments: at least so many (c). threshold: cosine of two frames' means below which there is a cut (tau). density:
     share d of the budget for density peaks, the rest goes to the most attended patches of every frame. every: peaks are
-    sought in every p-th frame of a segment. neighbours: k of the density. weight: a peak keeps at least this share of its
-    token (beta), max(1 / (members + 1), beta). Published: 8, 0.9, 0.4, 4, 4, 0.6.
+    sought in every p-th frame of a segment. neighbours: k of the density. weight: a peak keeps at least this share of
+    its token (beta), max(1 / (members + 1), beta). Published: 8, 0.9, 0.4, 4, 4, 0.6.
 
     density of i = exp(-mean squared distance to its k nearest); score = density x distance to the nearest denser one.
     With ``scope=frame`` every frame is its own segment.

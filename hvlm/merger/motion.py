@@ -12,8 +12,8 @@ _STILL = 1e-3  # of the scale of a saliency: below it, nothing moves
 
 
 class MotionAwareTokenMerge(MergerRoom):
-    """The patches that move most stay, at least one of every frame; each other one joins the most similar of those in its
-    frame. So the budget follows the motion: a frame in which much moves has many tokens, a still one has few.
+    """The patches that move most stay, at least one of every frame; each other one joins the most similar of those in
+    its frame. So the budget follows the motion: a frame in which much moves has many tokens, a still one has few.
 
     motion: ``flow``, optical flow with the camera's own motion taken off, computed where the data is read
     (``hvlm.dataset._motion``); ``features``, how far the encoder's features are from what usually is at their place.

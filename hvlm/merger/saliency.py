@@ -10,8 +10,8 @@ from hvlm.merging import best_of_clip, roots_in_frame
 
 
 class SaliencyMerge(MergerRoom):
-    """The patches with the highest saliency of the clip stay, at least one of every frame; each other one joins the most
-    similar of those in its frame.
+    """The patches with the highest saliency of the clip stay, at least one of every frame; each other one joins the
+    most similar of those in its frame.
 
     saliency: ``attention``, of CLS in the encoder's last layer (without CLS: what a patch receives from the others);
     ``sharpness``, of a patch's own attention (vid-TLDR); ``spectral``, spectral residual of the pixels, model-free;

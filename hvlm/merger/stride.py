@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from hvlm.merger._room import Choice, MergerRoom
 from hvlm.merger._scores import View
@@ -11,8 +10,8 @@ from hvlm.merging import roots_or_dropped
 
 
 class StrideMerge(MergerRoom):
-    """An even share of every frame, evenly spaced in reading order, and one place further in each frame, so that over time
-    every place has its turn."""
+    """An even share of every frame, evenly spaced in reading order, and one place further in each frame, so that over
+    time every place has its turn."""
 
     drops = True
 

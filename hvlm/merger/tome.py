@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from hvlm.merger._room import Choice, MergerRoom
 from hvlm.merger._scores import View
@@ -12,7 +11,8 @@ from hvlm.merging import bipartite_down_to
 
 class ToMe(MergerRoom):
     """Bipartite soft matching in rounds that at most halve the tokens, until the budget is met: over the whole clip, or
-    with ``scope=frame`` in each frame, which then gets an even share. Similarity is the cosine of the encoder's features.
+    with ``scope=frame`` in each frame, which then gets an even share. Similarity is the cosine of the encoder's
+    features.
 
     O(S² D / 4) operations for S patches compared with each other, a third more for all further rounds together.
     """

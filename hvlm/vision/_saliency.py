@@ -14,9 +14,7 @@ _BLUR = 2.5 / 64 * _SIDE
 
 
 @torch.no_grad()
-def saliency_of(
-    kind: str, pixels_FCHW: Tensor, q_FHNd: Tensor, k_FHNd: Tensor, grid: tuple[int, int]
-) -> Tensor:
+def saliency_of(kind: str, pixels_FCHW: Tensor, q_FHNd: Tensor, k_FHNd: Tensor, grid: tuple[int, int]) -> Tensor:
     """Float32 [F, rows * columns], not negative, mean 1 in every frame (all 1 where nothing stands out).
 
     kind: "attention", weight of CLS on each patch in this layer, mean over heads; without CLS the mean weight that a

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hvlm.functional import attend, join_heads, split_heads
 from hvlm.pixels import IMAGENET_MEAN, IMAGENET_STD
-from hvlm.types import KV, Encoded, Tokens, Wants
+from hvlm.types import KV, NOTHING_ELSE, Encoded, Tokens, Wants
 from hvlm.vision._gaze import Gaze, MergedKeys
 from hvlm.vision._saliency import saliency_of
 
@@ -91,9 +91,7 @@ class ConvViT(nn.Module):
         """(rows, columns) of tokens for a frame of that size."""
         return height // self.patch_size, width // self.patch_size
 
-    def encode(
-        self, frames_BTCHW: Tensor, time_BT: Tensor, mask_BT: Tensor, wants: Wants = Wants()
-    ) -> Encoded:
+    def encode(self, frames_BTCHW: Tensor, time_BT: Tensor, mask_BT: Tensor, wants: Wants = NOTHING_ELSE) -> Encoded:
         """Tokens [B, T·N, dim] and what else is wanted; keys and values are [B·T, heads, N, d], and a layer's summary
         of a frame is the mean of its patches.
 

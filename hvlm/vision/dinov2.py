@@ -15,7 +15,7 @@ from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer
 from hvlm.errors import UserError
 from hvlm.functional import attend, join_heads, split_heads
 from hvlm.pixels import IMAGENET_MEAN, IMAGENET_STD
-from hvlm.types import KV, Encoded, Tokens, Wants
+from hvlm.types import KV, NOTHING_ELSE, Encoded, Tokens, Wants
 from hvlm.vision._gaze import Gaze, MergedKeys
 from hvlm.vision._saliency import saliency_of
 from hvlm.vision._weights import dinov2_folder, load_into, read_config
@@ -90,11 +90,9 @@ class Dinov2(nn.Module):
             raise ValueError(f"frames of {height} x {width} pixels: dinov2 needs multiples of {self.patch_size}")
         return height // self.patch_size, width // self.patch_size
 
-    def encode(
-        self, frames_BTCHW: Tensor, time_BT: Tensor, mask_BT: Tensor, wants: Wants = Wants()
-    ) -> Encoded:
-        """Tokens [B, T * N, dim] in time order and what else is wanted; keys and values are [B * T, heads, 1 + N, d], and
-        a layer's summary of a frame is its CLS token, before the last normalisation.
+    def encode(self, frames_BTCHW: Tensor, time_BT: Tensor, mask_BT: Tensor, wants: Wants = NOTHING_ELSE) -> Encoded:
+        """Tokens [B, T * N, dim] in time order and what else is wanted; keys and values are [B * T, heads, 1 + N, d],
+        and a layer's summary of a frame is its CLS token, before the last normalisation.
 
         frames_BTCHW: uint8, or floating point and then normalised already. time_BT: seconds. mask_BT: bool, False for
             padding (encoded like the rest, and marked).
