@@ -16,6 +16,8 @@ from hvlm.types import Tokens
 
 _BLOCK = 1 << 20  # scores of a block of sources: 4 MB, so that their maximum is taken while they are in the cache
 
+_CHUNK = 64
+
 
 class Assignment(NamedTuple):
     """S tokens to M of them.
@@ -45,16 +47,16 @@ class Assignment(NamedTuple):
         b, s = self.to_BS.shape
         m = self.mask_BM.shape[1]
         flat = (self.to_BS + torch.arange(b, device=self.to_BS.device).unsqueeze(1) * (m + 1)).flatten()
-        out = x_BSD.new_zeros(b * (m + 1), *x_BSD.shape[2:]).index_add(0, flat, x_BSD.flatten(0, 1))
+        out = x_BSD.new_zeros(b * (m + 1), *x_BSD.shape[2:]).index_add_(0, flat, x_BSD.flatten(0, 1))
         return out.unflatten(0, (b, m + 1))[:, :m]
 
     def merge(self, x_BSD: Tensor) -> Tensor:
         """Weighted means, sum_s w_s x_s / sum_s w_s; zero where there is no destination."""
         weight = self.weight_BS.to(x_BSD.dtype)
-        total = self.sum(weight)
-        total = torch.where(total > 0, total, 1)
-        extra = (1,) * (x_BSD.dim() - 2)
-        return self.sum(x_BSD * weight.unflatten(1, (-1, *extra))) / total.unflatten(1, (-1, *extra))
+        # Shares of the mean first: dividing S weights costs less than dividing M features.
+        total = self.unmerge(self.sum(weight))
+        share = weight / torch.where(total > 0, total, 1)
+        return self.sum(x_BSD * share.unflatten(1, (-1, *(1,) * (x_BSD.dim() - 2))))
 
     def unmerge(self, y_BMD: Tensor) -> Tensor:
         """Every token gets its destination's value, [B, M, ...] -> [B, S, ...]; zero for those that went nowhere."""
@@ -67,20 +69,27 @@ class Assignment(NamedTuple):
 
         sizes_add: a destination is as large as its tokens together; False (droppers): as large as its root was, one.
         """
-        goes = self.to_BS < self.mask_BM.shape[1]
-        size = tokens.size_BS * goes
-        centroids = self._replace(weight_BS=size)
-        x = self.merge(tokens.x_BSD.float())
-        number = {
-            "time_BS": centroids.merge(tokens.time_BS),
-            "frame_BS": centroids.merge(tokens.frame_BS.float()).round().long(),
-            "yx_BS2": centroids.merge(tokens.yx_BS2),
-        }
-        for name in ("saliency_BS", "motion_BS"):
-            if getattr(tokens, name) is not None:
-                number[name] = centroids.merge(getattr(tokens, name))
-        sizes = self.sum(size) if sizes_add else self.mask_BM.to(size.dtype)
-        return Tokens(x_BSD=x.to(tokens.x_BSD.dtype), size_BS=sizes, mask_BS=self.mask_BM, **number)
+        size = tokens.size_BS * (self.to_BS < self.mask_BM.shape[1])
+        total = self.sum(size)
+
+        def centroid(y: Tensor | None) -> Tensor | None:
+            """Sums divided by sums, so that the mean of equal times is that time to the last bit."""
+            if y is None:
+                return None
+            extra = (1,) * (y.dim() - 2)
+            summed = self.sum(y.to(size.dtype) * size.unflatten(1, (-1, *extra)))
+            return summed / total.clamp(min=1e-12).unflatten(1, (-1, *extra))
+
+        return Tokens(
+            x_BSD=self.merge(tokens.x_BSD.float()).to(tokens.x_BSD.dtype),
+            time_BS=centroid(tokens.time_BS),
+            frame_BS=centroid(tokens.frame_BS).round().long(),
+            yx_BS2=centroid(tokens.yx_BS2),
+            size_BS=total if sizes_add else self.mask_BM.to(size.dtype),
+            mask_BS=self.mask_BM,
+            saliency_BS=centroid(tokens.saliency_BS),
+            motion_BS=centroid(tokens.motion_BS),
+        )
 
 
 def in_time_order(tokens: Tokens) -> Tokens:
@@ -115,18 +124,24 @@ def bipartite(metric_BSD: Tensor, r_B: Tensor | int, mask_BS: Tensor | None = No
     if most <= 0:
         return root
     sources, targets = metric_BSD[:, ::2], metric_BSD[:, 1::2]
-    # The length of a source does not change which target is nearest, so it is divided out of the maximum alone.
-    targets = targets / targets.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    length = metric_BSD.norm(dim=-1).clamp(min=1e-12)
+    # The length of a source does not change which target is nearest, so it is divided out of the maximum alone; that of
+    # a target, out of the scores or out of the target, whichever is smaller.
+    few = targets.shape[-1] > sources.shape[1]
+    if not few:
+        targets = targets / length[:, 1::2, None]
     absent = None if mask_BS is None else ~mask_BS[:, None, 1::2]
     best, nearest = [], []
     for part in sources.split(max(1, _BLOCK // max(1, b * targets.shape[1])), 1):
         scores = part @ targets.transpose(1, 2)
+        if few:
+            scores /= length[:, None, 1::2]
         if absent is not None:
-            scores = scores.masked_fill(absent, -torch.inf)
-        found = scores.max(-1)
-        best.append(found.values)
-        nearest.append(found.indices)
-    best_BA = torch.cat(best, 1) / sources.norm(dim=-1).clamp(min=1e-12)
+            scores.masked_fill_(absent, -torch.inf)
+        values, indices = _max(scores)
+        best.append(values)
+        nearest.append(indices)
+    best_BA = torch.cat(best, 1) / length[:, ::2]
     if mask_BS is not None:
         best_BA = best_BA.masked_fill(~mask_BS[:, ::2], -torch.inf)
     chosen = best_BA.topk(most, 1).indices
@@ -134,6 +149,18 @@ def bipartite(metric_BSD: Tensor, r_B: Tensor | int, mask_BS: Tensor | None = No
     if not isinstance(r_B, int):  # rows with fewer merges keep the rest of what topk gave
         into = torch.where(torch.arange(most, device=device) < r_B.unsqueeze(1), into, 2 * chosen)
     return root.scatter(1, 2 * chosen, into)
+
+
+def _max(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """``scores.max(-1)``. A CPU looks for the place of a maximum one by one, for its value many at a time: so first the
+    values of chunks, then the place of the chunk, then the place in it (half the time at 2,048 columns)."""
+    if scores.shape[-1] < 8 * _CHUNK or scores.shape[-1] % _CHUNK:
+        found = scores.max(-1)
+        return found.values, found.indices
+    chunks = scores.unflatten(-1, (-1, _CHUNK))
+    values, at = chunks.amax(-1).max(-1)
+    inside = chunks.gather(-2, at[..., None, None].expand(*at.shape, 1, _CHUNK)).squeeze(-2).argmax(-1)
+    return values, at * _CHUNK + inside
 
 
 @torch.no_grad()

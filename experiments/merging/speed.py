@@ -1,0 +1,195 @@
+"""What does merging cost, and what does it save?
+
+    python -m experiments.merging.speed [--only tome saves trains]
+
+tome: our bipartite matching and merging of half the tokens against a straightforward one in torch (the published
+    steps one after the other), at [8, 256, 384] and [1, 4096, 384], in two settings of float32 matrix products.
+saves: at 64, 128 and 256 frames of 256 patches, a quarter of them kept: time of every merger beside the time that the
+    language model saves (prefill without gradients, the demo's small model and DINOv2-small's width).
+trains: samples a second of training with 64 frames of 256 patches, dense connector, adaptive at a quarter against no
+    merger; the encoder learns, too.
+
+Processor seconds (what else runs on the machine counts little), medians, one thread. Adds to speed.json beside this
+file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from experiments.merging.__main__ import MERGERS, settings
+from hvlm import build, results
+from hvlm.config import plan
+from hvlm.language._chat import Chat
+from hvlm.language._tokenizer import train_word_tokenizer
+from hvlm.merging import Assignment, bipartite
+from hvlm.model import VLM
+from hvlm.types import Batch, Patches, Tokens
+
+HERE = Path(__file__).parent
+COMMAND = "python -m experiments.merging.speed"
+QUESTION = "merging_speed"
+SHAPES = ((8, 256, 384), (1, 4096, 384))
+FRAMES, GRID, KEEP = (64, 128, 256), (16, 16), 0.25
+WORDS = "what color is the ring ? red"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parts: dict[str, Callable[[], Iterator[results.Record]]] = {"tome": tome, "saves": saves, "trains": trains}
+    parser.add_argument("--only", nargs="+", choices=parts, default=list(parts))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in options.only:
+        records = []
+        for record in parts[name]():
+            columns = {k: v for k, v in record.items() if k not in results.FIXED}
+            print(f"{record['variant']:28s} {record['metric']:20s} {record['value']:10.4g}  {columns}", flush=True)
+            records.append(record)
+        results.update(HERE / "speed.json", records)
+
+
+def record(variant: str, metric: str, value: float, **columns: object) -> results.Record:
+    return results.make(QUESTION, variant, metric, value, stderr=None, n=1, chance=None, seeds=[0], seconds=0,
+                        command=COMMAND, columns=columns)  # fmt: skip
+
+
+def timed(*runs: Callable[[], object], budget: float = 4.0, least: int = 3) -> list[float]:
+    """Median processor seconds of each, taken in turn so that all see the same machine."""
+    for run in runs:
+        run()
+    taken: list[list[float]] = [[] for _ in runs]
+    started = time.monotonic()
+    while len(taken[0]) < least or time.monotonic() - started < budget:
+        for run, found in zip(runs, taken, strict=True):
+            before = time.process_time()
+            run()
+            found.append(time.process_time() - before)
+    return [statistics.median(found) for found in taken]
+
+
+def straightforward(x: Tensor, size: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    """Bipartite soft matching and the weighted merge as published, step by step: [unmerged, destinations] and sizes."""
+    with torch.no_grad():
+        metric = x / x.norm(dim=-1, keepdim=True)
+        a, b = metric[..., ::2, :], metric[..., 1::2, :]
+        best, index = (a @ b.transpose(-1, -2)).max(dim=-1)
+        order = best.argsort(dim=-1, descending=True)[..., None]
+        kept, merged = order[..., r:, :], order[..., :r, :]
+        into = index[..., None].gather(-2, merged)
+
+    def merge(y: Tensor) -> Tensor:
+        source, target = y[..., ::2, :], y[..., 1::2, :]
+        n, s, c = source.shape
+        unmerged = source.gather(-2, kept.expand(n, s - r, c))
+        target = target.scatter_reduce(-2, into.expand(n, r, c), source.gather(-2, merged.expand(n, r, c)), "sum")
+        return torch.cat([unmerged, target], 1)
+
+    weight = merge(size[..., None])
+    return merge(x * size[..., None]) / weight, weight.squeeze(-1)
+
+
+def ours(x: Tensor, size: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    to = Assignment.of_roots(bipartite(x, r), torch.ones_like(size, dtype=torch.bool), size)
+    return to.merge(x), to.sum(size)
+
+
+@torch.no_grad()
+def tome() -> Iterator[results.Record]:
+    for precision in ("highest", "medium"):
+        torch.set_float32_matmul_precision(precision)
+        for shape in SHAPES:
+            g = torch.Generator().manual_seed(0)
+            x, size = torch.randn(shape, generator=g), torch.randint(1, 4, shape[:2], generator=g).float()
+            r = shape[1] // 2
+            a, b = x[:, ::2], x[:, 1::2].transpose(1, 2).contiguous()
+            theirs, own, floor = timed(
+                lambda x=x, size=size, r=r: straightforward(x, size, r), lambda x=x, size=size, r=r: ours(x, size, r),
+                lambda a=a, b=b: a @ b, budget=6.0, least=20,
+            )  # fmt: skip
+            columns = {"shape": str(list(shape)), "matmul_precision": precision}
+            for variant, seconds in (("straightforward", theirs), ("tome", own), ("matrix_product_alone", floor)):
+                yield record(variant, "latency_ms", 1e3 * seconds, **columns)
+            yield record("tome", "ratio", own / theirs, **columns)
+    torch.set_float32_matmul_precision("highest")
+
+
+def small_model(merger: str, image_size: int = 256) -> VLM:
+    """The demo's model with frames of 256 patches, random weights."""
+    keep = 1.0 if merger == "none" else KEEP
+    (cfg,) = plan(["stage=sft", "connector=patches", f"vision.image_size={image_size}", *settings(merger,
+    keep)]).values()
+    torch.manual_seed(0)
+    return build.model(cfg, Chat(train_word_tokenizer([WORDS]), cfg["language"]["template"]))
+
+
+def batch_of(frames: int, side: int, chat: Chat) -> Batch:
+    """One clip with one question; every frame moves a little, so that nothing is trivially the same."""
+    g = torch.Generator().manual_seed(0)
+    still = torch.randint(0, 256, (3, side + frames, side + frames), generator=g, dtype=torch.uint8)
+    clip = torch.stack([still[:, i : i + side, i : i + side] for i in range(frames)])
+    row = chat.encode("what color is the ring ?", "red")
+    ids = torch.tensor([row.ids])
+    return Batch(
+        clip[None], torch.arange(frames)[None].float(), torch.ones(1, frames, dtype=torch.bool), ids,
+        torch.ones_like(ids, dtype=torch.bool), torch.tensor([row.loss_mask]), torch.zeros(1, dtype=torch.long),
+        torch.tensor([row.visual_at]),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def saves() -> Iterator[results.Record]:
+    for frames in FRAMES:
+        plain = small_model("none").eval()
+        batch = batch_of(frames, 256, plain.language.chat)
+        with torch.autocast("cpu", torch.bfloat16):
+            tokens = plain.vision.encode(batch.frames_BTCHW, batch.frame_time_BT, batch.frame_mask_BT,
+            plain.wants()).tokens tokens
+            = tokens._replace(saliency_BS=torch.rand(tokens.mask_BS.shape), motion_BS=torch.rand(tokens.mask_BS.shape)) seen = Patches(tokens, batch.frame_time_BT, batch.frame_mask_BT)
+
+            def read(vlm: VLM, merged: Patches, batch: Batch = batch) -> Callable[[], object]:
+                vlm.see = lambda _: merged
+                return lambda: vlm.next_token_logprobs(batch)
+
+            (whole,) = timed(read(plain, seen), budget=1.0, least=2)
+            yield record("none", "read_ms", 1e3 * whole, frames=frames, keep=1.0)
+            for merger in MERGERS:
+                vlm = small_model(merger).eval()
+                merged = vlm.merger(seen)
+                merging, reading = timed(lambda vlm=vlm, seen=seen: vlm.merger(seen), read(vlm, merged), budget=1.0, least=2)
+                columns = {"frames": frames, "keep": KEEP}
+                yield record(merger, "merge_ms", 1e3 * merging, **columns)
+                yield record(merger, "read_ms", 1e3 * reading, **columns)
+                yield record(merger, "saves_ms", 1e3 * (whole - reading), **columns)
+
+
+def trains() -> Iterator[results.Record]:
+    steps: dict[str, Callable[[], object]] = {}
+    for merger in ("none", "adaptive"):
+        vlm = small_model(merger).train()
+        batch = batch_of(64, 256, vlm.language.chat)
+        optimiser = torch.optim.AdamW(vlm.parameters(), lr=1e-4)
+
+        def step(vlm: VLM = vlm, batch: Batch = batch, optimiser: torch.optim.Optimizer = optimiser) -> None:
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = -vlm.token_logprobs(batch).sum()
+            loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+
+        steps[merger] = step
+    taken = dict(zip(steps, timed(*steps.values(), budget=20.0, least=2), strict=True))
+    for merger, seconds in taken.items():
+        yield record(merger, "samples_per_s", 1 / seconds, frames=64, patches=256, keep=KEEP if merger != "none" else 1.0)
+    yield record("adaptive", "speedup", taken["none"] / taken["adaptive"], frames=64, patches=256, keep=KEEP)
+
+
+if __name__ == "__main__":
+    main()
