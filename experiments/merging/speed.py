@@ -124,8 +124,9 @@ def tome() -> Iterator[results.Record]:
 def small_model(merger: str, image_size: int = 256) -> VLM:
     """The demo's model with frames of 256 patches, random weights."""
     keep = 1.0 if merger == "none" else KEEP
-    (cfg,) = plan(["stage=sft", "connector=patches", f"vision.image_size={image_size}", *settings(merger,
-    keep)]).values()
+    (cfg,) = plan(
+        ["stage=sft", "connector=patches", f"vision.image_size={image_size}", *settings(merger, keep)]
+    ).values()
     torch.manual_seed(0)
     return build.model(cfg, Chat(train_word_tokenizer([WORDS]), cfg["language"]["template"]))
 
@@ -150,9 +151,10 @@ def saves() -> Iterator[results.Record]:
         plain = small_model("none").eval()
         batch = batch_of(frames, 256, plain.language.chat)
         with torch.autocast("cpu", torch.bfloat16):
-            tokens = plain.vision.encode(batch.frames_BTCHW, batch.frame_time_BT, batch.frame_mask_BT,
-            plain.wants()).tokens tokens
-            = tokens._replace(saliency_BS=torch.rand(tokens.mask_BS.shape), motion_BS=torch.rand(tokens.mask_BS.shape)) seen = Patches(tokens, batch.frame_time_BT, batch.frame_mask_BT)
+            frames_of = (batch.frames_BTCHW, batch.frame_time_BT, batch.frame_mask_BT)
+            tokens = plain.vision.encode(*frames_of, plain.wants()).tokens
+            score = torch.rand(tokens.mask_BS.shape)
+            seen = Patches(tokens._replace(saliency_BS=score, motion_BS=score), *frames_of[1:])
 
             def read(vlm: VLM, merged: Patches, batch: Batch = batch) -> Callable[[], object]:
                 vlm.see = lambda _: merged
@@ -163,7 +165,8 @@ def saves() -> Iterator[results.Record]:
             for merger in MERGERS:
                 vlm = small_model(merger).eval()
                 merged = vlm.merger(seen)
-                merging, reading = timed(lambda vlm=vlm, seen=seen: vlm.merger(seen), read(vlm, merged), budget=1.0, least=2)
+                merge = lambda vlm=vlm, seen=seen: vlm.merger(seen)  # noqa: E731
+                merging, reading = timed(merge, read(vlm, merged), budget=1.0, least=2)
                 columns = {"frames": frames, "keep": KEEP}
                 yield record(merger, "merge_ms", 1e3 * merging, **columns)
                 yield record(merger, "read_ms", 1e3 * reading, **columns)
@@ -187,7 +190,8 @@ def trains() -> Iterator[results.Record]:
         steps[merger] = step
     taken = dict(zip(steps, timed(*steps.values(), budget=20.0, least=2), strict=True))
     for merger, seconds in taken.items():
-        yield record(merger, "samples_per_s", 1 / seconds, frames=64, patches=256, keep=KEEP if merger != "none" else 1.0)
+        keep = KEEP if merger != "none" else 1.0
+        yield record(merger, "samples_per_s", 1 / seconds, frames=64, patches=256, keep=keep)
     yield record("adaptive", "speedup", taken["none"] / taken["adaptive"], frames=64, patches=256, keep=KEEP)
 
 
