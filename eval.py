@@ -3,7 +3,8 @@
 The model is rebuilt from the checkpoint (a file or a run folder) alone; what the command line says comes on top, e.g.
 ``dataset.set=hard``. ``task=score predictions=FILE`` scores a file of predictions, whoever made them; ``task=generate``
 lets the model write its own answers; ``task=ask ask.video=FILE ask.question=...`` watches a video frame by frame;
-``task=look`` draws where it looks; ``task=export`` writes a Hugging Face folder, ``task=release`` fVLM's own layout.
+``task=look`` draws where it looks and what its merger did; ``task=export`` writes a Hugging Face folder,
+``task=release`` fVLM's own layout.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from hvlm.generate import generate
 from hvlm.kvcache.full import FullCache
 from hvlm.language._chat import Chat
 from hvlm.media import contact_sheet, write_mp4
+from hvlm.mergemaps import merge_maps, write_merging
 from hvlm.model import VLM
 from hvlm.types import Batch
 
@@ -71,6 +72,10 @@ class ClipTable(Callback):
             for i, (name, maps) in enumerate(zip(names, gaze_maps(pl_module.model, batch), strict=True)):
                 row, files = rows[i], write_maps(clip_frames(batch, i), maps, self.folder / f"{name}-gaze")
                 row |= {"gaze": files["sheet"].name, "gaze_path": files["path"].name}
+        if not pl_module.model.merger.changes_nothing:
+            for i, (name, merged) in enumerate(zip(names, merge_maps(pl_module.model, batch), strict=True)):
+                files = write_merging(clip_frames(batch, i), merged, self.folder / name)
+                rows[i] |= {kind: file.name for kind, file in files.items()}
         with open(self.folder / "clips.jsonl", "a", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps({"step": step, "split": split, **row}, ensure_ascii=False) + "\n")
@@ -91,8 +96,10 @@ def _log_table(logger: WandbLogger, rows: list[dict[str, str]], videos: list[Pat
         media.append(wandb.Video(str(video), format="mp4", caption=f"{text[0]} {text[1]} | model: {text[2]}"))
     # The videos also on their own: W&B copies those into the run's own media folder, while a table's files lie in its
     # staging folder (see keep_wandb_media_in) under absolute paths.
-    gazes = [wandb.Image(str(folder / row["gaze"]), caption=row["question"]) for row in rows if "gaze" in row]
-    shown = {"clips": table, "clip_videos": media} | ({"gaze": gazes} if gazes else {})
+    shown = {"clips": table, "clip_videos": media}
+    for kind in ("gaze", "merged", "budget"):
+        pictures = [wandb.Image(str(folder / row[kind]), caption=row["question"]) for row in rows if kind in row]
+        shown |= {kind: pictures} if pictures else {}
     logger.experiment.log(shown | {"trainer/global_step": step})
 
 

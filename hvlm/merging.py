@@ -95,15 +95,7 @@ class Assignment(NamedTuple):
 def in_time_order(tokens: Tokens) -> Tokens:
     """Sort every row by time; tokens of the same time keep their order, padding goes last."""
     time = tokens.time_BS.masked_fill(~tokens.mask_BS, torch.inf)
-    order = time.argsort(dim=1, stable=True)
-
-    def sort(field: Tensor | None) -> Tensor | None:
-        if field is None:
-            return None
-        index = order.unflatten(1, (-1, *(1,) * (field.dim() - 2)))
-        return field.gather(1, index.expand(-1, -1, *field.shape[2:]))
-
-    return Tokens(*map(sort, tokens))
+    return tokens.gather(time.argsort(dim=1, stable=True))
 
 
 # -------------------------------------------------------------------------------------------------- bipartite matching

@@ -22,6 +22,7 @@ from hvlm.evaluate import RESULTS, evaluate
 from hvlm.gazemaps import gaze_maps, write_maps
 from hvlm.generate import generate
 from hvlm.language._chat import Chat
+from hvlm.mergemaps import merge_maps, write_merging
 from hvlm.model import VLM
 from hvlm.preference import reward_accuracy
 from hvlm.rebuild import card_of, rebuild
@@ -217,17 +218,32 @@ def watch(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str,
 
 
 def look(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str, Any]]:
-    """Pictures of where the model looks for each question about the first clips of the benchmark's split
-    (``benchmark.limit``, 4 by default): sheet, film and path, and a line each in ``out/look.jsonl``."""
+    """Pictures of the first clips of the benchmark's split (``benchmark.limit``, 4 by default), and what they are of in
+    ``out/look.jsonl``: where the model looks, a sheet, a film and a path for each question, if its connector gazes, and
+    what its merger did to the clip. Without a gaze there is a line for each clip."""
     model, chat = rebuild(path, cfg)
-    if not model.connector.wants_gaze:
-        raise UserError("task=look shows the gaze of connector=foveated; this checkpoint has another connector")
+    gazes, merges = model.connector.wants_gaze, not model.merger.changes_nothing
+    if not (gazes or merges):
+        connector = cfg["connector"]["_target_"].split(".")[2]
+        raise UserError(
+            "task=look shows the gaze of connector=foveated and what a merger did, but here are connector="
+            f"{connector} and merger=none: name a checkpoint that was trained with connector=foveated, or add a merger "
+            "to this one (merger=tome)"
+        )
     data = build.dataset(cfg)
     data.prepare()
     asked = build.room(cfg["benchmark"])
     reading = build.reader(cfg, model, data, chat)
     lines = []
     for batch in track(reading.loader(asked.split, "questions", None, 1, asked.limit or 4), "looking"):
+        merging: dict[str, Any] = {}
+        if merges:
+            (merged,) = merge_maps(model, batch)
+            files = write_merging(clip_frames(batch, 0), merged, out / batch.keys[0])
+            merging = {name: file.name for name, file in files.items()} | {"tokens_per_frame": merged.kept_T.tolist()}
+        if not gazes:
+            lines.append({"key": batch.keys[0], **merging})
+            continue
         for row in range(len(batch.clip_K)):
             one = one_row(batch, row)
             (maps,), info = gaze_maps(model, one), batch.rows[row]
@@ -235,10 +251,12 @@ def look(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str, 
             question = chat.decode(batch.input_ids_KS[row][: int(batch.attention_mask_KS[row].sum())].tolist())
             line = {"key": info["key"], "task": info["task"], "question": question}
             line |= {name: file.name for name, file in files.items()}
-            lines.append(line | {"entropy_nats": np.round(maps.entropy_TL, 4).tolist()})
+            lines.append(line | {"entropy_nats": np.round(maps.entropy_TL, 4).tolist(), **merging})
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (out / "look.jsonl").write_text(text, encoding="utf-8")
-    log.info(f"{out}: {len(lines)} sheets, films and paths; entropies in look.jsonl (nats, frames by layers)")
+    drawn = ["sheets, films and paths; entropies (nats, frames by layers)"] if gazes else []
+    drawn += ["where patches went; tokens of each frame"] if merges else []
+    log.info(f"{out}: {len(lines)} lines in look.jsonl: {'; '.join(drawn)}")
     return lines
 
 

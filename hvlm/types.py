@@ -82,6 +82,15 @@ class Tokens(NamedTuple):
         """Keep the positions ``index_S`` of every row."""
         return Tokens(*(None if field is None else field[:, index_S] for field in self))
 
+    def gather(self, index_BK: Tensor) -> Tokens:
+        """Position ``k`` of row ``b`` of the result is position ``index_BK[b, k]`` of that row."""
+
+        def pick(field: Tensor) -> Tensor:
+            index = index_BK.unflatten(1, (-1, *(1,) * (field.dim() - 2)))
+            return field.gather(1, index.expand(-1, -1, *field.shape[2:]))
+
+        return Tokens(*(None if field is None else pick(field) for field in self))
+
     @classmethod
     def of_frames(cls, x_BTND: Tensor, time_BT: Tensor, mask_BT: Tensor, grid: tuple[int, int] | None) -> Tokens:
         """Flatten per-frame tokens in time order. ``grid``: (rows, columns) of the patches; None: a centred token."""

@@ -31,7 +31,7 @@ from hvlm.language._chat import Chat
 from hvlm.language._tokenizer import train_word_tokenizer
 from hvlm.merging import Assignment, bipartite
 from hvlm.model import VLM
-from hvlm.types import Batch, Patches, Tokens
+from hvlm.types import Batch, Patches
 
 HERE = Path(__file__).parent
 COMMAND = "python -m experiments.merging.speed"

@@ -118,10 +118,13 @@ class Chosen(NamedTuple):
     t: int
     n: int
 
+    def own_BS(self) -> Tensor:
+        """bool: which patches stand for themselves (and others). Of padded frames it says nothing."""
+        return self.roots_BS == torch.arange(self.t * self.n, device=self.roots_BS.device)
+
     def kept_BT(self) -> Tensor:
         """How many patches of each frame stand for themselves (and others)."""
-        own = self.roots_BS == torch.arange(self.t * self.n, device=self.roots_BS.device)
-        return own.unflatten(1, (self.t, self.n)).sum(-1)
+        return self.own_BS().unflatten(1, (self.t, self.n)).sum(-1)
 
 
 def frame_by_frame(to: Assignment, mask_BT: Tensor, n: int) -> Assignment:
