@@ -262,6 +262,16 @@ def test_what_moves_gets_more_tokens_than_what_stands_still(variant: Variant) ->
     assert kept[4:].sum() > 1.5 * kept[:4].sum()
 
 
+def test_on_its_own_it_takes_features() -> None:
+    x = torch.randn(2, 5, 16, DIM, generator=torch.Generator().manual_seed(0))
+    tokens = MotionAwareTokenMerge().merge_frames(x, GRID)
+    assert tokens.x_BSD.shape == (2, 20, DIM) and tokens.size_BS.sum(1).tolist() == [80, 80]
+    flow = MotionAwareTokenMerge(keep=0.0625, motion="flow", scope="frame")
+    flow.merge_frames(x, GRID, motion_BTN=(torch.arange(16) == 3) * torch.ones(2, 5, 16))
+    own = flow.chosen.roots_BS == torch.arange(80)
+    assert own.nonzero()[:, 1].tolist() == [3, 19, 35, 51, 67] * 2
+
+
 def test_without_motion_what_stands_out_decides() -> None:
     x = F.normalize(torch.ones(1, 4, 16, DIM), dim=-1)
     x[:, :, 5] *= torch.tensor([1.0, -1.0]).repeat(DIM // 2)

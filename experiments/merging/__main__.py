@@ -4,7 +4,7 @@
 
 The models: the dense ones of experiments.connectors, trained on (conf/experiment/merging.yaml). Training-free: the same
 model reads merged clips, with and without black outlines around the shapes. Trained: it is trained on with the merger
-for a few steps more, at a quarter and at an eighth of the tokens, and so is the unmerged one. Mergers have the
+for a hundred steps more at an eighth of the tokens, and so is the unmerged one. Mergers have the
 settings of their YAML but for proportional attention, which all that merge get, for it helps them all. What
 adaptive's settings are was chosen on validation clips of seed 1, easy set. Everything resumes. Adds to results.json
 beside this file.
@@ -30,7 +30,7 @@ EXPERIMENT = "merging"
 QUESTION = "merging"
 SETS = ("easy", "hard")
 KEEPS = (0.5, 0.25, 0.125, 0.0625)
-TRAINED_KEEPS = (0.25, 0.125)
+TRAINED_KEEPS = (0.125,)
 TRAINED_STEPS = 100
 NONE = "none"
 DROPS = ("random", "stride", "dycoke")  # their tokens are single patches: sizes say nothing

@@ -4,7 +4,7 @@
 
 tome: our bipartite matching and merging of half the tokens against a straightforward one in torch (the published
     steps one after the other), at [8, 256, 384] and [1, 4096, 384], in two settings of float32 matrix products.
-saves: at 64, 128 and 256 frames of 256 patches, a quarter of them kept: time of every merger beside the time that the
+saves: at 64 and 128 frames of 256 patches, a quarter of them kept: time of every merger beside the time that the
     language model saves (prefill without gradients, the demo's small model and DINOv2-small's width).
 trains: samples a second of training with 64 frames of 256 patches, dense connector, adaptive at a quarter against no
     merger; the encoder learns, too.
@@ -37,7 +37,7 @@ HERE = Path(__file__).parent
 COMMAND = "python -m experiments.merging.speed"
 QUESTION = "merging_speed"
 SHAPES = ((8, 256, 384), (1, 4096, 384))
-FRAMES, GRID, KEEP = (64, 128, 256), (16, 16), 0.25
+FRAMES, KEEP = (64, 128), 0.25
 WORDS = "what color is the ring ? red"
 
 

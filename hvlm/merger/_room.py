@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hvlm.merger._scores import View
 from hvlm.merging import Assignment, in_time_order, round_half_up
-from hvlm.types import Patches
+from hvlm.types import Patches, Tokens
 
 Scope = Literal["auto", "video", "frame"]
 Positions = Literal["patches", "packed"]
@@ -82,6 +82,21 @@ class MergerRoom(nn.Module):
         frames = mask_BT.sum(1)
         wanted = torch.full_like(frames, self.tokens) if self.tokens else round_half_up(self.keep * frames * patches)
         return torch.minimum(torch.maximum(wanted, frames), frames * patches)
+
+    def merge_frames(
+        self, x_BTND: Tensor, grid: tuple[int, int], mask_BT: Tensor | None = None, motion_BTN: Tensor | None = None
+    ) -> Tokens:
+        """For use on its own: features of frames [B, T, N, D] on a ``grid`` of rows and columns -> fewer tokens.
+
+        Frames count as a second each. mask_BT: bool, False for padding. motion_BTN: where ``motion=flow`` needs it.
+        """
+        b, t = x_BTND.shape[:2]
+        mask = torch.ones(b, t, dtype=torch.bool, device=x_BTND.device) if mask_BT is None else mask_BT
+        time = torch.arange(t, device=x_BTND.device, dtype=torch.float32).expand(b, t)
+        tokens = Tokens.of_frames(x_BTND, time, mask, grid)
+        if motion_BTN is not None:
+            tokens = tokens._replace(motion_BS=motion_BTN.flatten(1))
+        return self(Patches(tokens, time, mask)).tokens
 
     def forward(self, patches: Patches) -> Patches:
         tokens, mask_BT = patches.tokens, patches.frame_mask_BT
