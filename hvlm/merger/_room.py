@@ -31,7 +31,8 @@ class MergerRoom(nn.Module):
     scope: ``frame`` merges within frames only; ``video`` across them, too; ``auto`` is video where the connector
         allows it (foveated and mean read frame by frame and do not).
     proportional: the language model's attention counts a merged token as often as it has patches (+ log size): ToMe's
-        proportional attention. The foveated gaze always does. It costs the language model its plain causal attention.
+        proportional attention. The foveated gaze always does. It
+        costs the language model little (``attend``'s ``key_bias``).
     positions: ``patches``, merged tokens keep the positions that their patches would have had in the language model;
         ``packed``, they are counted through. (For connectors that make one token of each patch.)
 
