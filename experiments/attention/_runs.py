@@ -55,8 +55,8 @@ def ask(checkpoint: Path, seed: int) -> None:
     model.features = build.features_for(model, data.manifest())
     evaluate(
         model, chat, data, build.room(cfg["benchmark"]), order=cfg["order"], num_frames=cfg["dataset"]["num_frames"],
-        image_size=model.vision.image_size, precision=_precision(cfg), out_dir=checkpoint / "eval", question="attention",
-        variant=checkpoint.parent.name, seed=seed, sheets=0,
+        image_size=model.vision.image_size, precision=_precision(cfg), out_dir=checkpoint / "eval",
+        question="attention", variant=checkpoint.parent.name, seed=seed, sheets=0,
     )  # fmt: skip
 
 

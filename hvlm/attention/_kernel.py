@@ -124,8 +124,8 @@ def _plain(x: Tensor, kernel: str, projection: Tensor | None) -> Tensor:
 
 
 class _Kernel(torch.autograd.Function):
-    """Over [B·H, S, d]. First the sums over the keys, kv = Σ_j φ_j [v_j, 1]ᵀ, then the queries: φ_i kv is what they read
-    and, in the last column, what that is divided by.
+    """Over [B·H, S, d]. First the sums over the keys, kv = Σ_j φ_j [v_j, 1]ᵀ, then the queries: φ_i kv is what they
+    read and, in the last column, what that is divided by.
 
     φ is without ε in all products; what ε adds is a vector: φ + ε makes φ kv into φ kv + ε Σ_m kv_m.
     """
