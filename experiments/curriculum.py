@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from hvlm import chain, results
@@ -88,13 +89,18 @@ def _common(seed: int, threads: int = 1) -> list[str]:
 def _train(experiment: str, run: Path, label: str, *overrides: str, here: bool = False) -> None:
     if (run / label / "finished.json").exists():
         return
-    others = [f"~chain.{other}" for other in plan([f"experiment={experiment}"]) if other != label]
+    others = [f"~chain.{other}" for other in _labels(experiment) if other != label]
     given = [f"experiment={experiment}", f"run={run.relative_to(RUNS)}", *others, *overrides]
     if here:
         print("train.py", *given, flush=True)
         chain.run(given)
     else:
         _call("train.py", run, *given)
+
+
+@cache
+def _labels(experiment: str) -> tuple[str, ...]:
+    return tuple(plan([f"experiment={experiment}"]))
 
 
 def _call(script: str, folder: Path, *overrides: str) -> None:
