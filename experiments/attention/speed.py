@@ -128,7 +128,7 @@ def timed(run: Callable[[], None]) -> tuple[float, float]:
         return taken[0], peak
     repeats = []
     started = time.process_time()
-    while len(repeats) < 5 and (len(repeats) < 2 or time.process_time() - started < 3):
+    while len(repeats) < 5 and (len(repeats) < 2 or time.process_time() - started < 2):
         repeats.append(once(run))
     return statistics.median(repeats), max(peak, peak_since(before))
 
