@@ -5,8 +5,8 @@ bench-attention``, or
 
 Every mechanism (768 wide, 12 heads, batch 1) in three settings: float32 as torch comes, float32 with matmul precision
 "medium" (fast), and bfloat16 autocast. Forward without gradients, and forward with backward; processor time of the
-process (another one beside it changes little), the median of up to five repeats after one to warm up, or a single
-run where that took more than 4 seconds. Memory: the highest resident set minus that before, in the process of that
+process, the least of up to eight repeats after one to warm up (what runs beside it only adds), or a single run where
+that took more than 4 seconds. Memory: the highest resident set minus that before, in the process of that
 mechanism. A cell beyond 120 seconds or 12 GB is ``over_limit``. Floor: the layer's operations (three times as many with
 backward) at the speed of a large matrix product in the same setting. Adds to speed.json beside this file; the ratios
 are made anew from all that stands there.
@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import json
 import queue
-import statistics
 import subprocess
 import sys
 import threading
@@ -128,9 +127,9 @@ def timed(run: Callable[[], None]) -> tuple[float, float]:
         return taken[0], peak
     repeats = []
     started = time.process_time()
-    while len(repeats) < 5 and (len(repeats) < 2 or time.process_time() - started < 2):
+    while len(repeats) < 8 and (len(repeats) < 2 or time.process_time() - started < 2):
         repeats.append(once(run))
-    return statistics.median(repeats), max(peak, peak_since(before))
+    return min(repeats), max(peak, peak_since(before))
 
 
 def once(run: Callable[[], None]) -> float:
