@@ -51,9 +51,7 @@ class FrozenFeatures:
         keep.
     """
 
-    def __init__(
-        self, vision: nn.Module, wants: Wants, wants_patches: bool, last_layer: bool = False, name: str = ""
-    ):
+    def __init__(self, vision: nn.Module, wants: Wants, wants_patches: bool, last_layer: bool = False, name: str = ""):
         self.vision, self.wants, self.wants_patches = vision, wants, wants_patches
         self.layers = slice(-1, None) if last_layer else slice(None)
         self.frames: dict[tuple[str, float], _Frame] = {}
