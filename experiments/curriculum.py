@@ -10,9 +10,10 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
-from hvlm import results
+from hvlm import chain, results
 from hvlm.config import plan
 
 RUNS = Path("runs")
@@ -28,16 +29,21 @@ def vision(run: Path, seed: int, overrides: Sequence[str] = (), experiment: str 
 
 def train(
     run: Path,
-    start: Path,
+    start: Path | None,
     seed: int,
     overrides: Sequence[str],
     steps: Mapping[str, int] = STEPS,
     asked: Sequence[str] = ASKED,
     experiment: str = "connectors",
+    here: bool = False,
 ) -> None:
-    """The stages of ``steps`` from the checkpoint ``start``, on one thread; the benchmark after those ``asked``."""
+    """The stages of ``steps`` from the checkpoint ``start``, on one thread; the benchmark after those ``asked``.
+
+    here: in this process instead of one for each stage.
+    """
     for label, n in steps.items():
-        _train(experiment, run, label, *_common(seed), *overrides, f"init_from={start}", f"stage.steps={n}")
+        begin = [] if start is None else [f"init_from={start}"]
+        _train(experiment, run, label, *_common(seed), *overrides, *begin, f"stage.steps={n}", here=here)
         start = run / label
         if label in asked:
             ask(start, start / "eval")
@@ -51,8 +57,13 @@ def ask(checkpoint: Path, out: Path, *overrides: str) -> None:
 
 def cpu_seconds_a_step(run: Path, label: str) -> float:
     """Processor time of a finished stage, reading included. (Wall time depends on what else runs.)"""
-    done = json.loads((run / label / "finished.json").read_text())
+    done = finished(run, label)
     return done["cpu_seconds"] / done["steps_here"]
+
+
+def finished(run: Path, label: str) -> dict[str, float]:
+    """What a finished stage says of itself."""
+    return json.loads((run / label / "finished.json").read_text())
 
 
 def collect(
@@ -75,11 +86,21 @@ def _common(seed: int, threads: int = 1) -> list[str]:
     return [f"seed={seed}", f"trainer.threads={threads}", "callback.media=0", "evaluate=false"]
 
 
-def _train(experiment: str, run: Path, label: str, *overrides: str) -> None:
+def _train(experiment: str, run: Path, label: str, *overrides: str, here: bool = False) -> None:
     if (run / label / "finished.json").exists():
         return
-    others = [f"~chain.{other}" for other in plan([f"experiment={experiment}"]) if other != label]
-    _call("train.py", run, f"experiment={experiment}", f"run={run.relative_to(RUNS)}", *others, *overrides)
+    others = [f"~chain.{other}" for other in _labels(experiment) if other != label]
+    given = [f"experiment={experiment}", f"run={run.relative_to(RUNS)}", *others, *overrides]
+    if here:
+        print("train.py", *given, flush=True)
+        chain.run(given)
+    else:
+        _call("train.py", run, *given)
+
+
+@cache
+def _labels(experiment: str) -> tuple[str, ...]:
+    return tuple(plan([f"experiment={experiment}"]))
 
 
 def _call(script: str, folder: Path, *overrides: str) -> None:

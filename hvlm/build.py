@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hvlm.checkpoint import weights_hash
 from hvlm.datamodule import DataModule
 from hvlm.errors import UserError
 from hvlm.frozen import FrozenFeatures, plan
@@ -111,12 +112,12 @@ def frozen_features(cfg: Mapping[str, Any], training: Stage, data: Any) -> Froze
             "'stage.trainable={vision:0}', or set vision.cache_gb=0"
         )
     model, connector = training.model, getattr(training.model, "connector", None)
-    if connector is None:  # stage 0 asks the patches and the gaze
-        features = FrozenFeatures(model.vision, Wants(kv=True), True, training.shallow)
-    else:
-        shallow = getattr(connector, "shallow", False)
-        features = FrozenFeatures(model.vision, model.wants(), model.wants_patches, shallow)
     manifest = data.manifest()
+    if connector is None:  # stage 0 asks the patches and the gaze
+        name = _kept_as(model.vision, manifest)
+        features = FrozenFeatures(model.vision, Wants(kv=True), True, training.shallow, name)
+    else:
+        features = features_for(model, manifest)
     clips = sum(len(manifest.split(name)) for name in ("train", "val"))
     log.info(f"vision.cache_gb={limit:g}: {plan(features, clips, cfg['dataset']['num_frames'], limit)}")
     return features
@@ -126,6 +127,18 @@ def motion_grid(model: VLM | Encoder) -> tuple[int, int] | None:
     """(rows, columns) of the patches whose optical flow a room of the model wants, None where none does."""
     vision, merger = model.vision, getattr(model, "merger", None)  # stage 0 has no merger
     return vision.grid(vision.image_size, vision.image_size) if getattr(merger, "wants_flow", False) else None
+
+
+def features_for(model: VLM, manifest: Any) -> FrozenFeatures:
+    """What the rooms of the model ask of its encoder, kept."""
+    shallow = getattr(model.connector, "shallow", False)
+    name = _kept_as(model.vision, manifest)
+    return FrozenFeatures(model.vision, model.wants(), model.wants_patches, shallow, name)
+
+
+def _kept_as(vision: Any, manifest: Any) -> str:
+    """Equal for equal encoders on the same data: clips of two data sets may have the same keys."""
+    return f"{weights_hash(vision.state_dict())} {vision.image_size} {manifest.folder}"
 
 
 def datamodule(

@@ -33,6 +33,8 @@ from hvlm.trainer import make_trainer_kwargs
 
 log = logging.getLogger(__name__)
 
+ADDED = ("merger", "attention", "fusion")  # rooms that may be put between encoder and language model later
+
 
 class Outcome(NamedTuple):
     """What ``train.py`` returns: the run's folder, {stage label: its finished.json}, and the benchmark's records."""
@@ -159,8 +161,18 @@ def start_stage(cfg: Mapping[str, Any], data: Any, init_from: Path | None) -> tu
             encoder = {k.removeprefix("vision."): v for k, v in weights.items() if k.startswith("vision.")}
             load_into(model.vision, encoder, init_from)
         else:
-            load_into(model, weights, init_from)
+            load_into(model, weights | _new_rooms(model, weights), init_from)
     return _stage_around(model, chat, cfg, data), chat
+
+
+def _new_rooms(model: VLM, weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights of optional rooms that the start did not have: these begin as they were built."""
+    new = [part for part in ADDED if not any(name.startswith(f"{part}.") for name in weights)]
+    own = {name: value for name, value in model.state_dict().items() if name.split(".", 1)[0] in new}
+    if own:
+        parts = ", ".join(part for part in new if any(name.startswith(f"{part}.") for name in own))
+        log.info(f"{parts}: not in the weights that this stage starts from, begins untrained")
+    return own
 
 
 def _start_from_release(cfg: Mapping[str, Any], data: Any, path: Path) -> tuple[Stage, Chat]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -10,6 +12,20 @@ from torch import Tensor, nn
 from hvlm.errors import UserError
 from hvlm.look import encode_frames
 from hvlm.types import KV, Batch, Encoded, Tokens, Wants
+
+
+@contextmanager
+def shared() -> Iterator[None]:
+    """Inside the block, stages whose frozen encoders are equal share one memory, and it outlives each of them.
+
+    For experiments that train many models behind one encoder in one process.
+    """
+    global _SHARED
+    before, _SHARED = _SHARED, {}
+    try:
+        yield
+    finally:
+        _SHARED = before
 
 
 class _Frame(NamedTuple):
@@ -22,19 +38,25 @@ class _Frame(NamedTuple):
     summary_LD: Tensor | None
 
 
+_SHARED: dict[Hashable, dict[tuple[str, float], _Frame]] | None = None
+
+
 class FrozenFeatures:
     """Takes ``vision.encode``'s place in training. Features are kept in bfloat16 in ordinary memory.
 
     wants: what of ``vision.encode`` is kept: keys and values of all layers (DINOv2-small at 224 pixels: 4.7 MB a frame)
         or, with ``last_layer``, of the last one alone (0.4 MB), which is all that a shallow query reads; saliency,
         summaries. wants_patches: keep the patch tokens (0.2 MB). Frames are known by their clip's key and their time.
-        Every process keeps its own.
+        Every process keeps its own. name: of encoder and data set; inside ``shared`` those of one name share what they
+        keep.
     """
 
-    def __init__(self, vision: nn.Module, wants: Wants, wants_patches: bool, last_layer: bool = False):
+    def __init__(self, vision: nn.Module, wants: Wants, wants_patches: bool, last_layer: bool = False, name: str = ""):
         self.vision, self.wants, self.wants_patches = vision, wants, wants_patches
         self.layers = slice(-1, None) if last_layer else slice(None)
         self.frames: dict[tuple[str, float], _Frame] = {}
+        if _SHARED is not None:
+            self.frames = _SHARED.setdefault((name, wants, wants_patches, last_layer), self.frames)
 
     def bytes_per_frame(self) -> int:
         """From one black frame of the room's size."""

@@ -153,6 +153,13 @@ def test_a_checkpoint_of_another_architecture_names_part_and_shapes(copy: list[s
         evaluation.evaluate(["checkpoint=runs/tiny", "vision.dim=16", "out=narrow"])
 
 
+def test_a_mixing_room_can_come_later(copy):
+    outcome = run([*copy, "run=mixed", "stage=sft", "init_from=runs/tiny/sft", "attention=full", "evaluate=false"])
+    before, after = (load_checkpoint(path)["state_dict"] for path in ("runs/tiny/sft", outcome.run / "sft"))
+    new = {name for name in after if name not in before}
+    assert new and all(name.startswith("model.attention.") for name in new)
+
+
 # ---------------------------------------------------------------------------------------------------- killed, resumed
 
 STEPS = 40

@@ -6,7 +6,7 @@ from _tiny import Case, Variant, batch_of, model, side, two_clips
 
 from hvlm import chain
 from hvlm.errors import UserError
-from hvlm.frozen import FrozenFeatures, plan
+from hvlm.frozen import FrozenFeatures, plan, shared
 from hvlm.types import Wants
 
 KINDS = [Variant("connector", "foveated"), Variant("connector", "foveated", (("depth", "shallow"),)),
@@ -62,3 +62,18 @@ def test_from_the_command_line(needles, tmp_path, monkeypatch):
     chain.run([*start, frozen, "run=kept", "vision.cache_gb=1"])
     with pytest.raises(UserError, match="need"):
         chain.run([*start, frozen, "run=large", "vision.cache_gb=1e-6"])
+
+
+def test_shared_by_equal_encoders_on_the_same_data():
+    vlm = model(Case("question_first", (Variant("connector", "patches"),)))
+    batch = batch_of(*two_clips(vlm), size=side(vlm))
+
+    def made(name: str, gaze: bool = False) -> FrozenFeatures:
+        return FrozenFeatures(vlm.vision, Wants(kv=gaze), True, name=name)
+
+    with shared():
+        first = made("a")
+        first.encode(batch)
+        assert made("a").frames is first.frames and len(first.frames) == int(batch.frame_mask_BT.sum())
+        assert not made("b").frames and not made("a", gaze=True).frames
+    assert not made("a").frames

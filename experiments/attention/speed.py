@@ -5,10 +5,11 @@ bench-attention``, or
 
 Every mechanism (768 wide, 12 heads, batch 1) in three settings: float32 as torch comes, float32 with matmul precision
 "medium" (fast), and bfloat16 autocast. Forward without gradients, and forward with backward; processor time of the
-process (another one beside it changes little), the median of up to five repeats after one to warm up, or a single
-run where that took more than 4 seconds. Memory: the highest resident set minus that before, in the process of that
+process, the least of up to eight repeats after one to warm up (what runs beside it only adds), or a single run where
+that took more than 4 seconds. Memory: the highest resident set minus that before, in the process of that
 mechanism. A cell beyond 120 seconds or 12 GB is ``over_limit``. Floor: the layer's operations (three times as many with
-backward) at the speed of a large matrix product in the same setting. Writes speed.json beside this file.
+backward) at the speed of a large matrix product in the same setting. Adds to speed.json beside this file; the ratios
+are made anew from all that stands there.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import argparse
 import contextlib
 import json
 import queue
-import statistics
 import subprocess
 import sys
 import threading
@@ -53,18 +53,17 @@ def main() -> None:
     if options.cell:
         measure(*options.cell, options.lengths, options.threads)
         return
-    cells, peak = [], {}
     for setting in options.settings:
-        peak[setting] = gemm_gflops(setting, options.threads)
-        print(f"{setting}: {peak[setting]:.0f} GFLOP/s in a matrix product", flush=True)
+        gflops = gemm_gflops(setting, options.threads)
+        print(f"{setting}: {gflops:.0f} GFLOP/s in a matrix product", flush=True)
         for name in options.only:
+            records = []
             for cell in one_process(name, setting, options):
-                cells.append({"mechanism": name, "dtype": setting, **cell})
+                records.append(as_record(name, setting, cell, gflops))
                 print(f"  {name:30s} {cell['n']:6d} {cell['pass']:17s} {cell['status']:10s} "
                       f"{1e3 * cell['seconds']:10.1f} ms {cell['peak_mb']:8.0f} MB", flush=True)  # fmt: skip
-    records = list(as_records(cells, peak))
-    results.write(options.out, records)
-    show(records)
+            add(options.out, records)
+    show(results.read(options.out))
 
 
 def one_process(name: str, setting: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -75,14 +74,15 @@ def one_process(name: str, setting: str, options: argparse.Namespace) -> Iterato
     lines: queue.Queue[str | None] = queue.Queue()
     threading.Thread(target=lambda: [lines.put(line) for line in child.stdout] + [lines.put(None)], daemon=True).start()
     wanted = [(n, p) for n in options.lengths for p in PASSES if not (p == PASSES[1] and name in FORWARD_ONLY)]
-    done = 0
+    done = set()
     with contextlib.suppress(queue.Empty):
         while (line := lines.get(timeout=2 * SECONDS + 60)) is not None:
             if line.startswith("{"):
-                done += 1
-                yield json.loads(line)
+                cell = json.loads(line)
+                done.add((cell["n"], cell["pass"]))
+                yield cell
     child.kill()
-    for n, which in wanted[done:]:
+    for n, which in (cell for cell in wanted if cell not in done):
         yield {"n": n, "pass": which, "status": "over_limit", "seconds": float(SECONDS), "peak_mb": float(MEGABYTES)}
 
 
@@ -127,9 +127,9 @@ def timed(run: Callable[[], None]) -> tuple[float, float]:
         return taken[0], peak
     repeats = []
     started = time.process_time()
-    while len(repeats) < 5 and (len(repeats) < 2 or time.process_time() - started < 3):
+    while len(repeats) < 8 and (len(repeats) < 2 or time.process_time() - started < 2):
         repeats.append(once(run))
-    return statistics.median(repeats), max(peak, peak_since(before))
+    return min(repeats), max(peak, peak_since(before))
 
 
 def once(run: Callable[[], None]) -> float:
@@ -148,47 +148,57 @@ def gemm_gflops(setting: str, threads: int) -> float:
     return 2 * a.shape[0] * DIM * DIM / best / 1e9
 
 
-def as_records(cells: list[dict[str, Any]], peak: dict[str, float]) -> Iterator[results.Record]:
-    """With ``peer`` and ``ratio`` (peer / ours in the same setting) for what a family judges, and ``floor_ratio``."""
-    found = {(c["mechanism"], c["dtype"], c["n"], c["pass"]): c for c in cells}
-    layers = {name: make() for name, make in OURS.items()}
-    for (name, setting, n, which), cell in found.items():
+def as_record(name: str, setting: str, cell: dict[str, Any], gflops: float) -> results.Record:
+    """A cell with the distance to its floor; the ratios come with ``add``."""
+    floor_ratio = None
+    if name in OURS and cell["status"] == "ok":
+        flops = OURS[name]().flops(cell["n"]) * (3 if cell["pass"] == PASSES[1] else 1)
+        floor_ratio = round(cell["seconds"] / (flops / gflops / 1e9), 3)
+    columns = {
+        "mechanism": name, "length": cell["n"], "dtype": setting, "pass": cell["pass"], "status": cell["status"],
+    }  # fmt: skip
+    made = results.make("attention_speed", name, "seconds", cell["seconds"], stderr=None, n=cell["n"], chance=None,
+                        seeds=[0], seconds=cell["seconds"], command=COMMAND, columns=columns)  # fmt: skip
+    return made | {"peak_mb": round(cell["peak_mb"], 1), "gflops": round(gflops, 1), "floor_ratio": floor_ratio}
+
+
+def add(path: Path, records: list[results.Record]) -> None:
+    """New cells replace old ones of the same place, and every ratio is made from what then stands side by side."""
+    found = {place(r): r for r in [*(results.read(path) if path.exists() else []), *records]}
+    for (name, *where), record in found.items():
         family = next((f for f in FAMILIES.values() if f.ours == name), None)
-        peer = found.get((family.judged, setting, n, which)) if family else None
-        ratio = memory_ratio = floor_ratio = None
-        if peer is not None and cell["status"] == "ok":  # a peer over its limit gives a lower bound
-            ratio = round(peer["seconds"] / cell["seconds"], 3)
-            memory_ratio = round(peer["peak_mb"] / max(cell["peak_mb"], 1.0), 3)
-        if name in layers and cell["status"] == "ok":
-            flops = layers[name].flops(n) * (3 if which == PASSES[1] else 1)
-            floor_ratio = round(cell["seconds"] / (flops / peak[setting] / 1e9), 3)
-        columns = {
-            "mechanism": name, "peer": family.judged if family else None, "length": n, "dtype": setting, "pass": which,
-            "peak_mb": round(cell["peak_mb"], 1), "ratio": ratio, "memory_ratio": memory_ratio,
-            "floor_ratio": floor_ratio, "status": cell["status"],
-        }  # fmt: skip
-        yield results.make("attention_speed", name, "seconds", cell["seconds"], stderr=None, n=n, chance=None,
-                           seeds=[0], seconds=cell["seconds"], command=COMMAND, columns=columns)  # fmt: skip
+        rivals = [] if family is None else [found.get((peer, *where)) for peer in (family.judged, *family.others)]
+        record |= {"peer": family.judged if family else None, "ratio": None, "memory_ratio": None}
+        if record["status"] == "ok" and rivals and rivals[0] is not None:  # over its limit: a lower bound
+            record["ratio"] = round(rivals[0]["value"] / record["value"], 3)
+            least = min(r["peak_mb"] for r in rivals if r is not None)
+            record["memory_ratio"] = round(least / max(record["peak_mb"], 1.0), 3)
+    results.write(path, found.values())
+
+
+def place(record: results.Record) -> tuple[Any, ...]:
+    return tuple(record[column] for column in ("mechanism", "dtype", "length", "pass"))
 
 
 def show(records: list[results.Record]) -> None:
-    """Ratios against the goals, at the lengths where they are judged."""
-    found = {(r["mechanism"], r["dtype"], r["length"], r["pass"]): r for r in records}
-    print(
-        "\nfamily      against                        length setting     forward (goal)     +backward (goal)   memory"
-    )
+    """Ratios against the goals, at the lengths where they are judged. memory: the least of any peer of the family
+    divided by ours, forward and with backward."""
+    found = {place(r): r for r in records}
+    print("\nfamily      against                        length setting     forward (goal)     +backward (goal)    "
+          "memory      floor")  # fmt: skip
     for name, family in FAMILIES.items():
         for n, goals in family.goals.items():
             for setting in SETTINGS:
                 both = [found.get((family.ours, setting, n, which)) for which in PASSES]
-                if None in both or both[0]["ratio"] is None:
+                if None in both or None in (both[0]["ratio"], both[1]["ratio"]):
                     continue
                 words = [
-                    f"{r['ratio'] or 0:6.2f} ({goal:.1f}) {'met ' if (r['ratio'] or 0) >= goal else 'NOT '}"
+                    f"{r['ratio']:6.2f} ({goal:.1f}) {'met ' if r['ratio'] >= goal else 'NOT '}"
                     for r, goal in zip(both, goals, strict=True)
                 ]
                 print(f"{name:11s} {family.judged:30s} {n:6d} {setting:10s} {words[0]:18s} {words[1]:18s} "
-                      f"{both[0]['memory_ratio']:5.2f}")  # fmt: skip
+                      f"{both[0]['memory_ratio']:5.2f} {both[1]['memory_ratio']:5.2f} "
+                      f"{both[0]['floor_ratio']:5.2f} {both[1]['floor_ratio']:5.2f}")  # fmt: skip
 
 
 if __name__ == "__main__":

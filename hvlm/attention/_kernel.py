@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hvlm.attention import _gpu
+from hvlm.attention._heads import packed_like
 
 EPS_SOFTMAX, EPS_RELU = 1e-4, 1e-3
 FEATURES = 1 << 19  # numbers that exist at a time
@@ -118,12 +119,13 @@ def scaled(projection: Tensor | None) -> Tensor | None:
 def _plain(x: Tensor, kernel: str, projection: Tensor | None) -> Tensor:
     """φ(x) of the kernels that need no constants; ``projection`` scaled."""
     if kernel == "elu":
-        return x.clamp(max=0).exp() + x.relu()  # elu(x) + 1, and faster than torch's in bfloat16
+        return x.clamp(max=0).exp().add(x.relu())  # elu(x) + 1, and faster than torch's in bfloat16
     return torch.matmul(x, projection.T).relu() + EPS_RELU
 
 
 class _Kernel(torch.autograd.Function):
-    """Over [B·H, S, d]. First the sums over the keys, kv = Σ_j φ_j v_jᵀ and z = Σ_j φ_j, then the queries.
+    """Over [B·H, S, d]. First the sums over the keys, kv = Σ_j φ_j [v_j, 1]ᵀ, then the queries: φ_i kv is what they
+    read and, in the last column, what that is divided by.
 
     φ is without ε in all products; what ε adds is a vector: φ + ε makes φ kv into φ kv + ε Σ_m kv_m.
     """
@@ -134,54 +136,57 @@ class _Kernel(torch.autograd.Function):
     ) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
             maps = _Maps(q, kernel, projection, mask_BS)
+            y = q.new_empty(maps.b, q.shape[2], maps.heads, q.shape[3]).transpose(1, 2)  # joins heads without a copy
             q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
-            kv = q.new_zeros(len(q), maps.num_features, v.shape[2], dtype=torch.float32)
-            z = q.new_zeros(len(q), maps.num_features, 1, dtype=torch.float32)
+            d = v.shape[2]
+            kv = q.new_zeros(len(q), maps.num_features, d + 1, dtype=torch.float32)
             for at in maps.stretches:
                 phi, shrink = maps.keys_online(k[:, at], at)
                 if shrink is not None:
                     kv.mul_(shrink)
-                    z.mul_(shrink)
-                kv += torch.bmm(phi.mT, v[:, at])
-                z += phi.sum(1, dtype=torch.float32).unsqueeze(-1)
+                kv[..., :d] += torch.bmm(phi.mT, v[:, at])
+                kv[..., d] += phi.sum(1)
             if maps.eps:
                 present = v if mask_BS is None else v * maps.mask
-                kv += maps.eps * present.sum(1, keepdim=True, dtype=torch.float32)
-                z += maps.eps * (v.shape[1] if mask_BS is None else maps.mask.sum(1, keepdim=True))
-            out, norm = torch.empty_like(v), v.new_empty(*v.shape[:2], 1, dtype=torch.float32)
+                kv[..., :d] += maps.eps * present.sum(1, keepdim=True)
+                kv[..., d:] += maps.eps * (v.shape[1] if mask_BS is None else maps.mask.sum(1, keepdim=True))
+            norm = v.new_empty(*v.shape[:2], 1)
             for at in maps.stretches:
-                phi = maps.queries(q[:, at])
-                norm[:, at] = maps.sums(phi, z).clamp_(min=TINY)
-                torch.div(maps.sums(phi, kv), norm[:, at], out=out[:, at])
-        ctx.save_for_backward(q, k, v, kv, z, out, norm)
-        ctx.maps, ctx.shape = maps, (maps.b, maps.heads, *v.shape[1:])
-        return out.view(ctx.shape)
+                both = maps.sums(maps.queries(q[:, at]), kv)
+                norm[:, at] = both[..., d:].clamp_(min=TINY)
+                y[:, :, at] = both[..., :d].div_(norm[:, at]).unflatten(0, (maps.b, maps.heads))
+        ctx.save_for_backward(q, k, v, kv, y, norm)
+        ctx.maps = maps
+        return y
 
     @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        (q, k, v, kv, z, out, norm), maps = ctx.saved_tensors, ctx.maps
-        dout = dout.to(q.dtype).flatten(0, 1)
-        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(out)
-        dkv, dz = torch.zeros_like(kv), torch.zeros_like(z)
-        low_kv, low_z = kv.to(q.dtype), z.to(q.dtype)
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (q, k, v, kv, y, norm), maps = ctx.saved_tensors, ctx.maps
+        d = v.shape[2]
+        whole = packed_like(y)
+        # Several clips' heads are no view of them.
+        dq, dk, dv = (g.flatten(0, 1) if maps.b == 1 else torch.empty_like(q) for g in whole)
+        dy, y = dy.to(q.dtype).flatten(0, 1), y.flatten(0, 1)
+        dkv, low_kv = torch.zeros_like(kv), kv.to(q.dtype)
         for at in maps.stretches:
             phi = maps.queries(q[:, at])
-            dn = (dout[:, at] / norm[:, at]).to(q.dtype)
-            dnorm = -(dn * out[:, at]).sum(-1, keepdim=True)
-            dkv += torch.bmm(phi.mT, dn)
-            dz += torch.bmm(phi.mT, dnorm)
+            down = q.new_empty(len(q), phi.shape[1], d + 1)
+            dn = torch.div(dy[:, at], norm[:, at], out=down[..., :d])
+            torch.sum(dn * y[:, at], -1, keepdim=True, out=down[..., d:]).neg_()
+            dkv += torch.bmm(phi.mT, down)
             if maps.eps:
-                dkv += maps.eps * dn.sum(1, keepdim=True, dtype=torch.float32)
-                dz += maps.eps * dnorm.sum(1, keepdim=True, dtype=torch.float32)
-            dphi = torch.baddbmm(dnorm * low_z.mT, dn, low_kv.mT)
-            dq[:, at] = maps.back(dphi, phi, q[:, at])
-        low_dkv, low_dz = dkv.to(q.dtype), dz.to(q.dtype)
+                dkv += maps.eps * down.sum(1, keepdim=True)
+            dq[:, at] = maps.back(torch.bmm(down, low_kv.mT), phi, q[:, at])
+        low_dkv = dkv.to(q.dtype)
         for at in maps.stretches:
             phi = maps.keys(k[:, at], at)
-            dv[:, at] = maps.sums(phi, dkv) if maps.mask is None else maps.sums(phi, dkv) * maps.mask[:, at]
-            dphi = torch.baddbmm(low_dz.mT.expand(-1, phi.shape[1], -1), v[:, at], low_dkv.mT)
+            read = maps.sums(phi, dkv[..., :d])
+            dv[:, at] = read if maps.mask is None else read * maps.mask[:, at]
+            dphi = torch.baddbmm(low_dkv[..., d:].mT.expand(-1, phi.shape[1], -1), v[:, at], low_dkv[..., :d].mT)
             dk[:, at] = maps.back(dphi, phi, k[:, at])
-        return dq.view(ctx.shape), dk.view(ctx.shape), dv.view(ctx.shape), None, None, None
+        if maps.b == 1:
+            return *whole, None, None, None
+        return *(g.unflatten(0, (maps.b, maps.heads)) for g in (dq, dk, dv)), None, None, None
 
 
 class _Maps:
@@ -193,6 +198,8 @@ class _Maps:
         self.eps = EPS_SOFTMAX if kernel == "softmax" else 0.0
         self.projection = None if projection is None else scaled(projection).to(q.dtype)
         self.num_features = d if projection is None else len(projection)
+        if kernel == "softmax":  # the sum over the features comes with the product
+            self.way_back = F.pad(self.projection, (0, 1), value=1.0)
         many = max(32, FEATURES // (self.b * h * self.num_features))
         self.stretches = [slice(i, i + many) for i in range(0, s, many)]
         self.mask = None if mask_BS is None else mask_BS.repeat_interleave(h, 0).unsqueeze(-1)
@@ -220,7 +227,7 @@ class _Maps:
         return self._present(e.sub_(half_square(k) + self.c.to(k.dtype)).exp_(), at), shrink
 
     def sums(self, phi: Tensor, of: Tensor) -> Tensor:
-        """(φ + ε) times kv, z or their gradients."""
+        """(φ + ε) times kv or its gradient."""
         found = torch.bmm(phi, of.to(phi.dtype))
         return found.add_(self.eps * of.sum(1, keepdim=True).to(phi.dtype)) if self.eps else found
 
@@ -230,8 +237,8 @@ class _Maps:
             return dphi.mul_(phi.clamp(max=1))  # above 0 elu rises by 1, below it by itself plus 1
         if self.kernel == "relu":
             return torch.matmul(dphi.mul_((phi > EPS_RELU).to(phi.dtype)), self.projection)
-        de = dphi.mul_(phi)
-        return torch.matmul(de, self.projection).sub_(x * de.sum(-1, keepdim=True).mul_(x.shape[-1] ** -0.5))
+        both = torch.matmul(dphi.mul_(phi), self.way_back)
+        return torch.addcmul(both[..., :-1], x, both[..., -1:], value=-(x.shape[-1] ** -0.5))
 
     def _mapped(self, x: Tensor) -> Tensor:
         return torch.matmul(x, self.projection.T)

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvlm.attention._heads import packed_like
+
 MASKED = -1e30  # finite: a row without any key must not become NaN
 SCORES = 1 << 20  # scores that exist at a time
 
@@ -32,14 +34,22 @@ def attend_part(q_BHSd: Tensor, k_BHKd: Tensor, v_BHKd: Tensor, bias: Tensor | N
 
 
 def attend_window(
-    q_BHSd: Tensor, k_BHSd: Tensor, v_BHSd: Tensor, window: int, causal: bool = False, mask_BS: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+    q_BHSd: Tensor,
+    k_BHSd: Tensor,
+    v_BHSd: Tensor,
+    window: int,
+    causal: bool = False,
+    mask_BS: Tensor | None = None,
+    joins: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """(out, lse) of each query over the keys at most ``window`` places away (``causal``: not after it). ``q`` scaled.
+
+    joins: False where nothing else is attended to and nobody needs the lse: None comes in its place.
 
     Queries go in blocks; a block's keys are a view into the padded sequence, not a copy. 4 d S (2 window + block)
     multiplications and additions.
     """
-    return _Window.apply(q_BHSd, k_BHSd, v_BHSd, window, causal, mask_BS)
+    return _Window.apply(q_BHSd, k_BHSd, v_BHSd, window, causal, mask_BS, joins)
 
 
 def join(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -52,30 +62,24 @@ def join(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Te
 # -- a block of queries over a block of keys: [n, Q, d], [n, K, d], bias that broadcasts to [n, Q, K] ------------------
 
 
-def _weights(q: Tensor, k: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def softmax_and_largest(q: Tensor, k: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """(softmax(q kᵀ + bias), the largest scores), in the dtype of ``q``; ``bias`` has it, too."""
     s = torch.bmm(q, k.mT) if bias is None else torch.baddbmm(bias, q, k.mT)
     return s.softmax(-1), s.amax(-1)
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, out: Tensor, lse: Tensor) -> Tensor:
-    """Into ``out`` [n, Q, d] and ``lse`` [n, Q]; returns the weights."""
-    p, largest = _weights(q, k, bias)
-    # The largest weight is exp(max - lse): cheaper than another sum of exponentials.
-    torch.sub(largest.float(), p.amax(-1).float().log_(), out=lse)
-    if out.is_contiguous():
-        torch.bmm(p, v, out=out)
-    else:
-        out.copy_(torch.bmm(p, v))
-    return p
+def lse_of(p: Tensor, largest: Tensor) -> Tensor:
+    """float32. The largest weight is exp(max - lse): cheaper than another sum of exponentials."""
+    return largest.float() - p.amax(-1).float().log_()
 
 
 def _backward(
-    q: Tensor, k: Tensor, v: Tensor, p: Tensor, out: Tensor, dout: Tensor, dlse: Tensor
+    q: Tensor, k: Tensor, v: Tensor, p: Tensor, out: Tensor, dout: Tensor, dlse: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``p``: the weights, which are exp(s - lse), for lse is that of these keys."""
-    row = (dout * out).sum(-1, dtype=torch.float32).sub_(dlse).unsqueeze(-1).to(q.dtype)
-    ds = torch.bmm(dout, v.mT).sub_(row).mul_(p)
+    row = (dout * out).sum(-1)
+    row = row if dlse is None else row.sub_(dlse)
+    ds = torch.bmm(dout, v.mT).sub_(row.unsqueeze(-1)).mul_(p)
     return torch.bmm(ds, k), torch.bmm(ds.mT, q), torch.bmm(p.mT, dout)
 
 
@@ -85,8 +89,9 @@ class _Dense(torch.autograd.Function):
         out, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
         bias = None if bias is None else bias.to(q.dtype)
         for one, rows in _pieces(q, k):
-            piece = _piece_of(bias, one, rows, q.shape)
-            _forward(q[one][:, rows], k[one], v[one], piece, out[one][:, rows], lse[one][:, rows])
+            p, largest = softmax_and_largest(q[one][:, rows], k[one], _piece_of(bias, one, rows, q.shape))
+            lse[one][:, rows] = lse_of(p, largest)
+            out[one][:, rows] = torch.bmm(p, v[one])
         ctx.save_for_backward(q, k, v, out)
         ctx.bias = bias
         return out, lse
@@ -99,7 +104,7 @@ class _Dense(torch.autograd.Function):
         for one, rows in _pieces(q, k):
             bias = _piece_of(ctx.bias, one, rows, q.shape)
             given = (out[one][:, rows], dout[one][:, rows], dlse[one][:, rows])
-            p, _ = _weights(q[one][:, rows], k[one], bias)
+            p, _ = softmax_and_largest(q[one][:, rows], k[one], bias)
             dq_, dk_, dv_ = _backward(q[one][:, rows], k[one], v[one], p, *given)
             dq[one][:, rows] = dq_
             dk[one] += dk_
@@ -123,37 +128,53 @@ def _piece_of(bias: Tensor | None, one: int, rows: slice, shape: torch.Size) -> 
 class _Window(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int, causal: bool, mask_BS: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        window: int,
+        causal: bool,
+        mask_BS: Tensor | None,
+        joins: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         layout = _Layout(q, window, causal, mask_BS)
         qp, kp, vp = layout.queries(q), layout.keys(k), layout.keys(v)
-        out, lse = torch.empty_like(qp), qp.new_empty(qp.shape[:3], dtype=torch.float32)
-        weights: list[Tensor] = []
-        for g, blocks, bias in layout.pieces():
-            keys = layout.windows(kp[g], blocks), layout.windows(vp[g], blocks)
-            p = _forward(qp[g, blocks], *keys, bias, out[g, blocks], lse[g, blocks])
+        # Heads come together again without a copy.
+        out = layout.blocked(q.new_empty(layout.b, layout.blocks * layout.block, layout.h, layout.d).transpose(1, 2))
+        lse = qp.new_empty(*out.shape[:4], dtype=torch.float32) if joins else None
+        kept: list[Tensor] = []
+        for (b, h), blocks, bias in layout.pieces():
+            p = torch.baddbmm(bias, qp[b, h, blocks], layout.windows(kp[b, h], blocks).mT)
+            largest = p.amax(-1) if joins else None
+            p = p.softmax(-1)
+            if joins:
+                lse[b, h, blocks] = lse_of(p, largest)
+            out[b, h, blocks] = torch.bmm(p, layout.windows(vp[b, h], blocks))
             if any(ctx.needs_input_grad):
-                weights.append(p)  # a window is narrow: kept, not made again
-        ctx.save_for_backward(qp, kp, vp, out, *weights)
+                kept.append(p)  # a window is narrow: kept, not made again
+        ctx.save_for_backward(qp, kp, vp, out, *kept)
         ctx.layout = layout
-        return layout.unblock(out), layout.unblock(lse.unsqueeze(-1)).squeeze(-1)
+        return layout.unblocked(out), layout.unblocked(lse) if joins else None
 
     @staticmethod
-    def backward(ctx: Any, dout: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
-        (qp, kp, vp, out, *weights), layout = ctx.saved_tensors, ctx.layout
-        dout, dlse = layout.queries(dout.to(qp.dtype)), layout.queries(dlse.unsqueeze(-1)).squeeze(-1)
-        dq, dk, dv = torch.empty_like(qp), torch.zeros_like(kp), torch.zeros_like(vp)
-        for (g, blocks, _), p in zip(layout.pieces(), weights, strict=True):
-            keys = layout.windows(kp[g], blocks), layout.windows(vp[g], blocks)
-            given = (out[g, blocks], dout[g, blocks], dlse[g, blocks])
-            dq[g, blocks], dk_, dv_ = _backward(qp[g, blocks], *keys, p, *given)
-            layout.add_windows(dk[g], dk_, blocks)
-            layout.add_windows(dv[g], dv_, blocks)
-        return layout.unblock(dq), layout.unpad(dk), layout.unpad(dv), None, None, None
+    def backward(ctx: Any, dout: Tensor, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+        (qp, kp, vp, out, *kept), layout = ctx.saved_tensors, ctx.layout
+        dout = layout.queries(dout.to(qp.dtype))
+        dlse = None if dlse is None else layout.queries(dlse.unsqueeze(-1)).squeeze(-1)
+        grads = packed_like(qp.flatten(2, 3))
+        dq, dk, dv = (layout.blocked(grad) for grad in grads)
+        dk.zero_(), dv.zero_()
+        for ((b, h), blocks, _), p in zip(layout.pieces(), kept, strict=True):
+            keys = layout.windows(kp[b, h], blocks), layout.windows(vp[b, h], blocks)
+            given = (out[b, h, blocks], dout[b, h, blocks], None if dlse is None else dlse[b, h, blocks])
+            dq[b, h, blocks], dk_, dv_ = _backward(qp[b, h, blocks], *keys, p, *given)
+            layout.add_windows(dk[b, h], dk_, blocks)
+            layout.add_windows(dv[b, h], dv_, blocks)
+        return *(grad[:, :, : layout.s] for grad in grads), None, None, None, None
 
 
 class _Layout:
-    """Queries [B·H, blocks, block, d]; keys [B·H, (blocks + left + right)·block, d], of which a block of queries sees
+    """Queries [B, H, blocks, block, d]; keys [B, H, (blocks + left + right)·block, d], of which a block of queries sees
     ``left`` blocks before its own, its own, and ``right`` blocks after it."""
 
     def __init__(self, q: Tensor, window: int, causal: bool, mask_BS: Tensor | None):
@@ -172,16 +193,22 @@ class _Layout:
         self.whole = mask_BS is None or bool(mask_BS.all())
 
     def queries(self, x: Tensor) -> Tensor:
-        x = x.reshape(self.b * self.h, self.s, x.shape[-1])
         if self.blocks * self.block != self.s:
             x = torch.nn.functional.pad(x, (0, 0, 0, self.blocks * self.block - self.s))
-        return x.contiguous().view(self.b * self.h, self.blocks, self.block, -1)
+        return self.blocked(x.contiguous())
+
+    def blocked(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.blocks, self.block))
+
+    def unblocked(self, x: Tensor) -> Tensor:
+        return x.flatten(2, 3)[:, :, : self.s]
 
     def keys(self, x: Tensor) -> Tensor:
-        length = self.absent.shape[1]
-        padded = x.new_zeros(self.b * self.h, length, self.d)
         start = self.left * self.block
-        padded[:, start : start + self.s].view(self.b, self.h, self.s, self.d).copy_(x)
+        padded = x.new_empty(self.b, self.h, self.absent.shape[1], self.d)
+        padded[:, :, :start] = 0.0
+        padded[:, :, start + self.s :] = 0.0
+        padded[:, :, start : start + self.s] = x
         return padded
 
     def windows(self, x_Ld: Tensor, blocks: slice) -> Tensor:
@@ -190,14 +217,16 @@ class _Layout:
         shape = (blocks.stop - blocks.start, self.span, x_Ld.shape[-1])
         return x_Ld.as_strided(shape, (step, x_Ld.shape[-1], 1), x_Ld.storage_offset() + blocks.start * step)
 
-    def add_windows(self, into_Ld: Tensor, x: Tensor, blocks: slice) -> None:
-        into = into_Ld.view(-1, self.block, self.d)
-        n = blocks.stop - blocks.start
+    def add_windows(self, into: Tensor, x: Tensor, blocks: slice) -> None:
+        """Into [blocks, block, d], what the windows [blocks, span, d] of some blocks give; what is padding is lost."""
         for i, part in enumerate(x.split(self.block, 1)):
-            into[blocks.start + i : blocks.start + i + n] += part
+            first = blocks.start + i - self.left
+            start, stop = max(first, 0), min(first + len(part), self.blocks)
+            if stop > start:
+                into[start:stop] += part[start - first : stop - first]
 
-    def pieces(self) -> list[tuple[int, slice, Tensor]]:
-        """(clip and head, blocks, bias of their scores): first and last blocks apart, for only they see padding."""
+    def pieces(self) -> list[tuple[tuple[int, int], slice, Tensor]]:
+        """((clip, head), blocks, bias of their scores): first and last blocks apart, for only they see padding."""
         many = max(1, SCORES // 2 // (self.block * self.span))
         if self.whole:
             first = min(self.left, self.blocks)
@@ -216,15 +245,8 @@ class _Layout:
                     if not first <= start < last:
                         # [blocks, 1, span]: which keys of each window are there
                         bias = bias + self.windows(absent.unsqueeze(-1), blocks).transpose(1, 2)
-                    found.append((g, blocks, bias))
+                    found.append((divmod(g, self.h), blocks, bias))
         return found
-
-    def unblock(self, x: Tensor) -> Tensor:
-        return x.reshape(self.b, self.h, self.blocks * self.block, -1)[:, :, : self.s]
-
-    def unpad(self, x: Tensor) -> Tensor:
-        start = self.left * self.block
-        return x[:, start : start + self.s].reshape(self.b, self.h, self.s, self.d)
 
 
 def _band(block: int, left: int, right: int, window: int, causal: bool, device: torch.device) -> Tensor:

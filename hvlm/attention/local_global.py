@@ -55,7 +55,7 @@ class LocalGlobalAttention(Heads):
         if x_BSD.is_cuda:  # not tested on a GPU; equal to the other path on a CPU
             local = flex_attend(q, k, v, window_mask(q.shape[2], self.local_window, self.causal, q.device), mask_BS)
         else:
-            local = attend_window(q, k, v, self.local_window, self.causal, mask_BS)
+            local = attend_window(q, k, v, self.local_window, self.causal, mask_BS, joins=self.latents is not None)
         if self.latents is None:
             return self.finish(local[0])
         _, k_g, v_g = self.project(self.globals(k, v, mask_BS))

@@ -11,13 +11,17 @@ Cost: 4 S (S/k + 1) D operations beside the projections' 8 S D²; still quadrati
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from hvlm.attention import _softmax
 from hvlm.attention._flex import flex_attend, strided_mask
-from hvlm.attention._heads import Heads
+from hvlm.attention._heads import Heads, packed_like
 from hvlm.attention._room import MixingRoom, no_memory
-from hvlm.attention._softmax import MASKED, attend_part, join
+from hvlm.attention._softmax import MASKED, lse_of, softmax_and_largest
 from hvlm.functional import attend
 
 
@@ -41,33 +45,20 @@ class StridedAttention(Heads):
     def forward(self, x_BSD: Tensor, mask_BS: Tensor | None = None, memory: Tensor | None = None) -> Tensor:
         """[B, S, dim] -> [B, S, dim]. mask_BS: bool, False where nobody may look; there the output means nothing."""
         no_memory(self, memory)
-        q, k, v = self.project(x_BSD)
         if x_BSD.is_cuda:  # not tested on a GPU; equal to the other path on a CPU
+            q, k, v = self.project(x_BSD)
             mask = strided_mask(x_BSD.shape[1], self.stride, self.phase, self.causal, x_BSD.device)
             return self.finish(flex_attend(q, k, v, mask, mask_BS)[0])
-        return self.finish(self.attend(q, k, v, mask_BS))
+        return self.finish(self.attend(*self.project(x_BSD, scaled=False), mask_BS))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask_BS: Tensor | None) -> Tensor:
-        """[B, H, S, d] each, ``q`` scaled: attention over the strided keys joined with that over one's own."""
-        s = q.shape[2]
-        place = torch.arange(s, device=q.device)
-        chosen = place[self.phase :: self.stride]
-        own = (q * k).sum(-1, dtype=torch.float32)
-        # Whoever is among the chosen has seen itself there.
-        own = own.masked_fill((place - self.phase) % self.stride == 0, MASKED)
-        bias = None
-        if self.causal:
-            bias = torch.where(chosen <= place[:, None], 0.0, MASKED).view(1, 1, s, -1)
-        if mask_BS is not None:
-            absent = torch.where(mask_BS[:, None, None, chosen], 0.0, MASKED)
-            bias = absent if bias is None else bias + absent
-        if not len(chosen):
+        """[B, H, S, d] each, ``q`` not scaled."""
+        if q.shape[2] <= self.phase:
             return v
-        strided = attend_part(q, k[:, :, chosen], v[:, :, chosen], bias)
-        return join(strided, (v, own))[0]
+        return _Strided.apply(q, k, v, self.stride, self.phase, self.causal, mask_BS)
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, mask_BS: Tensor | None) -> Tensor:
-        """The same with all scores and a mask."""
+        """The same with all scores and a mask; ``q`` scaled."""
         place = torch.arange(q.shape[2], device=q.device)
         seen = (place - self.phase) % self.stride == 0
         seen = (seen & (place <= place[:, None]) if self.causal else seen.expand(len(place), -1))[None, None]
@@ -81,6 +72,77 @@ class StridedAttention(Heads):
 
     def state_bytes(self, length: int, bytes_per_value: int = 4) -> int:
         return 2 * len(range(self.phase, length, self.stride)) * self.dim * bytes_per_value
+
+
+class _Strided(torch.autograd.Function):
+    """Attention over the chosen keys, out, then one's own value v_i with the weight σ(s_ii - lse_i) that it has beside
+    them: y = out + σ (v - out). Scores exist for some queries at a time; kept are y and σ.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, stride: int, phase: int, causal: bool, mask_BS: Tensor | None
+    ) -> Tensor:
+        ctx.chosen, ctx.causal, ctx.mask, ctx.scale = slice(phase, None, stride), causal, mask_BS, q.shape[3] ** -0.5
+        b, h, s, d = q.shape
+        y = q.new_empty(b, s, h, d).transpose(1, 2)  # heads come together again without a copy
+        share = q.new_empty(b, h, s, dtype=torch.float32)
+        keys, values = k[:, :, ctx.chosen] * ctx.scale, v[:, :, ctx.chosen].contiguous()
+        for one, rows, bias in _pieces(ctx, q, keys):
+            p, largest = softmax_and_largest(q[one, :, rows], keys[one], bias)
+            own = (q[one, :, rows] * k[one, :, rows]).sum(-1, dtype=torch.float32).mul_(ctx.scale)
+            now = torch.sigmoid(own.sub_(lse_of(p, largest)), out=share[one, :, rows])
+            now[:, _starts(rows, ctx.chosen)] = 0.0  # who is among the chosen has seen itself there
+            torch.lerp(torch.bmm(p, values[one]), v[one, :, rows], now.unsqueeze(-1).to(q.dtype), out=y[one, :, rows])
+        ctx.save_for_backward(q, k, v, y, share)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, y, share = ctx.saved_tensors
+        dy = dy.to(q.dtype)
+        dq, dk, dv = packed_like(q)
+        keys, values = k[:, :, ctx.chosen] * ctx.scale, v[:, :, ctx.chosen].contiguous()
+        dkeys, dvalues = torch.zeros_like(keys), torch.zeros_like(values)
+        for one, rows, bias in _pieces(ctx, q, keys):
+            q_, k_, v_, dy_ = (t[one, :, rows] for t in (q, k, v, dy))
+            p, _ = softmax_and_largest(q_, keys[one], bias)
+            own = share[one, :, rows].unsqueeze(-1)
+            p *= (1 - own).to(p.dtype)
+            # ds_ij = p_ij (dy_i v_j - dy_i y_i), and the same for one's own
+            row = (dy_ * y[one, :, rows]).sum(-1, keepdim=True, dtype=torch.float32)
+            down = ((dy_ * v_).sum(-1, keepdim=True, dtype=torch.float32) - row).mul_(own).mul_(ctx.scale).to(q.dtype)
+            dvalues[one] += torch.bmm(p.mT, dy_)
+            ds = torch.bmm(dy_, values[one].mT).sub_(row.to(q.dtype)).mul_(p)
+            dkeys[one] += torch.bmm(ds.mT, q_)
+            torch.addcmul(torch.bmm(ds, keys[one]), down, k_, out=dq[one, :, rows])
+            torch.mul(down, q_, out=dk[one, :, rows])
+            torch.mul(own.to(q.dtype), dy_, out=dv[one, :, rows])
+        dk[:, :, ctx.chosen] += dkeys * ctx.scale
+        dv[:, :, ctx.chosen] += dvalues
+        return dq, dk, dv, None, None, None, None
+
+
+def _pieces(ctx: Any, q: Tensor, keys: Tensor) -> Iterator[tuple[int, slice, Tensor | None]]:
+    """(clip, rows, what is added to their scores over all heads), with scores that fit ``SCORES``."""
+    b, h, s, d = q.shape
+    many = max(16, _softmax.SCORES // (4 * h * max(d, keys.shape[2])))
+    place = torch.arange(s, device=q.device)
+    for one in range(b):
+        absent = None if ctx.mask is None else torch.where(ctx.mask[one, ctx.chosen], 0.0, MASKED)
+        for start in range(0, s, many):
+            rows = slice(start, min(start + many, s))
+            bias = absent
+            if ctx.causal:
+                later = torch.where(place[ctx.chosen] <= place[rows, None], 0.0, MASKED)
+                bias = later if absent is None else later + absent
+            yield one, rows, None if bias is None else bias.to(q.dtype)
+
+
+def _starts(rows: slice, chosen: slice) -> slice:
+    """Which of ``rows`` are among the chosen."""
+    return slice((chosen.start - rows.start) % chosen.step if rows.start > chosen.start else chosen.start - rows.start,
+                 None, chosen.step)  # fmt: skip
 
 
 class StridedRoom(MixingRoom):
