@@ -73,9 +73,15 @@ def model(cfg: Mapping[str, Any], chat: Chat, weights: bool = True) -> VLM:
             f"connector.mode=autoregressive reads frame by frame, but in {mixing} frames see later "
             "ones; use attention=none, or attention.causal=true (mamba: attention.bidirectional=false)"
         )
+    merger = room(cfg["merger"], needs_frames=connector.needs_frames)
+    if not merger.changes_nothing and cfg["connector"].get("shuffle", 1) > 1:
+        raise UserError(
+            f"connector.shuffle={cfg['connector']['shuffle']} folds the whole patch grid, of which "
+            f"{cfg['merger']['_target_']} leaves a part; use connector.shuffle=1, or merger=none"
+        )
     return VLM(
         vision=vision,
-        merger=room(cfg["merger"], needs_frames=connector.needs_frames),
+        merger=merger,
         connector=connector,
         attention=attention,
         fusion=room(cfg["fusion"], **text),

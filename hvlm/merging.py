@@ -191,38 +191,6 @@ def round_half_up(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def split_budget(score_BT: Tensor, mask_BT: Tensor, total_B: Tensor, least: int, most: int) -> Tensor:
-    """Share ``total_B`` tokens among frames in proportion to their scores: int64 [B, T], exact, zero for padding.
-
-    Every valid frame gets at least ``least`` and at most ``most``; what a full frame cannot take goes to the others.
-    Rounding by the largest remainder, ties to the earlier frame. A row of zero scores is shared evenly.
-    total must lie between least * frames and most * frames.
-    """
-    frames = mask_BT.sum(1)
-    if (total_B < least * frames).any() or (total_B > most * frames).any():
-        raise ValueError(f"{total_B.tolist()} tokens for {frames.tolist()} frames of {least} to {most}")
-    score = score_BT.double().clamp(min=0) * mask_BT
-    score = torch.where((score.sum(1, keepdim=True) > 0), score, mask_BT.double())
-    score = score + 1e-9 * score.amax(1, keepdim=True) * mask_BT  # frames without any score take what is left over
-    given = least * mask_BT.double()
-    room = (most - least) * mask_BT.double()
-    left = (total_B - least * frames).double()
-    share = torch.zeros_like(score)
-    for _ in range(mask_BT.shape[1]):  # each round fills at least one frame, or ends
-        open_ = score * (share < room)
-        rest = left - share.sum(1)
-        if not (rest > 1e-6).any():
-            break
-        add = rest.unsqueeze(1) * open_ / open_.sum(1, keepdim=True).clamp(min=1e-300)
-        share = torch.minimum(share + add, room)
-    whole = (share + 1e-9).floor()
-    short = (left - whole.sum(1)).round().long()
-    remainder = torch.where(whole < room, share - whole, -1.0)
-    rank = remainder.argsort(dim=1, descending=True, stable=True).argsort(1)
-    return (given + whole + (rank < short.unsqueeze(1))).long() * mask_BT
-
-
-@torch.no_grad()
 def best_of_each(score_BTN: Tensor, budget_BT: Tensor) -> Tensor:
     """bool [B, T, N]: the ``budget`` highest scores of every frame, ties to the earlier place."""
     rank = score_BTN.argsort(dim=-1, descending=True, stable=True).argsort(-1)
