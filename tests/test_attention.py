@@ -255,6 +255,27 @@ def test_more_features_are_nearer_to_softmax():
     assert few > 1.5 * some > 1.5 * 1.5 * many and many < 0.05
 
 
+def test_as_near_to_softmax_as_performer_pytorch():
+    """256 features, the same inputs: our error and the best peer's, over draws of the features (`make bench-attention`
+    installs it)."""
+    peer = pytest.importorskip("performer_pytorch")
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 4, 128, 64, generator=g) for _ in range(3))
+    for scale in (0.5, 1.0):
+        exact = torch.nn.functional.scaled_dot_product_attention(scale * q, scale * k, v)
+        ours, theirs = [], []
+        for seed in range(8):
+            torch.manual_seed(seed)
+            w = orthogonal_features(256, 64)
+            found = _kernel.kernel_attention(scale * q, scale * k, v, "softmax", w)
+            ours.append((found - exact).norm() / exact.norm())
+            other = peer.FastAttention(dim_heads=64, nb_features=256, causal=False)
+            theirs.append((other(scale * q, scale * k, v) - exact).norm() / exact.norm())
+        ours, theirs = torch.stack(ours).mean(), torch.stack(theirs).mean()
+        print(f"q, k of size {scale}: {ours:.3f} against {theirs:.3f}")
+        assert ours < 1.1 * theirs
+
+
 def test_orthogonal_features():
     w = orthogonal_features(40, 16)
     unit = torch.nn.functional.normalize(w, dim=1)
