@@ -23,7 +23,7 @@ from hvlm.language._chat import Chat
 from hvlm.metrics import FileLogger
 from hvlm.model import VLM, Encoder
 from hvlm.monitor import Norms, Throughput, progress
-from hvlm.rebuild import card_of
+from hvlm.rebuild import card_of, with_own_merger
 from hvlm.release import is_release, load_release, read_release
 from hvlm.rundir import RunDir, default_run
 from hvlm.stage._base import Stage
@@ -161,6 +161,7 @@ def start_stage(cfg: Mapping[str, Any], data: Any, init_from: Path | None) -> tu
             encoder = {k.removeprefix("vision."): v for k, v in weights.items() if k.startswith("vision.")}
             load_into(model.vision, encoder, init_from)
         else:
+            weights = with_own_merger(weights, model)
             load_into(model, weights | _new_rooms(model, weights), init_from)
     return _stage_around(model, chat, cfg, data), chat
 

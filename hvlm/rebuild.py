@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from hvlm import build
 from hvlm.checkpoint import load_checkpoint, load_into, load_weights
 from hvlm.errors import UserError
@@ -60,5 +62,15 @@ def rebuild(path: str | Path, cfg: Mapping[str, Any]) -> tuple[VLM, Chat]:
         raise UserError(f"{path}: is of stage {card['stage']}, which has no language model; name a later stage's")
     chat = Chat.from_json(card["chat"])
     model = build.model(cfg, chat, weights=False)
-    load_into(model, load_weights(path), path)
+    load_into(model, with_own_merger(load_weights(path), model), path)
     return model, chat
+
+
+def with_own_merger(weights: Mapping[str, Tensor], model: VLM) -> dict[str, Tensor]:
+    """The checkpoint's weights with the state of this model's merger in place of the checkpoint's, where they differ.
+
+    Mergers learn nothing: any of them may stand before any model, and what little they remember starts anew.
+    """
+    own = {f"merger.{name}": value for name, value in model.merger.state_dict().items()}
+    others = {name: value for name, value in weights.items() if not name.startswith("merger.") or name in own}
+    return own | others

@@ -9,6 +9,7 @@ from _tiny import ASKED, Case, Variant, batch_of, chat, clip, model, per_row, si
 from torch import Tensor
 
 from hvlm import build, merging
+from hvlm.checkpoint import load_into
 from hvlm.errors import UserError
 from hvlm.functional import attend
 from hvlm.generate import generate
@@ -17,6 +18,7 @@ from hvlm.look import CachedLook, merge_kv
 from hvlm.merger import MotionAwareTokenMerge
 from hvlm.merger._scores import feature_motion
 from hvlm.merging import Assignment, best_of_clip, bipartite, bipartite_down_to
+from hvlm.rebuild import with_own_merger
 from hvlm.types import Patches, Tokens, Wants
 
 MERGERS = [v for v in variants("merger") if v.name != "none"]
@@ -383,3 +385,13 @@ def test_refusals_name_the_setting() -> None:
     assert not torch.equal(first, second) and torch.equal(
         random.eval()(patches()).tokens.x_BSD, random(patches()).tokens.x_BSD
     )
+
+
+def test_any_merger_may_stand_before_any_model() -> None:
+    """Evaluation with another merger than the one that was trained with: what mergers remember is no weight."""
+    with_random, plain = whole(Variant("merger", "random"), "patches"), whole(Variant("merger", "none"), "patches")
+    with_random.merger.draws += 7
+    for model_, other in ((plain, with_random), (with_random, plain)):
+        load_into(model_, with_own_merger(other.state_dict(), model_), "a checkpoint")
+    load_into(with_random, with_own_merger(with_random.state_dict(), with_random), "a checkpoint")
+    assert int(with_random.merger.draws) == 7
