@@ -107,19 +107,21 @@ class ConvViT(nn.Module):
         x = self.stem(pixels.contiguous(memory_format=torch.channels_last))
         x = (x + self._positions(*x.shape[-2:])).flatten(2).transpose(1, 2)
         kv: KV = []
-        states = [x]
-        for layer in self.layers:
+        summaries: list[Tensor] = []
+        for i, layer in enumerate(self.layers):
+            before = x
             x, keys_values = layer(x)
             kv.append(keys_values)
-            states.append(x)
+            if i >= len(self.layers) - wants.summaries:
+                summaries.append(x.mean(1))
         grid = self.grid(height, width)
         tokens = Tokens.of_frames(self.norm(x).unflatten(0, (b, t)), time_BT, mask_BT, grid)
         if wants.saliency:
-            score_FN = saliency_of(wants.saliency, pixels, self.layers[-1].project(states[-2]), kv[-1][0], grid)
+            score_FN = saliency_of(wants.saliency, pixels, self.layers[-1].project(before), kv[-1][0], grid)
             tokens = tokens._replace(saliency_BS=score_FN.reshape(b, -1))
         summary = None
         if wants.summaries:
-            summary = torch.stack([h.mean(1) for h in states[-wants.summaries :]], 1).unflatten(0, (b, t))
+            summary = torch.stack(summaries, 1).unflatten(0, (b, t))
         return Encoded(tokens, kv if wants.kv else None, summary)
 
     def gaze(

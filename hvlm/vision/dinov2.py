@@ -103,7 +103,7 @@ class Dinov2(nn.Module):
         pixels = x if x.is_floating_point() else (x.float() - self.mean) / self.std
         h = self.model.embeddings(pixels)
         kv: KV = []
-        summaries = [h[:, 0]]
+        summaries: list[Tensor] = []
         layers = self.model.encoder.layer
         for i, layer in enumerate(layers):
             if wants.saliency and i == len(layers) - 1:
@@ -114,14 +114,15 @@ class Dinov2(nn.Module):
                 h, k, v = _forward(layer, h)
             if wants.kv:
                 kv.append((k, v))
-            summaries.append(h[:, 0])
+            if i >= len(layers) - wants.summaries:
+                summaries.append(h[:, 0].clone())  # a view would keep the whole layer in memory
         x = self.model.layernorm(h)[:, 1:]
         tokens = Tokens.of_frames(x.unflatten(0, (b, t)), time_BT, mask_BT, grid)
         if wants.saliency:
             tokens = tokens._replace(saliency_BS=saliency_of(wants.saliency, pixels, query, k, grid).reshape(b, -1))
         summary = None
         if wants.summaries:
-            summary = torch.stack(summaries[-wants.summaries :], 1).unflatten(0, (b, t))
+            summary = torch.stack(summaries, 1).unflatten(0, (b, t))
         return Encoded(tokens, kv if wants.kv else None, summary)
 
     def gaze(
