@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Literal, NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ class Choice(NamedTuple):
     weight_BS: Tensor | None = None
 
 
-class MergerRoom(nn.Module):
+class MergerRoom(nn.Module, ABC):
     """Patches -> fewer of them, an exact number for each clip, in time order.
 
     keep: share of a clip's patches that stays, rounded to whole tokens and never below one a frame. tokens: their
@@ -31,8 +32,7 @@ class MergerRoom(nn.Module):
     scope: ``frame`` merges within frames only; ``video`` across them, too; ``auto`` is video where the connector
         allows it (foveated and mean read frame by frame and do not).
     proportional: the language model's attention counts a merged token as often as it has patches (+ log size): ToMe's
-        proportional attention. The foveated gaze always does. It
-        costs the language model little (``attend``'s ``key_bias``).
+        proportional attention, which costs it little (``attend``'s ``key_bias``). The foveated gaze always does.
     positions: ``patches``, merged tokens keep the positions that their patches would have had in the language model;
         ``packed``, they are counted through. (For connectors that make one token of each patch.)
 
@@ -70,9 +70,9 @@ class MergerRoom(nn.Module):
         self.per_frame = needs_frames or scope == "frame"
         self.chosen: Chosen | None = None
 
+    @abstractmethod
     def choose(self, view: View) -> Choice:
         """Which patch stands for which. Called without gradients and without autocast."""
-        raise NotImplementedError
 
     def least(self) -> int:
         """Patches of every frame that stay at least."""
