@@ -14,13 +14,14 @@ _BLUR = 2.5 / 64 * _SIDE
 
 
 @torch.no_grad()
-def saliency_of(kind: str, pixels_FCHW: Tensor, q_FHNd: Tensor, k_FHNd: Tensor, grid: tuple[int, int]) -> Tensor:
+def saliency_of(kind: str, pixels_FCHW: Tensor | None, q_FHNd: Tensor, k_FHNd: Tensor, grid: tuple[int, int]) -> Tensor:
     """Float32 [F, rows * columns], not negative, mean 1 in every frame (all 1 where nothing stands out).
 
     kind: "attention", weight of CLS on each patch in this layer, mean over heads; without CLS the mean weight that a
         patch receives from all. "sharpness", minus the entropy of a patch's own attention (vid-TLDR, Choi et al. 2024),
         above the frame's lowest. "spectral", see ``spectral_residual``.
-    q, k: queries and keys of the layer, CLS first where there is one. ValueError for another kind.
+    pixels: normalised, for "spectral" alone. q, k: queries and keys of the layer, CLS first where there is one.
+    ValueError for another kind.
     """
     if kind == "spectral":
         return _mean_one(spectral_residual(pixels_FCHW, grid).flatten(1))

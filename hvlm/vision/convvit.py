@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from hvlm.functional import attend, join_heads, split_heads
 from hvlm.pixels import IMAGENET_MEAN, IMAGENET_STD
 from hvlm.types import KV, NOTHING_ELSE, Encoded, Tokens, Wants
+from hvlm.vision._encoded import encoded
 from hvlm.vision._gaze import Gaze, MergedKeys
-from hvlm.vision._saliency import saliency_of
 
 
 class Block(nn.Module):
@@ -105,6 +105,7 @@ class ConvViT(nn.Module):
             x = (x.float() / 255.0 - self.mean) / self.std
         pixels = x.flatten(0, 1)
         x = self.stem(pixels.contiguous(memory_format=torch.channels_last))
+        pixels = pixels if wants.saliency == "spectral" else None
         x = (x + self._positions(*x.shape[-2:])).flatten(2).transpose(1, 2)
         kv: KV = []
         summaries: list[Tensor] = []
@@ -116,13 +117,8 @@ class ConvViT(nn.Module):
                 summaries.append(x.mean(1))
         grid = self.grid(height, width)
         tokens = Tokens.of_frames(self.norm(x).unflatten(0, (b, t)), time_BT, mask_BT, grid)
-        if wants.saliency:
-            score_FN = saliency_of(wants.saliency, pixels, self.layers[-1].project(before), kv[-1][0], grid)
-            tokens = tokens._replace(saliency_BS=score_FN.reshape(b, -1))
-        summary = None
-        if wants.summaries:
-            summary = torch.stack(summaries, 1).unflatten(0, (b, t))
-        return Encoded(tokens, kv if wants.kv else None, summary)
+        query = self.layers[-1].project(before) if wants.saliency else None
+        return encoded(wants, tokens, kv, summaries, pixels, query, kv[-1][0], grid)
 
     def gaze(
         self, query_FQD: Tensor, kv: KV, merged: MergedKeys | None = None, **how: bool

@@ -16,8 +16,8 @@ from hvlm.errors import UserError
 from hvlm.functional import attend, join_heads, split_heads
 from hvlm.pixels import IMAGENET_MEAN, IMAGENET_STD
 from hvlm.types import KV, NOTHING_ELSE, Encoded, Tokens, Wants
+from hvlm.vision._encoded import encoded
 from hvlm.vision._gaze import Gaze, MergedKeys
-from hvlm.vision._saliency import saliency_of
 from hvlm.vision._weights import dinov2_folder, load_into, read_config
 
 SETTINGS = {  # in the source's config.json -> here
@@ -102,6 +102,7 @@ class Dinov2(nn.Module):
         x = frames_BTCHW.flatten(0, 1)
         pixels = x if x.is_floating_point() else (x.float() - self.mean) / self.std
         h = self.model.embeddings(pixels)
+        query, pixels = None, pixels if wants.saliency == "spectral" else None  # floats: four times the frames
         kv: KV = []
         summaries: list[Tensor] = []
         layers = self.model.encoder.layer
@@ -118,12 +119,7 @@ class Dinov2(nn.Module):
                 summaries.append(h[:, 0].clone())  # a view would keep the whole layer in memory
         x = self.model.layernorm(h)[:, 1:]
         tokens = Tokens.of_frames(x.unflatten(0, (b, t)), time_BT, mask_BT, grid)
-        if wants.saliency:
-            tokens = tokens._replace(saliency_BS=saliency_of(wants.saliency, pixels, query, k, grid).reshape(b, -1))
-        summary = None
-        if wants.summaries:
-            summary = torch.stack(summaries, 1).unflatten(0, (b, t))
-        return Encoded(tokens, kv if wants.kv else None, summary)
+        return encoded(wants, tokens, kv, summaries, pixels, query, k, grid)
 
     def gaze(
         self, query_FQD: Tensor, kv: KV, merged: MergedKeys | None = None, **how: bool
