@@ -59,7 +59,8 @@ class _Clip(NamedTuple):
     frames_TCHW: np.ndarray
     time_T: np.ndarray
     questions: list[Question]
-    key: str = ""
+    key: str
+    hidden: int = 0  # questions that its sampled frames do not answer
     motion_TYX: np.ndarray | None = None
 
 
@@ -211,6 +212,7 @@ class _Reading:
                 continue
             if self.memory is not None:
                 self.memory[index] = clip
+            self.hidden += clip.hidden
             if clip.questions:
                 self.asked += clip.questions
                 out.append(clip)
@@ -227,9 +229,8 @@ class _Reading:
             return _Clip(np.empty(0), np.empty(0), [], key)  # nothing to ask, so nothing to decode
         frames, times = _samples.frames(members, sample, self.num_frames, self.size)
         answerable = [q for q in questions if is_shown(q.evidence, times)]
-        self.hidden += len(questions) - len(answerable)
-        moving = self.motion is not None and answerable
-        return _Clip(frames, times, answerable, key, motion_energy(frames, self.motion) if moving else None)
+        moving = motion_energy(frames, self.motion) if self.motion is not None and answerable else None
+        return _Clip(frames, times, answerable, key, len(questions) - len(answerable), moving)
 
 
 def _answers(questions: Sequence[Question]) -> dict[str, list[str]]:

@@ -76,16 +76,13 @@ def test_bipartite_is_the_published_algorithm(s: int, r: int) -> None:
     to = Assignment.of_roots(bipartite(x, r), torch.ones(3, s, dtype=torch.bool), size)
     expected, sizes = published(x, x, size, r)
     ours, own = to.merge(x), to.sum(size)
-    # Theirs stand as [unmerged, destinations], ours in the order of the places.
     kept = bipartite(x, r) == torch.arange(s)
     for row in range(3):
+        # Theirs stand as [unmerged, destinations]: even places before odd ones; ours in the order of the places.
         places = kept[row].nonzero().flatten()
-        order = torch.cat([places[places % 2 == 0], places[places % 2 == 1]]).argsort().argsort()
-        theirs = expected[row], sizes[row]
         rank = torch.cat([places[places % 2 == 0], places[places % 2 == 1]]).argsort()
-        torch.testing.assert_close(ours[row], theirs[0][rank])
-        torch.testing.assert_close(own[row], theirs[1][rank])
-        assert len(order) == s - r
+        torch.testing.assert_close(ours[row], expected[row][rank])
+        torch.testing.assert_close(own[row], sizes[row][rank])
 
 
 def test_blocks_of_scores_change_nothing(monkeypatch) -> None:
@@ -284,8 +281,6 @@ def whole(merger: Variant, connector: str, order: str = "question_first", **sett
 @pytest.mark.parametrize("connector", ["foveated", "mean", "patches", "longvlm"])
 @pytest.mark.parametrize("variant", each())
 def test_keeping_all_is_no_merger(variant: Variant, connector: str) -> None:
-    if connector not in {v.name for v in variants("connector")}:
-        pytest.skip("no such connector")
     merged = whole(variant, connector, keep=1.0, proportional=True)
     plain = whole(Variant("merger", "none"), connector)
     plain.load_state_dict(merged.state_dict(), strict=False)
