@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from experiments.merging.__main__ import MERGERS, settings
+from experiments.merging._runs import MERGERS, settings
 from hvlm import build, results
 from hvlm.config import plan
 from hvlm.language._chat import Chat

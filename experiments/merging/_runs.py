@@ -1,0 +1,145 @@
+"""The runs of one model (a seed and a set of needles): merged reading without training, and a little training with it.
+
+All in one process: its clips are read once, and for reading without training encoded once.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments import curriculum
+from experiments.connectors.__main__ import folder as connectors_folder
+from hvlm import build, results
+from hvlm.config import plan
+from hvlm.evaluate import RESULTS, evaluate
+from hvlm.frozen import FrozenFeatures
+from hvlm.model import VLM
+from hvlm.rebuild import overlay, rebuild, stored_config
+from hvlm.tasks import costs
+from hvlm.trainer import choose_precision
+from hvlm.types import Wants
+
+log = logging.getLogger(__name__)
+
+ROOT = Path("runs/merging")
+COMMAND = "python -m experiments.merging"
+EXPERIMENT = QUESTION = "merging"
+SETS = ("easy", "hard")
+KEEPS = (0.5, 0.25, 0.125, 0.0625)
+TRAINED_KEEPS = (0.125,)
+TRAINED_STEPS = 100
+NONE = "none"
+DROPS = ("random", "stride", "dycoke")  # their tokens are single patches: sizes say nothing
+MERGERS = ("adaptive", "motion", "saliency", "tome", "fastvid", *DROPS)
+PROPORTIONAL = "merger.proportional=true"
+VARIANTS = {  # what reads without training: the mergers, and what parts of them are worth
+    **{merger: [f"merger={merger}", *([] if merger in DROPS else [PROPORTIONAL])] for merger in MERGERS},
+    "adaptive_flow": ["merger=adaptive", "merger.motion=flow", PROPORTIONAL],
+    "adaptive_not_proportional": ["merger=adaptive", "merger.proportional=false"],
+    "adaptive_packed": ["merger=adaptive", "merger.positions=packed", PROPORTIONAL],
+    "tome_packed": ["merger=tome", "merger.positions=packed", PROPORTIONAL],
+}
+
+
+def base(seed: int, label: str) -> Path:
+    """The model: the dense one of experiments.connectors, trained on."""
+    start = connectors_folder(seed, "dense", "steps") / label
+    if not (start / "finished.json").exists():
+        raise SystemExit(f"{start} is missing: run python -m experiments.connectors --seeds {seed} first")
+    run = ROOT / f"seed{seed}" / "base"
+    steps = plan([f"experiment={EXPERIMENT}"])[label]["stage"]["steps"]
+    curriculum.train(run, start, seed, [], {label: steps}, [], EXPERIMENT, here=True)
+    return run / label
+
+
+def free_variants() -> list[tuple[str, float]]:
+    return [(NONE, 1.0), *((variant, keep) for keep in KEEPS for variant in VARIANTS)]
+
+
+def trained_variants() -> list[tuple[str, float]]:
+    return [(NONE, 1.0), *((merger, keep) for keep in TRAINED_KEEPS for merger in MERGERS)]
+
+
+def free_folder(seed: int, label: str, outline: bool, variant: str, keep: float) -> Path:
+    return ROOT / f"seed{seed}" / "free" / f"{label}{'' if outline else '-plain'}" / f"{variant}-{keep:g}"
+
+
+def trained_folder(seed: int, label: str, merger: str, keep: float) -> Path:
+    return ROOT / f"seed{seed}" / f"{merger}-{keep:g}" / label / "eval"
+
+
+def settings(variant: str, keep: float) -> list[str]:
+    return ["merger=none"] if variant == NONE else [*VARIANTS[variant], f"merger.keep={keep}"]
+
+
+def all_of(seed: int, label: str) -> None:
+    torch.set_num_threads(1)
+    model = base(seed, label)
+    for outline in (True, False):
+        read_merged(model, seed, label, outline)
+    for merger, keep in trained_variants():
+        out = trained_folder(seed, label, merger, keep)
+        run = out.parents[1]
+        chosen = settings(merger, keep)
+        curriculum.train(run, model, seed, chosen, {label: TRAINED_STEPS}, [], EXPERIMENT, here=True)
+        ask(out, configuration(run / label, []), run / label, merger, seed, _clips(label, True))
+
+
+def read_merged(checkpoint: Path, seed: int, label: str, outline: bool) -> None:
+    """Without training: every variant reads the same clips, as the checkpoint stands."""
+    todo = [v for v in free_variants() if not (free_folder(seed, label, outline, *v) / RESULTS).exists()]
+    if not todo:
+        return
+    cfg = configuration(checkpoint, [] if outline else ["dataset.outline=false", "dataset.train_clips=8"])
+    model, chat = rebuild(checkpoint, cfg)
+    features = FrozenFeatures(model.vision, Wants(saliency="attention"), wants_patches=True)
+    for variant, keep in todo:
+        given = configuration(checkpoint, settings(variant, keep))
+        model.merger = build.room(given["merger"], needs_frames=model.connector.needs_frames)
+        model.features = features
+        out = free_folder(seed, label, outline, variant, keep)
+        ask(out, cfg, (model, chat), variant, seed, _clips(label, outline))
+        if outline:
+            model.features = None  # the cost holds the encoder's
+            data = build.dataset(cfg)
+            found = costs(model, chat, data, given, _precision(cfg), question=QUESTION, command=COMMAND)
+            results.update(out / RESULTS, [r | {"variant": variant} for r in found])
+        log.info("%s %g", variant, keep)
+
+
+def ask(
+    out: Path, cfg: dict[str, Any], who: Path | tuple[VLM, Any], variant: str, seed: int, memory: dict[int, Any]
+) -> None:
+    """The benchmark, unless its result is there; blind, too, for the model that merges nothing."""
+    if (out / RESULTS).exists():
+        return
+    model, chat = rebuild(who, cfg) if isinstance(who, Path) else who
+    data = build.dataset(cfg)
+    data.prepare()
+    benchmark = build.room({**cfg["benchmark"], "blind": variant == NONE})
+    side = model.vision.image_size
+    evaluate(
+        model, chat, data, benchmark, order=cfg["order"], num_frames=cfg["dataset"]["num_frames"], image_size=side,
+        precision=_precision(cfg), out_dir=out, question=QUESTION, variant=variant, seed=seed, sheets=0,
+        command=COMMAND, motion=model.vision.grid(side, side), memory=memory,
+    )  # fmt: skip
+
+
+def configuration(checkpoint: Path, overrides: list[str]) -> dict[str, Any]:
+    (given,) = plan(["stage=sft", "connector=patches", *overrides]).values()
+    return overlay(stored_config(checkpoint), given, overrides)
+
+
+@cache
+def _clips(label: str, outline: bool) -> dict[int, Any]:
+    """The benchmark's clips with their flow, read once."""
+    return {}
+
+
+def _precision(cfg: dict[str, Any]) -> str:
+    return choose_precision(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])[0]
