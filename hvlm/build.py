@@ -8,11 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hvlm.checkpoint import weights_hash
+from hvlm.config import stage_name
 from hvlm.datamodule import DataModule
 from hvlm.errors import UserError
 from hvlm.frozen import FrozenFeatures, plan
 from hvlm.language._chat import Chat
+from hvlm.language._tokenizer import train_word_tokenizer
 from hvlm.model import VLM, Encoder
 from hvlm.schema import parameters
 from hvlm.stage._base import Stage
@@ -89,6 +93,26 @@ def model(cfg: Mapping[str, Any], chat: Chat, weights: bool = True) -> VLM:
         head=room(cfg["head"], text_dim=language.dim),
         order=order,
     )
+
+
+def rehearse(cfg: Mapping[str, Any]) -> None:
+    """Build the stage on torch's meta device and without pretrained weights: takes a second and no memory.
+
+    What the rooms have to say of their settings and of each other is a ``UserError`` before anything is made, read or
+    trained.
+    """
+    data, language = dataset(cfg), cfg["language"]
+    if language["source"] == "scratch" or cfg["init_from"]:
+        text = Chat(train_word_tokenizer(["a"]), language["template"], language["system"])  # the real one needs data
+    else:
+        text = chat(cfg, data)
+    with torch.device("meta"):
+        if stage_name(cfg) == "vision":
+            encoder(cfg)  # its stage counts what the data holds
+        vlm = model(cfg, text, weights=False)
+        kvcache(cfg, vlm)
+        if stage_name(cfg) != "vision":
+            stage(cfg, vlm, data)
 
 
 def kvcache(cfg: Mapping[str, Any], vlm: VLM) -> Any:

@@ -46,8 +46,10 @@ class Outcome(NamedTuple):
 
 def run(overrides: Sequence[str], command: str | None = None) -> Outcome:
     """Train every stage that is not finished yet, then evaluate the last one's weights on held-out clips."""
-    # Every stage is composed and checked before the first one starts.
+    # Every stage is composed, checked and rehearsed before the first one starts.
     stages = plan(overrides)
+    for cfg in stages.values():
+        build.rehearse(cfg)
     first = next(iter(stages.values()))
     name = first["run"] or default_run(stages, overrides)
     # Read before any data is made: a missing or damaged start is the cheapest mistake to find.

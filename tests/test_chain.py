@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 import shutil
 import signal
 import time
@@ -229,3 +230,27 @@ def test_a_stage_starts_from_weights_in_fvlms_layout(
         start_stage(compose(["stage=sft", *rooms, "connector.standardise=true", *needles]), data, tmp_path)
     with pytest.raises(UserError, match="stage=vision trains an encoder from nothing"):
         start_stage(compose(["stage=vision", *rooms, *needles]), data, tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------- before any work
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["merger=tome", "merger.keep=2"], "merger.keep=2"),
+        (["connector=patches", "connector.shuffle=2", "merger=tome"], "connector.shuffle=2"),
+        (["merger=tome", "merger.scope=video"], "merger.scope=video"),
+        (["connector=longvlm", "connector.groups=7"], "connector.groups=7"),
+        (["connector.mode=autoregressive", "attention=full"], "connector.mode=autoregressive"),
+        (["language.num_heads=5"], "language.num_heads=5"),
+    ],
+)
+def test_what_later_stages_cannot_do_is_heard_first(
+    overrides: list[str], key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stage 0 needs none of these rooms, so without a rehearsal it would be trained first."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=re.escape(key)):
+        run(["experiment=demo", *overrides])
+    assert not list(tmp_path.iterdir())

@@ -177,6 +177,17 @@ def test_state_travels_through_a_file(case: Case) -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_a_rehearsal_needs_no_storage(case: Case) -> None:
+    """``hvlm.build.rehearse`` builds every model on the meta device before anything else happens."""
+    with torch.device("meta"):
+        rehearsed = build.model(case.config, chat(), weights=False)
+    assert all(p.is_meta for p in rehearsed.parameters())
+    assert {n: p.shape for n, p in rehearsed.named_parameters()} == {
+        n: p.shape for n, p in shared_model(case).named_parameters()
+    }
+
+
 # ---------------------------------------------------------------------------------------------------- single rooms
 
 
