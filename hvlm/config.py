@@ -185,6 +185,8 @@ def _near_key(key: str, config_name: str, overrides: Sequence[str], bad: str) ->
         if not isinstance(cfg, DictConfig):
             return f" '{'.'.join(prefix)}' is a single value" if prefix else ""
         keys = [str(k) for k in cfg if k != "_target_"]
+        if not keys and prefix:
+            return f" the chosen {'.'.join(prefix)} has no settings"
         if part not in keys:
             hint = did_you_mean(part, keys)
             # The suggestion can be pasted: the whole dotted key, not its last word.

@@ -114,6 +114,7 @@ def test_defaults_compose_to_plain_values() -> None:
         ("conector=mean", ["'conector'", "did you mean 'connector'?"]),
         ("connector=men", ["connector=men", "did you mean 'mean'?", "options:", "foveated"]),
         ("+typo=3", ["unknown key 'typo'"]),
+        ("merger.kep=0.5", ["unknown key 'merger.kep'", "the chosen merger has no settings"]),
         ("+sead=3", ["unknown key 'sead'", "did you mean 'seed'?"]),
         ("+connector.projetor=mlp", ["'connector.projetor'", "did you mean 'projector'?"]),
         ("+connector.dim=3", ["connector.dim is not a setting"]),
