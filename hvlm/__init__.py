@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
+
+# On Linux torch then asks for huge pages for tensors of 2 MB and more, read when it first allocates one: a long clip is
+# encoded in half the system time. A value that is set already stays.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 _PUBLIC = {"FoveatedVLM": "hvlm.fvlm", "transform": "hvlm.pixels"}
 __all__ = list(_PUBLIC)

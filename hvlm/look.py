@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from hvlm.merging import Assignment
 from hvlm.types import KV, NOTHING_ELSE, Encoded, Wants
 from hvlm.vision._gaze import MergedKeys
+
+
+_M_MMAP_THRESHOLD = -3  # of <malloc.h>
 
 
 class CachedLook:
@@ -46,6 +50,8 @@ class FreshLook:
     def __call__(self, query_FQD: Tensor, index_F: Tensor | None = None, **how: bool) -> tuple[Tensor, Tensor | None]:
         frames, to = (self.frames if index_F is None else self.frames[index_F]), pick(self.to, index_F)
         z, entropy = None, None
+        if frames.device.type == "cpu":
+            _large_blocks_go_back()
         for start in range(0, len(frames), self.at_once):
             at = slice(start, start + self.at_once)
             kv, part = encode_frames(self.vision, frames[at], Wants(kv=True)).kv, pick(to, at)
@@ -53,7 +59,6 @@ class FreshLook:
                 kv = merge_kv(kv, part)
             found, nats = self.vision.gaze(query_FQD[at], kv, merged=merged_keys(kv, part), **how)
             del kv
-            _give_back(frames.device)
             # One tensor from the start: small ones between the large ones of every part would scatter the memory.
             z = found.new_empty(len(frames), *found.shape[1:]) if z is None else z
             z[at] = found
@@ -66,13 +71,18 @@ class FreshLook:
         return FreshLook(self.vision, self.frames, self.at_once, to)
 
 
-def _give_back(device: torch.device) -> None:
-    """Return freed memory to the system. glibc keeps blocks between small results that live on, and with every part
-    of a long clip more of them: 1,024 frames took a third more than 64, though nothing but a token a frame is kept."""
-    if device.type == "cpu" and sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none, and no need of it
-        if trim is not None:
-            trim(0)
+@cache
+def _large_blocks_go_back() -> None:
+    """Have glibc give every freed block of 8 MB and more back to the system at once, from now on in this process.
+
+    By itself it raises that limit to the largest block that it saw freed, up to 32 MB, and keeps what is smaller for
+    later, with gaps: a part of a clip after which nothing but a token a frame is kept took 0.4 GB more. The price, new
+    pages for every large tensor, is small with huge pages (``hvlm/__init__.py``).
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none, and no need of it
+        if mallopt is not None:
+            mallopt(_M_MMAP_THRESHOLD, 8 << 20)
 
 
 def encode_frames(vision: nn.Module, frames_FCHW: Tensor, wants: Wants = NOTHING_ELSE) -> Encoded:
