@@ -18,7 +18,6 @@ from hvlm.merging import Assignment
 from hvlm.types import KV, NOTHING_ELSE, Encoded, Wants
 from hvlm.vision._gaze import MergedKeys
 
-
 _M_MMAP_THRESHOLD = -3  # of <malloc.h>
 
 

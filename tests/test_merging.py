@@ -15,8 +15,8 @@ from hvlm.functional import attend
 from hvlm.generate import generate
 from hvlm.kvcache.full import FullCache
 from hvlm.look import CachedLook, merge_kv
-from hvlm.merger import MotionAwareTokenMerge
-from hvlm.merger._scores import feature_motion
+from hvlm.merger import MotionAwareTokenMerge, adaptive
+from hvlm.merger._scores import View, feature_motion
 from hvlm.merging import Assignment, best_of_clip, bipartite, bipartite_down_to
 from hvlm.rebuild import with_own_merger
 from hvlm.types import Patches, Tokens, Wants
@@ -268,6 +268,42 @@ def test_a_flash_stands_out_in_its_own_frame_only() -> None:
     x[:, 6, 2] = -x[:, 6, 2]
     motion = feature_motion(x, torch.ones(1, 12, dtype=torch.bool))[0]
     assert motion[6, 2] > 1.9 and motion.sum() - motion[6, 2] < 1e-4
+
+
+@pytest.mark.parametrize("reach", [0, 2, 9])
+@pytest.mark.parametrize("scores", [1 << 22, 300])  # in one block, and frame by frame
+def test_a_leader_is_the_most_alike_that_scores_higher(reach: int, scores: int, monkeypatch) -> None:
+    monkeypatch.setattr(adaptive, "_SCORES", scores)
+    came = patches((6, 3))
+    x, score = came.tokens.x_BSD, came.tokens.saliency_BS
+    view = View(x.unflatten(1, (6, 16)), came.frame_mask_BT, None, None, torch.tensor([4, 4]), 1)
+    likeness, leader = adaptive.leaders(view, score.unflatten(1, (6, 16)), reach)
+    unit = F.normalize(x, dim=-1)
+    for row, frames in enumerate((6, 3)):
+        for i in range(16 * frames):
+            near = range(16 * max(0, i // 16 - reach), 16 * min(frames, i // 16 + reach + 1))
+            found = max(((float(unit[row, i] @ unit[row, j]), j) for j in near if score[row, j] > score[row, i]),
+                        default=(0.0, i))  # fmt: skip
+            found = found if found[0] > 0 else (0.0, i)
+            assert likeness[row, i] == pytest.approx(found[0], abs=1e-6) and leader[row, i] == found[1]
+
+
+def test_every_thing_has_a_token_before_one_has_several() -> None:
+    """Four things that cover four patches each, one standing out far more than the others, and six tokens."""
+    g = torch.Generator().manual_seed(0)
+    things = F.normalize(torch.randn(4, DIM, generator=g), dim=-1)
+    x = torch.zeros(1, 1, 16, DIM)
+    x[..., 0] = 1.0
+    which = torch.arange(16) // 4
+    x[0, 0] += torch.tensor([9.0, 2.0, 1.6, 1.3])[which, None] * things[which]
+    x += 1e-3 * torch.randn(x.shape, generator=g)
+
+    def shown(**settings) -> set[int]:
+        merger = adaptive.AdaptiveMerge(tokens=5, motion_weight=0, **settings)
+        merger(patches((1,), x=x))
+        return {int(which[i]) for i in merger.chosen.own_BS()[0].nonzero().flatten()}
+
+    assert shown() == {0, 1, 2, 3} and shown(reach=None) != {0, 1, 2, 3}
 
 
 # ----------------------------------------------------------------------------------------------------- among the rooms

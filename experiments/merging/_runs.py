@@ -37,12 +37,14 @@ NONE = "none"
 DROPS = ("random", "stride", "dycoke")  # their tokens are single patches: sizes say nothing
 MERGERS = ("adaptive", "motion", "saliency", "tome", "fastvid", *DROPS)
 PROPORTIONAL = "merger.proportional=true"
-VARIANTS = {  # what reads without training: the mergers, and what parts of them are worth
-    **{merger: [f"merger={merger}", *([] if merger in DROPS else [PROPORTIONAL])] for merger in MERGERS},
-    "adaptive_flow": ["merger=adaptive", "merger.motion=flow", PROPORTIONAL],
+PLAIN = {merger: [f"merger={merger}", *([] if merger in DROPS else [PROPORTIONAL])] for merger in MERGERS}
+PARTS_KEEP = 0.125
+PARTS = {  # what parts of them are worth
+    "adaptive_no_leaders": [*PLAIN["adaptive"], "merger.reach=null"],
+    "adaptive_flow": [*PLAIN["adaptive"], "merger.motion=flow"],
     "adaptive_not_proportional": ["merger=adaptive", "merger.proportional=false"],
-    "adaptive_packed": ["merger=adaptive", "merger.positions=packed", PROPORTIONAL],
-    "tome_packed": ["merger=tome", "merger.positions=packed", PROPORTIONAL],
+    "adaptive_packed": [*PLAIN["adaptive"], "merger.positions=packed"],
+    "tome_packed": [*PLAIN["tome"], "merger.positions=packed"],
 }
 
 
@@ -58,7 +60,8 @@ def base(seed: int, label: str) -> Path:
 
 
 def free_variants() -> list[tuple[str, float]]:
-    return [(NONE, 1.0), *((variant, keep) for keep in KEEPS for variant in VARIANTS)]
+    plain = [(merger, keep) for keep in KEEPS for merger in MERGERS]
+    return [(NONE, 1.0), *plain, *((part, PARTS_KEEP) for part in PARTS)]
 
 
 def trained_variants() -> list[tuple[str, float]]:
@@ -74,7 +77,7 @@ def trained_folder(seed: int, label: str, merger: str, keep: float) -> Path:
 
 
 def settings(variant: str, keep: float) -> list[str]:
-    return ["merger=none"] if variant == NONE else [*VARIANTS[variant], f"merger.keep={keep}"]
+    return ["merger=none"] if variant == NONE else [*(PLAIN | PARTS)[variant], f"merger.keep={keep}"]
 
 
 def all_of(seed: int, label: str) -> None:

@@ -1,7 +1,8 @@
 """Adaptive: what stands out or moves stays as it is, everything else is pooled into a few background tokens.
 
 A question about a thing needs the patches that show it, unmixed; one about the scene needs its average. Mergers that
-let the rest join what was kept blur both, and those that drop it lose the scene. So the budget has two parts.
+let the rest join what was kept blur both, and those that drop it lose the scene. So the budget has two parts. And of
+several things each needs some, so what is like something that is kept counts less and joins that.
 """
 
 from __future__ import annotations
@@ -16,16 +17,24 @@ from hvlm.merger._room import Choice, MergerRoom
 from hvlm.merger._scores import NEEDS_ENCODER, Motion, Saliency, View, mean_one, motion_of, saliency_of
 from hvlm.merging import best_of_clip
 
+_SCORES = 1 << 22  # cosines at a time: 16 MB, whatever the length of the clip
+
 
 class AdaptiveMerge(MergerRoom):
     """background: share of a clip's tokens for its background, at most one a frame. The clip is cut into as many
     segments of equal length; in each, the patch most like the mean of its less remarkable half stands for all that is
-    not kept. The rest of the budget goes to the highest scores of the clip, saliency + motion_weight * motion (each
-    with mean 1), at least one token a frame: frames in which much happens have many tokens, still ones share.
+    not kept. The rest of the budget goes to the highest scores of the clip, at least one token a frame: frames in which
+    much happens have many tokens, still ones share.
+
+    A patch's score is (saliency + motion_weight * motion) * (1 - likeness), the first two with mean 1 over the clip.
+    likeness: cosine to its leader, the most alike patch that scores higher before this factor and is at most ``reach``
+    frames away; so each thing gets a few tokens, not the largest all. (Density peaks, Rodriguez & Laio 2014: density
+    times distance to what is denser.) A patch that is not kept, but whose leader is, joins it where likeness >
+    ``alike``, and not the background.
 
     saliency, motion: as in the mergers of those names (``distance`` and ``features`` need nothing but the features).
-    With ``scope=frame`` every frame that has two tokens or more has a background token of its own; in a frame with a
-    single one, patches count in its mean as much as their score.
+    reach: null leaves likeness out. With ``scope=frame`` it is 0, and every frame that has two tokens or more has a
+    background token of its own; in a frame with a single one, patches count in its mean as much as their score.
     """
 
     def __init__(
@@ -35,6 +44,8 @@ class AdaptiveMerge(MergerRoom):
         saliency: Saliency = "distance",
         motion: Motion = "features",
         motion_weight: float = 2.0,
+        reach: int | None = 2,
+        alike: float = 0.8,
         proportional: bool = True,
         **room: Any,
     ):
@@ -43,8 +54,13 @@ class AdaptiveMerge(MergerRoom):
             raise ValueError(f"merger.background={background}: expected a share between 0 and 1")
         if motion_weight < 0:
             raise ValueError(f"merger.motion_weight={motion_weight}: expected 0 or more")
+        if reach is not None and reach < 0:
+            raise ValueError(f"merger.reach={reach}: expected 0 frames or more, or null")
+        if not 0 <= alike <= 1:
+            raise ValueError(f"merger.alike={alike}: expected a cosine between 0 and 1")
         self.background, self.saliency = background, saliency
         self.motion, self.motion_weight = motion, motion_weight
+        self.reach, self.alike = reach, alike
         self.wants_saliency = saliency if saliency in NEEDS_ENCODER else None
         self.wants_flow = motion == "flow" and motion_weight > 0
 
@@ -52,7 +68,17 @@ class AdaptiveMerge(MergerRoom):
         score = mean_one(saliency_of(view, self.saliency), view.mask_BT)
         if self.motion_weight:
             score = score + self.motion_weight * mean_one(motion_of(view, self.motion), view.mask_BT)
-        return self._in_frames(view, score) if self.per_frame else self._in_clip(view, score)
+        if self.reach is None:
+            return self._in_frames(view, score) if self.per_frame else self._in_clip(view, score)
+        likeness_BS, leader_BS = leaders(view, score, 0 if self.per_frame else self.reach)
+        score = score * (1 - likeness_BS).view_as(score)
+        roots, weight = self._in_frames(view, score) if self.per_frame else self._in_clip(view, score)
+        own = torch.arange(roots.shape[1], device=roots.device)
+        # Whom others join is a background token; the rest of the kept ones are things.
+        joined = torch.zeros_like(roots).scatter_add(1, roots, (roots != own).long()) > 0
+        thing = (roots == own) & ~joined
+        follows = (roots != own) & (likeness_BS > self.alike) & thing.gather(1, leader_BS)
+        return Choice(torch.where(follows, leader_BS, roots), weight)
 
     def _in_clip(self, view: View, score_BTN: Tensor) -> Choice:
         frames = view.mask_BT.sum(1)
@@ -103,3 +129,34 @@ def background_of(view: View, score_BTN: Tensor, segment_BT: Tensor, segments: i
     place = torch.arange(t * n, device=unit.device).expand(b, -1)
     at_best = torch.where(low & (likeness == best.gather(1, segment)), place, t * n - 1)
     return torch.full((b, segments), t * n - 1, device=unit.device).scatter_reduce(1, segment, at_best, "amin")
+
+
+def leaders(view: View, score_BTN: Tensor, reach: int) -> tuple[Tensor, Tensor]:
+    """Of every patch, the most alike one (cosine) that scores higher, at most ``reach`` frames away.
+
+    Likeness, float [B, T * N], 0 where nothing scores higher; place in the clip, int64 [B, T * N]. O(reach T N² D).
+    """
+    b, t, n, _ = view.x_BTND.shape
+    unit = F.normalize(view.x_BTND, dim=-1)
+    likeness = torch.zeros_like(score_BTN)
+    leader = torch.arange(t * n, device=unit.device).view(1, t, n).repeat(b, 1, 1)
+    block = max(1, _SCORES // (b * n * n))
+
+    def lead(frames: slice, found: Tensor, at: Tensor, first: int) -> None:
+        """Patch ``at`` of the frames from ``first`` on is as alike as ``found``."""
+        place = at + n * (first + torch.arange(at.shape[1], device=at.device).view(1, -1, 1))
+        better = found > likeness[:, frames]
+        leader[:, frames] = torch.where(better, place, leader[:, frames])
+        likeness[:, frames] = torch.where(better, found, likeness[:, frames])
+
+    for offset in range(min(reach, t - 1) + 1):
+        for start in range(0, t - offset, block):
+            stop = min(start + block, t - offset)
+            early, late = slice(start, stop), slice(start + offset, stop + offset)
+            cosine = unit[:, early] @ unit[:, late].transpose(2, 3) * view.mask_BT[:, late, None, None]
+            lower = score_BTN[:, early, :, None] < score_BTN[:, late, None, :]
+            lead(early, *(cosine * lower).max(3), start + offset)
+            if offset:  # the other way round; within a frame it is the same
+                lower = score_BTN[:, early, :, None] > score_BTN[:, late, None, :]
+                lead(late, *(cosine * lower).max(2), start)
+    return likeness.clamp(max=1).flatten(1), leader.flatten(1)
