@@ -5,9 +5,10 @@
 conf/experiment/attention.yaml for every mechanism and, as the control, for none. All start from one encoder and one
 language model that has learned to read short clips token by token; what a seed changes is the mixing's first weights
 and the order of the clips. "Equal steps": the configuration's; "equal time": as many as fit into the processor seconds
-that ``full`` took. The parameters of whole models with mixing differ by less than 5 % (the control has 4 to 8 % fewer)
-and stand in the records. One run after the other in one process and on one thread, so that a frame is decoded and
-encoded once for all. Everything resumes. Adds to results.json beside this file.
+that ``full`` took. The parameters of whole models with mixing differ by less than 5 % and stand in the records; of the
+two controls ``none`` has 4 to 8 % fewer, ``alone`` as many as attention, but every token attends to itself only. One run
+after the other in one process and on one thread, so that a frame is decoded and encoded once for all. Everything resumes.
+Adds to results.json beside this file.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ REFERENCE = "full"
 RATE = "stage.trainable={attention:3.0e-3}"
 VARIANTS = {
     "none": ["attention=none"],
+    "alone": ["attention=strided", "attention.stride=1000000", "attention.phase=999999", RATE],  # sees itself alone
     REFERENCE: ["attention=full", RATE],
     "strided": ["attention=strided", "attention.stride=16", RATE],  # one and the same patch of every frame
     "strided_4": ["attention=strided", "attention.stride=4", RATE],
