@@ -6,9 +6,9 @@ conf/experiment/attention.yaml for every mechanism and, as the control, for none
 language model that has learned to read short clips token by token; what a seed changes is the mixing's first weights
 and the order of the clips. "Equal steps": the configuration's; "equal time": as many as fit into the processor seconds
 that ``full`` took. The parameters of whole models with mixing differ by less than 5 % and stand in the records; of the
-two controls ``none`` has 4 to 8 % fewer, ``alone`` as many as attention, but every token attends to itself only. One run
-after the other in one process and on one thread, so that a frame is decoded and encoded once for all. Everything resumes.
-Adds to results.json beside this file.
+two controls ``none`` has 4 to 8 % fewer, ``alone`` as many as attention, but every token attends to itself only. One
+run after the other in one process and on one thread, so that a frame is decoded and encoded once for all. Everything
+resumes. Adds to results.json beside this file.
 """
 
 from __future__ import annotations
