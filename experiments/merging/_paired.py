@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 from hvlm import results
@@ -33,6 +34,7 @@ def ahead(
     yield from results.merge_seeds(runs)
 
 
+@cache
 def shares(folder: Path) -> dict[tuple[str, str, str], float]:
     """{(clip, task, question): share of its tries that are right}, of the tasks in ``accuracy_mean``."""
     tries: dict[tuple[str, str, str], list[Prediction]] = {}
