@@ -31,8 +31,8 @@ COMMAND = "python -m experiments.merging"
 EXPERIMENT = QUESTION = "merging"
 SETS = ("easy", "hard")
 KEEPS = (0.5, 0.25, 0.125, 0.0625)
-TRAINED_KEEPS = (0.125,)
-TRAINED_STEPS = 100
+TRAINED_KEEP, TRAINED_STEPS = 0.125, 100
+TRAINED_AT_ALL_KEEPS = ("adaptive", "tome", "dycoke", "random")
 NONE = "none"
 DROPS = ("random", "stride", "dycoke")  # their tokens are single patches: sizes say nothing
 MERGERS = ("adaptive", "motion", "saliency", "tome", "fastvid", *DROPS)
@@ -65,7 +65,8 @@ def free_variants() -> list[tuple[str, float]]:
 
 
 def trained_variants() -> list[tuple[str, float]]:
-    return [(NONE, 1.0), *((merger, keep) for keep in TRAINED_KEEPS for merger in MERGERS)]
+    others = [(merger, keep) for keep in (0.25, 0.5, 0.0625) for merger in TRAINED_AT_ALL_KEEPS]
+    return [(NONE, 1.0), *((merger, TRAINED_KEEP) for merger in MERGERS), *others]
 
 
 def free_folder(seed: int, label: str, outline: bool, variant: str, keep: float) -> Path:
