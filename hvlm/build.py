@@ -102,17 +102,18 @@ def rehearse(cfg: Mapping[str, Any]) -> None:
     trained.
     """
     data, language = dataset(cfg), cfg["language"]
+    if stage_name(cfg) == "vision":  # needs no language model, so it must not ask for one
+        with torch.device("meta"):
+            encoder(cfg)
+        return
     if language["source"] == "scratch" or cfg["init_from"]:
         text = Chat(train_word_tokenizer(["a"]), language["template"], language["system"])  # the real one needs data
     else:
         text = chat(cfg, data)
     with torch.device("meta"):
-        if stage_name(cfg) == "vision":
-            encoder(cfg)  # its stage counts what the data holds
         vlm = model(cfg, text, weights=False)
         kvcache(cfg, vlm)
-        if stage_name(cfg) != "vision":
-            stage(cfg, vlm, data)
+        stage(cfg, vlm, data)
 
 
 def kvcache(cfg: Mapping[str, Any], vlm: VLM) -> Any:

@@ -19,7 +19,7 @@ import eval as evaluation
 from hvlm import build
 from hvlm.chain import find_start, run, start_stage
 from hvlm.checkpoint import load_checkpoint
-from hvlm.config import compose
+from hvlm.config import compose, plan
 from hvlm.errors import UserError
 from hvlm.release import save_release
 
@@ -254,3 +254,10 @@ def test_what_later_stages_cannot_do_is_heard_first(
     with pytest.raises(UserError, match=re.escape(key)):
         run(["experiment=demo", *overrides])
     assert not list(tmp_path.iterdir())
+
+
+def test_stage_0_is_rehearsed_without_its_language_model(tmp_path: Path) -> None:
+    (cfg,) = plan(["stage=vision", "language=smollm2_135m", f"language.source={tmp_path / 'absent'}"]).values()
+    build.rehearse(cfg)
+    with pytest.raises(UserError, match="language.source="):
+        build.rehearse(*plan(["stage=sft", "language=smollm2_135m", f"language.source={tmp_path / 'absent'}"]).values())
