@@ -18,22 +18,29 @@ WINDOW = 64
 
 
 class Family(NamedTuple):
-    """ours: our mechanism. judged: the peer that the goal names; goals: {length: (forward, forward + backward)} as
-    peer / ours. others: further peers of the family."""
+    """What is timed in turn. ours: our mechanism. judged: the peer that the goal names; goals: {length: (forward,
+    forward + backward)} as peer / ours. others: further peers of the family. also: more of ours, without a goal."""
 
     ours: str
     judged: str
     goals: dict[int, tuple[float, float]]
     others: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        return self.ours, self.judged, *self.others, *self.also
 
 
 FAMILIES = {
-    "window": Family("window", "local_attention", {4096: (1.3, 1.0), 16384: (1.3, 1.0)}, ("longformer", "flex")),
+    "window": Family(
+        "window", "local_attention", {4096: (1.3, 1.0), 16384: (1.3, 1.0)}, ("longformer", "flex"), ("local_global",)
+    ),
     "favor": Family("favor", "performer_pytorch", {4096: (1.5, 1.5), 16384: (1.5, 1.5)}),
     "linear": Family("linear", "linear_attention_transformer", {4096: (1.0, 1.0), 16384: (1.0, 1.0)}),
     "s6": Family("mamba", "mambapy", {4096: (2.5, 2.5), 16384: (2.5, 2.5)}),
     "ssd": Family("mamba2", "hf_mamba2", {4096: (1.8, 1.8), 16384: (1.8, 1.8)}),
-    "strided": Family("strided_64", "sdpa", {4096: (3.0, 3.0), 16384: (10.0, 10.0)}),
+    "strided": Family("strided_64", "sdpa", {4096: (3.0, 3.0), 16384: (10.0, 10.0)}, (), ("strided_4", "full")),
 }
 
 
