@@ -250,6 +250,22 @@ def errors(features: int, tries: int = 5) -> float:
     return float(torch.stack(found).mean())
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kernel", ["softmax", "relu", "elu"])
+def test_without_gradients_stretches_are_projected_one_by_one(kernel, masked, monkeypatch):
+    monkeypatch.setattr(_kernel, "PROJECTED", 80)
+    layer = PerformerAttention(D, H, 24, kernel).eval()
+    x, mask = torch.randn(2, 203, D), torch.rand(2, 203) < 0.7 if masked else None
+    learning = layer(x, mask)
+    with torch.no_grad():
+        monkeypatch.setattr(layer, "project", None)  # not the way that learns
+        for half in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                found = layer(x, mask)
+            assert found.dtype == (torch.bfloat16 if half else torch.float32)
+            torch.testing.assert_close(found.float(), learning, atol=0.02 if half else 1e-5, rtol=0)
+
+
 def test_more_features_are_nearer_to_softmax():
     few, some, many = (errors(m) for m in (16, 64, 256))
     assert few > 1.5 * some > 1.5 * 1.5 * many and many < 0.05

@@ -12,6 +12,7 @@ tokens at a time, in the forward and in the backward pass, which computes them a
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -19,10 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hvlm.attention import _gpu
-from hvlm.attention._heads import packed_like
+from hvlm.attention._heads import Heads, packed_like
+from hvlm.functional import join_heads
 
 EPS_SOFTMAX, EPS_RELU = 1e-4, 1e-3
 FEATURES = 1 << 19  # numbers that exist at a time
+PROJECTED = 1024  # tokens
 CAUSAL_CHUNK = 128
 NONE = -1e30  # the exponent of a key that is not there
 TINY = 1e-30  # a clip without any key gets zeros, not NaN
@@ -36,6 +39,45 @@ def kernel_attention(
     kernel: ``softmax`` (FAVOR+, of exp(q k / √d)), ``relu`` or ``elu``; projection [m, d] float32, None for ``elu``.
     """
     return _Kernel.apply(q, k, v, kernel, projection, mask_BS)
+
+
+@torch.no_grad()
+def kernel_attention_lean(
+    x_BSD: Tensor,
+    heads: Heads,
+    kernel: str,
+    projection: Tensor | None,
+    mask_BS: Tensor | None = None,
+) -> Tensor:
+    """``kernel_attention`` between the projections of ``heads``, [B, S, D] -> [B, S, D], where nothing is learned: a
+    stretch of tokens is projected when its turn comes, so that queries, keys and values of all never exist."""
+    b, length, width = x_BSD.shape
+    device = x_BSD.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_BSD.dtype
+    maps = _Maps(b, heads.num_heads, length, heads.head_dim, dtype, kernel, projection, mask_BS)
+    weight, bias = heads.qkv.weight.to(dtype), heads.qkv.bias.to(dtype)
+    out_weight, out_bias = heads.out.weight.to(dtype), heads.out.bias.to(dtype)
+    many = len(range(length)[maps.stretches[0]]) if length else 1
+    many *= max(1, PROJECTED // many)
+
+    def projected(part: slice) -> Iterator[tuple[slice, Tensor]]:
+        """(place, [parts, B·H, C, d]) of ``part`` of q, k, v, stretch by stretch, several of which are projected at
+        once: weights are read less often."""
+        for start in range(0, length, many):
+            y = F.linear(x_BSD[:, start : start + many].to(dtype), weight[part], bias[part])
+            y = y.unflatten(-1, (-1, heads.num_heads, heads.head_dim)).permute(2, 0, 3, 1, 4).flatten(1, 2)
+            for at in maps.stretches:
+                if start <= at.start < start + many:
+                    yield at, y[:, :, at.start - start : at.stop - start]
+
+    with torch.autocast(device, enabled=False):
+        kv = maps.sum_keys((at, *both) for at, both in projected(slice(width, None)))
+        y = x_BSD.new_empty(x_BSD.shape, dtype=dtype)
+        for at, (q,) in projected(slice(width)):
+            both = maps.sums(maps.queries(q), kv)
+            read = both[..., :-1].div_(both[..., -1:].clamp_(min=TINY))
+            y[:, at] = F.linear(join_heads(read.unflatten(0, (b, -1))), out_weight, out_bias)
+    return y
 
 
 class KernelState(NamedTuple):
@@ -134,27 +176,17 @@ class _Kernel(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, kernel: str, projection: Tensor | None, mask_BS: Tensor | None
     ) -> Tensor:
+        b, heads, length, d = q.shape
+        maps = _Maps(b, heads, length, d, q.dtype, kernel, projection, mask_BS)
+        y = q.new_empty(b, length, heads, d).transpose(1, 2)  # joins heads without a copy
+        q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
+        norm = v.new_empty(*v.shape[:2], 1)
         with torch.autocast(q.device.type, enabled=False):
-            maps = _Maps(q, kernel, projection, mask_BS)
-            y = q.new_empty(maps.b, q.shape[2], maps.heads, q.shape[3]).transpose(1, 2)  # joins heads without a copy
-            q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
-            d = v.shape[2]
-            kv = q.new_zeros(len(q), maps.num_features, d + 1, dtype=torch.float32)
-            for at in maps.stretches:
-                phi, shrink = maps.keys_online(k[:, at], at)
-                if shrink is not None:
-                    kv.mul_(shrink)
-                kv[..., :d] += torch.bmm(phi.mT, v[:, at])
-                kv[..., d] += phi.sum(1)
-            if maps.eps:
-                present = v if mask_BS is None else v * maps.mask
-                kv[..., :d] += maps.eps * present.sum(1, keepdim=True)
-                kv[..., d:] += maps.eps * (v.shape[1] if mask_BS is None else maps.mask.sum(1, keepdim=True))
-            norm = v.new_empty(*v.shape[:2], 1)
+            kv = maps.sum_keys((at, k[:, at], v[:, at]) for at in maps.stretches)
             for at in maps.stretches:
                 both = maps.sums(maps.queries(q[:, at]), kv)
                 norm[:, at] = both[..., d:].clamp_(min=TINY)
-                y[:, :, at] = both[..., :d].div_(norm[:, at]).unflatten(0, (maps.b, maps.heads))
+                torch.div(both[..., :d].unflatten(0, (b, heads)), norm[:, at].unflatten(0, (b, heads)), out=y[:, :, at])
         ctx.save_for_backward(q, k, v, kv, y, norm)
         ctx.maps = maps
         return y
@@ -176,14 +208,15 @@ class _Kernel(torch.autograd.Function):
             dkv += torch.bmm(phi.mT, down)
             if maps.eps:
                 dkv += maps.eps * down.sum(1, keepdim=True)
-            dq[:, at] = maps.back(torch.bmm(down, low_kv.mT), phi, q[:, at])
+            maps.back(torch.bmm(down, low_kv.mT), phi, q[:, at], out=dq[:, at])
         low_dkv = dkv.to(q.dtype)
         for at in maps.stretches:
             phi = maps.keys(k[:, at], at)
-            read = maps.sums(phi, dkv[..., :d])
-            dv[:, at] = read if maps.mask is None else read * maps.mask[:, at]
+            maps.sums(phi, dkv[..., :d], out=dv[:, at])
+            if maps.mask is not None:
+                dv[:, at] *= maps.mask[:, at]
             dphi = torch.baddbmm(low_dkv[..., d:].mT.expand(-1, phi.shape[1], -1), v[:, at], low_dkv[..., :d].mT)
-            dk[:, at] = maps.back(dphi, phi, k[:, at])
+            maps.back(dphi, phi, k[:, at], out=dk[:, at])
         if maps.b == 1:
             return *whole, None, None, None
         return *(g.unflatten(0, (maps.b, maps.heads)) for g in (dq, dk, dv)), None, None, None
@@ -192,17 +225,45 @@ class _Kernel(torch.autograd.Function):
 class _Maps:
     """φ of a stretch of queries or keys, [B·H, C, d] -> [B·H, C, m] in their dtype and without ε, and the way back."""
 
-    def __init__(self, q: Tensor, kernel: str, projection: Tensor | None, mask_BS: Tensor | None):
-        self.b, h, s, d = q.shape
-        self.kernel, self.c, self.heads = kernel, None, h
+    def __init__(
+        self,
+        b: int,
+        heads: int,
+        length: int,
+        d: int,
+        dtype: torch.dtype,
+        kernel: str,
+        projection: Tensor | None,
+        mask_BS: Tensor | None,
+    ):
+        self.b, self.heads, self.d, self.dtype = b, heads, d, dtype
+        self.kernel, self.c = kernel, None
         self.eps = EPS_SOFTMAX if kernel == "softmax" else 0.0
-        self.projection = None if projection is None else scaled(projection).to(q.dtype)
+        self.projection = None if projection is None else scaled(projection).to(dtype)
         self.num_features = d if projection is None else len(projection)
         if kernel == "softmax":  # the sum over the features comes with the product
             self.way_back = F.pad(self.projection, (0, 1), value=1.0)
-        many = max(32, FEATURES // (self.b * h * self.num_features))
-        self.stretches = [slice(i, i + many) for i in range(0, s, many)]
-        self.mask = None if mask_BS is None else mask_BS.repeat_interleave(h, 0).unsqueeze(-1)
+        many = max(32, FEATURES // (b * heads * self.num_features))
+        self.stretches = [slice(i, min(i + many, length)) for i in range(0, length, many)]
+        self.mask = None if mask_BS is None else mask_BS.repeat_interleave(heads, 0).unsqueeze(-1)
+
+    def sum_keys(self, parts: Iterable[tuple[slice, Tensor, Tensor]]) -> Tensor:
+        """kv [B·H, m, d + 1] float32 over (their place, keys, values [B·H, C, d]): Σ_j (φ_j + ε) [v_j, 1]."""
+        kv, total = None, None
+        for at, k, v in parts:
+            phi, shrink = self.keys_online(k, at)
+            if kv is None:
+                kv = k.new_zeros(len(k), self.num_features, self.d + 1, dtype=torch.float32)
+                total = k.new_zeros(len(k), 1, self.d + 1, dtype=torch.float32)
+            if shrink is not None:
+                kv.mul_(shrink)
+            kv[..., : self.d] += torch.bmm(phi.mT, v)
+            kv[..., self.d] += phi.sum(1)
+            if self.eps:
+                present = v if self.mask is None else v * self.mask[:, at]
+                total[..., : self.d] += present.sum(1, keepdim=True)
+                total[..., self.d :] += k.shape[1] if self.mask is None else self.mask[:, at].sum(1, keepdim=True)
+        return kv.add_(total, alpha=self.eps) if self.eps else kv
 
     def queries(self, q: Tensor) -> Tensor:
         if self.kernel != "softmax":
@@ -226,19 +287,20 @@ class _Maps:
         shrink = None if before is None else (before - self.c).exp_()
         return self._present(e.sub_(half_square(k) + self.c.to(k.dtype)).exp_(), at), shrink
 
-    def sums(self, phi: Tensor, of: Tensor) -> Tensor:
+    def sums(self, phi: Tensor, of: Tensor, out: Tensor | None = None) -> Tensor:
         """(φ + ε) times kv or its gradient."""
-        found = torch.bmm(phi, of.to(phi.dtype))
+        found = torch.bmm(phi, of.to(phi.dtype), out=out)
         return found.add_(self.eps * of.sum(1, keepdim=True).to(phi.dtype)) if self.eps else found
 
-    def back(self, dphi: Tensor, phi: Tensor, x: Tensor) -> Tensor:
+    def back(self, dphi: Tensor, phi: Tensor, x: Tensor, out: Tensor) -> None:
         """Gradient for x. A key that is not there has φ = 0, and so no gradient."""
-        if self.kernel == "elu":
-            return dphi.mul_(phi.clamp(max=1))  # above 0 elu rises by 1, below it by itself plus 1
-        if self.kernel == "relu":
-            return torch.matmul(dphi.mul_((phi > EPS_RELU).to(phi.dtype)), self.projection)
-        both = torch.matmul(dphi.mul_(phi), self.way_back)
-        return torch.addcmul(both[..., :-1], x, both[..., -1:], value=-(x.shape[-1] ** -0.5))
+        if self.kernel == "elu":  # above 0 elu rises by 1, below it by itself plus 1
+            torch.mul(dphi, phi.clamp_(max=1), out=out)
+        elif self.kernel == "relu":
+            torch.bmm(dphi.mul_(phi > EPS_RELU), self.projection.expand(len(x), -1, -1), out=out)
+        else:
+            both = torch.matmul(dphi.mul_(phi), self.way_back)
+            torch.addcmul(both[..., :-1], x, both[..., -1:], value=-(x.shape[-1] ** -0.5), out=out)
 
     def _mapped(self, x: Tensor) -> Tensor:
         return torch.matmul(x, self.projection.T)
