@@ -1,5 +1,4 @@
-"""The table of speeds: mechanisms are timed in turn, cells of several calls stand side by side, and ratios are made from
-what stands there."""
+"""The table of speeds: mechanisms are timed in turn, cells of several calls stand side by side, and ratios follow."""
 
 import pytest
 
