@@ -272,20 +272,45 @@ def test_a_flash_stands_out_in_its_own_frame_only() -> None:
 
 @pytest.mark.parametrize("reach", [0, 2, 9])
 @pytest.mark.parametrize("scores", [1 << 22, 300])  # in one block, and frame by frame
-def test_a_leader_is_the_most_alike_that_scores_higher(reach: int, scores: int, monkeypatch) -> None:
+def test_likeness_is_to_the_most_alike_that_scores_higher(reach: int, scores: int, monkeypatch) -> None:
     monkeypatch.setattr(adaptive, "_SCORES", scores)
     came = patches((6, 3))
     x, score = came.tokens.x_BSD, came.tokens.saliency_BS
     view = View(x.unflatten(1, (6, 16)), came.frame_mask_BT, None, None, torch.tensor([4, 4]), 1)
-    likeness, leader = adaptive.leaders(view, score.unflatten(1, (6, 16)), reach)
+    likeness = adaptive.likeness_to_higher(view, score.unflatten(1, (6, 16)), reach).flatten(1)
     unit = F.normalize(x, dim=-1)
     for row, frames in enumerate((6, 3)):
         for i in range(16 * frames):
             near = range(16 * max(0, i // 16 - reach), 16 * min(frames, i // 16 + reach + 1))
-            found = max(((float(unit[row, i] @ unit[row, j]), j) for j in near if score[row, j] > score[row, i]),
-                        default=(0.0, i))  # fmt: skip
-            found = found if found[0] > 0 else (0.0, i)
-            assert likeness[row, i] == pytest.approx(found[0], abs=1e-6) and leader[row, i] == found[1]
+            found = [float(unit[row, i] @ unit[row, j]) for j in near if score[row, j] > score[row, i]]
+            assert likeness[row, i] == pytest.approx(max(found, default=0.0), abs=1e-6) or max(found) < 0
+
+
+@pytest.mark.parametrize("near", [0, 2, 9])
+def test_what_is_not_kept_joins_the_most_alike_kept_one(near: int) -> None:
+    came = patches((6, 3), seed=3)
+    view = View(came.tokens.x_BSD.unflatten(1, (6, 16)), came.frame_mask_BT, None, None, torch.tensor([9, 9]), 1)
+    kept = best_of_clip(came.tokens.saliency_BS.unflatten(1, (6, 16)), came.frame_mask_BT, torch.tensor([14, 5]), 1)
+    roots = adaptive.most_alike_kept(view, kept, near)
+    unit = F.normalize(came.tokens.x_BSD, dim=-1)
+    for row, frames in enumerate((6, 3)):
+        own = [i for i in range(16 * frames) if kept[row].flatten()[i]]
+        for i in range(16 * frames):
+            candidates = [j for j in own if abs(j // 16 - i // 16) <= near]
+            best = i if i in own else max(candidates, key=lambda j: float(unit[row, i] @ unit[row, j]))
+            assert roots[row, i] == best
+
+
+@pytest.mark.parametrize("variant", each())
+def test_tokens_may_stand_where_their_roots_stood(variant: Variant) -> None:
+    came = patches()
+    merger = room(variant, places="root")
+    out, own = merger(came).tokens, merger.chosen.own_BS()
+    for row in range(2):
+        place = (own[row] & came.tokens.mask_BS[row]).nonzero().flatten()
+        for before, after in ((came.tokens.time_BS, out.time_BS), (came.tokens.frame_BS, out.frame_BS),
+                              (came.tokens.yx_BS2, out.yx_BS2)):  # fmt: skip
+            assert torch.equal(after[row, : len(place)], before[row, place])
 
 
 def test_every_thing_has_a_token_before_one_has_several() -> None:

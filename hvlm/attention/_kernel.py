@@ -21,7 +21,6 @@ from torch import Tensor
 
 from hvlm.attention import _gpu
 from hvlm.attention._heads import Heads, packed_like
-from hvlm.functional import join_heads
 
 EPS_SOFTMAX, EPS_RELU = 1e-4, 1e-3
 FEATURES = 1 << 19  # numbers that exist at a time
@@ -57,26 +56,29 @@ def kernel_attention_lean(
     maps = _Maps(b, heads.num_heads, length, heads.head_dim, dtype, kernel, projection, mask_BS)
     weight, bias = heads.qkv.weight.to(dtype), heads.qkv.bias.to(dtype)
     out_weight, out_bias = heads.out.weight.to(dtype), heads.out.bias.to(dtype)
-    many = len(range(length)[maps.stretches[0]]) if length else 1
-    many *= max(1, PROJECTED // many)
+    # Several stretches are projected at once: weights are read less often.
+    many = max(1, PROJECTED // maps.many)
+    groups = [maps.stretches[i : i + many] for i in range(0, len(maps.stretches), many)]
 
-    def projected(part: slice) -> Iterator[tuple[slice, Tensor]]:
-        """(place, [parts, B·H, C, d]) of ``part`` of q, k, v, stretch by stretch, several of which are projected at
-        once: weights are read less often."""
-        for start in range(0, length, many):
-            y = F.linear(x_BSD[:, start : start + many].to(dtype), weight[part], bias[part])
-            y = y.unflatten(-1, (-1, heads.num_heads, heads.head_dim)).permute(2, 0, 3, 1, 4).flatten(1, 2)
-            for at in maps.stretches:
-                if start <= at.start < start + many:
-                    yield at, y[:, :, at.start - start : at.stop - start]
+    def projected(group: list[slice], part: slice) -> Iterator[tuple[slice, Tensor]]:
+        """(place, [1 or 2, B·H, C, d]) of each stretch of a group; ``part`` of q, k, v."""
+        start, stop = group[0].start, group[-1].stop
+        y = F.linear(x_BSD[:, start:stop].to(dtype), weight[part], bias[part])
+        y = y.unflatten(-1, (-1, heads.num_heads, heads.head_dim)).permute(2, 0, 3, 1, 4).flatten(1, 2)
+        for at in group:
+            yield at, y[:, :, at.start - start : at.stop - start]
 
+    y = x_BSD.new_empty(x_BSD.shape, dtype=dtype)
     with torch.autocast(device, enabled=False):
-        kv = maps.sum_keys((at, *both) for at, both in projected(slice(width, None)))
-        y = x_BSD.new_empty(x_BSD.shape, dtype=dtype)
-        for at, (q,) in projected(slice(width)):
-            both = maps.sums(maps.queries(q), kv)
-            read = both[..., :-1].div_(both[..., -1:].clamp_(min=TINY))
-            y[:, at] = F.linear(join_heads(read.unflatten(0, (b, -1))), out_weight, out_bias)
+        kv = maps.sum_keys((at, *both) for group in groups for at, both in projected(group, slice(width, None)))
+        for group in groups:
+            start, stop = group[0].start, group[-1].stop
+            read = y.new_empty(b, stop - start, heads.num_heads, heads.head_dim)
+            for at, (q,) in projected(group, slice(width)):
+                both = maps.sums(maps.queries(q), kv).unflatten(0, (b, -1))
+                into = read[:, at.start - start : at.stop - start].transpose(1, 2)
+                torch.div(both[..., :-1], both[..., -1:].clamp_(min=TINY), out=into)
+            y[:, start:stop] = F.linear(read.flatten(2), out_weight, out_bias)
     return y
 
 
@@ -243,8 +245,8 @@ class _Maps:
         self.num_features = d if projection is None else len(projection)
         if kernel == "softmax":  # the sum over the features comes with the product
             self.way_back = F.pad(self.projection, (0, 1), value=1.0)
-        many = max(32, FEATURES // (b * heads * self.num_features))
-        self.stretches = [slice(i, min(i + many, length)) for i in range(0, length, many)]
+        self.many = max(32, FEATURES // (b * heads * self.num_features))  # tokens of a stretch
+        self.stretches = [slice(i, min(i + self.many, length)) for i in range(0, length, self.many)]
         self.mask = None if mask_BS is None else mask_BS.repeat_interleave(heads, 0).unsqueeze(-1)
 
     def sum_keys(self, parts: Iterable[tuple[slice, Tensor, Tensor]]) -> Tensor:

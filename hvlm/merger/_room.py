@@ -14,6 +14,7 @@ from hvlm.types import Patches, Tokens
 
 Scope = Literal["auto", "video", "frame"]
 Positions = Literal["patches", "packed"]
+Places = Literal["centroid", "root"]
 
 
 class Choice(NamedTuple):
@@ -36,6 +37,9 @@ class MergerRoom(nn.Module, ABC):
     positions: ``patches``, merged tokens keep the positions that their patches would have had in the language model;
         ``packed``, they are counted through. (For connectors that make one token of each patch.)
 
+    places: a merged token's time, frame and place are the ``centroid`` of its patches', or those of its ``root``, the
+        patch that stands for it: a centroid of what moved lies where nothing is.
+
     A variant says which patch stands for which (``choose``). ``drops``: what is not kept is lost, and
     sizes do not add up. ``chosen``: the last batch's assignment and budgets, for pictures and tests.
     """
@@ -52,6 +56,7 @@ class MergerRoom(nn.Module, ABC):
         scope: Scope = "auto",
         proportional: bool = False,
         positions: Positions = "patches",
+        places: Places = "centroid",
         *,
         needs_frames: bool = False,
     ):
@@ -64,9 +69,12 @@ class MergerRoom(nn.Module, ABC):
             raise ValueError(f"merger.scope={scope!r}: expected auto, video or frame")
         if positions not in ("patches", "packed"):
             raise ValueError(f"merger.positions={positions!r}: expected patches or packed")
+        if places not in ("centroid", "root"):
+            raise ValueError(f"merger.places={places!r}: expected centroid or root")
         if scope == "video" and needs_frames:
             raise ValueError("merger.scope=video: this connector reads every frame by itself; use scope=frame or auto")
-        self.keep, self.tokens, self.proportional, self.positions = keep, tokens, proportional, positions
+        self.keep, self.tokens, self.proportional = keep, tokens, proportional
+        self.positions, self.places = positions, places
         self.per_frame = needs_frames or scope == "frame"
         self.chosen: Chosen | None = None
 
@@ -116,6 +124,8 @@ class MergerRoom(nn.Module, ABC):
         weight = tokens.size_BS if weight is None else weight * tokens.size_BS
         to = Assignment.of_roots(roots, tokens.mask_BS, weight)
         merged = to.tokens(tokens, sizes_add=not self.drops)
+        if self.places == "root":
+            merged = merged._replace(**places_of_roots(tokens, roots, merged.mask_BS.shape[1]))
         if not self.per_frame:
             merged = in_time_order(merged)
         self.chosen = Chosen(roots, to, b, t, n)
@@ -123,6 +133,17 @@ class MergerRoom(nn.Module, ABC):
         if gaze is not None:
             gaze = gaze.merged(frame_by_frame(to, mask_BT, n))
         return patches._replace(tokens=merged, gaze=gaze)
+
+
+def places_of_roots(tokens: Tokens, roots_BS: Tensor, most: int) -> dict[str, Tensor]:
+    """time_BS, frame_BS and yx_BS2 of the (at most ``most``) tokens that stand for themselves, in their order."""
+    kept = (roots_BS == torch.arange(roots_BS.shape[1], device=roots_BS.device)) & tokens.mask_BS
+    root_BM = (~kept).long().argsort(dim=1, stable=True)[:, :most]
+    return {
+        "time_BS": tokens.time_BS.gather(1, root_BM),
+        "frame_BS": tokens.frame_BS.gather(1, root_BM),
+        "yx_BS2": tokens.yx_BS2.gather(1, root_BM.unsqueeze(-1).expand(-1, -1, 2)),
+    }
 
 
 class Chosen(NamedTuple):

@@ -1,8 +1,10 @@
-"""Adaptive: what stands out or moves stays as it is, everything else is pooled into a few background tokens.
+"""Adaptive: what stands out or moves stands for what is like it, a few background tokens for the rest.
 
 A question about a thing needs the patches that show it, unmixed; one about the scene needs its average. Mergers that
-let the rest join what was kept blur both, and those that drop it lose the scene. So the budget has two parts. And of
-several things each needs some, so what is like something that is kept counts less and joins that.
+rank patches lose the scene, and those that average what is alike without a rank blur what is rare. So the budget has
+two parts: things, and a background. Of several things each needs tokens, so what is like something more remarkable
+counts less. Then everything joins the token it is most like, background or thing, so that a token's size says how much
+of the clip it stands for.
 """
 
 from __future__ import annotations
@@ -13,28 +15,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hvlm.merger._room import Choice, MergerRoom
+from hvlm.merger._room import Choice, MergerRoom, Places
 from hvlm.merger._scores import NEEDS_ENCODER, Motion, Saliency, View, mean_one, motion_of, saliency_of
-from hvlm.merging import best_of_clip
+from hvlm.merging import best_of_clip, best_of_each
 
 _SCORES = 1 << 22  # cosines at a time: 16 MB, whatever the length of the clip
+_NEAR = 8  # frames within which a patch looks for the token that it joins
 
 
 class AdaptiveMerge(MergerRoom):
     """background: share of a clip's tokens for its background, at most one a frame. The clip is cut into as many
-    segments of equal length; in each, the patch most like the mean of its less remarkable half stands for all that is
-    not kept. The rest of the budget goes to the highest scores of the clip, at least one token a frame: frames in which
-    much happens have many tokens, still ones share.
+    segments of equal length; in each, the patch most like the mean of its less remarkable half is kept. The rest of the
+    budget goes to the highest scores of the clip, at least one token a frame: frames in which much happens have many
+    tokens, still ones share. What is not kept joins the kept patch within 8 frames that it is most like (cosine).
 
-    A patch's score is (saliency + motion_weight * motion) * (1 - likeness), the first two with mean 1 over the clip.
-    likeness: cosine to its leader, the most alike patch that scores higher before this factor and is at most ``reach``
+    A patch's score is (saliency + motion_weight * motion) * (1 - likeness) ^ diversity, the first two with mean 1 over
+    the clip. likeness: cosine to the most alike patch that scores higher before this factor and is at most ``reach``
     frames away; so each thing gets a few tokens, not the largest all. (Density peaks, Rodriguez & Laio 2014: density
-    times distance to what is denser.) A patch that is not kept, but whose leader is, joins it where likeness >
-    ``alike``, and not the background.
+    times distance to what is denser.)
 
     saliency, motion: as in the mergers of those names (``distance`` and ``features`` need nothing but the features).
-    reach: null leaves likeness out. With ``scope=frame`` it is 0, and every frame that has two tokens or more has a
-    background token of its own; in a frame with a single one, patches count in its mean as much as their score.
+    reach: null leaves likeness out. With ``scope=frame`` it is 0, patches join within their frame, and every frame that
+    has two tokens or more has a background token of its own; in a frame with a single one, patches count in its mean as
+    much as their score.
     """
 
     def __init__(
@@ -45,22 +48,23 @@ class AdaptiveMerge(MergerRoom):
         motion: Motion = "features",
         motion_weight: float = 2.0,
         reach: int | None = 2,
-        alike: float = 0.8,
+        diversity: float = 0.7,
         proportional: bool = True,
+        places: Places = "root",
         **room: Any,
     ):
-        super().__init__(keep, proportional=proportional, **room)
+        super().__init__(keep, proportional=proportional, places=places, **room)
         if not 0 < background < 1:
             raise ValueError(f"merger.background={background}: expected a share between 0 and 1")
         if motion_weight < 0:
             raise ValueError(f"merger.motion_weight={motion_weight}: expected 0 or more")
         if reach is not None and reach < 0:
             raise ValueError(f"merger.reach={reach}: expected 0 frames or more, or null")
-        if not 0 <= alike <= 1:
-            raise ValueError(f"merger.alike={alike}: expected a cosine between 0 and 1")
+        if diversity < 0:
+            raise ValueError(f"merger.diversity={diversity}: expected an exponent of 0 or more")
         self.background, self.saliency = background, saliency
         self.motion, self.motion_weight = motion, motion_weight
-        self.reach, self.alike = reach, alike
+        self.reach, self.diversity = reach, diversity
         self.wants_saliency = saliency if saliency in NEEDS_ENCODER else None
         self.wants_flow = motion == "flow" and motion_weight > 0
 
@@ -68,19 +72,16 @@ class AdaptiveMerge(MergerRoom):
         score = mean_one(saliency_of(view, self.saliency), view.mask_BT)
         if self.motion_weight:
             score = score + self.motion_weight * mean_one(motion_of(view, self.motion), view.mask_BT)
-        if self.reach is None:
-            return self._in_frames(view, score) if self.per_frame else self._in_clip(view, score)
-        likeness_BS, leader_BS = leaders(view, score, 0 if self.per_frame else self.reach)
-        score = score * (1 - likeness_BS).view_as(score)
-        roots, weight = self._in_frames(view, score) if self.per_frame else self._in_clip(view, score)
-        own = torch.arange(roots.shape[1], device=roots.device)
-        # Whom others join is a background token; the rest of the kept ones are things.
-        joined = torch.zeros_like(roots).scatter_add(1, roots, (roots != own).long()) > 0
-        thing = (roots == own) & ~joined
-        follows = (roots != own) & (likeness_BS > self.alike) & thing.gather(1, leader_BS)
-        return Choice(torch.where(follows, leader_BS, roots), weight)
+        if self.reach is not None:
+            likeness = likeness_to_higher(view, score, 0 if self.per_frame else self.reach)
+            score = score * (1 - likeness) ** self.diversity
+        if self.per_frame:
+            kept, weight = self._in_frames(view, score)
+            return Choice(most_alike_kept(view, kept, 0), weight)
+        return Choice(most_alike_kept(view, self._in_clip(view, score), _NEAR))
 
-    def _in_clip(self, view: View, score_BTN: Tensor) -> Choice:
+    def _in_clip(self, view: View, score_BTN: Tensor) -> Tensor:
+        """bool [B, T, N]: what is kept."""
         frames = view.mask_BT.sum(1)
         wanted = (self.background * view.total_B).round().long().clamp(min=1)
         # A background token is also its frame's first; the other frames need one of their own.
@@ -91,12 +92,10 @@ class AdaptiveMerge(MergerRoom):
         exists = torch.arange(anchor_BG.shape[1], device=frames.device) < wanted.unsqueeze(1)
         forced = torch.zeros_like(score_BTN.flatten(1)).scatter_add(1, anchor_BG, exists.to(score_BTN.dtype)) > 0
         highest = score_BTN.masked_fill(forced.view_as(score_BTN), torch.inf)
-        kept = best_of_clip(highest, view.mask_BT, view.total_B, view.least).flatten(1)
-        own = torch.arange(kept.shape[1], device=kept.device)
-        background = anchor_BG.gather(1, segment_BT.repeat_interleave(score_BTN.shape[2], 1).clamp(min=0))
-        return Choice(torch.where(kept, own, background))
+        return best_of_clip(highest, view.mask_BT, view.total_B, view.least)
 
-    def _in_frames(self, view: View, score_BTN: Tensor) -> Choice:
+    def _in_frames(self, view: View, score_BTN: Tensor) -> tuple[Tensor, Tensor]:
+        """(bool [B, T, N]: what is kept; weights [B, T * N])."""
         b, t, n = score_BTN.shape
         budget = best_of_clip(score_BTN, view.mask_BT, view.total_B, view.least).sum(-1)
         segment_BT = torch.arange(t, device=budget.device).expand(b, t)
@@ -104,12 +103,9 @@ class AdaptiveMerge(MergerRoom):
         pools = (budget > 1) & (budget < n)
         own = torch.arange(t * n, device=budget.device).view(1, t, n)
         is_anchor = (own == anchor_BT.unsqueeze(-1)) & pools.unsqueeze(-1)
-        rank = score_BTN.masked_fill(is_anchor, torch.inf).argsort(dim=-1, descending=True, stable=True).argsort(-1)
-        kept = rank < budget.unsqueeze(-1)
-        top = (rank == 0).long().argmax(-1) + n * torch.arange(t, device=budget.device)
-        into = torch.where(pools, anchor_BT, top).unsqueeze(-1)
+        kept = best_of_each(score_BTN.masked_fill(is_anchor, torch.inf), budget)
         weight = torch.where(budget.unsqueeze(-1) == 1, score_BTN.clamp(min=1e-6), 1.0)
-        return Choice(torch.where(kept, own, into).flatten(1), weight.flatten(1))
+        return kept, weight.flatten(1)
 
 
 def background_of(view: View, score_BTN: Tensor, segment_BT: Tensor, segments: int) -> Tensor:
@@ -131,32 +127,48 @@ def background_of(view: View, score_BTN: Tensor, segment_BT: Tensor, segments: i
     return torch.full((b, segments), t * n - 1, device=unit.device).scatter_reduce(1, segment, at_best, "amin")
 
 
-def leaders(view: View, score_BTN: Tensor, reach: int) -> tuple[Tensor, Tensor]:
-    """Of every patch, the most alike one (cosine) that scores higher, at most ``reach`` frames away.
-
-    Likeness, float [B, T * N], 0 where nothing scores higher; place in the clip, int64 [B, T * N]. O(reach T N² D).
-    """
+def likeness_to_higher(view: View, score_BTN: Tensor, reach: int) -> Tensor:
+    """Of every patch, the greatest cosine to one that scores higher and is at most ``reach`` frames away, [B, T, N];
+    0 where nothing does. O(reach T N² D)."""
     b, t, n, _ = view.x_BTND.shape
     unit = F.normalize(view.x_BTND, dim=-1)
-    likeness = torch.zeros_like(score_BTN)
-    leader = torch.arange(t * n, device=unit.device).view(1, t, n).repeat(b, 1, 1)
+    found = torch.zeros_like(score_BTN)
     block = max(1, _SCORES // (b * n * n))
-
-    def lead(frames: slice, found: Tensor, at: Tensor, first: int) -> None:
-        """Patch ``at`` of the frames from ``first`` on is as alike as ``found``."""
-        place = at + n * (first + torch.arange(at.shape[1], device=at.device).view(1, -1, 1))
-        better = found > likeness[:, frames]
-        leader[:, frames] = torch.where(better, place, leader[:, frames])
-        likeness[:, frames] = torch.where(better, found, likeness[:, frames])
-
     for offset in range(min(reach, t - 1) + 1):
         for start in range(0, t - offset, block):
             stop = min(start + block, t - offset)
             early, late = slice(start, stop), slice(start + offset, stop + offset)
             cosine = unit[:, early] @ unit[:, late].transpose(2, 3) * view.mask_BT[:, late, None, None]
             lower = score_BTN[:, early, :, None] < score_BTN[:, late, None, :]
-            lead(early, *(cosine * lower).max(3), start + offset)
+            found[:, early] = torch.maximum(found[:, early], (cosine * lower).amax(3))
             if offset:  # the other way round; within a frame it is the same
-                lower = score_BTN[:, early, :, None] > score_BTN[:, late, None, :]
-                lead(late, *(cosine * lower).max(2), start)
-    return likeness.clamp(max=1).flatten(1), leader.flatten(1)
+                higher = score_BTN[:, early, :, None] > score_BTN[:, late, None, :]
+                found[:, late] = torch.maximum(found[:, late], (cosine * higher).amax(2))
+    return found.clamp(max=1)
+
+
+def most_alike_kept(view: View, kept_BTN: Tensor, near: int) -> Tensor:
+    """Every patch that is not kept joins the kept one it is most like (cosine), at most ``near`` frames away: roots
+    [B, T * N]. Every valid frame keeps one at least. O(T N · kept patches of 2 near + 1 frames · D)."""
+    b, t, n, d = view.x_BTND.shape
+    unit = F.normalize(view.x_BTND, dim=-1).flatten(1, 2)
+    kept = kept_BTN.flatten(1) & view.valid_BS
+    place = (~kept).long().argsort(dim=1, stable=True)  # the kept ones first, in their order
+    total = kept.sum(1, keepdim=True)
+    before = F.pad((kept_BTN & view.mask_BT.unsqueeze(-1)).sum(-1).cumsum(1), (1, 0))  # kept before each frame
+    roots = torch.arange(t * n, device=unit.device).repeat(b, 1)
+    block = max(1, near)
+    for start in range(0, t, block):
+        stop = min(start + block, t)
+        first = before[:, max(0, start - near)]
+        many = int((before[:, min(t, stop + near)] - first).max())
+        if not many:  # all of it is padding
+            continue
+        at = first.unsqueeze(1) + torch.arange(many, device=unit.device)
+        candidate = place.gather(1, at.clamp(max=t * n - 1))
+        frame = torch.arange(start, stop, device=unit.device).repeat_interleave(n)
+        far = (frame.unsqueeze(1) - (candidate // n).unsqueeze(1)).abs() > near
+        cosine = unit[:, start * n : stop * n] @ unit.gather(1, candidate.unsqueeze(-1).expand(-1, -1, d)).mT
+        cosine.masked_fill_(far | (at >= total).unsqueeze(1), -torch.inf)
+        roots[:, start * n : stop * n] = candidate.gather(1, cosine.argmax(-1))
+    return torch.where(kept, torch.arange(t * n, device=unit.device), roots)
