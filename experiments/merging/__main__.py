@@ -1,6 +1,6 @@
 """Where may tokens go? Every merger at every budget, training-free and trained, on easy and hard needles.
 
-    python -m experiments.merging [--seeds 1 2 3] [--sets easy hard] [--jobs 2] [--collect]
+    python -m experiments.merging [--seeds 1 2 3] [--sets easy hard] [--parts free trained] [--jobs 2] [--collect]
 
 The models: the dense ones of experiments.connectors, trained on (conf/experiment/merging.yaml). Training-free: the same
 model reads merged clips, with and without black outlines around the shapes. Trained: it is trained on with the merger
@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -36,27 +37,29 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=runs.SETS, default=list(runs.SETS))
     parser.add_argument("--jobs", type=int, default=2, help="models at a time, one thread each")
     parser.add_argument("--collect", action="store_true", help="run nothing: write down what is finished")
-    parser.add_argument("--one", nargs=2, metavar=("SEED", "SET"), help=argparse.SUPPRESS)
+    parser.add_argument("--parts", nargs="+", choices=runs.MODEL_PARTS, default=list(runs.MODEL_PARTS))
+    parser.add_argument("--one", nargs=3, metavar=("PART", "SEED", "SET"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        runs.all_of(int(options.one[0]), options.one[1])
+        part, seed, label = options.one
+        runs.all_of(part, int(seed), label)
         return
     if not options.collect:
         with ThreadPoolExecutor(options.jobs) as pool:
-            list(pool.map(run, [(seed, label) for label in options.sets for seed in options.seeds]))
+            list(pool.map(run, product(options.parts, options.seeds, options.sets)))
     records = [*collect(options.seeds)]
     results.update(HERE / "results.json", records)
     show(records)
 
 
-def run(model: tuple[int, str]) -> None:
-    """Everything of one model, in a process of its own."""
-    seed, label = model
-    log = runs.ROOT / f"seed{seed}" / f"{label}.log"
+def run(which: tuple[str, int, str]) -> None:
+    """(part, seed, set) in a process of its own."""
+    part, seed, label = which
+    log = runs.ROOT / f"seed{seed}" / f"{label}-{part}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a") as file:
-        done = subprocess.run([sys.executable, "-m", "experiments.merging", "--one", str(seed), label], stdout=file,
-                              stderr=subprocess.STDOUT)  # fmt: skip
+        done = subprocess.run([sys.executable, "-m", "experiments.merging", "--one", part, str(seed), label],
+                              stdout=file, stderr=subprocess.STDOUT)  # fmt: skip
     if done.returncode:
         raise SystemExit(f"failed, see {log}")
 

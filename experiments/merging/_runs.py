@@ -30,6 +30,7 @@ ROOT = Path("runs/merging")
 COMMAND = "python -m experiments.merging"
 EXPERIMENT = QUESTION = "merging"
 SETS = ("easy", "hard")
+MODEL_PARTS = ("free", "trained")
 KEEPS = (0.5, 0.25, 0.125, 0.0625)
 TRAINED_KEEP, TRAINED_STEPS = 0.125, 100
 TRAINED_AT_ALL_KEEPS = ("adaptive", "tome", "dycoke", "random")
@@ -40,7 +41,8 @@ PROPORTIONAL = "merger.proportional=true"
 PLAIN = {merger: [f"merger={merger}", *([] if merger in DROPS else [PROPORTIONAL])] for merger in MERGERS}
 PARTS_KEEP = 0.125
 PARTS = {  # what parts of them are worth
-    "adaptive_no_leaders": [*PLAIN["adaptive"], "merger.reach=null"],
+    "adaptive_no_likeness": [*PLAIN["adaptive"], "merger.reach=null"],
+    "adaptive_centroids": [*PLAIN["adaptive"], "merger.places=centroid"],
     "adaptive_flow": [*PLAIN["adaptive"], "merger.motion=flow"],
     "adaptive_not_proportional": ["merger=adaptive", "merger.proportional=false"],
     "adaptive_packed": [*PLAIN["adaptive"], "merger.positions=packed"],
@@ -81,11 +83,14 @@ def settings(variant: str, keep: float) -> list[str]:
     return ["merger=none"] if variant == NONE else [*(PLAIN | PARTS)[variant], f"merger.keep={keep}"]
 
 
-def all_of(seed: int, label: str) -> None:
+def all_of(part: str, seed: int, label: str) -> None:
+    """part: ``free``, reading merged clips without training, or ``trained``."""
     torch.set_num_threads(1)
     model = base(seed, label)
-    for outline in (True, False):
-        read_merged(model, seed, label, outline)
+    if part == "free":
+        for outline in (True, False):
+            read_merged(model, seed, label, outline)
+        return
     for merger, keep in trained_variants():
         out = trained_folder(seed, label, merger, keep)
         run = out.parents[1]

@@ -166,9 +166,9 @@ def most_alike_kept(view: View, kept_BTN: Tensor, near: int) -> Tensor:
             continue
         at = first.unsqueeze(1) + torch.arange(many, device=unit.device)
         candidate = place.gather(1, at.clamp(max=t * n - 1))
-        frame = torch.arange(start, stop, device=unit.device).repeat_interleave(n)
-        far = (frame.unsqueeze(1) - (candidate // n).unsqueeze(1)).abs() > near
+        frame = torch.arange(start, stop, device=unit.device).view(1, -1, 1)
+        absent = ((frame - candidate.unsqueeze(1) // n).abs() > near) | (at >= total).unsqueeze(1)
         cosine = unit[:, start * n : stop * n] @ unit.gather(1, candidate.unsqueeze(-1).expand(-1, -1, d)).mT
-        cosine.masked_fill_(far | (at >= total).unsqueeze(1), -torch.inf)
+        cosine.unflatten(1, (-1, n)).masked_fill_(absent.unsqueeze(2), -torch.inf)
         roots[:, start * n : stop * n] = candidate.gather(1, cosine.argmax(-1))
     return torch.where(kept, torch.arange(t * n, device=unit.device), roots)
