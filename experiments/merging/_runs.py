@@ -67,7 +67,7 @@ def free_variants() -> list[tuple[str, float]]:
 
 
 def trained_variants() -> list[tuple[str, float]]:
-    others = [(merger, keep) for keep in (0.25, 0.5, 0.0625) for merger in TRAINED_AT_ALL_KEEPS]
+    others = [(merger, keep) for merger in TRAINED_AT_ALL_KEEPS for keep in (0.25, 0.5, 0.0625)]
     return [(NONE, 1.0), *((merger, TRAINED_KEEP) for merger in MERGERS), *others]
 
 
