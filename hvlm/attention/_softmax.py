@@ -14,6 +14,7 @@ backward on CPUs is 2 to 3 times slower for short rows of keys, and which gives 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -137,7 +138,7 @@ class _Window(torch.autograd.Function):
         mask_BS: Tensor | None,
         joins: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        layout = _Layout(q, window, causal, mask_BS)
+        layout = Layout(*q.shape, q.dtype, q.device, window, causal, mask_BS)
         qp, kp, vp = layout.queries(q), layout.keys(k), layout.keys(v)
         # Heads come together again without a copy.
         out = layout.blocked(q.new_empty(layout.b, layout.blocks * layout.block, layout.h, layout.d).transpose(1, 2))
@@ -173,23 +174,33 @@ class _Window(torch.autograd.Function):
         return *(grad[:, :, : layout.s] for grad in grads), None, None, None, None
 
 
-class _Layout:
+class Layout:
     """Queries [B, H, blocks, block, d]; keys [B, H, (blocks + left + right)·block, d], of which a block of queries sees
     ``left`` blocks before its own, its own, and ``right`` blocks after it."""
 
-    def __init__(self, q: Tensor, window: int, causal: bool, mask_BS: Tensor | None):
-        self.b, self.h, self.s, self.d = q.shape
+    def __init__(
+        self,
+        b: int,
+        h: int,
+        s: int,
+        d: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        window: int,
+        causal: bool,
+        mask_BS: Tensor | None,
+    ):
+        self.b, self.h, self.s, self.d = b, h, s, d
         self.block = min(64, max(16, window))
         self.left = math.ceil(window / self.block)
         self.right = 0 if causal else self.left
-        self.blocks = math.ceil(self.s / self.block)
+        self.blocks = math.ceil(s / self.block)
         self.span = (self.left + 1 + self.right) * self.block
-        self.band = _band(self.block, self.left, self.right, window, causal, q.device).to(q.dtype)
-        valid = q.new_full((1 if mask_BS is None else self.b, self.s), True, dtype=torch.bool)
-        valid = valid if mask_BS is None else mask_BS
-        behind = self.blocks * self.block - self.s + self.right * self.block
+        self.band = _band(self.block, self.left, self.right, window, causal, device).to(dtype)
+        valid = torch.ones(1, s, dtype=torch.bool, device=device) if mask_BS is None else mask_BS
+        behind = self.blocks * self.block - s + self.right * self.block
         padded = torch.nn.functional.pad(valid, (self.left * self.block, behind))
-        self.absent = torch.where(padded, 0.0, MASKED).to(q.dtype)  # [1 or B, length of the keys]
+        self.absent = torch.where(padded, 0.0, MASKED).to(dtype)  # [1 or B, length of the keys]
         self.whole = mask_BS is None or bool(mask_BS.all())
 
     def queries(self, x: Tensor) -> Tensor:
@@ -225,8 +236,14 @@ class _Layout:
             if stop > start:
                 into[start:stop] += part[start - first : stop - first]
 
-    def pieces(self) -> list[tuple[tuple[int, int], slice, Tensor]]:
-        """((clip, head), blocks, bias of their scores): first and last blocks apart, for only they see padding."""
+    def pieces(self) -> Iterator[tuple[tuple[int, int], slice, Tensor]]:
+        """((clip, head), blocks, bias of their scores)."""
+        for clip in range(self.b):
+            cuts = self.cuts(clip)
+            yield from (((clip, head), *cut) for head in range(self.h) for cut in cuts)
+
+    def cuts(self, clip: int) -> list[tuple[slice, Tensor]]:
+        """(blocks, bias of their scores): first and last blocks apart, for only they see padding."""
         many = max(1, SCORES // 2 // (self.block * self.span))
         if self.whole:
             first = min(self.left, self.blocks)
@@ -235,17 +252,15 @@ class _Layout:
         else:
             first, last = 0, 0
             cuts = [(i, min(i + many, self.blocks)) for i in range(0, self.blocks, many)]
+        absent = self.absent[0 if len(self.absent) == 1 else clip]
         found = []
-        for g in range(self.b * self.h):
-            absent = self.absent[0 if len(self.absent) == 1 else g // self.h]
-            for start, stop in cuts:
-                if stop > start:
-                    blocks = slice(start, stop)
-                    bias = self.band
-                    if not first <= start < last:
-                        # [blocks, 1, span]: which keys of each window are there
-                        bias = bias + self.windows(absent.unsqueeze(-1), blocks).transpose(1, 2)
-                    found.append((divmod(g, self.h), blocks, bias))
+        for start, stop in cuts:
+            if stop > start:
+                blocks, bias = slice(start, stop), self.band
+                if not first <= start < last:
+                    # [blocks, 1, span]: which keys of each window are there
+                    bias = bias + self.windows(absent.unsqueeze(-1), blocks).transpose(1, 2)
+                found.append((blocks, bias))
         return found
 
 

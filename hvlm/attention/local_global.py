@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from hvlm.attention._flex import flex_attend, window_mask
 from hvlm.attention._heads import Heads
+from hvlm.attention._lean import Join, window_lean
 from hvlm.attention._room import MixingRoom, no_memory
 from hvlm.attention._softmax import MASKED, attend_part, attend_window, join
 from hvlm.functional import attend, join_heads
@@ -51,6 +52,9 @@ class LocalGlobalAttention(Heads):
     def forward(self, x_BSD: Tensor, mask_BS: Tensor | None = None, memory: Tensor | None = None) -> Tensor:
         """[B, S, dim] -> [B, S, dim]. mask_BS: bool, False where nobody may look; there the output means nothing."""
         no_memory(self, memory)
+        if not (x_BSD.is_cuda or torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            far = None if self.latents is None else self._far
+            return self.dropout(window_lean(x_BSD, self, self.local_window, self.causal, mask_BS, far))
         q, k, v = self.project(x_BSD)
         if x_BSD.is_cuda:  # not tested on a GPU; equal to the other path on a CPU
             local = flex_attend(q, k, v, window_mask(q.shape[2], self.local_window, self.causal, q.device), mask_BS)
@@ -60,6 +64,10 @@ class LocalGlobalAttention(Heads):
             return self.finish(local[0])
         _, k_g, v_g = self.project(self.globals(k, v, mask_BS))
         return self.finish(join(local, attend_part(q, k_g, v_g))[0])
+
+    def _far(self, k: Tensor, v: Tensor, mask_BS: Tensor | None) -> Join:
+        _, k_g, v_g = self.project(self.globals(k, v, mask_BS))
+        return lambda q, local: join(local, attend_part(q, k_g, v_g))[0]
 
     def globals(self, k: Tensor, v: Tensor, mask_BS: Tensor | None) -> Tensor:
         """The latents after reading, [B, G, dim]."""

@@ -68,7 +68,7 @@ class PerformerAttention(Heads):
         no_memory(self, memory)
         if self.training and self.kernel != "elu":
             self._count()
-        if not (self.causal or torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        if not (self.causal or x_BSD.is_cuda or torch.is_grad_enabled() or torch.compiler.is_compiling()):
             return self.dropout(kernel_attention_lean(x_BSD, self, self.kernel, self._projection(), mask_BS))
         given = (*self.project(x_BSD, scaled=False), self.kernel, self._projection(), mask_BS)
         return self.finish(kernel_attention_causal(*given)[0] if self.causal else kernel_attention(*given))
