@@ -9,8 +9,8 @@ saves: at 64 and 128 frames of 256 patches, a quarter of them kept: time of ever
 trains: samples a second of training with 64 frames of 256 patches, dense connector, adaptive at a quarter against no
     merger; the encoder learns, too.
 
-Processor seconds (what else runs on the machine counts little), medians, one thread. Adds to speed.json beside this
-file.
+Processor seconds (what else runs on the machine counts little), medians, one thread; bfloat16 where the processor
+computes in it, else float32. Adds to speed.json beside this file.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from hvlm.language._chat import Chat
 from hvlm.language._tokenizer import train_word_tokenizer
 from hvlm.merging import Assignment, bipartite
 from hvlm.model import VLM
+from hvlm.trainer import has_fast_bf16
 from hvlm.types import Batch, Patches
 
 HERE = Path(__file__).parent
@@ -54,6 +55,11 @@ def main() -> None:
             print(f"{record['variant']:28s} {record['metric']:20s} {record['value']:10.4g}  {columns}", flush=True)
             records.append(record)
         results.update(HERE / "speed.json", records)
+
+
+def fastest() -> torch.autocast:
+    """bfloat16 where the processor computes in it."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bf16())
 
 
 def record(variant: str, metric: str, value: float, **columns: object) -> results.Record:
@@ -150,7 +156,7 @@ def saves() -> Iterator[results.Record]:
     for frames in FRAMES:
         plain = small_model("none").eval()
         batch = batch_of(frames, 256, plain.language.chat)
-        with torch.autocast("cpu", torch.bfloat16):
+        with fastest():
             frames_of = (batch.frames_BTCHW, batch.frame_time_BT, batch.frame_mask_BT)
             tokens = plain.vision.encode(*frames_of, plain.wants()).tokens
             score = torch.rand(tokens.mask_BS.shape)
@@ -181,7 +187,7 @@ def trains() -> Iterator[results.Record]:
         optimiser = torch.optim.AdamW(vlm.parameters(), lr=1e-4)
 
         def step(vlm: VLM = vlm, batch: Batch = batch, optimiser: torch.optim.Optimizer = optimiser) -> None:
-            with torch.autocast("cpu", torch.bfloat16):
+            with fastest():
                 loss = -vlm.token_logprobs(batch).sum()
             loss.backward()
             optimiser.step()
