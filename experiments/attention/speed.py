@@ -97,14 +97,19 @@ def add(path: Path, records: list[results.Record]) -> None:
 
 
 def place(record: results.Record) -> tuple[Any, ...]:
-    return tuple(record[column] for column in ("mechanism", "cpu", "dtype", "length", "pass"))
+    return record["mechanism"], processor(record), *(record[column] for column in ("dtype", "length", "pass"))
+
+
+def processor(record: results.Record) -> str:
+    """Its name, without how many of its cores the process might have used."""
+    return record["cpu"].rsplit(" (", 1)[0]
 
 
 def show(records: list[results.Record]) -> None:
     """Ratios against the goals, at the lengths where they are judged. memory: the least of any peer of the family
     divided by ours, forward and with backward."""
     found = {place(r): r for r in records}
-    for cpu in dict.fromkeys(r["cpu"] for r in records):
+    for cpu in dict.fromkeys(processor(r) for r in records):
         print(f"\n{cpu}\nfamily      against                        length setting     forward (goal)     "
               "+backward (goal)    memory      floor")  # fmt: skip
         for name, family in FAMILIES.items():
