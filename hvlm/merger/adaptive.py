@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hvlm.merger._room import Choice, MergerRoom, Places
 from hvlm.merger._scores import NEEDS_ENCODER, Motion, Saliency, View, mean_one, motion_of, saliency_of
-from hvlm.merging import best_of_clip, best_of_each
+from hvlm.merging import best_of_clip, best_of_each, roots_in_frame
 
 _SCORES = 1 << 22  # cosines at a time: 16 MB, whatever the length of the clip
 _NEAR = 8  # frames within which a patch looks for the token that it joins
@@ -77,7 +77,7 @@ class AdaptiveMerge(MergerRoom):
             score = score * (1 - likeness) ** self.diversity
         if self.per_frame:
             kept, weight = self._in_frames(view, score)
-            return Choice(most_alike_kept(view, kept, 0), weight)
+            return Choice(roots_in_frame(view.x_BTND, kept), weight)
         return Choice(most_alike_kept(view, self._in_clip(view, score), _NEAR))
 
     def _in_clip(self, view: View, score_BTN: Tensor) -> Tensor:
