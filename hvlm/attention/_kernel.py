@@ -24,7 +24,7 @@ from hvlm.attention._heads import Heads, packed_like
 
 EPS_SOFTMAX, EPS_RELU = 1e-4, 1e-3
 FEATURES = 1 << 19  # numbers that exist at a time
-PROJECTED = 1024  # tokens
+PROJECTED = 1024  # tokens that are projected at once
 CAUSAL_CHUNK = 128
 NONE = -1e30  # the exponent of a key that is not there
 TINY = 1e-30  # a clip without any key gets zeros, not NaN
@@ -238,7 +238,7 @@ class _Maps:
         projection: Tensor | None,
         mask_BS: Tensor | None,
     ):
-        self.b, self.heads, self.d, self.dtype = b, heads, d, dtype
+        self.b, self.heads, self.d = b, heads, d
         self.kernel, self.c = kernel, None
         self.eps = EPS_SOFTMAX if kernel == "softmax" else 0.0
         self.projection = None if projection is None else scaled(projection).to(dtype)

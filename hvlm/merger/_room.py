@@ -36,7 +36,6 @@ class MergerRoom(nn.Module, ABC):
         proportional attention, which costs it little (``attend``'s ``key_bias``). The foveated gaze always does.
     positions: ``patches``, merged tokens keep the positions that their patches would have had in the language model;
         ``packed``, they are counted through. (For connectors that make one token of each patch.)
-
     places: a merged token's time, frame and place are the ``centroid`` of its patches', or those of its ``root``, the
         patch that stands for it: a centroid of what moved lies where nothing is.
 
