@@ -32,8 +32,7 @@ EXPERIMENT = QUESTION = "merging"
 SETS = ("easy", "hard")
 MODEL_PARTS = ("free", "trained")
 KEEPS = (0.5, 0.25, 0.125, 0.0625)
-TRAINED_KEEP, TRAINED_STEPS = 0.125, 100
-TRAINED_AT_ALL_KEEPS = ("adaptive", "tome", "dycoke", "random")
+TRAINED_STEPS = 100
 NONE = "none"
 DROPS = ("random", "stride", "dycoke")  # their tokens are single patches: sizes say nothing
 MERGERS = ("adaptive", "motion", "saliency", "tome", "fastvid", *DROPS)
@@ -67,8 +66,7 @@ def free_variants() -> list[tuple[str, float]]:
 
 
 def trained_variants() -> list[tuple[str, float]]:
-    others = [(merger, keep) for merger in TRAINED_AT_ALL_KEEPS for keep in (0.25, 0.5, 0.0625)]
-    return [(NONE, 1.0), *((merger, TRAINED_KEEP) for merger in MERGERS), *others]
+    return [(NONE, 1.0), *((merger, keep) for keep in (0.125, 0.25, 0.0625, 0.5) for merger in MERGERS)]
 
 
 def free_folder(seed: int, label: str, outline: bool, variant: str, keep: float) -> Path:
