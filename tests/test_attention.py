@@ -56,7 +56,9 @@ LENGTHS = [1, 7, 53]
 def small_pieces(monkeypatch):
     """Everything that goes piece by piece does so at these sizes, too."""
     monkeypatch.setattr(_softmax, "SCORES", 1 << 11)
+    monkeypatch.setattr(_kernel, "AT_LEAST", 16)
     monkeypatch.setattr(_kernel, "FEATURES", 1 << 11)
+    monkeypatch.setattr(_kernel, "FEATURES_LEARNING", 1 << 11)
     monkeypatch.setattr(_kernel, "CAUSAL_CHUNK", 16)
     monkeypatch.setattr(_scan, "STATES", 1 << 12)
 
@@ -157,6 +159,21 @@ def test_bfloat16(name, causal):
     low.float().sum().backward()
     assert torch.isfinite(x.grad).all() and torch.isfinite(low).all()
     assert (low.float() - plain).abs().max() < 0.05 * plain.abs().max()
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_projections_apart_are_the_same(scaled):
+    layer, x = FullAttention(D, H, False), inputs(13)
+    together = layer.project(x, scaled)
+    queries, keys = layer.apart(scaled)
+    apart = (*queries(x), *keys(x))
+    given = torch.randn(3, *together[0].shape)
+    wanted, found = (
+        torch.autograd.grad(sum((y * g).sum() for y, g in zip(of, given, strict=True)), (x, *layer.qkv.parameters()))
+        for of in (together, apart)
+    )
+    torch.testing.assert_close(apart, together)
+    torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize(("name", "causal"), [case for case in CASES if case[0] != "wide_window"])

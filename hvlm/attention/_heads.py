@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hvlm.functional import join_heads
@@ -24,7 +25,15 @@ class Heads(nn.Module):
 
     def project(self, x_BSD: Tensor, scaled: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v, each [B, H, S, d]; ``scaled``: q is divided by sqrt(d)."""
-        return _Split.apply(self.qkv(x_BSD), self.num_heads, self.head_dim**-0.5 if scaled else None)
+        return _Split.apply(self.qkv(x_BSD), self.num_heads, self.head_dim, self.head_dim**-0.5 if scaled else None)
+
+    def apart(self, scaled: bool = True) -> tuple[Projection, Projection]:
+        """What gives (q,) and what gives (k, v), for when they are wanted of different tokens or at different times."""
+        sizes = [self.dim, 2 * self.dim]
+        weights, biases = self.qkv.weight.split(sizes), self.qkv.bias.split(sizes)
+        scales = (self.head_dim**-0.5 if scaled else None, None)
+        q, kv = (Projection(*of, self.num_heads, self.head_dim) for of in zip(weights, biases, scales, strict=True))
+        return q, kv
 
     def finish(self, y_BHSd: Tensor) -> Tensor:
         return self.dropout(self.out(join_heads(y_BHSd)))
@@ -33,34 +42,47 @@ class Heads(nn.Module):
         return 8 * length * self.dim**2
 
 
-def packed_like(q_BHSd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Three uninitialised tensors as ``project`` makes them, views of one: gradients in these need not be put together.
-    They may be cut at the end."""
+class Projection(NamedTuple):
+    """Some of the rows of ``qkv``. weight [D or 2 D, D]; scale: what the first of the results is multiplied by."""
+
+    weight: Tensor
+    bias: Tensor
+    scale: float | None
+    heads: int
+    head_dim: int
+
+    def __call__(self, x_BSD: Tensor) -> tuple[Tensor, ...]:
+        """As many [B, H, S, d] as there are D rows."""
+        return _Split.apply(F.linear(x_BSD, self.weight, self.bias), self.heads, self.head_dim, self.scale)
+
+
+def packed_like(q_BHSd: Tensor, many: int = 3) -> tuple[Tensor, ...]:
+    """Uninitialised tensors as ``project`` makes them, views of one: gradients in these need not be put together. They
+    may be cut at the end."""
     b, h, s, d = q_BHSd.shape
-    return q_BHSd.new_empty(b, s, 3, h, d).permute(2, 0, 3, 1, 4).unbind(0)
+    return q_BHSd.new_empty(b, s, many, h, d).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 class _Split(torch.autograd.Function):
-    """[B, S, 3 D] -> q (times ``scale``: then contiguous), k, v [B, H, S, d], views."""
+    """[B, S, n D] -> n [B, H, S, d], views; the first times ``scale``: then contiguous."""
 
     @staticmethod
-    def forward(ctx: Any, qkv_BSE: Tensor, heads: int, scale: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x_BSE: Tensor, heads: int, head_dim: int, scale: float | None) -> tuple[Tensor, ...]:
         ctx.scale = scale
-        b, s, _ = qkv_BSE.shape
-        q, k, v = qkv_BSE.view(b, s, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        return q if scale is None else torch.mul(q, scale, out=q.new_empty(q.shape)), k, v
+        first, *others = x_BSE.unflatten(-1, (-1, heads, head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        return first if scale is None else torch.mul(first, scale, out=first.new_empty(first.shape)), *others
 
     @staticmethod
-    def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor, None, None]:
-        b, h, s, d = dq.shape
-        row = 3 * h * d
-        if torch.compiler.is_compiling() or not _side_by_side((dq, dk, dv), h * d, row):
-            whole = torch.stack((dq, dk, dv)).permute(1, 3, 0, 2, 4).reshape(b, s, row)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        b, h, s, d = grads[0].shape
+        row = len(grads) * h * d
+        if torch.compiler.is_compiling() or not _side_by_side(grads, h * d, row):
+            whole = torch.stack(grads).permute(1, 3, 0, 2, 4).reshape(b, s, row)
         else:
-            whole = dq.as_strided((b, s, row), (dq.stride(0), row, 1))
+            whole = grads[0].as_strided((b, s, row), (grads[0].stride(0), row, 1))
         if ctx.scale is not None:
             whole[..., : h * d] *= ctx.scale
-        return whole, None, None
+        return whole, None, None, None
 
 
 def _side_by_side(parts: tuple[Tensor, ...], width: int, row: int) -> bool:

@@ -23,7 +23,8 @@ from hvlm.attention import _gpu
 from hvlm.attention._heads import Heads, packed_like
 
 EPS_SOFTMAX, EPS_RELU = 1e-4, 1e-3
-FEATURES = 1 << 19  # numbers that exist at a time
+FEATURES, FEATURES_LEARNING = 1 << 18, 1 << 17  # numbers that exist at a time; a backward pass has them several times
+AT_LEAST = 96  # tokens at a time, for products of a size that is worth it
 PROJECTED = 1024  # tokens that are projected at once
 CAUSAL_CHUNK = 128
 NONE = -1e30  # the exponent of a key that is not there
@@ -37,7 +38,20 @@ def kernel_attention(
 
     kernel: ``softmax`` (FAVOR+, of exp(q k / √d)), ``relu`` or ``elu``; projection [m, d] float32, None for ``elu``.
     """
-    return _Kernel.apply(q, k, v, kernel, projection, mask_BS)
+    return _Queries.apply(q, _Keys.apply(k, v, kernel, projection, mask_BS), kernel, projection)
+
+
+def kernel_attention_layer(
+    x_BSD: Tensor, heads: Heads, kernel: str, projection: Tensor | None, mask_BS: Tensor | None = None
+) -> Tensor:
+    """``kernel_attention`` between the projections of ``heads``, [B, S, D] -> [B, H, S, d].
+
+    Queries are projected after the keys are summed. The backward pass, in the opposite order, is then done with the
+    queries and their gradients before those of the keys exist.
+    """
+    queries, keys = heads.apart(scaled=False)
+    kv = _Keys.apply(*keys(x_BSD), kernel, projection, mask_BS)
+    return _Queries.apply(*queries(x_BSD), kv, kernel, projection)
 
 
 @torch.no_grad()
@@ -53,7 +67,7 @@ def kernel_attention_lean(
     b, length, width = x_BSD.shape
     device = x_BSD.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_BSD.dtype
-    maps = _Maps(b, heads.num_heads, length, heads.head_dim, dtype, kernel, projection, mask_BS)
+    maps = _Maps(b, heads.num_heads, length, heads.head_dim, dtype, kernel, projection, mask_BS, FEATURES)
     weight, bias = heads.qkv.weight.to(dtype), heads.qkv.bias.to(dtype)
     out_weight, out_bias = heads.out.weight.to(dtype), heads.out.bias.to(dtype)
     # Several stretches are projected at once: weights are read less often.
@@ -167,39 +181,63 @@ def _plain(x: Tensor, kernel: str, projection: Tensor | None) -> Tensor:
     return torch.matmul(x, projection.T).relu() + EPS_RELU
 
 
-class _Kernel(torch.autograd.Function):
-    """Over [B·H, S, d]. First the sums over the keys, kv = Σ_j φ_j [v_j, 1]ᵀ, then the queries: φ_i kv is what they
-    read and, in the last column, what that is divided by.
+class _Keys(torch.autograd.Function):
+    """The sums over the keys, Σ_j (φ_j + ε) [v_j, 1]ᵀ [B·H, m, d + 1] float32. k, v [B, H, S, d]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, k: Tensor, v: Tensor, kernel: str, projection: Tensor | None, mask_BS: Tensor | None
+    ) -> Tensor:
+        maps = _Maps(*k.shape, k.dtype, kernel, projection, mask_BS, FEATURES_LEARNING)
+        k, v = k.flatten(0, 1), v.flatten(0, 1)
+        with torch.autocast(k.device.type, enabled=False):
+            kv = maps.sum_keys((at, k[:, at], v[:, at]) for at in maps.stretches)
+        ctx.save_for_backward(k, v)
+        ctx.maps = maps
+        return kv
+
+    @staticmethod
+    def backward(ctx: Any, dkv: Tensor) -> tuple[Tensor | None, ...]:
+        (k, v), maps = ctx.saved_tensors, ctx.maps
+        whole, (dk, dv) = maps.gradients(k, 2)
+        d, low = maps.d, dkv.to(k.dtype)
+        for at in maps.stretches:
+            phi = maps.keys(k[:, at], at)
+            maps.sums(phi, dkv[..., :d], out=dv[:, at])
+            if maps.mask is not None:
+                dv[:, at] *= maps.mask[:, at]
+            dphi = torch.baddbmm(low[..., d:].mT.expand(-1, phi.shape[1], -1), v[:, at], low[..., :d].mT)
+            maps.back(dphi, phi, k[:, at], out=dk[:, at])
+        return *maps.joined(whole, (dk, dv)), None, None, None
+
+
+class _Queries(torch.autograd.Function):
+    """φ_i kv is what a query reads and, in the last column, what that is divided by. q [B, H, S, d] -> y, the same.
 
     φ is without ε in all products; what ε adds is a vector: φ + ε makes φ kv into φ kv + ε Σ_m kv_m.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, kernel: str, projection: Tensor | None, mask_BS: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, kv: Tensor, kernel: str, projection: Tensor | None) -> Tensor:
+        maps = _Maps(*q.shape, q.dtype, kernel, projection, None, FEATURES_LEARNING)
         b, heads, length, d = q.shape
-        maps = _Maps(b, heads, length, d, q.dtype, kernel, projection, mask_BS)
         y = q.new_empty(b, length, heads, d).transpose(1, 2)  # joins heads without a copy
-        q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
-        norm = v.new_empty(*v.shape[:2], 1)
+        q = q.flatten(0, 1)
+        norm = q.new_empty(*q.shape[:2], 1)
         with torch.autocast(q.device.type, enabled=False):
-            kv = maps.sum_keys((at, k[:, at], v[:, at]) for at in maps.stretches)
             for at in maps.stretches:
                 both = maps.sums(maps.queries(q[:, at]), kv)
                 norm[:, at] = both[..., d:].clamp_(min=TINY)
                 torch.div(both[..., :d].unflatten(0, (b, heads)), norm[:, at].unflatten(0, (b, heads)), out=y[:, :, at])
-        ctx.save_for_backward(q, k, v, kv, y, norm)
+        ctx.save_for_backward(q, kv, y, norm)
         ctx.maps = maps
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        (q, k, v, kv, y, norm), maps = ctx.saved_tensors, ctx.maps
-        d = v.shape[2]
-        whole = packed_like(y)
-        # Several clips' heads are no view of them.
-        dq, dk, dv = (g.flatten(0, 1) if maps.b == 1 else torch.empty_like(q) for g in whole)
+        (q, kv, y, norm), maps = ctx.saved_tensors, ctx.maps
+        whole, (dq,) = maps.gradients(q, 1)
+        d = maps.d
         dy, y = dy.to(q.dtype).flatten(0, 1), y.flatten(0, 1)
         dkv, low_kv = torch.zeros_like(kv), kv.to(q.dtype)
         for at in maps.stretches:
@@ -211,17 +249,7 @@ class _Kernel(torch.autograd.Function):
             if maps.eps:
                 dkv += maps.eps * down.sum(1, keepdim=True)
             maps.back(torch.bmm(down, low_kv.mT), phi, q[:, at], out=dq[:, at])
-        low_dkv = dkv.to(q.dtype)
-        for at in maps.stretches:
-            phi = maps.keys(k[:, at], at)
-            maps.sums(phi, dkv[..., :d], out=dv[:, at])
-            if maps.mask is not None:
-                dv[:, at] *= maps.mask[:, at]
-            dphi = torch.baddbmm(low_dkv[..., d:].mT.expand(-1, phi.shape[1], -1), v[:, at], low_dkv[..., :d].mT)
-            maps.back(dphi, phi, k[:, at], out=dk[:, at])
-        if maps.b == 1:
-            return *whole, None, None, None
-        return *(g.unflatten(0, (maps.b, maps.heads)) for g in (dq, dk, dv)), None, None, None
+        return *maps.joined(whole, (dq,)), dkv, None, None
 
 
 class _Maps:
@@ -237,6 +265,7 @@ class _Maps:
         kernel: str,
         projection: Tensor | None,
         mask_BS: Tensor | None,
+        numbers: int,
     ):
         self.b, self.heads, self.d = b, heads, d
         self.kernel, self.c = kernel, None
@@ -245,9 +274,19 @@ class _Maps:
         self.num_features = d if projection is None else len(projection)
         if kernel == "softmax":  # the sum over the features comes with the product
             self.way_back = F.pad(self.projection, (0, 1), value=1.0)
-        self.many = max(32, FEATURES // (b * heads * self.num_features))  # tokens of a stretch
+        self.many = max(AT_LEAST, numbers // (b * heads * self.num_features))  # tokens of a stretch
         self.stretches = [slice(i, min(i + self.many, length)) for i in range(0, length, self.many)]
         self.mask = None if mask_BS is None else mask_BS.repeat_interleave(heads, 0).unsqueeze(-1)
+
+    def gradients(self, x: Tensor, many: int) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+        """(Tensors [B, H, S, d] for gradients, what to write into [B·H, S, d]); x [B·H, S, d]."""
+        whole = packed_like(x.unflatten(0, (self.b, self.heads)), many)
+        # Several clips' heads are no view of them.
+        return whole, [g.flatten(0, 1) if self.b == 1 else torch.empty_like(x) for g in whole]
+
+    def joined(self, whole: tuple[Tensor, ...], parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """What ``gradients`` gave, written: [B, H, S, d]."""
+        return whole if self.b == 1 else tuple(part.unflatten(0, (self.b, self.heads)) for part in parts)
 
     def sum_keys(self, parts: Iterable[tuple[slice, Tensor, Tensor]]) -> Tensor:
         """kv [B·H, m, d + 1] float32 over (their place, keys, values [B·H, C, d]): Σ_j (φ_j + ε) [v_j, 1]."""

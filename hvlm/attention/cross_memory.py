@@ -70,14 +70,14 @@ class CrossMemoryAttention(Heads):
             raise ValueError(f"fusion_ratio={fusion_ratio}: expected 0 to 1")
         if fusion_ratio == 0:
             return local_BND
-        q, _, _ = self.project(local_BND)
+        (q,) = self.apart()[0](local_BND)
         far = self.finish(self._from_memory(q, memory_BMD, memory_mask_BM))
         return (1 - fusion_ratio) * local_BND + fusion_ratio * far
 
     def _from_memory(self, q: Tensor, memory_BMD: Tensor | None, mask_BM: Tensor | None) -> Tensor:
         if memory_BMD is None:
             memory_BMD = self.bank.expand(len(q), -1, -1)
-        _, k, v = self.project(memory_BMD)
+        k, v = self.apart()[1](memory_BMD)
         return attend(q, k, v, mask_BM, scale=1.0)
 
     def flops(self, length: int, memory: int | None = None) -> int:
@@ -86,7 +86,7 @@ class CrossMemoryAttention(Heads):
         pairs = length * (length + 1) // 2 if self.causal else length**2
         gate = 2 * length * self.dim * self.num_heads
         return (
-            self.projection_flops(length) + 6 * memory * self.dim**2 + 4 * (pairs + length * memory) * self.dim + gate
+            self.projection_flops(length) + 4 * memory * self.dim**2 + 4 * (pairs + length * memory) * self.dim + gate
         )
 
     def state_bytes(self, length: int, bytes_per_value: int = 4, memory: int | None = None) -> int:
@@ -196,8 +196,8 @@ class CrossMemoryRoom(nn.Module):
 
     def _write(self, slots_BMD: Tensor, y_BND: Tensor, mask_BN: Tensor) -> Tensor:
         m = self.memory_norm(slots_BMD)
-        q, _, _ = self.writer.project(m)
-        _, k, v = self.writer.project(y_BND)
+        queries, keys = self.writer.apart()
+        (q,), (k, v) = queries(m), keys(y_BND)
         read = self.writer.out(join_heads(attend(q, k, v, mask_BN, scale=1.0)))
         written = slots_BMD + self.keep(m).sigmoid() * read
         return torch.where(mask_BN.any(1)[:, None, None], written, slots_BMD)

@@ -62,11 +62,11 @@ class LocalGlobalAttention(Heads):
             local = attend_window(q, k, v, self.local_window, self.causal, mask_BS, joins=self.latents is not None)
         if self.latents is None:
             return self.finish(local[0])
-        _, k_g, v_g = self.project(self.globals(k, v, mask_BS))
+        k_g, v_g = self.apart()[1](self.globals(k, v, mask_BS))
         return self.finish(join(local, attend_part(q, k_g, v_g))[0])
 
     def _far(self, k: Tensor, v: Tensor, mask_BS: Tensor | None) -> Join:
-        _, k_g, v_g = self.project(self.globals(k, v, mask_BS))
+        k_g, v_g = self.apart()[1](self.globals(k, v, mask_BS))
         return lambda q, local: join(local, attend_part(q, k_g, v_g))[0]
 
     def globals(self, k: Tensor, v: Tensor, mask_BS: Tensor | None) -> Tensor:
@@ -110,7 +110,7 @@ class LocalGlobalAttention(Heads):
         near = length * (w + 1) - w * (w + 1) // 2  # pairs up to one's own place
         near = near if self.causal else 2 * near - length
         reading = 0 if self.read is None else 4 * g * (length + g) * self.dim + 2 * g * self.dim**2
-        latents = 0 if g == 0 else self.projection_flops(g) * (1 if self.read is None else 2)
+        latents = g * self.dim**2 * (4 if self.read is None else 10)
         return self.projection_flops(length) + 4 * (near + g * length) * self.dim + reading + latents
 
     def state_bytes(self, length: int, bytes_per_value: int = 4) -> int:

@@ -25,8 +25,8 @@ from hvlm.attention._kernel import (
     EPS_SOFTMAX,
     KernelState,
     half_square,
-    kernel_attention,
     kernel_attention_causal,
+    kernel_attention_layer,
     kernel_attention_lean,
     scaled,
 )
@@ -68,10 +68,12 @@ class PerformerAttention(Heads):
         no_memory(self, memory)
         if self.training and self.kernel != "elu":
             self._count()
-        if not (self.causal or x_BSD.is_cuda or torch.is_grad_enabled() or torch.compiler.is_compiling()):
-            return self.dropout(kernel_attention_lean(x_BSD, self, self.kernel, self._projection(), mask_BS))
-        given = (*self.project(x_BSD, scaled=False), self.kernel, self._projection(), mask_BS)
-        return self.finish(kernel_attention_causal(*given)[0] if self.causal else kernel_attention(*given))
+        given = (self.kernel, self._projection(), mask_BS)
+        if self.causal:
+            return self.finish(kernel_attention_causal(*self.project(x_BSD, scaled=False), *given)[0])
+        if not (x_BSD.is_cuda or torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            return self.dropout(kernel_attention_lean(x_BSD, self, *given))
+        return self.finish(kernel_attention_layer(x_BSD, self, *given))
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, mask_BS: Tensor | None = None) -> Tensor:
         """The same with every pair's weight φ(q_i) φ(k_j) written out; q, k, v unscaled."""

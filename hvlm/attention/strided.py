@@ -126,7 +126,7 @@ class _Strided(torch.autograd.Function):
 def _pieces(ctx: Any, q: Tensor, keys: Tensor) -> Iterator[tuple[int, slice, Tensor | None]]:
     """(clip, rows, what is added to their scores over all heads), with scores that fit ``SCORES``."""
     b, h, s, d = q.shape
-    many = max(16, _softmax.SCORES // (4 * h * max(d, keys.shape[2])))
+    many = max(16, _softmax.SCORES // (8 * h * max(d, keys.shape[2])))
     place = torch.arange(s, device=q.device)
     for one in range(b):
         absent = None if ctx.mask is None else torch.where(ctx.mask[one, ctx.chosen], 0.0, MASKED)
