@@ -24,12 +24,16 @@ from hvlm.attention import (
     _softmax,
 )
 from hvlm.attention._flex import flex_attend, strided_mask, window_mask
+from hvlm.attention._room import read_out
 from hvlm.attention._scan import selective_scan, selective_scan_reference
 from hvlm.attention._softmax import attend_part, attend_window, join
 from hvlm.attention.cross_memory import CrossMemoryRoom, Memory, merge_neighbours, newest
+from hvlm.attention.full import FullRoom
+from hvlm.attention.local_global import LocalGlobalRoom
 from hvlm.attention.mamba import BidirectionalMamba, MambaRoom
-from hvlm.attention.mamba2 import ssd, ssd_reference
-from hvlm.attention.performer import orthogonal_features
+from hvlm.attention.mamba2 import Mamba2Room, ssd, ssd_reference
+from hvlm.attention.performer import PerformerRoom, orthogonal_features
+from hvlm.attention.strided import StridedRoom
 from hvlm.types import Tokens
 
 D, H = 32, 4
@@ -485,11 +489,43 @@ def test_what_the_memory_keeps():
     merged = merge_neighbours(memory, 4)
     torch.testing.assert_close(merged.x_BMD, torch.tensor([[[1, 0.05], [0, 1.05], [-1, 0], [0.9, 0.1]]]))
     assert merged.size_BM.tolist() == [[2, 2, 1, 1]]
-    padded = memory._replace(mask_BM=torch.tensor([[True, True, True, True, False, False]]),
-                             size_BM=torch.tensor([[1.0, 1, 1, 1, 0, 0]]))  # fmt: skip
+    padded = memory._replace(mask_BM=torch.tensor([[True, False, True, True, True, False]]),
+                             size_BM=torch.tensor([[1.0, 0, 1, 1, 1, 0]]))  # fmt: skip
     kept = merge_neighbours(padded, 5)
-    torch.testing.assert_close(kept.x_BMD[:, :4], x[:, :4])
+    torch.testing.assert_close(kept.x_BMD[:, :4], x[:, [0, 2, 3, 4]])
     assert kept.mask_BM.tolist() == [[True, True, True, True, False]]
+
+
+def test_what_is_unlike_its_neighbours_stays():
+    x = torch.ones(1, 320, 2)
+    x[0, 77] = torch.tensor([1.0, -1.0])
+    merged = merge_neighbours(Memory(x, torch.ones(1, 320, dtype=torch.bool), torch.ones(1, 320)), 64)
+    assert merged.x_BMD.shape[1] == 64 and merged.size_BM.sum() == 320
+    alone = (merged.x_BMD[0] == x[0, 77]).all(-1)
+    assert alone.sum() == 1 and merged.size_BM[0, alone] == 1
+
+
+@pytest.mark.parametrize("update", ["merge", "fifo", "write"])
+def test_padding_is_not_remembered(update):
+    torch.manual_seed(0)
+    room = CrossMemoryRoom(8, 6, update, dim=D, num_heads=H).eval()
+    x, mask = inputs(24, rows=3).detach(), torch.ones(3, 24, dtype=torch.bool)
+    mask[0, 13:16] = False
+    mask[1, 2:16] = False
+    state, alone = room.new_memory(x), [room.new_memory(x[:1]) for _ in x]
+    for start in range(0, 24, 8):
+        at = slice(start, start + 8)
+        y, state = room.step(x[:, at], mask[:, at], state)
+        for i, real in enumerate(mask[:, at]):
+            if real.any():
+                one, alone[i] = room.step(x[i : i + 1, at][:, real], mask[i : i + 1, at][:, real], alone[i])
+                torch.testing.assert_close(y[i, real], one[0], rtol=1e-4, atol=1e-5)
+
+
+def test_sizes_count_in_low_precision_too():
+    room = CrossMemoryRoom(256, 8, "merge", dim=D, num_heads=H).bfloat16().eval()
+    _, memory = room(tokens(torch.randn(1, 5120, D, dtype=torch.bfloat16)))
+    assert memory.size_BM.sum() == 5120 and memory.x_BMD.dtype == torch.bfloat16
 
 
 # ------------------------------------------------------------------------------------------------ the seed's calls
@@ -521,18 +557,41 @@ def test_calls_of_the_first_description():
     assert set(attention.__all__) == {n for n in dir(attention) if isinstance(getattr(attention, n), type)}
 
 
-@pytest.mark.parametrize("readout", [1, 4])
-def test_readout_and_checkpointing(readout):
+ROOMS = {
+    "full": lambda **more: FullRoom(dim=D, num_heads=H, **more),
+    "strided": lambda **more: StridedRoom(4, dim=D, num_heads=H, **more),
+    "local_global": lambda **more: LocalGlobalRoom(5, 3, dim=D, num_heads=H, **more),
+    "performer": lambda **more: PerformerRoom(24, redraw=2, dropout=0.2, dim=D, num_heads=H, **more),
+    "mamba": lambda **more: MambaRoom(dim=D, **more),
+    "mamba2": lambda **more: Mamba2Room(dim=D, **more),
+    "cross_memory": lambda **more: CrossMemoryRoom(8, 6, dim=D, num_heads=H, **more),
+}
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_checkpointing_changes_nothing(name):
+    """Over three steps, in which Performer draws new features."""
     torch.manual_seed(0)
-    plain = MambaRoom(readout=readout, dim=D).train()
-    again = MambaRoom(readout=readout, gradient_checkpointing=True, dim=D).train()
+    plain, again = (ROOMS[name](gradient_checkpointing=which).train() for which in (False, True))
     again.load_state_dict(plain.state_dict())
-    outs, grads = [], []
+    found = []
     for room in (plain, again):
-        out, _ = room(tokens(inputs(21).detach()))
-        out.x_BSD.sum().backward()
-        outs.append(out)
-        grads.append([p.grad for p in room.parameters()])
-    assert outs[0].x_BSD.shape[1] == 21 // readout and outs[0].time_BS[0, 0] == readout - 1
-    torch.testing.assert_close(outs[0].x_BSD, outs[1].x_BSD)
-    torch.testing.assert_close(grads[0], grads[1])
+        torch.manual_seed(1)
+        for step in range(3):
+            out, _ = room(tokens(inputs(21, seed=step).detach()))
+            out.x_BSD.square().sum().backward()
+        grads = {key: p.grad for key, p in room.named_parameters() if p.grad is not None}
+        found.append((out.x_BSD, grads, dict(room.named_buffers())))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
+def test_readout():
+    """Of each four places the last that is valid."""
+    came = tokens(inputs(22).detach())
+    mask = torch.arange(22) < torch.tensor([22, 10])[:, None]
+    mask[0, [3, 4, 5, 6, 7]] = False
+    read = read_out(came._replace(mask_BS=mask), 4)
+    assert read.mask_BS.tolist() == [[True, False, True, True, True, True], [True] * 3 + [False] * 3]
+    assert read.time_BS[read.mask_BS].tolist() == [2, 11, 15, 19, 21, 3, 7, 9]
+    room, _ = MambaRoom(readout=64, dim=D)(came._replace(mask_BS=mask))
+    assert room.x_BSD.shape == (2, 1, D) and room.time_BS.tolist() == [[21], [9]]

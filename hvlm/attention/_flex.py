@@ -5,6 +5,7 @@ Not tested on a GPU. On a CPU the same masks run unfused, which is how they are 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -18,7 +19,7 @@ def window_mask(length: int, window: int, causal: bool, device: torch.device) ->
         seen = (query - key <= window) & (key - query <= window)
         return seen & (key <= query) if causal else seen
 
-    return create_block_mask(near, None, None, length, length, device=device)
+    return _made(near, None, length, device)
 
 
 @lru_cache(maxsize=64)
@@ -27,7 +28,7 @@ def strided_mask(length: int, stride: int, phase: int, causal: bool, device: tor
         strided = (key - phase) % stride == 0
         return (strided & (key <= query) if causal else strided) | (key == query)
 
-    return create_block_mask(chosen, None, None, length, length, device=device)
+    return _made(chosen, None, length, device)
 
 
 def flex_attend(
@@ -39,9 +40,15 @@ def flex_attend(
         def present(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return mask_BS[b, key] | (query == key)
 
-        length = q.shape[2]
-        both = and_masks(mask.mask_mod, present)
-        mask = create_block_mask(both, len(mask_BS), None, length, length, device=q.device)
-    run = torch.compile(flex_attention, dynamic=False) if q.is_cuda else flex_attention
+        mask = _made(and_masks(mask.mask_mod, present), len(mask_BS), q.shape[2], q.device)
+    # Lengths are dynamic from the second on: compiled for each, the ninth would run unfused.
+    run = torch.compile(flex_attention) if q.is_cuda else flex_attention
     out, more = run(q, k, v, block_mask=mask, scale=1.0, return_aux=AuxRequest(lse=True))
     return out, more.lse
+
+
+def _made(pattern: Callable[..., Tensor], clips: int | None, length: int, device: torch.device) -> BlockMask:
+    """Compiled on a GPU: otherwise all length² places of the pattern are there at once. Masks are kept, so they must be
+    usable in training where evaluation made them."""
+    with torch.inference_mode(False):
+        return create_block_mask(pattern, clips, None, length, length, device=device, _compile=device.type == "cuda")

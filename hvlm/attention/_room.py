@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -12,8 +13,15 @@ from hvlm.types import Tokens
 
 
 def read_out(tokens: Tokens, k: int) -> Tokens:
-    """Every k-th token, the last of each k: what is further away must have been carried there by the mixing."""
-    return tokens if k == 1 else tokens.each(slice(k - 1, None, k))
+    """Every k-th token: of each k in a row the last that is valid. What is further away must have been carried there by
+    the mixing."""
+    if k == 1:
+        return tokens
+    place = torch.arange(tokens.mask_BS.shape[1], device=tokens.mask_BS.device)
+    last = torch.where(tokens.mask_BS, place, -1)
+    last = F.pad(last, (0, -last.shape[1] % k), value=-1).unflatten(1, (-1, k)).amax(-1)
+    read = tokens.gather(last.clamp(min=0))
+    return read._replace(mask_BS=last >= 0)
 
 
 def check_readout(k: int) -> int:
@@ -27,7 +35,7 @@ class MixingRoom(nn.Module):
 
     make: builds one layer, called as ``layer(x_BSD, mask_BS)``. readout=k: hand on every k-th token.
     gradient_checkpointing: compute the layers again in the backward pass instead of keeping what they made.
-    The state is what a stream would need to go on; None where the mechanism has none.
+    There is no state: what streams, streams layer by layer, by ``step``.
     """
 
     mixes = True
@@ -42,12 +50,14 @@ class MixingRoom(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(layers))
         self.layers = nn.ModuleList(make() for _ in range(layers))
 
-    def forward(self, tokens: Tokens) -> tuple[Tokens, Any]:
+    def forward(self, tokens: Tokens) -> tuple[Tokens, None]:
         x, mask = tokens.x_BSD, tokens.mask_BS
         mask = None if bool(mask.all()) else mask
         for norm, layer in zip(self.norms, self.layers, strict=True):
             if self.gradient_checkpointing and self.training:
-                y = checkpoint(layer, norm(x), mask, use_reentrant=False)
+                if hasattr(layer, "count"):
+                    layer.count()  # here, once, and not when the layer is computed again
+                y = checkpoint(getattr(layer, "mix", layer), norm(x), mask, use_reentrant=False)
             else:
                 y = layer(norm(x), mask)
             x = x + y

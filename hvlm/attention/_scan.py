@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-STATES = 1 << 19  # numbers of states that exist at a time
+STATES, TOKENS = 1 << 19, 16  # numbers of states that exist at a time, but those of 16 tokens: one of 16 is kept
 
 
 def selective_scan(
@@ -73,7 +73,8 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor, ...]:
         x, delta, a, b, c, starts = ctx.saved_tensors
         dy = dy.transpose(0, 1).contiguous()
-        dx, ddelta, db, dc = torch.empty_like(x), torch.empty_like(x), torch.empty_like(b), torch.empty_like(c)
+        # As the caller has them, clips first in memory: compiled code relies on it.
+        dx, ddelta, db, dc = (t.new_empty(t.shape[1], len(t), t.shape[2]).transpose(0, 1) for t in (x, x, b, c))
         da = torch.zeros_like(a)
         decay, states = _room_for(x, a)
         g_room = torch.empty_like(decay)
@@ -99,13 +100,18 @@ class _Scan(torch.autograd.Function):
 
 
 def _stretches(x_SBD: Tensor, a: Tensor) -> list[slice]:
-    many = max(4, STATES // (x_SBD.shape[1] * a.numel()))
+    many = _many(x_SBD, a)
     return [slice(start, start + many) for start in range(0, len(x_SBD), many)]
+
+
+def _many(x_SBD: Tensor, a: Tensor) -> int:
+    """Tokens of a stretch."""
+    return max(TOKENS, STATES // (x_SBD.shape[1] * a.numel()))
 
 
 def _room_for(x_SBD: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
     """Two buffers [stretch, B, D, N], used again and again."""
-    many = min(len(x_SBD), max(4, STATES // (x_SBD.shape[1] * a.numel())))
+    many = min(len(x_SBD), _many(x_SBD, a))
     return (x_SBD.new_empty(many, x_SBD.shape[1], *a.shape), x_SBD.new_empty(many, x_SBD.shape[1], *a.shape))
 
 

@@ -191,6 +191,7 @@ class Layout:
         mask_BS: Tensor | None,
     ):
         self.b, self.h, self.s, self.d = b, h, s, d
+        window = max(0, min(window, s - 1))
         self.block = min(64, max(16, window))
         self.left = math.ceil(window / self.block)
         self.right = 0 if causal else self.left

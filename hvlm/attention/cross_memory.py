@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from hvlm.attention._heads import Heads
 from hvlm.attention._room import check_readout, read_out
-from hvlm.functional import attend, join_heads
+from hvlm.functional import attend
 from hvlm.types import Tokens
 
 UPDATES = ("merge", "fifo", "write")
@@ -94,7 +94,7 @@ class CrossMemoryAttention(Heads):
 
 
 class Memory(NamedTuple):
-    """x_BMD, which of them mean anything, and how many tokens were averaged into each."""
+    """x_BMD, which of them mean anything, and how many tokens were averaged into each (float32)."""
 
     x_BMD: Tensor
     mask_BM: Tensor
@@ -153,9 +153,9 @@ class CrossMemoryRoom(nn.Module):
         b, m = len(like_BSD), self.memory_tokens
         if self.update == "write":
             slots = self.layer.bank.expand(b, -1, -1)
-            return Memory(slots, slots.new_ones(b, m, dtype=torch.bool), slots.new_ones(b, m))
+            return Memory(slots, slots.new_ones(b, m, dtype=torch.bool), slots.new_ones(b, m, dtype=torch.float32))
         none = like_BSD.new_zeros(b, 0, like_BSD.shape[2])
-        return Memory(none, none.new_zeros(b, 0, dtype=torch.bool), none.new_zeros(b, 0))
+        return Memory(none, none.new_zeros(b, 0, dtype=torch.bool), none.new_zeros(b, 0, dtype=torch.float32))
 
     def step(self, x_BND: Tensor, mask_BN: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """One segment (of any length) and the memory after it: what a stream calls."""
@@ -180,7 +180,7 @@ class CrossMemoryRoom(nn.Module):
         both = Memory(
             torch.cat([memory.x_BMD, y_BND], 1),
             torch.cat([memory.mask_BM, mask_BN], 1),
-            torch.cat([memory.size_BM, mask_BN.to(y_BND.dtype)], 1),
+            torch.cat([memory.size_BM, mask_BN.float()], 1),
         )
         after = (newest if self.update == "fifo" else merge_neighbours)(both, self.memory_tokens)
         ended = ~mask_BN.any(1)
@@ -198,7 +198,7 @@ class CrossMemoryRoom(nn.Module):
         m = self.memory_norm(slots_BMD)
         queries, keys = self.writer.apart()
         (q,), (k, v) = queries(m), keys(y_BND)
-        read = self.writer.out(join_heads(attend(q, k, v, mask_BN, scale=1.0)))
+        read = self.writer.finish(attend(q, k, v, mask_BN, scale=1.0))
         written = slots_BMD + self.keep(m).sigmoid() * read
         return torch.where(mask_BN.any(1)[:, None, None], written, slots_BMD)
 
@@ -214,24 +214,49 @@ def newest(memory: Memory, keep: int) -> Memory:
 
 
 def merge_neighbours(memory: Memory, keep: int) -> Memory:
-    """Average neighbours in time, size-weighted, until ``keep`` are left (MovieChat): in rounds, in each of which the
-    most alike (cosine) of the pairs (1st, 2nd), (3rd, 4th), ... become one token. Padding goes first."""
+    """Average neighbours in time that are most alike (cosine), weighted by their sizes, until ``keep`` are left.
+
+    MovieChat's rule takes the single most alike pair, again and again. Here a round takes up to a quarter of the pairs,
+    the most alike of those that are more alike than both pairs beside them, so that rounds are few. Valid tokens come
+    first in the result, in order; how much padding there was changes nothing.
+    """
+    if memory.mask_BM.shape[1] > keep:
+        memory = _pick(memory, (~memory.mask_BM).to(torch.int8).argsort(dim=1, stable=True))
     while memory.mask_BM.shape[1] > keep:
-        x, mask, size = memory
-        b, length, dim = x.shape
-        pairs = length // 2
-        away = min(length - keep, pairs)
-        with torch.no_grad():
-            unit = F.normalize(x[:, : 2 * pairs].float(), dim=-1).unflatten(1, (pairs, 2))
-            both = mask[:, : 2 * pairs].unflatten(1, (pairs, 2)).all(-1)
-            like = torch.where(both, (unit[:, :, 0] * unit[:, :, 1]).sum(-1), 2.0)  # nothing is lost with padding
-            goes = 2 * like.topk(away, 1).indices + 1
-            target = torch.ones_like(mask).scatter_(1, goes, False).cumsum(1) - 1
-        weight = size.unsqueeze(-1)
-        total = x.new_zeros(b, length - away).scatter_add(1, target, size)
-        summed = x.new_zeros(b, length - away, dim).scatter_add(1, target.unsqueeze(-1).expand_as(x), x * weight)
-        memory = Memory(summed / total.clamp(min=1e-6).unsqueeze(-1), total > 0, total)
+        memory = _merge_round(memory, keep)
     return memory
+
+
+@torch.no_grad()
+def _goes(memory: Memory, keep: int) -> Tensor:
+    """Which tokens but the first of a row join the one before them, [B, length - 1]."""
+    x, mask, _ = memory
+    pair = mask[:, :-1] & mask[:, 1:]
+    like = F.cosine_similarity(x[:, :-1].float(), x[:, 1:].float(), dim=-1).masked_fill(~pair, -torch.inf)
+    # Of equals those at even places come first: they can all go at once.
+    place = torch.arange(like.shape[1], device=x.device)
+    order = torch.cat([place[::2], place[1::2]])
+    order = order[like[:, order].argsort(dim=1, descending=True, stable=True)]
+    rank = torch.empty_like(order).scatter_(1, order, place.expand_as(order))
+    beside = F.pad(rank, (1, 1), value=like.shape[1])
+    best = pair & (rank < beside[:, :-2]) & (rank < beside[:, 2:])
+    many = torch.minimum((mask.sum(1) - keep).clamp(min=0), (pair.sum(1) // 4).clamp(min=1))
+    before = best.gather(1, order).cumsum(1).gather(1, rank)  # how many of the best are at least as alike
+    return best & (before <= many.unsqueeze(1))
+
+
+def _merge_round(memory: Memory, keep: int) -> Memory:
+    x, mask, size = memory
+    stays = mask.clone()
+    stays[:, 1:] &= ~_goes(memory, keep)
+    left = max(int(stays.sum(1).max()), keep)
+    # Padding goes to a place of its own, which is then cut off.
+    target = torch.where(mask, stays.cumsum(1) - 1, left)
+    total = size.new_zeros(len(x), left + 1).scatter_add(1, target, size)[:, :-1]
+    summed = size.new_zeros(len(x), left + 1, x.shape[2]).scatter_add(
+        1, target.unsqueeze(-1).expand_as(x), x.float() * size.unsqueeze(-1)
+    )[:, :-1]
+    return Memory((summed / total.clamp(min=1e-6).unsqueeze(-1)).to(x.dtype), total > 0, total)
 
 
 def _pick(memory: Memory, index_BM: Tensor) -> Memory:

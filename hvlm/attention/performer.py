@@ -66,8 +66,11 @@ class PerformerAttention(Heads):
     def forward(self, x_BSD: Tensor, mask_BS: Tensor | None = None, memory: Tensor | None = None) -> Tensor:
         """[B, S, dim] -> [B, S, dim]. mask_BS: bool, False where nobody may look; there the output means nothing."""
         no_memory(self, memory)
-        if self.training and self.kernel != "elu":
-            self._count()
+        self.count()
+        return self.mix(x_BSD, mask_BS)
+
+    def mix(self, x_BSD: Tensor, mask_BS: Tensor | None = None) -> Tensor:
+        """``forward`` with the features as they are."""
         given = (self.kernel, self._projection(), mask_BS)
         if self.causal:
             return self.finish(kernel_attention_causal(*self.project(x_BSD, scaled=False), *given)[0])
@@ -116,7 +119,10 @@ class PerformerAttention(Heads):
         return None if self.kernel == "elu" else self.projection
 
     @torch.no_grad()
-    def _count(self) -> None:
+    def count(self) -> None:
+        """One more training step; new features where they are due."""
+        if not self.training or self.kernel == "elu":
+            return
         if self.redraw and int(self.steps) and int(self.steps) % self.redraw == 0:
             self.projection.copy_(orthogonal_features(*self.projection.shape).to(self.projection))
         self.steps += 1
