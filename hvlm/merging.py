@@ -51,12 +51,14 @@ class Assignment(NamedTuple):
         return out.unflatten(0, (b, m + 1))[:, :m]
 
     def merge(self, x_BSD: Tensor) -> Tensor:
-        """Weighted means, sum_s w_s x_s / sum_s w_s; zero where there is no destination."""
-        weight = self.weight_BS.to(x_BSD.dtype)
+        """Weighted means, sum_s w_s x_s / sum_s w_s; zero where there is no destination. Summed in float32 at least:
+        bfloat16 cannot count beyond 256."""
+        wide = torch.promote_types(x_BSD.dtype, torch.float32)
+        weight = self.weight_BS.to(wide)
         # Shares of the mean first: dividing S weights costs less than dividing M features.
         total = self.unmerge(self.sum(weight))
         share = weight / torch.where(total > 0, total, 1)
-        return self.sum(x_BSD * share.unflatten(1, (-1, *(1,) * (x_BSD.dim() - 2))))
+        return self.sum(x_BSD.to(wide) * share.unflatten(1, (-1, *(1,) * (x_BSD.dim() - 2)))).to(x_BSD.dtype)
 
     def unmerge(self, y_BMD: Tensor) -> Tensor:
         """Every token gets its destination's value, [B, M, ...] -> [B, S, ...]; zero for those that went nowhere."""
@@ -81,7 +83,7 @@ class Assignment(NamedTuple):
             return summed / total.clamp(min=1e-12).unflatten(1, (-1, *extra))
 
         return Tokens(
-            x_BSD=self.merge(tokens.x_BSD.float()).to(tokens.x_BSD.dtype),
+            x_BSD=self.merge(tokens.x_BSD),
             time_BS=centroid(tokens.time_BS),
             frame_BS=centroid(tokens.frame_BS).round().long(),
             yx_BS2=centroid(tokens.yx_BS2),

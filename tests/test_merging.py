@@ -123,6 +123,17 @@ def test_roots_of_several_rounds_say_what_the_rounds_did() -> None:
     assert torch.equal(to.sum(torch.ones(1, 128)), size)
 
 
+def test_means_of_many_in_low_precision() -> None:
+    """bfloat16 cannot count beyond 256."""
+    x = torch.randn(1, 400, 2, generator=torch.Generator().manual_seed(0)).add(1).bfloat16()
+    to = Assignment.of_roots(
+        torch.zeros(1, 400, dtype=torch.long), torch.ones(1, 400, dtype=torch.bool), torch.ones(1, 400)
+    )
+    merged = to.merge(x)
+    assert merged.dtype == torch.bfloat16
+    torch.testing.assert_close(merged.float(), x.float().mean(1, keepdim=True), rtol=0.01, atol=0)
+
+
 def test_unmerge_of_what_was_alike_is_exact_and_gradients_flow() -> None:
     x = torch.randn(2, 4, 8, dtype=torch.float64).repeat_interleave(3, 1).requires_grad_()
     roots = (torch.arange(12) // 3 * 3).expand(2, 12)
@@ -163,10 +174,17 @@ def test_the_budget_is_exact(variant: Variant, keep: float, scope: str) -> None:
     assert out.mask_BS[0].all() and not out.mask_BS[1, expected[1] :].any()
     if not merger.drops:
         assert out.size_BS.sum(1).tolist() == [6 * 16, 3 * 16]
+    assert merger.chosen.own_BS().unflatten(1, (6, 16)).any(-1)[came.frame_mask_BT].all()
     if scope == "frame":
-        assert (merger.chosen.kept_BT()[came.frame_mask_BT] >= 1).all()
         seen = [out.frame_BS[row][out.mask_BS[row]].unique().tolist() for row in range(2)]
         assert seen == [list(range(6)), list(range(3))]
+
+
+@pytest.mark.parametrize("variant", each())
+def test_clips_of_one_frame_and_of_none(variant: Variant) -> None:
+    out = room(variant)(patches((4, 1, 0))).tokens
+    assert out.mask_BS.sum(1).tolist() == [16, 4, 0] and torch.isfinite(out.x_BSD).all()
+    assert room(variant)(patches((1,))).tokens.mask_BS.sum() == 4
 
 
 @pytest.mark.parametrize("variant", each())
@@ -242,6 +260,78 @@ def test_what_moves_gets_more_tokens_than_what_stands_still(variant: Variant) ->
     merger(came._replace(tokens=came.tokens._replace(saliency_BS=torch.ones(1, 128))))
     kept = merger.chosen.kept_BT()[0]
     assert kept[4:].sum() > 1.5 * kept[:4].sum()
+
+
+def test_a_still_clip_is_not_kept_frame_after_frame() -> None:
+    """Of equal patches in different frames the first is the remarkable one."""
+    x = torch.randn(1, 1, 16, DIM, generator=torch.Generator().manual_seed(0)).repeat(1, 8, 1, 1)
+    merger = room(Variant("merger", "adaptive"), keep=0.125)
+    merger(patches((8,), x=x))
+    kept = merger.chosen.own_BS()[0].nonzero().flatten() % 16
+    assert len(kept) == 16 and len(kept.unique()) >= 8
+
+
+def dycoke_by_hand(x_TND: Tensor, rate: float) -> set[int]:
+    """The published rule: places [T * N] that stay of windows of four, with a share ``rate`` of compared frames."""
+    t, n, _ = x_TND.shape
+    kept = set()
+    for start in range(0, t, 4):
+        kept |= {start * n + p for p in range(n)}
+        for earlier, later in ((0, 1), (2, 3), (0, 2)):
+            if start + later < t:
+                cosine = F.cosine_similarity(x_TND[start + earlier], x_TND[start + later], dim=-1)
+                least = cosine.argsort()[: round(rate * n)]
+                kept |= {(start + later) * n + int(p) for p in least}
+    return kept
+
+
+def test_dycoke_is_the_published_rule_and_scales_below_it() -> None:
+    x = torch.randn(1, 8, 16, DIM, generator=torch.Generator().manual_seed(0))
+    merger = room(Variant("merger", "dycoke"), tokens=2 * 16 + 6 * 5)
+    merger(patches((8,), x=x))
+    assert set(merger.chosen.own_BS()[0].nonzero().flatten().tolist()) == dycoke_by_hand(x[0], 5 / 16)
+    merger = room(Variant("merger", "dycoke"), keep=0.25)
+    merger(patches((8,), x=x))
+    # 32 tokens: two first frames against six compared ones, 1 : 0.3
+    assert merger.chosen.kept_BT()[0].tolist() == [8, 2, 3, 2, 9, 3, 2, 3]
+    x[0, 4] = x[0, 0]
+    x[0, 4, 3] *= -1  # the first frame of a window is compared with that of the one before
+    merger = room(Variant("merger", "dycoke"), keep=0.0625)
+    merger(patches((8,), x=x))
+    assert merger.chosen.own_BS().unflatten(1, (8, 16))[0, 4].nonzero().flatten().tolist() == [3]
+
+
+def test_fastvid_is_the_published_rule() -> None:
+    g = torch.Generator().manual_seed(0)
+    scenes = torch.randn(2, DIM, generator=g).repeat_interleave(4, 0)
+    x = scenes[:, None] + 0.3 * torch.randn(8, 16, DIM, generator=g)
+    came = patches((8,), x=x[None])
+    score = came.tokens.saliency_BS.view(8, 16)
+    merger = room(Variant("merger", "fastvid"), keep=0.25)
+    assert merger._cut(x) == [(0, 4), (4, 8)]
+    merger(came)
+    own, weight = merger.chosen.own_BS().view(8, 16), merger.chosen.to.weight_BS.view(8, 16)
+    attended = torch.zeros(8, 16, dtype=torch.bool)
+    attended.scatter_(1, score.topk(2).indices, True)  # (1 - 0.4) of four tokens a frame
+    assert (own & attended).equal(attended) and own.sum() == 32
+    peaks = own & ~attended
+    assert peaks.sum(1).tolist() == [8, 0, 0, 0, 8, 0, 0, 0]  # of a segment's first frame in four
+    for first in (0, 4):
+        flat = x[first : first + 4].flatten(0, 1)
+        anchors = peaks[first : first + 4].flatten().nonzero().flatten()
+        rest = (~own[first : first + 4]).flatten().nonzero().flatten()
+        cosine = F.cosine_similarity(flat[rest, None], flat[None, anchors], dim=-1)
+        into = anchors[cosine.argmax(1)]
+        roots = merger.chosen.roots_BS[0, first * 16 : (first + 4) * 16] - first * 16
+        assert torch.equal(roots[rest], into)
+        for anchor in anchors.tolist():
+            members = int((into == anchor).sum())
+            if members:  # max(1 / (members + 1), 0.6) for the peak, the rest shared
+                share = max(1 / (members + 1), 0.6)
+                assert weight[first:].flatten()[anchor] == pytest.approx(share)
+                assert weight[first:].flatten()[rest[into == anchor]].tolist() == pytest.approx(
+                    [(1 - share) / members] * members
+                )
 
 
 def test_on_its_own_it_takes_features() -> None:
@@ -428,6 +518,8 @@ def test_refusals_name_the_setting() -> None:
     ):  # fmt: skip
         with pytest.raises(UserError, match=said):
             room(Variant("merger", "tome"), **settings)
+    with pytest.raises(UserError, match="merger.scope=video: SaliencyMerge works within frames"):
+        room(Variant("merger", "saliency"), scope="video")
     shuffled = Case("question_first", (Variant("merger", "tome"), Variant("connector", "patches", (("shuffle", 2),))))
     with pytest.raises(UserError, match="connector.shuffle=2 folds the whole patch grid"):
         model(shuffled)

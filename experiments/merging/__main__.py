@@ -72,11 +72,11 @@ def collect(seeds: Sequence[int]) -> Iterator[results.Record]:
                 folders, best = ([runs.free_folder(seed, label, outline, name, keep) for seed in seeds]
                                  for name in (variant, BEST))  # fmt: skip
                 yield from of(variant, folders, best, seeds, columns)
-        for variant, keep in runs.trained_variants():
-            columns = {"set": label, "outline": True, "keep": keep, "trained": True}
-            folders, best = ([runs.trained_folder(seed, label, name, keep) for seed in seeds]
-                             for name in (variant, BEST))  # fmt: skip
-            yield from of(variant, folders, best, seeds, columns)
+            for variant, keep in runs.trained_variants():
+                columns = {"set": label, "outline": outline, "keep": keep, "trained": True}
+                folders, best = ([runs.trained_folder(seed, label, outline, name, keep) for seed in seeds]
+                                 for name in (variant, BEST))  # fmt: skip
+                yield from of(variant, folders, best, seeds, columns)
 
 
 def of(

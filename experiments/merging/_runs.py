@@ -38,6 +38,7 @@ DROPS = ("random", "stride", "dycoke")  # their tokens are single patches: sizes
 MERGERS = ("adaptive", "motion", "saliency", "tome", "fastvid", *DROPS)
 PROPORTIONAL = "merger.proportional=true"
 PLAIN = {merger: [f"merger={merger}", *([] if merger in DROPS else [PROPORTIONAL])] for merger in MERGERS}
+PLAIN_CLIPS = ["dataset.outline=false", "dataset.train_clips=8"]
 PARTS_KEEP = 0.125
 PARTS = {  # what parts of them are worth
     "adaptive_no_likeness": [*PLAIN["adaptive"], "merger.reach=null"],
@@ -45,6 +46,7 @@ PARTS = {  # what parts of them are worth
     "adaptive_flow": [*PLAIN["adaptive"], "merger.motion=flow"],
     "adaptive_not_proportional": ["merger=adaptive", "merger.proportional=false"],
     "adaptive_packed": [*PLAIN["adaptive"], "merger.positions=packed"],
+    **{f"{merger}_not_proportional": [f"merger={merger}"] for merger in ("tome", "motion", "saliency", "fastvid")},
     "tome_packed": [*PLAIN["tome"], "merger.positions=packed"],
 }
 
@@ -73,8 +75,8 @@ def free_folder(seed: int, label: str, outline: bool, variant: str, keep: float)
     return ROOT / f"seed{seed}" / "free" / f"{label}{'' if outline else '-plain'}" / f"{variant}-{keep:g}"
 
 
-def trained_folder(seed: int, label: str, merger: str, keep: float) -> Path:
-    return ROOT / f"seed{seed}" / f"{merger}-{keep:g}" / label / "eval"
+def trained_folder(seed: int, label: str, outline: bool, merger: str, keep: float) -> Path:
+    return ROOT / f"seed{seed}" / f"{merger}-{keep:g}" / label / ("eval" if outline else "eval-plain")
 
 
 def settings(variant: str, keep: float) -> list[str]:
@@ -90,11 +92,13 @@ def all_of(part: str, seed: int, label: str) -> None:
             read_merged(model, seed, label, outline)
         return
     for merger, keep in trained_variants():
-        out = trained_folder(seed, label, merger, keep)
-        run = out.parents[1]
+        run = trained_folder(seed, label, True, merger, keep).parents[1]
         chosen = settings(merger, keep)
         curriculum.train(run, model, seed, chosen, {label: TRAINED_STEPS}, [], EXPERIMENT, here=True)
-        ask(out, configuration(run / label, []), run / label, merger, seed, _clips(label, True))
+        for outline in (True, False):
+            cfg = configuration(run / label, [] if outline else PLAIN_CLIPS)
+            out = trained_folder(seed, label, outline, merger, keep)
+            ask(out, cfg, run / label, merger, seed, _clips(label, outline))
 
 
 def read_merged(checkpoint: Path, seed: int, label: str, outline: bool) -> None:
@@ -102,7 +106,7 @@ def read_merged(checkpoint: Path, seed: int, label: str, outline: bool) -> None:
     todo = [v for v in free_variants() if not (free_folder(seed, label, outline, *v) / RESULTS).exists()]
     if not todo:
         return
-    cfg = configuration(checkpoint, [] if outline else ["dataset.outline=false", "dataset.train_clips=8"])
+    cfg = configuration(checkpoint, [] if outline else PLAIN_CLIPS)
     model, chat = rebuild(checkpoint, cfg)
     features = FrozenFeatures(model.vision, Wants(saliency="attention"), wants_patches=True)
     for variant, keep in todo:

@@ -17,6 +17,9 @@ Positions = Literal["patches", "packed"]
 Places = Literal["centroid", "root"]
 
 
+LEAST = 1  # patches of every frame that stay
+
+
 class Choice(NamedTuple):
     """roots_BS: int64 [B, T * N], see ``hvlm.merging``. weight_BS: float, how much each patch counts in the mean of its
     token; None: all alike."""
@@ -31,19 +34,22 @@ class MergerRoom(nn.Module, ABC):
     keep: share of a clip's patches that stays, rounded to whole tokens and never below one a frame. tokens: their
         number, in place of ``keep``.
     scope: ``frame`` merges within frames only; ``video`` across them, too; ``auto`` is video where the connector
-        allows it (foveated and mean read frame by frame and do not).
+        allows it (foveated and mean read frame by frame and do not) and the variant does (``across``).
     proportional: the language model's attention counts a merged token as often as it has patches (+ log size): ToMe's
-        proportional attention, which costs it little (``attend``'s ``key_bias``). The foveated gaze always does.
+        proportional attention. Without effect where what is not kept is dropped. The foveated gaze always does.
     positions: ``patches``, merged tokens keep the positions that their patches would have had in the language model;
         ``packed``, they are counted through. (For connectors that make one token of each patch.)
     places: a merged token's time, frame and place are the ``centroid`` of its patches', or those of its ``root``, the
         patch that stands for it: a centroid of what moved lies where nothing is.
 
-    A variant says which patch stands for which (``choose``). ``drops``: what is not kept is lost, and
-    sizes do not add up. ``chosen``: the last batch's assignment and budgets, for pictures and tests.
+    A variant says which patch stands for which (``choose``), which is not differentiated: gradients flow through the
+    features alone, and the weights of a mean are constants. ``across``: whether it can merge across frames. ``drops``:
+    what is not kept is lost, and sizes do not add up. ``chosen``: the last batch's assignment and budgets, for pictures
+    and tests.
     """
 
     changes_nothing = False
+    across = True
     drops = False
     wants_saliency: str | None = None
     wants_flow = False
@@ -72,6 +78,8 @@ class MergerRoom(nn.Module, ABC):
             raise ValueError(f"merger.places={places!r}: expected centroid or root")
         if scope == "video" and needs_frames:
             raise ValueError("merger.scope=video: this connector reads every frame by itself; use scope=frame or auto")
+        if scope == "video" and not self.across:
+            raise ValueError(f"merger.scope=video: {type(self).__name__} works within frames; use scope=frame or auto")
         self.keep, self.tokens, self.proportional = keep, tokens, proportional
         self.positions, self.places = positions, places
         self.per_frame = needs_frames or scope == "frame"
@@ -80,10 +88,6 @@ class MergerRoom(nn.Module, ABC):
     @abstractmethod
     def choose(self, view: View) -> Choice:
         """Which patch stands for which. Called without gradients and without autocast."""
-
-    def least(self) -> int:
-        """Patches of every frame that stay at least."""
-        return 1
 
     def budget(self, mask_BT: Tensor, patches: int) -> Tensor:
         """Tokens of each clip, int64 [B]: at least one a frame, at most all."""
@@ -116,7 +120,7 @@ class MergerRoom(nn.Module, ABC):
 
         view = View(
             by_frame(tokens.x_BSD), mask_BT, by_frame(tokens.saliency_BS), by_frame(tokens.motion_BS),
-            self.budget(mask_BT, n), self.least(),
+            self.budget(mask_BT, n), LEAST,
         )  # fmt: skip
         with torch.no_grad(), torch.autocast(tokens.x_BSD.device.type, enabled=False):
             roots, weight = self.choose(view)

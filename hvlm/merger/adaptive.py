@@ -73,7 +73,10 @@ class AdaptiveMerge(MergerRoom):
         if self.motion_weight:
             score = score + self.motion_weight * mean_one(motion_of(view, self.motion), view.mask_BT)
         if self.reach is not None:
-            likeness = likeness_to_higher(view, score, 0 if self.per_frame else self.reach)
+            # By rank, so that of equals, as in a still clip, the first is the higher one.
+            order = score.flatten(1).argsort(dim=1, descending=True, stable=True)
+            rank = -order.argsort(1).view_as(score)
+            likeness = likeness_to_higher(view, rank, 0 if self.per_frame else self.reach)
             score = score * (1 - likeness) ** self.diversity
         if self.per_frame:
             kept, weight = self._in_frames(view, score)
@@ -132,7 +135,7 @@ def likeness_to_higher(view: View, score_BTN: Tensor, reach: int) -> Tensor:
     0 where nothing does. O(reach T N² D)."""
     b, t, n, _ = view.x_BTND.shape
     unit = F.normalize(view.x_BTND, dim=-1)
-    found = torch.zeros_like(score_BTN)
+    found = unit.new_zeros(score_BTN.shape)
     block = max(1, _SCORES // (b * n * n))
     for offset in range(min(reach, t - 1) + 1):
         for start in range(0, t - offset, block):

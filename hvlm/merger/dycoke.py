@@ -2,7 +2,8 @@
 
 Windows of frames; where a later frame resembles an earlier one, its tokens go. In a window of four the first frame is
 whole, frames 1 and 3 are compared with 0 and 2, and 2 with 0, place by place; of each compared frame the least similar
-share stays.
+1 - k = 0.3 stay. Below that rate the published method stops (and goes on while decoding). Here first frames then give
+way in the same proportion, 1 : 0.3, and are compared with the first frame of the window before.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from hvlm.merger._room import Choice, MergerRoom
 from hvlm.merger._scores import View
 from hvlm.merging import roots_or_dropped
 
+STAYS = 0.3  # 1 - k, of a compared frame for one of a first frame
+
 
 class DyCoke(MergerRoom):
-    """window: frames, a power of two; null: 4 as published, or as many as it takes where whole first frames alone would
-    exceed the budget (``keep`` < 1/4: below that the published method stops, and goes on while decoding).
+    """window: frames, a power of two.
 
     Of what the first frames leave, every compared frame of the clip gets an even share: with ``keep`` = 1/4 + 3/4 (1
     - k) that is the published rate k. Frame i of a window is compared with i minus its lowest set bit. Tokens are
@@ -29,14 +31,11 @@ class DyCoke(MergerRoom):
 
     drops = True
 
-    def __init__(self, keep: float = 0.25, window: int | None = None, **room: Any):
+    def __init__(self, keep: float = 0.25, window: int = 4, **room: Any):
         super().__init__(keep, **room)
-        if window is not None and (window < 2 or window & (window - 1)):
-            raise ValueError(f"merger.window={window}: expected a power of two of frames, or null")
+        if window < 2 or window & (window - 1):
+            raise ValueError(f"merger.window={window}: expected a power of two of frames")
         self.window = window
-
-    def least(self) -> int:
-        return int(self.per_frame)
 
     def choose(self, view: View) -> Choice:
         return Choice(torch.cat([self._clip(view, i) for i in range(len(view.total_B))]))
@@ -47,26 +46,33 @@ class DyCoke(MergerRoom):
         t, n, _ = x_TND.shape
         kept = torch.zeros(t, n, dtype=torch.bool, device=x_TND.device)
         if frames:
-            window = self.window or self._window(frames, n, total, view.least)
-            whole = torch.arange(0, frames, window)
-            compared = torch.tensor([f for f in range(frames) if f % window])
-            # First frames as whole as the budget allows beside what the others need.
-            budget = torch.zeros(t, dtype=torch.long)
-            budget[whole] = _even(min(len(whole) * n, total - view.least * len(compared)), len(whole))
-            budget[compared] = _even(total - int(budget.sum()), len(compared))
-            before = torch.tensor([f - (f & -f) if f % window else f for f in range(frames)])
+            place = torch.arange(frames, device=kept.device)
+            starts = place % self.window == 0
+            budget = _budget(starts, n, total, view.least)
+            before = torch.where(starts, place - self.window, place - (place & -place)).clamp(min=0)
             unit = F.normalize(x_TND[:frames], dim=-1)
             similar = (unit * unit[before]).sum(-1)
-            rank = similar.argsort(dim=-1, stable=True).argsort(-1)
-            kept[:frames] = rank < budget[:frames, None].to(rank.device)
+            similar[0] = _spread(n, int(budget[0]), kept.device)  # nothing comes before it
+            kept[:frames] = similar.argsort(dim=-1, stable=True).argsort(-1) < budget[:, None]
         return roots_or_dropped(kept[None])
 
-    @staticmethod
-    def _window(frames: int, n: int, total: int, least: int) -> int:
-        window = 4
-        while window < frames and -(-frames // window) * n + least * (frames - -(-frames // window)) > total:
-            window *= 2
-        return window
+
+def _budget(starts_T: Tensor, n: int, total: int, least: int) -> Tensor:
+    """Tokens of each frame, int64 [T]: first frames of a window as whole as the others' ``STAYS`` of them allows."""
+    firsts, others = int(starts_T.sum()), int((~starts_T).sum())
+    whole = round(total * firsts / (firsts + STAYS * others))
+    whole = min(max(whole, least * firsts, total - n * others), n * firsts, total - least * others)
+    budget = torch.zeros(len(starts_T), dtype=torch.long, device=starts_T.device)
+    budget[starts_T] = _even(whole, firsts).to(budget)
+    budget[~starts_T] = _even(total - whole, others).to(budget)
+    return budget
+
+
+def _spread(n: int, many: int, device: torch.device) -> Tensor:
+    """[n]: low at ``many`` places evenly apart, high elsewhere."""
+    score = torch.ones(n, device=device)
+    score[torch.arange(many, device=device) * n // max(1, many)] = 0.0
+    return score
 
 
 def _even(total: int, parts: int) -> Tensor:

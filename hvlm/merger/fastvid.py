@@ -18,10 +18,11 @@ from hvlm.merging import best_of_each
 
 
 class FastVID(MergerRoom):
-    """segments: at least so many (c). threshold: cosine of two frames' means below which there is a cut (tau). density:
-    share d of the budget for density peaks, the rest goes to the most attended patches of every frame. every: peaks are
-    sought in every p-th frame of a segment. neighbours: k of the density. weight: a peak keeps at least this share of
-    its token (beta), max(1 / (members + 1), beta). Published: 8, 0.9, 0.4, 4, 4, 0.6.
+    """segments: at least so many (c); null: one for every four frames, as the published 8 are for 32. threshold: cosine
+    of two frames' means below which there is a cut (tau). density: share d of the budget for density peaks, the rest
+    goes to the most attended patches of every frame. every: peaks are sought in every p-th frame of a segment.
+    neighbours: k of the density. weight: a peak keeps at least this share of its token (beta), max(1 / (members + 1),
+    beta). Published: 0.9, 0.4, 4, 4, 0.6.
 
     density of i = exp(-mean squared distance to its k nearest); score = density x distance to the nearest denser one.
     With ``scope=frame`` every frame is its own segment.
@@ -32,7 +33,7 @@ class FastVID(MergerRoom):
     def __init__(
         self,
         keep: float = 0.25,
-        segments: int = 8,
+        segments: int | None = None,
         threshold: float = 0.9,
         density: float = 0.4,
         every: int = 4,
@@ -43,8 +44,8 @@ class FastVID(MergerRoom):
         super().__init__(keep, **room)
         if not 0 <= density < 1:
             raise ValueError(f"merger.density={density}: expected a share of at least 0 and below 1")
-        if every < 1 or neighbours < 1 or segments < 1:
-            raise ValueError("merger.every, merger.neighbours and merger.segments must be at least 1")
+        if every < 1 or neighbours < 1 or (segments is not None and segments < 1):
+            raise ValueError("merger.every, merger.neighbours and merger.segments must be at least 1, segments or null")
         self.segments, self.threshold, self.density = segments, threshold, density
         self.every, self.neighbours, self.weight = every, neighbours, weight
 
@@ -98,7 +99,8 @@ class FastVID(MergerRoom):
         mean = F.normalize(x_TND.mean(1), dim=-1)
         similar = (mean[1:] * mean[:-1]).sum(-1)
         rank = similar.argsort(stable=True).argsort()
-        cuts = (similar < self.threshold) | (rank < self.segments - 1)
+        segments = -(-frames // 4) if self.segments is None else self.segments
+        cuts = (similar < self.threshold) | (rank < segments - 1)
         edges = [0, *(cuts.nonzero().flatten() + 1).tolist(), frames]
         return [(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
 
@@ -109,7 +111,7 @@ class FastVID(MergerRoom):
         distance = torch.cdist(x_AD, x_AD)
         nearest = distance.topk(min(self.neighbours + 1, len(x_AD)), largest=False).values[:, 1:]
         scale = x_AD.shape[1] ** 0.5  # distances grow with the width
-        density = torch.exp(-((nearest / scale) ** 2).mean(1)) if nearest.shape[1] else torch.ones(len(x_AD))
+        density = torch.exp(-((nearest / scale) ** 2).mean(1)) if nearest.shape[1] else x_AD.new_ones(len(x_AD))
         # Ties in density are broken by the place, so that of equal patches one is the denser.
         order = density.argsort(descending=True, stable=True).argsort()
         denser = order[None] < order[:, None]

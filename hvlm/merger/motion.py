@@ -20,6 +20,8 @@ class MotionAwareTokenMerge(MergerRoom):
     Where nothing moves, a patch's distance from the clip's mean decides.
     """
 
+    across = False
+
     def __init__(self, keep: float = 0.25, motion: Motion = "features", **room: Any):
         super().__init__(keep, **room)
         self.motion, self.wants_flow = motion, motion == "flow"

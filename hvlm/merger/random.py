@@ -18,6 +18,7 @@ class RandomMerge(MergerRoom):
     in evaluation. seed: of both; how many batches were drawn is kept with the weights, so that training resumes
     exactly. (Strong on video: UniPruneBench, Peng et al. 2025.)"""
 
+    across = False
     drops = True
     draws: Tensor
 

@@ -18,6 +18,8 @@ class SaliencyMerge(MergerRoom):
     ``distance``, 1 - cosine to the clip's mean patch.
     """
 
+    across = False
+
     def __init__(self, keep: float = 0.25, saliency: Saliency = "attention", **room: Any):
         super().__init__(keep, **room)
         self.saliency = saliency

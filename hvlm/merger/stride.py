@@ -13,6 +13,7 @@ class StrideMerge(MergerRoom):
     """An even share of every frame, evenly spaced in reading order, and one place further in each frame, so that over
     time every place has its turn."""
 
+    across = False
     drops = True
 
     def choose(self, view: View) -> Choice:
