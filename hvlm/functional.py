@@ -18,6 +18,17 @@ _FP32_UP_TO = 32  # keys; below, SDPA in fp32 (the gaze of a query over 16 patch
 _MATMUL_UP_TO = 1024  # keys; above, SDPA, whose memory does not grow with queries x keys
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """For sums and logarithms: float32, or ``dtype`` where that is wider."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def lowest(dtype: torch.dtype) -> float:
+    """The score of a key that is not there. Finite, so that a row without any key does not become NaN, and low enough
+    to leave no weight; several add up without leaving float16."""
+    return max(-1e30, torch.finfo(dtype).min / 4)
+
+
 def split_heads(x_BND: Tensor, num_heads: int) -> Tensor:
     """[B, N, D] -> [B, H, N, D / H]."""
     b, n, d = x_BND.shape

@@ -14,7 +14,7 @@ def causal_conv(x_BSE: Tensor, conv: nn.Conv1d) -> Tensor:
 
     On a CPU as shifted sums: torch's depthwise convolution wants channels first, and two transposes cost more than it.
     """
-    if _gpu.can(_gpu.causal_conv1d_fn, x_BSE):
+    if _gpu.can(_gpu.causal_conv1d_fn, x_BSE) and conv.kernel_size[0] in (2, 3, 4):
         return _gpu.causal_conv(x_BSE, conv.weight.squeeze(1), conv.bias)
     return _shifted(F.pad(x_BSE, (0, 0, conv.kernel_size[0] - 1, 0)), conv)
 

@@ -39,13 +39,11 @@ def selective_scan(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d:
     return y.mT, last
 
 
-def ssd(
-    x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, chunk: int, state: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """``mamba2.ssd``. The kernel's states are [B, H, P, N], and its B and C have a group axis."""
-    state = None if state is None else state.mT.contiguous()
-    y, last = mamba_chunk_scan_combined(x, delta, a, b.unsqueeze(2), c.unsqueeze(2), chunk, initial_states=state,
-                                        return_final_states=True)  # fmt: skip
+def ssd(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """``mamba2.ssd`` from a zero state. The kernel's states are [B, H, P, N], its B and C have a group axis, and its
+    chunks are powers of two of 16 or more (what is short of a chunk it pads itself)."""
+    chunk = max(16, 1 << (chunk - 1).bit_length())
+    y, last = mamba_chunk_scan_combined(x, delta, a, b.unsqueeze(2), c.unsqueeze(2), chunk, return_final_states=True)
     return y, last.mT
 
 

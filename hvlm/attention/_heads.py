@@ -42,6 +42,20 @@ class Heads(nn.Module):
         return 8 * length * self.dim**2
 
 
+class KeysValues(NamedTuple):
+    """What a stream of softmax attention keeps: [B, H, as many as there are, d] each."""
+
+    keys: Tensor
+    values: Tensor
+
+    def followed_by(self, k: Tensor, v: Tensor) -> KeysValues:
+        return KeysValues(torch.cat([self.keys, k], 2), torch.cat([self.values, v], 2))
+
+    def without(self, first: int, many: int) -> KeysValues:
+        """Without ``many`` from place ``first`` on."""
+        return KeysValues(*(torch.cat([x[:, :, :first], x[:, :, first + many :]], 2) for x in self))
+
+
 class Projection(NamedTuple):
     """Some of the rows of ``qkv``. weight [D or 2 D, D]; scale: what the first of the results is multiplied by."""
 

@@ -21,13 +21,14 @@ from torch import Tensor
 
 from hvlm.attention import _gpu
 from hvlm.attention._heads import Heads, packed_like
+from hvlm.functional import lowest, wide
 
 EPS_SOFTMAX, EPS_RELU = 1e-4, 1e-3
 FEATURES, FEATURES_LEARNING = 1 << 18, 1 << 17  # numbers that exist at a time; a backward pass has them several times
 AT_LEAST = 96  # tokens at a time, for products of a size that is worth it
 PROJECTED = 1024  # tokens that are projected at once
 CAUSAL_CHUNK = 128
-NONE = -1e30  # the exponent of a key that is not there
+FAR = 40.0  # by which the constant may rise within a chunk; exp of it is far from the end of float32
 TINY = 1e-30  # a clip without any key gets zeros, not NaN
 
 
@@ -118,20 +119,22 @@ def kernel_attention_causal(
 
     In chunks, with what came before as a state; float32 inside. With one token it is the step of a stream.
     """
-    parts, projection = [], scaled(projection)
-    if kernel != "softmax" and mask_BS is None and state is None and _gpu.can(_gpu.chunk_linear_attn, q):
-        phi_q, phi_k = _plain(q, kernel, projection), _plain(k, kernel, projection)
-        v1 = F.pad(v, (0, 1), value=1.0).float()
-        last = KernelState(phi_k.float().mT @ v1, v1.sum(2, keepdim=True), q.new_ones(1, 1, 1, 1))
-        return _gpu.causal_kernel(phi_q, phi_k, v), last
+    parts, dtype = [], wide(q.dtype)
+    projection = None if projection is None else scaled(projection).to(dtype)
     with torch.autocast(q.device.type, enabled=False):
         for start in range(0, q.shape[2], CAUSAL_CHUNK):
             at = slice(start, start + CAUSAL_CHUNK)
             mask = None if mask_BS is None else mask_BS[:, None, at, None]
-            y, state = _causal_chunk(q[:, :, at].float(), k[:, :, at].float(), v[:, :, at].float(), kernel, projection,
-                                     mask, state)  # fmt: skip
+            q_, k_, v_ = (x[:, :, at].to(dtype) for x in (q, k, v))
+            y, state = _causal_chunk(q_, k_, v_, kernel, projection, mask, state)
             parts.append(y)
     return torch.cat(parts, 2).to(v.dtype), state
+
+
+def kernel_attention_fused(q: Tensor, k: Tensor, v: Tensor, kernel: str, projection: Tensor | None) -> Tensor:
+    """``kernel_attention_causal`` of a whole without padding, for ``relu`` and ``elu``, by fla's kernel."""
+    projection = scaled(projection)
+    return _gpu.causal_kernel(_plain(q, kernel, projection), _plain(k, kernel, projection), v)
 
 
 def _causal_chunk(
@@ -143,22 +146,30 @@ def _causal_chunk(
     mask: Tensor | None,
     state: KernelState | None,
 ) -> tuple[Tensor, KernelState]:
-    v1 = F.pad(v, (0, 1), value=1.0)
-    v1 = v1 if mask is None else v1 * mask
     if kernel == "softmax":
         e = k @ projection.T
-        e = e if mask is None else e.masked_fill(~mask, NONE)
+        e = e if mask is None else e.masked_fill(~mask, lowest(e.dtype))
         so_far = e.detach().amax(-1, keepdim=True).cummax(2).values  # c_i
         so_far = so_far if state is None else torch.maximum(so_far, state.c)
+        if k.shape[2] > 1 and bool((so_far[:, :, -1:] - so_far[:, :, :1]).max() > FAR):
+            # Relative to the last constant the first keys would be nothing, and their queries read rounding errors.
+            parts = []
+            for at in slice(0, k.shape[2] // 2), slice(k.shape[2] // 2, None):
+                given = (q[:, :, at], k[:, :, at], v[:, :, at], kernel, projection)
+                y, state = _causal_chunk(*given, None if mask is None else mask[:, :, at], state)
+                parts.append(y)
+            return torch.cat(parts, 2), state
         c, eps = so_far[:, :, -1:], EPS_SOFTMAX
         phi_k = (e - half_square(k) - c).exp()
         mapped = q @ projection.T
         phi_q = (mapped - half_square(q) - mapped.detach().amax(-1, keepdim=True)).exp() + eps
-        grown = (c - so_far).clamp(max=60.0).exp()  # from sums relative to c to those relative to c_i
+        grown = (c - so_far).exp()  # from sums relative to c to those relative to c_i
     else:
         phi_q, phi_k, eps = _plain(q, kernel, projection), _plain(k, kernel, projection), 0.0
         phi_k = phi_k if mask is None else phi_k * mask
-        c = grown = q.new_ones(1, 1, 1, 1)
+        c = grown = q.new_ones(*q.shape[:2], 1, 1)
+    v1 = F.pad(v, (0, 1), value=1.0)
+    v1 = v1 if mask is None else v1 * mask
     both = (phi_q @ phi_k.transpose(-1, -2)).tril() @ v1
     total = v1.cumsum(2)
     sums = phi_k.transpose(-1, -2) @ v1
@@ -178,7 +189,7 @@ def _plain(x: Tensor, kernel: str, projection: Tensor | None) -> Tensor:
     """φ(x) of the kernels that need no constants; ``projection`` scaled."""
     if kernel == "elu":
         return x.clamp(max=0).exp().add(x.relu())  # elu(x) + 1, and faster than torch's in bfloat16
-    return torch.matmul(x, projection.T).relu() + EPS_RELU
+    return torch.matmul(x, projection.to(x.dtype).T).relu() + EPS_RELU
 
 
 class _Keys(torch.autograd.Function):
@@ -294,8 +305,8 @@ class _Maps:
         for at, k, v in parts:
             phi, shrink = self.keys_online(k, at)
             if kv is None:
-                kv = k.new_zeros(len(k), self.num_features, self.d + 1, dtype=torch.float32)
-                total = k.new_zeros(len(k), 1, self.d + 1, dtype=torch.float32)
+                kv = k.new_zeros(len(k), self.num_features, self.d + 1, dtype=wide(k.dtype))
+                total = k.new_zeros(len(k), 1, self.d + 1, dtype=wide(k.dtype))
             if shrink is not None:
                 kv.mul_(shrink)
             kv[..., : self.d] += torch.bmm(phi.mT, v)
@@ -323,7 +334,7 @@ class _Maps:
         if self.kernel != "softmax":
             return self.keys(k, at), None
         e = self._exponent(k, at)
-        new, before = e.amax((1, 2), keepdim=True).float(), self.c
+        new, before = e.amax((1, 2), keepdim=True).to(wide(e.dtype)), self.c
         self.c = new if before is None else torch.maximum(new, before)
         shrink = None if before is None else (before - self.c).exp_()
         return self._present(e.sub_(half_square(k) + self.c.to(k.dtype)).exp_(), at), shrink
@@ -348,7 +359,7 @@ class _Maps:
 
     def _exponent(self, k: Tensor, at: slice) -> Tensor:
         e = self._mapped(k)
-        return e if self.mask is None else e.masked_fill_(~self.mask[:, at], NONE)
+        return e if self.mask is None else e.masked_fill_(~self.mask[:, at], lowest(e.dtype))
 
     def _present(self, phi: Tensor, at: slice) -> Tensor:
         return phi if self.mask is None else phi.mul_(self.mask[:, at])

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hvlm.attention._heads import Heads
 from hvlm.attention._softmax import Layout, lse_of
+from hvlm.functional import wide
 
 Join = Callable[[Tensor, tuple[Tensor, Tensor]], Tensor]
 
@@ -71,7 +72,7 @@ def _attend(
     scale = d**-0.5
     q = q_CD.view(many, block, h, d)
     read = torch.empty_like(q)
-    lse = q.new_empty(h, many, block, dtype=torch.float32) if join else None
+    lse = q.new_empty(h, many, block, dtype=wide(q.dtype)) if join else None
     shape, strides = (many, layout.span, d), (block * kv.stride(0), kv.stride(0), 1)
     for i in range(h):
         at = blocks.start * block * kv.stride(0) + i * d

@@ -30,6 +30,11 @@ def check_readout(k: int) -> int:
     return k
 
 
+def check_streams(causal: bool) -> None:
+    if not causal:
+        raise ValueError("a stream needs attention.causal=true: what looks ahead cannot go token by token")
+
+
 class MixingRoom(nn.Module):
     """x <- x + layer(LN(x)), ``layers`` times over the visual tokens of the whole video: Tokens -> (Tokens, state).
 

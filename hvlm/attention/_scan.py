@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvlm.functional import wide
+
 STATES, TOKENS = 1 << 19, 16  # numbers of states that exist at a time, but those of 16 tokens: one of 16 is kept
 
 
@@ -29,16 +31,18 @@ def selective_scan(
     d_D: Tensor,
     state_BDN: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(y [B, S, D], the last state [B, D, N]), float32. ``state``: the one before the first token, zero by default.
+    """(y [B, S, D], the last state [B, D, N]), float32 at least. ``state``: the one before the first token, by default
+    zero.
 
     delta is positive; where it is 0 the state stays as it is and takes nothing up: so padding is passed over.
     """
+    dtype = wide(x_BSD.dtype)
     if state_BDN is None:
-        state_BDN = x_BSD.new_zeros(x_BSD.shape[0], *a_DN.shape, dtype=torch.float32)
+        state_BDN = x_BSD.new_zeros(x_BSD.shape[0], *a_DN.shape, dtype=dtype)
     with torch.autocast(x_BSD.device.type, enabled=False):
-        wide = (x_BSD, delta_BSD, a_DN, b_BSN, c_BSN, state_BDN)
-        y, last = _Scan.apply(*(tensor.float() for tensor in wide))
-        return torch.addcmul(y, x_BSD.float(), d_D.float()), last
+        given = (x_BSD, delta_BSD, a_DN, b_BSN, c_BSN, state_BDN)
+        y, last = _Scan.apply(*(tensor.to(dtype) for tensor in given))
+        return torch.addcmul(y, x_BSD.to(dtype), d_D.to(dtype)), last
 
 
 def selective_scan_reference(

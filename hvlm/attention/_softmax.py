@@ -21,15 +21,16 @@ import torch
 from torch import Tensor
 
 from hvlm.attention._heads import packed_like
+from hvlm.functional import lowest, wide
 
-MASKED = -1e30  # finite: a row without any key must not become NaN
 SCORES = 1 << 20  # scores that exist at a time
 
 
 def attend_part(q_BHSd: Tensor, k_BHKd: Tensor, v_BHKd: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(out [B, H, S, d], lse [B, H, S] float32) of all queries over all keys. ``q`` is scaled already.
 
-    bias: float, added to the scores; broadcasts to [B, H, S, K]. A query without any key gets an lse near ``MASKED``.
+    bias: float, added to the scores; broadcasts to [B, H, S, K]. A query without any key gets an lse near
+    ``lowest``.
     """
     return _Dense.apply(q_BHSd, k_BHKd, v_BHKd, bias)
 
@@ -70,8 +71,9 @@ def softmax_and_largest(q: Tensor, k: Tensor, bias: Tensor | None) -> tuple[Tens
 
 
 def lse_of(p: Tensor, largest: Tensor) -> Tensor:
-    """float32. The largest weight is exp(max - lse): cheaper than another sum of exponentials."""
-    return largest.float() - p.amax(-1).float().log_()
+    """float32 at least. The largest weight is exp(max - lse): cheaper than another sum of exponentials."""
+    dtype = wide(p.dtype)
+    return largest.to(dtype) - p.amax(-1).to(dtype).log()
 
 
 def _backward(
@@ -87,7 +89,7 @@ def _backward(
 class _Dense(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        out, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+        out, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=wide(q.dtype))
         bias = None if bias is None else bias.to(q.dtype)
         for one, rows in _pieces(q, k):
             p, largest = softmax_and_largest(q[one][:, rows], k[one], _piece_of(bias, one, rows, q.shape))
@@ -142,7 +144,7 @@ class _Window(torch.autograd.Function):
         qp, kp, vp = layout.queries(q), layout.keys(k), layout.keys(v)
         # Heads come together again without a copy.
         out = layout.blocked(q.new_empty(layout.b, layout.blocks * layout.block, layout.h, layout.d).transpose(1, 2))
-        lse = qp.new_empty(*out.shape[:4], dtype=torch.float32) if joins else None
+        lse = qp.new_empty(*out.shape[:4], dtype=wide(qp.dtype)) if joins else None
         kept: list[Tensor] = []
         for (b, h), blocks, bias in layout.pieces():
             p = torch.baddbmm(bias, qp[b, h, blocks], layout.windows(kp[b, h], blocks).mT)
@@ -197,11 +199,11 @@ class Layout:
         self.right = 0 if causal else self.left
         self.blocks = math.ceil(s / self.block)
         self.span = (self.left + 1 + self.right) * self.block
-        self.band = _band(self.block, self.left, self.right, window, causal, device).to(dtype)
+        self.band = _band(self.block, self.left, self.right, window, causal, dtype, device)
         valid = torch.ones(1, s, dtype=torch.bool, device=device) if mask_BS is None else mask_BS
         behind = self.blocks * self.block - s + self.right * self.block
         padded = torch.nn.functional.pad(valid, (self.left * self.block, behind))
-        self.absent = torch.where(padded, 0.0, MASKED).to(dtype)  # [1 or B, length of the keys]
+        self.absent = torch.where(padded, 0.0, lowest(dtype)).to(dtype)  # [1 or B, length of the keys]
         self.whole = mask_BS is None or bool(mask_BS.all())
 
     def queries(self, x: Tensor) -> Tensor:
@@ -265,11 +267,13 @@ class Layout:
         return found
 
 
-def _band(block: int, left: int, right: int, window: int, causal: bool, device: torch.device) -> Tensor:
-    """[1, block, span]: 0 where a query of a block may see a key of its span, ``MASKED`` elsewhere."""
+def _band(
+    block: int, left: int, right: int, window: int, causal: bool, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """[1, block, span]: 0 where a query of a block may see a key of its span, ``lowest`` elsewhere."""
     query = torch.arange(block, device=device)[:, None] + left * block
     key = torch.arange((left + 1 + right) * block, device=device)
     seen = (query - key).abs() <= window
     if causal:
         seen &= key <= query
-    return torch.where(seen, 0.0, MASKED).unsqueeze(0)
+    return torch.where(seen, 0.0, lowest(dtype)).to(dtype).unsqueeze(0)

@@ -58,6 +58,28 @@ class CrossMemoryAttention(Heads):
             share = share * memory_mask_BM.any(1)[:, None, None, None]
         return self.finish(torch.lerp(near, far, share))
 
+    def reference(
+        self,
+        local_BND: Tensor,
+        memory_BMD: Tensor,
+        mask_BN: Tensor | None = None,
+        memory_mask_BM: Tensor | None = None,
+    ) -> Tensor:
+        """``forward`` with all scores, where every clip remembers something."""
+        n, m = local_BND.shape[1], memory_BMD.shape[1]
+        (q, k, v), (_, k_m, v_m) = self.project(local_BND), self.project(memory_BMD)
+        seen = torch.ones(1, 1, n, n + m, dtype=torch.bool, device=q.device)
+        if self.causal:
+            seen = F.pad(seen[..., :n].tril(), (0, m), value=True)
+        for mask, at in ((mask_BN, slice(0, n)), (memory_mask_BM, slice(n, None))):
+            if mask is not None:
+                seen = seen.expand(len(q), -1, -1, -1).clone()
+                seen[..., at] &= mask[:, None, None]
+        scores = (q @ torch.cat([k, k_m], 2).mT).masked_fill(~seen, -torch.inf)
+        share = self.gate(local_BND).sigmoid().transpose(1, 2).unsqueeze(-1)
+        near, far = scores[..., :n].softmax(-1) @ v, scores[..., n:].softmax(-1) @ v_m
+        return self.finish((1 - share) * near + share * far)
+
     def fuse_with_memory(
         self,
         local_BND: Tensor,

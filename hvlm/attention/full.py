@@ -6,10 +6,11 @@ never whole). A stream has to keep all keys and values: 2 S D values.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from hvlm.attention._heads import Heads
-from hvlm.attention._room import MixingRoom, no_memory
+from hvlm.attention._heads import Heads, KeysValues
+from hvlm.attention._room import MixingRoom, check_streams, no_memory
 from hvlm.functional import attend
 
 
@@ -24,6 +25,20 @@ class FullAttention(Heads):
         """[B, S, dim] -> [B, S, dim]. mask_BS: bool, False where nobody may look; there the output means nothing."""
         no_memory(self, memory)
         return self.finish(attend(*self.project(x_BSD), mask_BS, self.causal, scale=1.0))
+
+    def reference(self, q: Tensor, k: Tensor, v: Tensor, mask_BS: Tensor | None = None) -> Tensor:
+        """The same with all scores; ``q`` scaled."""
+        place = torch.arange(q.shape[2], device=q.device)
+        seen = (place <= place[:, None] if self.causal else place[:, None] >= 0)[None, None]
+        seen = seen if mask_BS is None else seen & mask_BS[:, None, None]
+        return (q @ k.mT).masked_fill(~seen, -torch.inf).softmax(-1) @ v
+
+    def step(self, x_B1D: Tensor, state: KeysValues | None = None) -> tuple[Tensor, KeysValues]:
+        """One more token of a stream: ([B, 1, dim], the new state). Equals the causal pass."""
+        check_streams(self.causal)
+        q, k, v = self.project(x_B1D)
+        state = KeysValues(k, v) if state is None else state.followed_by(k, v)
+        return self.finish(attend(q, *state, scale=1.0)), state
 
     def flops(self, length: int) -> int:
         pairs = length * (length + 1) // 2 if self.causal else length**2

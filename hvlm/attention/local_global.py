@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from hvlm.attention._flex import flex_attend, window_mask
-from hvlm.attention._heads import Heads
+from hvlm.attention._heads import Heads, KeysValues
 from hvlm.attention._lean import Join, window_lean
-from hvlm.attention._room import MixingRoom, no_memory
-from hvlm.attention._softmax import MASKED, attend_part, attend_window, join
-from hvlm.functional import attend, join_heads
+from hvlm.attention._room import MixingRoom, check_streams, no_memory
+from hvlm.attention._softmax import attend_part, attend_window, join
+from hvlm.functional import attend, join_heads, lowest
 
 
 class LocalGlobalAttention(Heads):
@@ -75,7 +75,7 @@ class LocalGlobalAttention(Heads):
         if self.read is None:
             return latents
         q_g, k_g, v_g = self.project(latents)
-        absent = None if mask_BS is None else torch.where(mask_BS[:, None, None], 0.0, MASKED)
+        absent = None if mask_BS is None else torch.where(mask_BS[:, None, None], 0.0, lowest(k.dtype))
         read, _ = join(attend_part(q_g, k, v, absent), attend_part(q_g, k_g, v_g))
         return latents + self.read(join_heads(read))
 
@@ -103,6 +103,20 @@ class LocalGlobalAttention(Heads):
         _, k_g, v_g = self.project(latents)
         seen = nn.functional.pad(seen.expand(len(x_BSD), 1, -1, -1), (0, self.num_global_tokens), value=True)
         return self.finish(attend(q, torch.cat([k, k_g], 2), torch.cat([v, v_g], 2), seen, scale=1.0))
+
+    def step(self, x_B1D: Tensor, state: KeysValues | None = None) -> tuple[Tensor, KeysValues]:
+        """One more token of a stream: ([B, 1, dim], the new state: global tokens, then the window). Equals the causal
+        pass."""
+        check_streams(self.causal)
+        q, k, v = self.project(x_B1D)
+        if state is None:
+            state = KeysValues(k[:, :, :0], v[:, :, :0])
+            if self.latents is not None:
+                state = KeysValues(*self.apart()[1](self.globals(k, v, None)))
+        state = state.followed_by(k, v)
+        y = self.finish(attend(q, *state, scale=1.0))
+        many = state.keys.shape[2] - self.num_global_tokens - self.local_window
+        return y, state if many <= 0 else state.without(self.num_global_tokens, many)
 
     def flops(self, length: int) -> int:
         g = self.num_global_tokens

@@ -8,7 +8,7 @@ In chunks of Q tokens, with s_ij = Σ_{k=j+1..i} Δ_k a:
 
 Names and parameters are those of mamba_ssm's ``Mamba2Simple``; out = W_out RMSNorm(y ⊙ SiLU(z)).
 
-Cost with E = 2 D inner channels in heads of P, N states: 6 S D E for the projections and 2 S Q (N + E) + 6 S E N for
+Cost with E = 2 D inner channels in heads of P, N states: 6 S D E for the projections and 2 S Q (N + E) + 4 S E N for
 the scan: linear in S. A stream keeps E N + 3 (E + 2 N) values, whatever its length.
 """
 
@@ -24,6 +24,7 @@ from hvlm.attention import _gpu
 from hvlm.attention._conv import causal_conv, conv_step
 from hvlm.attention._dt import dt_bias
 from hvlm.attention._room import MixingRoom, no_memory
+from hvlm.functional import wide
 
 
 def ssd(
@@ -35,17 +36,18 @@ def ssd(
     chunk: int = 64,
     state_BHNP: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(y [B, S, H, P], the last state [B, H, N, P] float32). Decays in float32, products in the dtype of ``x``.
+    """(y [B, S, H, P], the last state [B, H, N, P]). Decays and states in float32 at least, products in the dtype
+    of ``x``.
 
     Any length and any chunk give the same. Where delta is 0 the state stays and takes nothing up.
     """
-    if _gpu.can(_gpu.mamba_chunk_scan_combined, x_BSHP):
-        return _gpu.ssd(x_BSHP, delta_BSH, a_H, b_BSN, c_BSN, chunk, state_BHNP)
+    if _gpu.can(_gpu.mamba_chunk_scan_combined, x_BSHP) and state_BHNP is None:
+        return _gpu.ssd(x_BSHP, delta_BSH, a_H, b_BSN, c_BSN, chunk)
     b, s, h, p = x_BSHP.shape
     short = -s % chunk
     dtype = x_BSHP.dtype
     x = (x_BSHP * delta_BSH.unsqueeze(-1).to(dtype)).transpose(1, 2)
-    decay = (delta_BSH.float() * a_H.float()).transpose(1, 2)  # log of it, <= 0
+    decay = (delta_BSH.to(wide(dtype)) * a_H.to(wide(dtype))).transpose(1, 2)  # log of it, <= 0
     x, decay = F.pad(x, (0, 0, 0, short)), F.pad(decay, (0, short))
     keys, queries = F.pad(b_BSN, (0, 0, 0, short)), F.pad(c_BSN, (0, 0, 0, short))
     x = x.unflatten(2, (-1, chunk))  # [B, H, C, Q, P]
@@ -58,10 +60,10 @@ def ssd(
     left = (along[..., -1:] - along).exp().to(dtype)
     added = (keys * left.unsqueeze(-1)).mT @ x  # [B, H, C, N, P]
     whole = along[..., -1].exp()
-    state = x.new_zeros(b, h, keys.shape[-1], p, dtype=torch.float32) if state_BHNP is None else state_BHNP
+    state = x.new_zeros(b, h, keys.shape[-1], p, dtype=wide(dtype)) if state_BHNP is None else state_BHNP
     before = []
     # unbind, not indexing: the gradient of an index is as large as what was indexed
-    for add, keep in zip(added.float().unbind(2), whole[..., None, None].unbind(2), strict=True):
+    for add, keep in zip(added.to(state.dtype).unbind(2), whole[..., None, None].unbind(2), strict=True):
         before.append(state)
         state = torch.addcmul(add, keep, state)
     earlier = (queries * along.exp().to(dtype).unsqueeze(-1)) @ torch.stack(before, 2).to(dtype)
@@ -175,7 +177,7 @@ class Mamba2Layer(nn.Module):
     def flops(self, length: int) -> int:
         e, n, q = self.d_inner, self.state_size, self.chunk
         projections = 2 * self.dim * (3 * e + 2 * n + self.num_heads)
-        return length * (projections + 2 * self.d_conv * (e + 2 * n) + 2 * q * (n + e) + 6 * e * n)
+        return length * (projections + 2 * self.d_conv * (e + 2 * n) + 2 * q * (n + e) + 4 * e * n)
 
     def state_bytes(self, length: int, bytes_per_value: int = 4) -> int:
         conv = (self.d_conv - 1) * (self.d_inner + 2 * self.state_size)
@@ -192,6 +194,9 @@ class TwoWays(nn.Module):
     def forward(self, x_BSD: Tensor, mask_BS: Tensor | None = None) -> Tensor:
         back = None if mask_BS is None else mask_BS.flip(1)
         return self.onward(x_BSD, mask_BS) + self.back(x_BSD.flip(1), back).flip(1)
+
+    def flops(self, length: int) -> int:
+        return self.onward.flops(length) + self.back.flops(length)
 
 
 class Mamba2Room(MixingRoom):

@@ -8,7 +8,8 @@ Other kernels: φ(x) = relu(W x) + ε (generalised attention), and φ(x) = elu(x
 et al. 2020). How exp is kept in range: ``_kernel.py``.
 
 Cost: 4 S m D operations for the features' sums and 4 S m D for W beside the projections' 8 S D², with m features (m = d
-and no W for elu): linear in S. Causal: prefix sums, in chunks. A stream keeps H m (d + 1) values, whatever its length.
+and no W for elu): linear in S. Causal: prefix sums, in chunks. A stream keeps H ((m + 1) (d + 1) + 1) values, however
+long it is.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from hvlm.attention import _gpu
 from hvlm.attention._heads import Heads
 from hvlm.attention._kernel import (
     EPS_RELU,
@@ -26,6 +28,7 @@ from hvlm.attention._kernel import (
     KernelState,
     half_square,
     kernel_attention_causal,
+    kernel_attention_fused,
     kernel_attention_layer,
     kernel_attention_lean,
     scaled,
@@ -73,7 +76,10 @@ class PerformerAttention(Heads):
         """``forward`` with the features as they are."""
         given = (self.kernel, self._projection(), mask_BS)
         if self.causal:
-            return self.finish(kernel_attention_causal(*self.project(x_BSD, scaled=False), *given)[0])
+            q, k, v = self.project(x_BSD, scaled=False)
+            if self.kernel != "softmax" and mask_BS is None and _gpu.can(_gpu.chunk_linear_attn, q):
+                return self.finish(kernel_attention_fused(q, k, v, *given[:2]))
+            return self.finish(kernel_attention_causal(q, k, v, *given)[0])
         if not (x_BSD.is_cuda or torch.is_grad_enabled() or torch.compiler.is_compiling()):
             return self.dropout(kernel_attention_lean(x_BSD, self, *given))
         return self.finish(kernel_attention_layer(x_BSD, self, *given))
@@ -113,7 +119,7 @@ class PerformerAttention(Heads):
         return self.projection_flops(length) + maps + 4 * length * self.num_features * self.dim
 
     def state_bytes(self, length: int, bytes_per_value: int = 4) -> int:
-        return self.num_heads * self.num_features * (self.head_dim + 1) * bytes_per_value
+        return self.num_heads * ((self.num_features + 1) * (self.head_dim + 1) + 1) * bytes_per_value
 
     def _projection(self) -> Tensor | None:
         return None if self.kernel == "elu" else self.projection

@@ -12,17 +12,24 @@ Cost: 4 S (S/k + 1) D operations beside the projections' 8 S D²; still quadrati
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hvlm.attention import _softmax
 from hvlm.attention._flex import flex_attend, strided_mask
-from hvlm.attention._heads import Heads, packed_like
-from hvlm.attention._room import MixingRoom, no_memory
-from hvlm.attention._softmax import MASKED, lse_of, softmax_and_largest
-from hvlm.functional import attend
+from hvlm.attention._heads import Heads, KeysValues, packed_like
+from hvlm.attention._room import MixingRoom, check_streams, no_memory
+from hvlm.attention._softmax import lse_of, softmax_and_largest
+from hvlm.functional import attend, lowest, wide
+
+
+class StridedState(NamedTuple):
+    """The chosen keys and values so far, and the place of the next token."""
+
+    chosen: KeysValues
+    place: int
 
 
 class StridedAttention(Heads):
@@ -66,6 +73,15 @@ class StridedAttention(Heads):
             seen = seen & mask_BS[:, None, None]
         return attend(q, k, v, seen | torch.eye(len(place), dtype=torch.bool, device=q.device), scale=1.0)
 
+    def step(self, x_B1D: Tensor, state: StridedState | None = None) -> tuple[Tensor, StridedState]:
+        """One more token of a stream: ([B, 1, dim], the new state). Equals the causal pass."""
+        check_streams(self.causal)
+        q, k, v = self.project(x_B1D)
+        before = StridedState(KeysValues(k[:, :, :0], v[:, :, :0]), 0) if state is None else state
+        seen, place = before.chosen.followed_by(k, v), before.place
+        stays = place >= self.phase and (place - self.phase) % self.stride == 0
+        return self.finish(attend(q, *seen, scale=1.0)), StridedState(seen if stays else before.chosen, place + 1)
+
     def flops(self, length: int) -> int:
         keys = len(range(self.phase, length, self.stride))
         return self.projection_flops(length) + 4 * length * (keys + 1) * self.dim
@@ -86,11 +102,11 @@ class _Strided(torch.autograd.Function):
         ctx.chosen, ctx.causal, ctx.mask, ctx.scale = slice(phase, None, stride), causal, mask_BS, q.shape[3] ** -0.5
         b, h, s, d = q.shape
         y = q.new_empty(b, s, h, d).transpose(1, 2)  # heads come together again without a copy
-        share = q.new_empty(b, h, s, dtype=torch.float32)
+        share = q.new_empty(b, h, s, dtype=wide(q.dtype))
         keys, values = k[:, :, ctx.chosen] * ctx.scale, v[:, :, ctx.chosen].contiguous()
         for one, rows, bias in _pieces(ctx, q, keys):
             p, largest = softmax_and_largest(q[one, :, rows], keys[one], bias)
-            own = (q[one, :, rows] * k[one, :, rows]).sum(-1, dtype=torch.float32).mul_(ctx.scale)
+            own = (q[one, :, rows] * k[one, :, rows]).sum(-1, dtype=share.dtype).mul_(ctx.scale)
             now = torch.sigmoid(own.sub_(lse_of(p, largest)), out=share[one, :, rows])
             now[:, _starts(rows, ctx.chosen)] = 0.0  # who is among the chosen has seen itself there
             torch.lerp(torch.bmm(p, values[one]), v[one, :, rows], now.unsqueeze(-1).to(q.dtype), out=y[one, :, rows])
@@ -110,8 +126,8 @@ class _Strided(torch.autograd.Function):
             own = share[one, :, rows].unsqueeze(-1)
             p *= (1 - own).to(p.dtype)
             # ds_ij = p_ij (dy_i v_j - dy_i y_i), and the same for one's own
-            row = (dy_ * y[one, :, rows]).sum(-1, keepdim=True, dtype=torch.float32)
-            down = ((dy_ * v_).sum(-1, keepdim=True, dtype=torch.float32) - row).mul_(own).mul_(ctx.scale).to(q.dtype)
+            row = (dy_ * y[one, :, rows]).sum(-1, keepdim=True, dtype=own.dtype)
+            down = ((dy_ * v_).sum(-1, keepdim=True, dtype=own.dtype) - row).mul_(own).mul_(ctx.scale).to(q.dtype)
             dvalues[one] += torch.bmm(p.mT, dy_)
             ds = torch.bmm(dy_, values[one].mT).sub_(row.to(q.dtype)).mul_(p)
             dkeys[one] += torch.bmm(ds.mT, q_)
@@ -129,12 +145,12 @@ def _pieces(ctx: Any, q: Tensor, keys: Tensor) -> Iterator[tuple[int, slice, Ten
     many = max(16, _softmax.SCORES // (8 * h * max(d, keys.shape[2])))
     place = torch.arange(s, device=q.device)
     for one in range(b):
-        absent = None if ctx.mask is None else torch.where(ctx.mask[one, ctx.chosen], 0.0, MASKED)
+        absent = None if ctx.mask is None else torch.where(ctx.mask[one, ctx.chosen], 0.0, lowest(q.dtype))
         for start in range(0, s, many):
             rows = slice(start, min(start + many, s))
             bias = absent
             if ctx.causal:
-                later = torch.where(place[ctx.chosen] <= place[rows, None], 0.0, MASKED)
+                later = torch.where(place[ctx.chosen] <= place[rows, None], 0.0, lowest(q.dtype))
                 bias = later if absent is None else later + absent
             yield one, rows, None if bias is None else bias.to(q.dtype)
 
