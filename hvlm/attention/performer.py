@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from hvlm.attention import _gpu
 from hvlm.attention._heads import Heads
 from hvlm.attention._kernel import (
+    CAUSAL_CHUNK,
     EPS_RELU,
     EPS_SOFTMAX,
     KernelState,
@@ -115,8 +116,11 @@ class PerformerAttention(Heads):
         return self.finish(y), state
 
     def flops(self, length: int) -> int:
-        maps = 0 if self.kernel == "elu" else 4 * length * self.num_features * self.dim
-        return self.projection_flops(length) + maps + 4 * length * self.num_features * self.dim
+        d, m = self.head_dim, self.num_features
+        maps = 0 if self.kernel == "elu" else 4 * length * m * self.dim
+        # A causal pass also looks at the pairs inside a chunk.
+        pairs = 2 * length * min(CAUSAL_CHUNK, length) * (m + d + 1) * self.num_heads if self.causal else 0
+        return self.projection_flops(length) + maps + 4 * length * m * self.dim + pairs
 
     def state_bytes(self, length: int, bytes_per_value: int = 4) -> int:
         return self.num_heads * ((self.num_features + 1) * (self.head_dim + 1) + 1) * bytes_per_value
