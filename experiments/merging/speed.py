@@ -4,8 +4,10 @@
 
 tome: our bipartite matching and merging of half the tokens against a straightforward one in torch (the published
     steps one after the other), at [8, 256, 384] and [1, 4096, 384], in two settings of float32 matrix products.
-saves: at 64 and 128 frames of 256 patches, a quarter of them kept: time of every merger beside the time that the
-    language model saves (prefill without gradients, the demo's small model and DINOv2-small's width).
+saves: at 64 and 128 frames of 256 patches, a quarter of them kept: time of every merger and of the scores that it is
+    given (optical flow; what the encoder takes longer for its saliency), beside the time that the language model saves
+    (prefill without gradients, the demo's small model and DINOv2-small's width); adaptive's also without proportional
+    attention.
 trains: samples a second of training with 64 frames of 256 patches, dense connector, adaptive at a quarter against no
     merger; the encoder learns, too.
 
@@ -27,12 +29,13 @@ from torch import Tensor
 from experiments.merging._runs import MERGERS, settings
 from hvlm import build, results
 from hvlm.config import plan
+from hvlm.dataset._motion import motion_energy
 from hvlm.language._chat import Chat
 from hvlm.language._tokenizer import train_word_tokenizer
 from hvlm.merging import Assignment, bipartite
 from hvlm.model import VLM
 from hvlm.trainer import has_fast_bf16
-from hvlm.types import Batch, Patches
+from hvlm.types import Batch, Patches, Wants
 
 HERE = Path(__file__).parent
 COMMAND = "python -m experiments.merging.speed"
@@ -168,15 +171,30 @@ def saves() -> Iterator[results.Record]:
 
             (whole,) = timed(read(plain, seen), budget=1.0, least=2)
             yield record("none", "read_ms", 1e3 * whole, frames=frames, keep=1.0)
-            for merger in MERGERS:
+            saliency, flow = scoring(plain, frames_of)
+            for merger in (*MERGERS, "adaptive_not_proportional"):
                 vlm = small_model(merger).eval()
                 merged = vlm.merger(seen)
                 merge = lambda vlm=vlm, seen=seen: vlm.merger(seen)  # noqa: E731
                 merging, reading = timed(merge, read(vlm, merged), budget=1.0, least=2)
                 columns = {"frames": frames, "keep": KEEP}
+                scores = (saliency if vlm.merger.wants_saliency else 0) + (flow if vlm.merger.wants_flow else 0)
+                yield record(merger, "score_ms", 1e3 * scores, **columns)
                 yield record(merger, "merge_ms", 1e3 * merging, **columns)
                 yield record(merger, "read_ms", 1e3 * reading, **columns)
                 yield record(merger, "saves_ms", 1e3 * (whole - reading), **columns)
+
+
+def scoring(vlm: VLM, frames_of: tuple[Tensor, Tensor, Tensor]) -> tuple[float, float]:
+    """Seconds of (what an encoder that also says its saliency takes longer, the optical flow of the clip)."""
+    clip, grid = frames_of[0][0].numpy(), vlm.vision.grid(*frames_of[0].shape[-2:])
+    without, given, flow = timed(
+        lambda: vlm.vision.encode(*frames_of),
+        lambda: vlm.vision.encode(*frames_of, Wants(saliency="attention")),
+        lambda: motion_energy(clip, grid),
+        budget=1.0, least=3,
+    )  # fmt: skip
+    return max(0.0, given - without), flow
 
 
 def trains() -> Iterator[results.Record]:
