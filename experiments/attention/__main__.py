@@ -1,6 +1,6 @@
 """Which mechanism carries evidence across a long clip? Of 2,048 visual tokens the language model gets every 64th.
 
-    python -m experiments.attention [--seeds 1 2 3] [--only none mamba] [--budgets steps time] [--collect]
+    python -m experiments.attention [--seeds 1 2 3] [--only none mamba] [--budgets steps time] [--collect] [--out FILE]
 
 conf/experiment/attention.yaml for every mechanism and, as the control, for none. All start from one encoder and one
 language model that has learned to read short clips token by token; what a seed changes is the mixing's first weights
@@ -8,7 +8,7 @@ and the order of the clips. "Equal steps": the configuration's; "equal time": as
 that ``full`` took. The parameters of whole models with mixing differ by less than 5 % and stand in the records; of the
 two controls ``none`` has 4 to 8 % fewer, ``alone`` as many as attention, but every token attends to itself only. One
 run after the other in one process and on one thread, so that a frame is decoded and encoded once for all. Everything
-resumes. Adds to results.json beside this file.
+resumes. Adds to results.json beside this file, or to ``--out``: what began with another encoder is not comparable.
 """
 
 from __future__ import annotations
@@ -47,11 +47,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--budgets", nargs="+", choices=BUDGETS, default=BUDGETS)
     parser.add_argument("--collect", action="store_true", help="train nothing: write down what is finished")
+    parser.add_argument("--out", type=Path, default=HERE / "results.json")
     options = parser.parse_args()
     if not options.collect:
         run(options.seeds, list(dict.fromkeys([REFERENCE, *options.only])), options.budgets)
     records = list(collect())
-    results.update(HERE / "results.json", records)
+    results.update(options.out, records)
     show(records)
 
 
