@@ -68,9 +68,10 @@ def attend(
         return _with_bias_channel(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale, key_bias)
     if key_bias is not None:
         bias = key_bias[:, None, None, :]
-        mask = (
-            bias if mask is None else torch.where(mask, bias, -torch.inf) if mask.dtype == torch.bool else mask + bias
-        )
+        if mask is not None:
+            mask = torch.where(mask, bias, torch.finfo(bias.dtype).min) if mask.dtype == torch.bool else mask + bias
+        else:
+            mask = bias
     causal = causal and queries > 1  # a single newest token sees everything
     if causal and (mask is not None or queries != keys):  # SDPA's own causal flag knows the square, unmasked case only
         mask, causal = _with_causal(mask, queries, keys, q.device), False

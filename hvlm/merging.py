@@ -175,9 +175,8 @@ def bipartite_down_to(x_BSD: Tensor, size_BS: Tensor, mask_BS: Tensor, target_B:
         metric = x.unflatten(-1, (groups, -1)).mean(-2) if groups else x
         pairs = bipartite(metric, r_B, mask)
         step = Assignment.of_roots(pairs, mask, size)
-        pair_of = at.gather(
-            1, pairs
-        )  # for the tokens that are left: the place in the whole row of what stands for them
+        # For the tokens that are left: the place in the whole row of what stands for them.
+        pair_of = at.gather(1, pairs)
         root = torch.zeros_like(root).scatter(1, at, pair_of).gather(1, root)
         kept = pairs == torch.arange(pairs.shape[1], device=x.device)
         x, size = step.merge(x), step.sum(size)

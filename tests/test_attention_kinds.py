@@ -161,6 +161,17 @@ def test_bidirectional_is_symmetric_when_its_branches_are():
     torch.testing.assert_close(layer(x.flip(1)).flip(1), layer(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("batch", [1, 8])
+def test_s6_keeps_no_more_states_than_activations(batch):
+    """Of all states, N = 16 times the activations, one token's in sixteen at most is kept for the backward pass."""
+    x, delta = torch.randn(batch, 256, 32, requires_grad=True), torch.rand(batch, 256, 32)
+    b, c = torch.randn(batch, 256, 16), torch.randn(batch, 256, 16)
+    saved: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        selective_scan(x, delta, -torch.rand(32, 16), b, c, torch.ones(32))
+    assert sum(saved) <= 6 * x.numel()
+
+
 def test_mamba2_equals_transformers():
     from transformers import Mamba2Config
     from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer

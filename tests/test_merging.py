@@ -15,7 +15,7 @@ from hvlm.functional import attend
 from hvlm.generate import generate
 from hvlm.kvcache.full import FullCache
 from hvlm.look import CachedLook, merge_kv
-from hvlm.merger import MotionAwareTokenMerge, adaptive
+from hvlm.merger import MotionAwareTokenMerge, SaliencyMerge, adaptive
 from hvlm.merger._scores import View, feature_motion
 from hvlm.merging import Assignment, best_of_clip, bipartite, bipartite_down_to
 from hvlm.rebuild import with_own_merger
@@ -148,6 +148,14 @@ def test_proportional_attention_over_merged_duplicates_is_attention_over_all() -
     copies = torch.tensor([1, 3, 2, 5])
     whole = attend(q, k.repeat_interleave(copies, 2), v.repeat_interleave(copies, 2))
     torch.testing.assert_close(attend(q, k, v, copies.float().log()[None]), whole, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_without_keys_is_finite_beside_a_bias(dtype: torch.dtype) -> None:
+    q, k, v = (torch.randn(2, 2, n, 8, dtype=dtype) for n in (5, 4, 4))
+    mask = torch.tensor([[True, True, False, False], [False] * 4])
+    out = attend(q, k, v, mask, key_bias=torch.rand(2, 4).to(dtype))
+    assert torch.isfinite(out).all()
 
 
 def test_the_budget_follows_the_scores_after_each_frame_has_its_own() -> None:
@@ -340,6 +348,10 @@ def test_on_its_own_it_takes_features() -> None:
     assert tokens.x_BSD.shape == (2, 20, DIM) and tokens.size_BS.sum(1).tolist() == [80, 80]
     flow = MotionAwareTokenMerge(keep=0.0625, motion="flow", scope="frame")
     flow.merge_frames(x, GRID, motion_BTN=(torch.arange(16) == 3) * torch.ones(2, 5, 16))
+    salient = SaliencyMerge(keep=0.0625).merge_frames(
+        x, GRID, saliency_BTN=(torch.arange(16) == 5) * torch.ones(2, 5, 16)
+    )
+    assert salient.size_BS.sum() == 160
     own = flow.chosen.roots_BS == torch.arange(80)
     assert own.nonzero()[:, 1].tolist() == [3, 19, 35, 51, 67] * 2
 

@@ -38,7 +38,8 @@ class MergerRoom(nn.Module, ABC):
     proportional: the language model's attention counts a merged token as often as it has patches (+ log size): ToMe's
         proportional attention. Without effect where what is not kept is dropped. The foveated gaze always does.
     positions: ``patches``, merged tokens keep the positions that their patches would have had in the language model;
-        ``packed``, they are counted through. (For connectors that make one token of each patch.)
+        ``packed``, they are counted through. (For connectors that make one token of each patch, and without
+        ``attention.readout``: what is read out is counted through.)
     places: a merged token's time, frame and place are the ``centroid`` of its patches', or those of its ``root``, the
         patch that stands for it: a centroid of what moved lies where nothing is.
 
@@ -96,11 +97,17 @@ class MergerRoom(nn.Module, ABC):
         return torch.minimum(torch.maximum(wanted, frames), frames * patches)
 
     def merge_frames(
-        self, x_BTND: Tensor, grid: tuple[int, int], mask_BT: Tensor | None = None, motion_BTN: Tensor | None = None
+        self,
+        x_BTND: Tensor,
+        grid: tuple[int, int],
+        mask_BT: Tensor | None = None,
+        motion_BTN: Tensor | None = None,
+        saliency_BTN: Tensor | None = None,
     ) -> Tokens:
         """For use on its own: features of frames [B, T, N, D] on a ``grid`` of rows and columns -> fewer tokens.
 
-        Frames count as a second each. mask_BT: bool, False for padding. motion_BTN: where ``motion=flow`` needs it.
+        Frames count as a second each. mask_BT: bool, False for padding. motion_BTN, saliency_BTN: where ``motion=flow``
+        or a saliency that the encoder gives needs them.
         """
         b, t = x_BTND.shape[:2]
         mask = torch.ones(b, t, dtype=torch.bool, device=x_BTND.device) if mask_BT is None else mask_BT
@@ -108,6 +115,8 @@ class MergerRoom(nn.Module, ABC):
         tokens = Tokens.of_frames(x_BTND, time, mask, grid)
         if motion_BTN is not None:
             tokens = tokens._replace(motion_BS=motion_BTN.flatten(1))
+        if saliency_BTN is not None:
+            tokens = tokens._replace(saliency_BS=saliency_BTN.flatten(1))
         return self(Patches(tokens, time, mask)).tokens
 
     def forward(self, patches: Patches) -> Patches:
