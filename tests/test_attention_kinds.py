@@ -12,6 +12,7 @@ from hvlm.attention import (
     PerformerAttention,
     _kernel,
 )
+from hvlm.attention._scan import selective_scan
 from hvlm.attention.mamba import BidirectionalMamba
 from hvlm.attention.mamba2 import ssd, ssd_reference
 from hvlm.attention.performer import orthogonal_features
