@@ -5,9 +5,9 @@
 The models: the dense ones of experiments.connectors, trained on (conf/experiment/merging.yaml). Training-free: the same
 model reads merged clips, with and without black outlines around the shapes. Trained: it is trained on with the merger
 for a hundred steps more, at every budget, and so is the unmerged one. Mergers have the settings of their YAML but for
-proportional attention, which all that merge get: it helps most of them (the variants ``*_not_proportional``). Adaptive's
-settings were chosen on validation clips of seeds 1 and 2. Everything resumes. Adds to results.json beside this file: ``accuracy_behind_adaptive`` is
-adaptive's mean accuracy minus the variant's, question by question.
+proportional attention, which all that merge get: it helps most of them (the variants ``*_not_proportional``).
+Adaptive's settings were chosen on validation clips of seeds 1 and 2. Everything resumes. Adds to results.json beside
+this file: ``accuracy_behind_adaptive`` is adaptive's mean accuracy minus the variant's, question by question.
 """
 
 from __future__ import annotations
