@@ -236,6 +236,14 @@ def test_gradients_of_the_scans_in_float64():
     )
 
 
+def test_flex_masks_made_while_evaluating_serve_training():
+    window_mask.cache_clear()
+    with torch.inference_mode():
+        mask = window_mask(40, 5, False, torch.device("cpu"))
+    assert window_mask(40, 5, False, torch.device("cpu")) is mask
+    assert not mask.kv_indices.is_inference() and not mask.kv_num_blocks.is_inference()
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
 def test_flex_masks_are_the_same_patterns(causal, masked):
