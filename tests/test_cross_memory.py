@@ -6,7 +6,7 @@ import pytest
 import torch
 from _layers import D, H, inputs, made, right_padded, tokens
 
-from hvlm.attention.cross_memory import CrossMemoryRoom, Memory, merge_neighbours, newest
+from hvlm.attention.cross_memory import CrossMemoryRoom, Memory, _goes, merge_neighbours, newest
 
 pytestmark = pytest.mark.usefixtures("small_pieces")
 
@@ -76,6 +76,20 @@ def test_what_is_unlike_its_neighbours_stays():
     assert merged.x_BMD.shape[1] == 64 and merged.size_BM.sum() == 320
     alone = (merged.x_BMD[0] == x[0, 77]).all(-1)
     assert alone.sum() == 1 and merged.size_BM[0, alone] == 1
+
+
+def test_a_round_merges_pairs():
+    """Two neighbouring pairs never go at once: that would make one token of three."""
+    x = torch.randn(4, 60, D, generator=torch.Generator().manual_seed(0))
+    goes = _goes(Memory(x, torch.ones(4, 60, dtype=torch.bool), torch.ones(4, 60)), 8)
+    assert goes.any(1).all() and not (goes[:, 1:] & goes[:, :-1]).any()
+
+
+def test_neighbours_meet_across_padding():
+    x = torch.tensor([[1.0, 0], [5, 5], [1, 0.1], [0, 1], [-1, 0]])[None]
+    mask = torch.tensor([[True, False, True, True, True]])
+    merged = merge_neighbours(Memory(x, mask, mask.float()), 3)
+    torch.testing.assert_close(merged.x_BMD, torch.tensor([[[1, 0.05], [0, 1], [-1, 0]]]))
 
 
 @pytest.mark.parametrize("update", ["merge", "fifo", "write"])
