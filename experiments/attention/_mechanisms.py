@@ -13,7 +13,7 @@ from hvlm import attention
 from hvlm.functional import join_heads, split_heads
 
 DIM, HEADS = 768, 12
-FEATURES = 256
+FEATURES, PEER_FEATURES = 128, 256  # of equal error: experiments.attention.features
 WINDOW = 64
 
 
@@ -36,7 +36,7 @@ FAMILIES = {
     "window": Family(
         "window", "local_attention", {4096: (1.3, 1.0), 16384: (1.3, 1.0)}, ("longformer", "flex"), ("local_global",)
     ),
-    "favor": Family("favor", "performer_pytorch", {4096: (1.5, 1.5), 16384: (1.5, 1.5)}),
+    "favor": Family("favor", "performer_pytorch", {4096: (1.5, 1.5), 16384: (1.5, 1.5)}, (), ("favor_256",)),
     "linear": Family("linear", "linear_attention_transformer", {4096: (1.0, 1.0), 16384: (1.0, 1.0)}),
     "s6": Family("mamba", "mambapy", {4096: (2.5, 2.5), 16384: (2.5, 2.5)}),
     "ssd": Family("mamba2", "hf_mamba2", {4096: (1.8, 1.8), 16384: (1.8, 1.8)}),
@@ -126,8 +126,8 @@ class First(nn.Module):
 def performer_pytorch() -> nn.Module:
     from performer_pytorch import SelfAttention
 
-    return SelfAttention(dim=DIM, heads=HEADS, dim_head=DIM // HEADS, nb_features=FEATURES, causal=False, qkv_bias=True,
-                         attn_out_bias=True)  # fmt: skip
+    return SelfAttention(dim=DIM, heads=HEADS, dim_head=DIM // HEADS, nb_features=PEER_FEATURES, causal=False,
+                         qkv_bias=True, attn_out_bias=True)  # fmt: skip
 
 
 def linear_attention_transformer() -> nn.Module:
@@ -158,6 +158,7 @@ OURS: dict[str, Callable[[], nn.Module]] = {
     "strided_64": lambda: attention.StridedAttention(64, DIM, HEADS),
     "strided_4": lambda: attention.StridedAttention(4, DIM, HEADS),
     "favor": lambda: attention.PerformerAttention(DIM, HEADS, FEATURES),
+    "favor_256": lambda: attention.PerformerAttention(DIM, HEADS, PEER_FEATURES),
     "linear": lambda: attention.PerformerAttention(DIM, HEADS, kernel="elu"),
     "mamba": lambda: attention.MambaLayer(DIM, 16),
     "mamba2": lambda: attention.Mamba2Layer(DIM, 64),

@@ -9,7 +9,8 @@ process of its own, and those of a family are timed in turn, round after round, 
 meets all alike: processor time, the least of up to eight rounds after one to warm up, or a single run where that took
 more than 20 seconds. Memory: the highest resident set of the first run minus that before. A cell beyond 120 seconds or
 12 GB is ``over_limit``, and so is one of twice the length of a cell beyond half of that. Floor: the layer's operations
-(three times as many with backward) at the speed of a large matrix product in the same setting.
+(three times as many with backward) at the speed of a large matrix product in the same setting. FAVOR+ is compared at
+equal error (128 features of ours, 256 of the peer: features.py); ``favor_256`` has as many as the peer.
 
 A processor without bfloat16 arithmetic works it out a number at a time, some eighty times slower than float32: there
 bf16 is left out unless ``--settings`` names it. Adds to speed.json beside this file, where every processor has rows of

@@ -1,6 +1,7 @@
 """Attention whose weights are products of features, φ(q_i) φ(k_j), in time linear in the number of tokens.
 
-For FAVOR+ the constants that keep exp in range are the reference's (Choromanski et al. 2021, and its code):
+For FAVOR+ rows of W come in pairs, w and -w, of which only the first half is multiplied out. The constants that keep
+exp in range are the reference's (Choromanski et al. 2021, and its code):
 
     φ(q_i)_m = exp(w_m q_i - |q_i|²/2 - max_m' w_m' q_i) + ε,   φ(k_j)_m = exp(w_m k_j - |k_j|²/2 - c) + ε,
 
@@ -38,6 +39,7 @@ def kernel_attention(
     """Every query over all keys: [B, H, S, d] each -> [B, H, S, d].
 
     kernel: ``softmax`` (FAVOR+, of exp(q k / √d)), ``relu`` or ``elu``; projection [m, d] float32, None for ``elu``.
+    For ``softmax`` its second half is minus the first.
     """
     return _Queries.apply(q, _Keys.apply(k, v, kernel, projection, mask_BS), kernel, projection)
 
@@ -147,7 +149,7 @@ def _causal_chunk(
     state: KernelState | None,
 ) -> tuple[Tensor, KernelState]:
     if kernel == "softmax":
-        e = k @ projection.T
+        e = _all_of_pairs(k, projection)
         e = e if mask is None else e.masked_fill(~mask, lowest(e.dtype))
         so_far = e.detach().amax(-1, keepdim=True).cummax(2).values  # c_i
         so_far = so_far if state is None else torch.maximum(so_far, state.c)
@@ -161,7 +163,7 @@ def _causal_chunk(
             return torch.cat(parts, 2), state
         c, eps = so_far[:, :, -1:], EPS_SOFTMAX
         phi_k = (e - half_square(k) - c).exp()
-        mapped = q @ projection.T
+        mapped = _all_of_pairs(q, projection)
         phi_q = (mapped - half_square(q) - mapped.detach().amax(-1, keepdim=True)).exp() + eps
         grown = (c - so_far).exp()  # from sums relative to c to those relative to c_i
     else:
@@ -283,8 +285,8 @@ class _Maps:
         self.eps = EPS_SOFTMAX if kernel == "softmax" else 0.0
         self.projection = None if projection is None else scaled(projection).to(dtype)
         self.num_features = d if projection is None else len(projection)
-        if kernel == "softmax":  # the sum over the features comes with the product
-            self.way_back = F.pad(self.projection, (0, 1), value=1.0)
+        if kernel == "softmax":  # one of each pair
+            self.projection = self.projection[: self.num_features // 2]
         self.many = max(AT_LEAST, numbers // (b * heads * self.num_features))  # tokens of a stretch
         self.stretches = [slice(i, min(i + self.many, length)) for i in range(0, length, self.many)]
         self.mask = None if mask_BS is None else mask_BS.repeat_interleave(heads, 0).unsqueeze(-1)
@@ -320,24 +322,26 @@ class _Maps:
     def queries(self, q: Tensor) -> Tensor:
         if self.kernel != "softmax":
             return _plain(q, self.kernel, self.projection)
-        e = self._mapped(q)
-        return e.sub_(e.amax(-1, keepdim=True) + half_square(q)).exp_()
+        e, largest = self._mapped(q)
+        return _both_signs(e, largest.add_(half_square(q)))
 
     def keys(self, k: Tensor, at: slice) -> Tensor:
         """Relative to the constant as it is."""
-        if self.kernel != "softmax":
-            return self._present(_plain(k, self.kernel, self.projection), at)
-        return self._present(self._exponent(k, at).sub_(half_square(k) + self.c.to(k.dtype)).exp_(), at)
+        if self.kernel == "softmax":
+            return self._relative(self._mapped(k)[0], k, at)
+        phi = _plain(k, self.kernel, self.projection)
+        return phi if self.mask is None else phi.mul_(self.mask[:, at])
 
     def keys_online(self, k: Tensor, at: slice) -> tuple[Tensor, Tensor | None]:
         """With a constant that also holds for these; and by how much what was summed before must shrink."""
         if self.kernel != "softmax":
             return self.keys(k, at), None
-        e = self._exponent(k, at)
-        new, before = e.amax((1, 2), keepdim=True).to(wide(e.dtype)), self.c
+        e, largest = self._mapped(k)
+        if self.mask is not None:
+            largest.masked_fill_(~self.mask[:, at], lowest(e.dtype))
+        new, before = largest.amax(1, keepdim=True).to(wide(e.dtype)), self.c
         self.c = new if before is None else torch.maximum(new, before)
-        shrink = None if before is None else (before - self.c).exp_()
-        return self._present(e.sub_(half_square(k) + self.c.to(k.dtype)).exp_(), at), shrink
+        return self._relative(e, k, at), None if before is None else (before - self.c).exp_()
 
     def sums(self, phi: Tensor, of: Tensor, out: Tensor | None = None) -> Tensor:
         """(φ + ε) times kv or its gradient."""
@@ -351,18 +355,34 @@ class _Maps:
         elif self.kernel == "relu":
             torch.bmm(dphi.mul_(phi > EPS_RELU), self.projection.expand(len(x), -1, -1), out=out)
         else:
-            both = torch.matmul(dphi.mul_(phi), self.way_back)
-            torch.addcmul(both[..., :-1], x, both[..., -1:], value=-(x.shape[-1] ** -0.5), out=out)
+            plus, minus = dphi.mul_(phi).chunk(2, -1)
+            total = dphi.sum(-1, keepdim=True)
+            torch.addcmul(torch.matmul(plus - minus, self.projection), x, total, value=-(x.shape[-1] ** -0.5), out=out)
 
-    def _mapped(self, x: Tensor) -> Tensor:
-        return torch.matmul(x, self.projection.T)
+    def _mapped(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(w x of one of each pair, the largest of a token and both signs [B·H, C, 1])."""
+        e = torch.matmul(x, self.projection.T)
+        return e, torch.maximum(e.amax(-1, keepdim=True), e.amin(-1, keepdim=True).neg_())
 
-    def _exponent(self, k: Tensor, at: slice) -> Tensor:
-        e = self._mapped(k)
-        return e if self.mask is None else e.masked_fill_(~self.mask[:, at], lowest(e.dtype))
+    def _relative(self, e: Tensor, k: Tensor, at: slice) -> Tensor:
+        """Features of the keys; 0 of those that are not there, whatever they hold."""
+        down = half_square(k) + self.c.to(k.dtype)
+        return _both_signs(e, down if self.mask is None else down.masked_fill_(~self.mask[:, at], torch.inf))
 
-    def _present(self, phi: Tensor, at: slice) -> Tensor:
-        return phi if self.mask is None else phi.mul_(self.mask[:, at])
+
+def _both_signs(e: Tensor, down: Tensor) -> Tensor:
+    """exp(e - down), exp(-e - down) side by side: [..., m/2] -> [..., m]."""
+    half = e.shape[-1]
+    phi = e.new_empty(*e.shape[:-1], 2 * half)
+    torch.sub(e, down, out=phi[..., :half])
+    torch.sub(down.neg(), e, out=phi[..., half:])
+    return phi.exp_()
+
+
+def _all_of_pairs(x: Tensor, projection: Tensor) -> Tensor:
+    """w x of both of every pair, [..., m]."""
+    e = x @ projection[: len(projection) // 2].T
+    return torch.cat([e, -e], -1)
 
 
 def half_square(x: Tensor) -> Tensor:

@@ -3,13 +3,16 @@
     exp(q k) = E_w[ exp(w q - |q|²/2) exp(w k - |k|²/2) ],  w ~ N(0, I)        (FAVOR+, positive features)
     y_i = φ(q_i) (Σ_j φ(k_j) v_jᵀ) / (φ(q_i) Σ_j φ(k_j)),   φ(x) = exp(W x - |x|²/2)
 
-W: m rows in blocks of orthogonal ones with the lengths of Gaussian rows, drawn anew every ``redraw`` training steps.
-Other kernels: φ(x) = relu(W x) + ε (generalised attention), and φ(x) = elu(x) + 1 without any projection (Katharopoulos
-et al. 2020). How exp is kept in range: ``_kernel.py``.
+W: m/2 rows and their negatives (the paper's hyperbolic features: what is odd in w cancels), in blocks of orthogonal
+ones, drawn anew every ``redraw`` training steps. Their lengths: √d (the paper's regularised kernel; with whole blocks
+the terms up to the second order are exact, while log E_w[..] is lower than q k by |q + k|⁴ / (4 (d + 2)) and terms
+beyond), or a Gaussian row's (no bias, but more variance). ``python -m experiments.attention.features`` compares them.
+Other kernels: φ(x) = relu(W x) + ε (generalised attention; no pairs), and φ(x) = elu(x) + 1 without any projection
+(Katharopoulos et al. 2020). How exp is kept in range: ``_kernel.py``.
 
-Cost: 4 S m D operations for the features' sums and 4 S m D for W beside the projections' 8 S D², with m features (m = d
-and no W for elu): linear in S. Causal: prefix sums, in chunks. A stream keeps H ((m + 1) (d + 1) + 1) values, however
-long it is.
+Cost: 4 S m D operations for the features' sums and 2 S m D for W (relu: 4) beside the projections' 8 S D², with m
+features (m = d and no W for elu): linear in S. Causal: prefix sums, in chunks. A stream keeps H ((m + 1) (d + 1) + 1)
+values, however long it is.
 """
 
 from __future__ import annotations
@@ -38,9 +41,9 @@ from hvlm.attention._room import MixingRoom, no_memory
 
 
 class PerformerAttention(Heads):
-    """kernel: ``softmax`` (FAVOR+), ``relu`` or ``elu``. num_features: m, by default ⌊d ln d⌋; elu has none.
-    redraw: training steps between new projections; 0 keeps the first. causal: a token sees what came before and itself.
-    dim, num_heads, dropout: see ``Heads``."""
+    """kernel: ``softmax`` (FAVOR+), ``relu`` or ``elu``. num_features: m, by default ⌊d ln d⌋ (softmax: made even); elu
+    has none. lengths: of W's rows, ``equal`` or ``gaussian``. redraw: training steps between new projections; 0
+    keeps the first. causal: a token sees what came before and itself. dim, num_heads, dropout: see ``Heads``."""
 
     projection: Tensor
     steps: Tensor
@@ -51,6 +54,7 @@ class PerformerAttention(Heads):
         num_heads: int = 12,
         num_features: int | None = None,
         kernel: Literal["softmax", "relu", "elu"] = "softmax",
+        lengths: Literal["equal", "gaussian"] = "equal",
         redraw: int = 1000,
         causal: bool = False,
         dropout: float = 0.0,
@@ -60,11 +64,17 @@ class PerformerAttention(Heads):
             raise ValueError(f"attention.kernel={kernel!r}: expected softmax, relu or elu")
         if num_features is not None and num_features < 1:
             raise ValueError(f"attention.num_features={num_features}: expected 1 or more, or null")
-        self.kernel, self.redraw, self.causal = kernel, redraw, causal
+        if kernel == "softmax" and num_features is not None and num_features % 2:
+            raise ValueError(f"attention.num_features={num_features}: softmax has pairs, expected an even number")
+        if lengths not in ("equal", "gaussian"):
+            raise ValueError(f"attention.lengths={lengths!r}: expected equal or gaussian")
+        self.kernel, self.lengths, self.redraw, self.causal = kernel, lengths, redraw, causal
         d = self.head_dim
-        self.num_features = d if kernel == "elu" else num_features or max(1, int(d * math.log(d)))
+        default = max(2, int(d * math.log(d)))
+        default -= default % 2 if kernel == "softmax" else 0
+        self.num_features = d if kernel == "elu" else num_features or default
         if kernel != "elu":
-            self.register_buffer("projection", orthogonal_features(self.num_features, d))
+            self.register_buffer("projection", self._draw())
             self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
     def forward(self, x_BSD: Tensor, mask_BS: Tensor | None = None, memory: Tensor | None = None) -> Tensor:
@@ -117,7 +127,7 @@ class PerformerAttention(Heads):
 
     def flops(self, length: int) -> int:
         d, m = self.head_dim, self.num_features
-        maps = 0 if self.kernel == "elu" else 4 * length * m * self.dim
+        maps = {"elu": 0, "relu": 4, "softmax": 2}[self.kernel] * length * m * self.dim  # a pair is mapped once
         # A causal pass also looks at the pairs inside a chunk.
         pairs = 2 * length * min(CAUSAL_CHUNK, length) * (m + d + 1) * self.num_heads if self.causal else 0
         return self.projection_flops(length) + maps + 4 * length * m * self.dim + pairs
@@ -134,14 +144,25 @@ class PerformerAttention(Heads):
         if not self.training or self.kernel == "elu":
             return
         if self.redraw and int(self.steps) and int(self.steps) % self.redraw == 0:
-            self.projection.copy_(orthogonal_features(*self.projection.shape).to(self.projection))
+            self.projection.copy_(self._draw().to(self.projection))
         self.steps += 1
 
+    def _draw(self) -> Tensor:
+        draw = paired_features if self.kernel == "softmax" else orthogonal_features
+        return draw(self.num_features, self.head_dim, self.lengths)
 
-def orthogonal_features(num_features: int, dim: int) -> Tensor:
-    """W [m, d]: blocks of orthogonal rows, each as long as a Gaussian one. Lower variance than independent rows."""
+
+def orthogonal_features(num_features: int, dim: int, lengths: str = "equal") -> Tensor:
+    """W [m, d]: blocks of orthogonal rows, each √d or as long as a Gaussian one. Independent rows vary more."""
     blocks = [torch.linalg.qr(torch.randn(dim, dim))[0].T for _ in range(math.ceil(num_features / dim))]
-    return torch.cat(blocks)[:num_features] * torch.randn(num_features, dim).norm(dim=1, keepdim=True)
+    unit = torch.cat(blocks)[:num_features]
+    return unit * (dim**0.5 if lengths == "equal" else torch.randn(num_features, dim).norm(dim=1, keepdim=True))
+
+
+def paired_features(num_features: int, dim: int, lengths: str = "equal") -> Tensor:
+    """W [m, d] for FAVOR+: the second half is minus the first."""
+    half = orthogonal_features(num_features // 2, dim, lengths)
+    return torch.cat([half, -half])
 
 
 class PerformerRoom(MixingRoom):
@@ -151,6 +172,7 @@ class PerformerRoom(MixingRoom):
         self,
         num_features: int | None = None,
         kernel: Literal["softmax", "relu", "elu"] = "softmax",
+        lengths: Literal["equal", "gaussian"] = "equal",
         redraw: int = 1000,
         causal: bool = False,
         dropout: float = 0.0,
@@ -162,7 +184,7 @@ class PerformerRoom(MixingRoom):
         num_heads: int,
     ):
         def make() -> nn.Module:
-            return PerformerAttention(dim, num_heads, num_features, kernel, redraw, causal, dropout)
+            return PerformerAttention(dim, num_heads, num_features, kernel, lengths, redraw, causal, dropout)
 
         super().__init__(make, dim, layers, readout, gradient_checkpointing)
         self.causal = causal
