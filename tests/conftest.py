@@ -92,5 +92,6 @@ def small_pieces(monkeypatch):
     monkeypatch.setattr(_kernel, "AT_LEAST", 16)
     monkeypatch.setattr(_kernel, "FEATURES", 1 << 11)
     monkeypatch.setattr(_kernel, "FEATURES_LEARNING", 1 << 11)
+    monkeypatch.setattr(_kernel, "KEPT_BYTES", 1 << 13)
     monkeypatch.setattr(_kernel, "CAUSAL_CHUNK", 16)
     monkeypatch.setattr(_scan, "STATES", 1 << 12)

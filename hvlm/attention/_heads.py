@@ -27,13 +27,14 @@ class Heads(nn.Module):
         """q, k, v, each [B, H, S, d]; ``scaled``: q is divided by sqrt(d)."""
         return _Split.apply(self.qkv(x_BSD), self.num_heads, self.head_dim, self.head_dim**-0.5 if scaled else None)
 
-    def apart(self, scaled: bool = True) -> tuple[Projection, Projection]:
-        """What gives (q,) and what gives (k, v), for when they are wanted of different tokens or at different times."""
-        sizes = [self.dim, 2 * self.dim]
+    def apart(self, *many: int, scaled: bool = True) -> tuple[Projection, ...]:
+        """What gives so ``many`` of q, k, v each, for when they are wanted of different tokens or at different times:
+        1, 2 is what gives (q,) and what gives (k, v)."""
+        sizes = [n * self.dim for n in many]
         weights, biases = self.qkv.weight.split(sizes), self.qkv.bias.split(sizes)
-        scales = (self.head_dim**-0.5 if scaled else None, None)
-        q, kv = (Projection(*of, self.num_heads, self.head_dim) for of in zip(weights, biases, scales, strict=True))
-        return q, kv
+        scales = (self.head_dim**-0.5 if scaled else None, *[None] * (len(many) - 1))
+        each = zip(weights, biases, scales, strict=True)
+        return tuple(Projection(*of, self.num_heads, self.head_dim) for of in each)
 
     def finish(self, y_BHSd: Tensor) -> Tensor:
         return self.dropout(self.out(join_heads(y_BHSd)))

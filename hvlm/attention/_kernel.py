@@ -26,6 +26,7 @@ from hvlm.functional import lowest, wide
 
 EPS_SOFTMAX, EPS_RELU = 1e-4, 1e-3
 FEATURES, FEATURES_LEARNING = 1 << 18, 1 << 17  # numbers that exist at a time; a backward pass has them several times
+KEPT_BYTES = 1 << 19  # the same in bytes where features are kept
 AT_LEAST = 96  # tokens at a time, for products of a size that is worth it
 PROJECTED = 1024  # tokens that are projected at once
 CAUSAL_CHUNK = 128
@@ -41,6 +42,8 @@ def kernel_attention(
     kernel: ``softmax`` (FAVOR+, of exp(q k / √d)), ``relu`` or ``elu``; projection [m, d] float32, None for ``elu``.
     For ``softmax`` its second half is minus the first.
     """
+    if kernel == "elu":
+        q, k = _Elu.apply(q), _Elu.apply(k)
     return _Queries.apply(q, _Keys.apply(k, v, kernel, projection, mask_BS), kernel, projection)
 
 
@@ -52,7 +55,14 @@ def kernel_attention_layer(
     Queries are projected after the keys are summed. The backward pass, in the opposite order, is then done with the
     queries and their gradients before those of the keys exist.
     """
-    queries, keys = heads.apart(scaled=False)
+    device = x_BSD.device.type
+    if torch.is_autocast_enabled(device):  # once for all
+        x_BSD = x_BSD.to(torch.get_autocast_dtype(device))
+    if kernel == "elu":  # keys apart from values, so that they are gone when there is φ of them
+        queries, keys, values = heads.apart(1, 1, 1, scaled=False)
+        kv = _Keys.apply(_Elu.apply(*keys(x_BSD)), *values(x_BSD), kernel, None, mask_BS)
+        return _Queries.apply(_Elu.apply(*queries(x_BSD)), kv, kernel, None)
+    queries, keys = heads.apart(1, 2, scaled=False)
     kv = _Keys.apply(*keys(x_BSD), kernel, projection, mask_BS)
     return _Queries.apply(*queries(x_BSD), kv, kernel, projection)
 
@@ -70,32 +80,40 @@ def kernel_attention_lean(
     b, length, width = x_BSD.shape
     device = x_BSD.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_BSD.dtype
-    maps = _Maps(b, heads.num_heads, length, heads.head_dim, dtype, kernel, projection, mask_BS, FEATURES)
+    maps = _Maps(b, heads.num_heads, length, heads.head_dim, dtype, kernel, projection, mask_BS, learning=False)
     weight, bias = heads.qkv.weight.to(dtype), heads.qkv.bias.to(dtype)
     out_weight, out_bias = heads.out.weight.to(dtype), heads.out.bias.to(dtype)
     # Several stretches are projected at once: weights are read less often.
     many = max(1, PROJECTED // maps.many)
     groups = [maps.stretches[i : i + many] for i in range(0, len(maps.stretches), many)]
 
+    y = x_BSD.new_empty(x_BSD.shape, dtype=dtype)
+    # Made once: memory that is new to the process costs more than writing to it.
+    most = b * many * maps.many
+    low, room = (y.new_empty(most, n * width) for n in (1, 2))
+
     def projected(group: list[slice], part: slice) -> Iterator[tuple[slice, Tensor]]:
         """(place, [1 or 2, B·H, C, d]) of each stretch of a group; ``part`` of q, k, v."""
         start, stop = group[0].start, group[-1].stop
-        y = F.linear(x_BSD[:, start:stop].to(dtype), weight[part], bias[part])
-        y = y.unflatten(-1, (-1, heads.num_heads, heads.head_dim)).permute(2, 0, 3, 1, 4).flatten(1, 2)
+        rows, n = b * (stop - start), bias[part].shape[0] // width
+        x = x_BSD[:, start:stop]
+        x = x.reshape(rows, -1) if x.dtype == dtype else low[:rows].view(x.shape).copy_(x).flatten(0, 1)
+        y = torch.addmm(bias[part], x, weight[part].T, out=room.flatten()[: rows * n * width].view(rows, -1))
+        y = y.view(b, stop - start, n, heads.num_heads, heads.head_dim).permute(2, 0, 3, 1, 4).flatten(1, 2)
         for at in group:
             yield at, y[:, :, at.start - start : at.stop - start]
 
-    y = x_BSD.new_empty(x_BSD.shape, dtype=dtype)
     with torch.autocast(device, enabled=False):
         kv = maps.sum_keys((at, *both) for group in groups for at, both in projected(group, slice(width, None)))
         for group in groups:
             start, stop = group[0].start, group[-1].stop
-            read = y.new_empty(b, stop - start, heads.num_heads, heads.head_dim)
+            read = low[: b * (stop - start)].view(b, stop - start, heads.num_heads, heads.head_dim)
             for at, (q,) in projected(group, slice(width)):
                 both = maps.sums(maps.queries(q), kv).unflatten(0, (b, -1))
                 into = read[:, at.start - start : at.stop - start].transpose(1, 2)
                 torch.div(both[..., :-1], both[..., -1:].clamp_(min=TINY), out=into)
-            y[:, start:stop] = F.linear(read.flatten(2), out_weight, out_bias)
+            for one, into in zip(read.flatten(2), y[:, start:stop], strict=True):
+                torch.addmm(out_bias, one, out_weight.T, out=into)
     return y
 
 
@@ -194,14 +212,31 @@ def _plain(x: Tensor, kernel: str, projection: Tensor | None) -> Tensor:
     return torch.matmul(x, projection.to(x.dtype).T).relu() + EPS_RELU
 
 
+class _Elu(torch.autograd.Function):
+    """φ of ``elu``, [B, H, S, d], for ``_Keys`` and ``_Queries``. As large as x, and φ' follows from it: it is kept
+    in the place of x. The gradient that comes back is x's already (``_Maps.back``)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        phi = x.new_empty(x.shape)
+        many = max(1, FEATURES // (x.numel() // x.shape[2]))
+        for part, into in zip(x.split(many, 2), phi.split(many, 2), strict=True):
+            torch.add(part.clamp(max=0).exp_(), part.relu(), out=into)
+        return phi
+
+    @staticmethod
+    def backward(ctx: Any, dx: Tensor) -> Tensor:
+        return dx
+
+
 class _Keys(torch.autograd.Function):
-    """The sums over the keys, Σ_j (φ_j + ε) [v_j, 1]ᵀ [B·H, m, d + 1] float32. k, v [B, H, S, d]."""
+    """The sums over the keys, Σ_j (φ_j + ε) [v_j, 1]ᵀ [B·H, m, d + 1] float32. k, v [B, H, S, d]; for ``elu`` φ(k)."""
 
     @staticmethod
     def forward(
         ctx: Any, k: Tensor, v: Tensor, kernel: str, projection: Tensor | None, mask_BS: Tensor | None
     ) -> Tensor:
-        maps = _Maps(*k.shape, k.dtype, kernel, projection, mask_BS, FEATURES_LEARNING)
+        maps = _Maps(*k.shape, k.dtype, kernel, projection, mask_BS, learning=True)
         k, v = k.flatten(0, 1), v.flatten(0, 1)
         with torch.autocast(k.device.type, enabled=False):
             kv = maps.sum_keys((at, k[:, at], v[:, at]) for at in maps.stretches)
@@ -212,14 +247,19 @@ class _Keys(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dkv: Tensor) -> tuple[Tensor | None, ...]:
         (k, v), maps = ctx.saved_tensors, ctx.maps
-        whole, (dk, dv) = maps.gradients(k, 2)
-        d, low = maps.d, dkv.to(k.dtype)
+        if maps.kept:  # two projections made them
+            (whole_k, (dk,)), (whole_v, (dv,)) = maps.gradients(k, 1), maps.gradients(v, 1)
+            whole = *whole_k, *whole_v
+        else:
+            whole, (dk, dv) = maps.gradients(k, 2)
+        d = maps.d
+        low_kv, low_one = dkv[..., :d].mT.to(k.dtype), dkv[..., d:].mT.to(k.dtype).contiguous()
         for at in maps.stretches:
             phi = maps.keys(k[:, at], at)
             maps.sums(phi, dkv[..., :d], out=dv[:, at])
             if maps.mask is not None:
                 dv[:, at] *= maps.mask[:, at]
-            dphi = torch.baddbmm(low[..., d:].mT.expand(-1, phi.shape[1], -1), v[:, at], low[..., :d].mT)
+            dphi = torch.bmm(v[:, at], low_kv).add_(low_one)
             maps.back(dphi, phi, k[:, at], out=dk[:, at])
         return *maps.joined(whole, (dk, dv)), None, None, None
 
@@ -227,12 +267,12 @@ class _Keys(torch.autograd.Function):
 class _Queries(torch.autograd.Function):
     """φ_i kv is what a query reads and, in the last column, what that is divided by. q [B, H, S, d] -> y, the same.
 
-    φ is without ε in all products; what ε adds is a vector: φ + ε makes φ kv into φ kv + ε Σ_m kv_m.
+    For ``elu`` φ(q). φ is without ε in all products; what ε adds is a vector: φ + ε makes φ kv into φ kv + ε Σ_m kv_m.
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, kv: Tensor, kernel: str, projection: Tensor | None) -> Tensor:
-        maps = _Maps(*q.shape, q.dtype, kernel, projection, None, FEATURES_LEARNING)
+        maps = _Maps(*q.shape, q.dtype, kernel, projection, None, learning=True)
         b, heads, length, d = q.shape
         y = q.new_empty(b, length, heads, d).transpose(1, 2)  # joins heads without a copy
         q = q.flatten(0, 1)
@@ -278,9 +318,12 @@ class _Maps:
         kernel: str,
         projection: Tensor | None,
         mask_BS: Tensor | None,
-        numbers: int,
+        learning: bool,
     ):
         self.b, self.heads, self.d = b, heads, d
+        self.kept = learning and kernel == "elu"  # φ is what is given
+        numbers = FEATURES_LEARNING if learning else FEATURES
+        numbers = KEPT_BYTES // dtype.itemsize if self.kept else numbers
         self.kernel, self.c = kernel, None
         self.eps = EPS_SOFTMAX if kernel == "softmax" else 0.0
         self.projection = None if projection is None else scaled(projection).to(dtype)
@@ -321,7 +364,7 @@ class _Maps:
 
     def queries(self, q: Tensor) -> Tensor:
         if self.kernel != "softmax":
-            return _plain(q, self.kernel, self.projection)
+            return q if self.kept else _plain(q, self.kernel, self.projection)
         e, largest = self._mapped(q)
         return _both_signs(e, largest.add_(half_square(q)))
 
@@ -329,8 +372,8 @@ class _Maps:
         """Relative to the constant as it is."""
         if self.kernel == "softmax":
             return self._relative(self._mapped(k)[0], k, at)
-        phi = _plain(k, self.kernel, self.projection)
-        return phi if self.mask is None else phi.mul_(self.mask[:, at])
+        phi = k if self.kept else _plain(k, self.kernel, self.projection)
+        return phi if self.mask is None else phi * self.mask[:, at]
 
     def keys_online(self, k: Tensor, at: slice) -> tuple[Tensor, Tensor | None]:
         """With a constant that also holds for these; and by how much what was summed before must shrink."""
@@ -351,7 +394,7 @@ class _Maps:
     def back(self, dphi: Tensor, phi: Tensor, x: Tensor, out: Tensor) -> None:
         """Gradient for x. A key that is not there has φ = 0, and so no gradient."""
         if self.kernel == "elu":  # above 0 elu rises by 1, below it by itself plus 1
-            torch.mul(dphi, phi.clamp_(max=1), out=out)
+            torch.mul(dphi, phi.clamp(max=1), out=out)
         elif self.kernel == "relu":
             torch.bmm(dphi.mul_(phi > EPS_RELU), self.projection.expand(len(x), -1, -1), out=out)
         else:

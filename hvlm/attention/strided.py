@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hvlm.attention import _softmax
@@ -23,6 +24,8 @@ from hvlm.attention._heads import Heads, KeysValues, packed_like
 from hvlm.attention._room import MixingRoom, check_streams, no_memory
 from hvlm.attention._softmax import lse_of, softmax_and_largest
 from hvlm.functional import attend, lowest, wide
+
+PROJECTED = 1024  # tokens that are projected at once where nothing is learned
 
 
 class StridedState(NamedTuple):
@@ -56,6 +59,8 @@ class StridedAttention(Heads):
             q, k, v = self.project(x_BSD)
             mask = strided_mask(x_BSD.shape[1], self.stride, self.phase, self.causal, x_BSD.device)
             return self.finish(flex_attend(q, k, v, mask, mask_BS)[0])
+        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()) and x_BSD.shape[1] > self.phase:
+            return self.dropout(_strided_lean(x_BSD, self, mask_BS))
         return self.finish(self.attend(*self.project(x_BSD, scaled=False), mask_BS))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask_BS: Tensor | None) -> Tensor:
@@ -105,11 +110,8 @@ class _Strided(torch.autograd.Function):
         share = q.new_empty(b, h, s, dtype=wide(q.dtype))
         keys, values = k[:, :, ctx.chosen] * ctx.scale, v[:, :, ctx.chosen].contiguous()
         for one, rows, bias in _pieces(ctx, q, keys):
-            p, largest = softmax_and_largest(q[one, :, rows], keys[one], bias)
-            own = (q[one, :, rows] * k[one, :, rows]).sum(-1, dtype=share.dtype).mul_(ctx.scale)
-            now = torch.sigmoid(own.sub_(lse_of(p, largest)), out=share[one, :, rows])
-            now[:, _starts(rows, ctx.chosen)] = 0.0  # who is among the chosen has seen itself there
-            torch.lerp(torch.bmm(p, values[one]), v[one, :, rows], now.unsqueeze(-1).to(q.dtype), out=y[one, :, rows])
+            at, among = (one, slice(None), rows), _starts(rows, ctx.chosen)
+            _attend(q[at], k[at], v[at], keys[one], values[one], bias, among, share=share[at], out=y[at])
         ctx.save_for_backward(q, k, v, y, share)
         return y
 
@@ -139,20 +141,74 @@ class _Strided(torch.autograd.Function):
         return dq, dk, dv, None, None, None, None
 
 
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, among: slice,
+    share: Tensor, out: Tensor,
+) -> None:  # fmt: skip
+    """Of some rows, [H, C, d] each: y into ``out`` and σ [H, C] into ``share``. keys [H, n, d] scaled; among: rows that
+    are themselves among the chosen, and have seen themselves there."""
+    p, largest = softmax_and_largest(q, keys, bias)
+    own = (q * k).sum(-1, dtype=share.dtype).mul_(q.shape[-1] ** -0.5)
+    torch.sigmoid(own.sub_(lse_of(p, largest)), out=share)[:, among] = 0.0
+    torch.lerp(torch.bmm(p, values), v, share.unsqueeze(-1).to(q.dtype), out=out)
+
+
+@torch.no_grad()
+def _strided_lean(x_BSD: Tensor, layer: StridedAttention, mask_BS: Tensor | None) -> Tensor:
+    """[B, S, D] -> [B, S, D], projections in and out included, where nothing is learned: a stretch of tokens at a time,
+    in memory that is used again. Keys and values of the chosen are projected twice."""
+    b, s, width = x_BSD.shape
+    device = x_BSD.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_BSD.dtype
+    weight, bias = layer.qkv.weight.to(dtype), layer.qkv.bias.to(dtype)
+    out_weight, out_bias = layer.out.weight.to(dtype), layer.out.bias.to(dtype)
+    chosen, heads = slice(layer.phase, None, layer.stride), layer.num_heads
+    y = x_BSD.new_empty(x_BSD.shape, dtype=dtype)
+    many = min(PROJECTED, s)
+    room, read = y.new_empty(many, 3 * width), y.new_empty(many, heads, layer.head_dim)
+    share = y.new_empty(heads, many, dtype=wide(dtype))
+    with torch.autocast(device, enabled=False):
+        for clip, x in enumerate(x_BSD):
+            kv = F.linear(x[chosen].to(dtype), weight[width:], bias[width:]).view(-1, 2, heads, layer.head_dim)
+            keys, values = (kv[:, 0] * layer.head_dim**-0.5).transpose(0, 1), kv[:, 1].transpose(0, 1)
+            absent = None if mask_BS is None else mask_BS[clip]
+            for group in (slice(start, min(start + many, s)) for start in range(0, s, many)):
+                count = group.stop - group.start
+                torch.addmm(bias, x[group].to(dtype), weight.T, out=room[:count])
+                qkv = room[:count].view(count, 3, heads, -1).permute(1, 2, 0, 3)
+                for rows in _stretches(group, heads, layer.head_dim, keys.shape[1]):
+                    at = slice(rows.start - group.start, rows.stop - group.start)
+                    seen, among = _bias(rows, chosen, layer.causal, absent, y), _starts(rows, chosen)
+                    into = {"share": share[:, at], "out": read[at].transpose(0, 1)}
+                    _attend(*qkv[:, :, at], keys, values, seen, among, **into)
+                torch.addmm(out_bias, read[:count].flatten(1), out_weight.T, out=y[clip, group])
+    return y
+
+
 def _pieces(ctx: Any, q: Tensor, keys: Tensor) -> Iterator[tuple[int, slice, Tensor | None]]:
     """(clip, rows, what is added to their scores over all heads), with scores that fit ``SCORES``."""
     b, h, s, d = q.shape
-    many = max(16, _softmax.SCORES // (8 * h * max(d, keys.shape[2])))
-    place = torch.arange(s, device=q.device)
     for one in range(b):
-        absent = None if ctx.mask is None else torch.where(ctx.mask[one, ctx.chosen], 0.0, lowest(q.dtype))
-        for start in range(0, s, many):
-            rows = slice(start, min(start + many, s))
-            bias = absent
-            if ctx.causal:
-                later = torch.where(place[ctx.chosen] <= place[rows, None], 0.0, lowest(q.dtype))
-                bias = later if absent is None else later + absent
-            yield one, rows, None if bias is None else bias.to(q.dtype)
+        absent = None if ctx.mask is None else ctx.mask[one]
+        for rows in _stretches(slice(0, s), h, d, keys.shape[2]):
+            yield one, rows, _bias(rows, ctx.chosen, ctx.causal, absent, q)
+
+
+def _stretches(rows: slice, heads: int, d: int, keys: int) -> Iterator[slice]:
+    many = max(16, _softmax.SCORES // (8 * heads * max(d, keys)))
+    for start in range(rows.start, rows.stop, many):
+        yield slice(start, min(start + many, rows.stop))
+
+
+def _bias(rows: slice, chosen: slice, causal: bool, mask_S: Tensor | None, like: Tensor) -> Tensor | None:
+    """What is added to the scores of ``rows``, [C or 1, n]."""
+    bias = None if mask_S is None else torch.where(mask_S[chosen], 0.0, lowest(like.dtype))
+    if causal:
+        row = torch.arange(rows.start, rows.stop, device=like.device)
+        key = torch.arange(chosen.start, like.shape[-2], chosen.step, device=like.device)
+        later = torch.where(key <= row[:, None], 0.0, lowest(like.dtype))
+        bias = later if bias is None else later + bias
+    return None if bias is None else bias.to(like.dtype)
 
 
 def _starts(rows: slice, chosen: slice) -> slice:
