@@ -87,7 +87,7 @@ def add(path: Path, records: list[results.Record]) -> None:
     """New cells replace old ones of the same place, and every ratio is made from what then stands side by side."""
     found = {place(r): r for r in [*(results.read(path) if path.exists() else []), *records]}
     for (name, *where), record in found.items():
-        family = next((f for f in FAMILIES.values() if f.ours == name), None)
+        family = next((f for f in FAMILIES.values() if name in (f.ours, *f.also)), None)
         rivals = [] if family is None else [found.get((peer, *where)) for peer in (family.judged, *family.others)]
         record |= {"peer": family.judged if family else None, "ratio": None, "memory_ratio": None}
         if record["status"] == "ok" and rivals and rivals[0] is not None:  # over its limit: a lower bound
