@@ -33,13 +33,12 @@ from hvlm.rebuild import rebuild, stored_config
 HERE = Path(__file__).parent
 COMMAND = "python -m experiments.attention.features"
 SCALES = (0.3, 0.5, 0.7, 1.0)
-CLIPS = 8
 Inputs = tuple[Tensor, Tensor, Tensor]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--draws", type=int, default=10)
+    parser.add_argument("--draws", type=int, default=10, help="2 or more, for their standard error")
     parser.add_argument("--run", type=Path, default=Path("runs/attention/seed1/full-steps/long"))
     options = parser.parse_args()
     settings: dict[tuple[str, float | None], Callable[[int], Inputs]] = {
@@ -47,12 +46,13 @@ def main() -> None:
         for kind, of in (("normal", normal), ("grouped", grouped)) for scale in SCALES
     }  # fmt: skip
     if options.run.exists():
-        clips = list(islice(trained(options.run), CLIPS))
-        settings["trained", None] = lambda draw: clips[draw % len(clips)]
+        clips = list(islice(trained(options.run), options.draws))
+        settings["trained", None] = lambda draw: clips[draw]
     else:
         print(f"{options.run}: not there, so nothing about trained q and k (python -m experiments.attention makes it)")
     records = []
     for (kind, scale), inputs in settings.items():
+        started = time.process_time()
         print(kind, "" if scale is None else scale)
         for variant, features, errors in measure(inputs, options.draws):
             value, stderr = statistics.fmean(errors), statistics.stdev(errors) / len(errors) ** 0.5
@@ -60,7 +60,8 @@ def main() -> None:
             columns = {"inputs": kind, "scale": scale, "features": features}
             records.append(
                 results.make("attention_features", variant, "error", value, stderr=stderr, n=len(errors), chance=None,
-                             seeds=[0], seconds=time.process_time(), command=COMMAND, columns=columns)
+                             seeds=list(range(options.draws)), seconds=time.process_time() - started, command=COMMAND,
+                             columns=columns)
             )  # fmt: skip
     results.write(HERE / "features.json", records)
 

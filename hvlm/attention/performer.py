@@ -18,7 +18,8 @@ values, however long it is.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -146,6 +147,15 @@ class PerformerAttention(Heads):
         if self.redraw and int(self.steps) and int(self.steps) % self.redraw == 0:
             self.projection.copy_(self._draw().to(self.projection))
         self.steps += 1
+
+    def _load_from_state_dict(self, state: Mapping[str, Tensor], prefix: str, *given: Any) -> None:
+        w = state.get(f"{prefix}projection")
+        if self.kernel == "softmax" and w is not None and not torch.equal(w[len(w) // 2 :], -w[: len(w) // 2]):
+            given[-1].append(
+                f"{prefix}projection: its rows are not in pairs w and -w, as softmax features are now; the mixing was "
+                "trained with other features and has to be trained again"
+            )
+        super()._load_from_state_dict(state, prefix, *given)
 
     def _draw(self) -> Tensor:
         draw = paired_features if self.kernel == "softmax" else orthogonal_features

@@ -59,7 +59,8 @@ class StridedAttention(Heads):
             q, k, v = self.project(x_BSD)
             mask = strided_mask(x_BSD.shape[1], self.stride, self.phase, self.causal, x_BSD.device)
             return self.finish(flex_attend(q, k, v, mask, mask_BS)[0])
-        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()) and x_BSD.shape[1] > self.phase:
+        long = x_BSD.shape[1] > max(self.phase, PROJECTED)  # the tokens of short clips are better projected together
+        if long and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
             return self.dropout(_strided_lean(x_BSD, self, mask_BS))
         return self.finish(self.attend(*self.project(x_BSD, scaled=False), mask_BS))
 
@@ -159,7 +160,8 @@ def _strided_lean(x_BSD: Tensor, layer: StridedAttention, mask_BS: Tensor | None
     in memory that is used again. Keys and values of the chosen are projected twice."""
     b, s, width = x_BSD.shape
     device = x_BSD.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_BSD.dtype
+    lower = torch.is_autocast_enabled(device) and x_BSD.dtype != torch.float64
+    dtype = torch.get_autocast_dtype(device) if lower else x_BSD.dtype
     weight, bias = layer.qkv.weight.to(dtype), layer.qkv.bias.to(dtype)
     out_weight, out_bias = layer.out.weight.to(dtype), layer.out.bias.to(dtype)
     chosen, heads = slice(layer.phase, None, layer.stride), layer.num_heads
