@@ -4,8 +4,8 @@
 
 The error is that of what comes out, |y - softmax(q kᵀ / √d) v| / |softmax(q kᵀ / √d) v|. q, k, v: ``normal``, 1,024
 tokens, 4 heads of 64, independent and normal, q and k times a scale; ``grouped``, the same in 16 groups whose members
-are alike; ``trained``, where ``--run`` is there, what the full attention of that run makes of held-out clips, in turn. Every
-draw draws features, and inputs but for ``trained``. ``equal``, ``gaussian``: ours, in pairs w and -w, with these
+are alike; ``trained``, where ``--run`` is there, what the full attention of that run makes of held-out clips, in turn.
+Every draw draws features, and inputs but for ``trained``. ``equal``, ``gaussian``: ours, in pairs w and -w, with these
 lengths. ``mean``: the values' mean for every query, which knows nothing of q and k; where features are no nearer than
 that they are of no use. Writes features.json beside this file.
 """
