@@ -146,7 +146,8 @@ def load_into(
     """Copies ``state`` into ``module`` and returns the names that the module has and ``state`` lacks.
 
     ``strict=False`` lets names be absent on either side (a later stage may add an adapter); shapes must always agree.
-    Raises ``UserError`` that says which parts differ, and the first shapes that do. ``source`` is for the message.
+    Raises ``UserError`` that says which parts differ, and the first shapes that do, or what a part has against its
+    values. ``source`` is for the message.
     """
     own = module.state_dict()
     shapes = [n for n in own if n in state and own[n].shape != state[n].shape]
@@ -165,7 +166,11 @@ def load_into(
             f"{source} was made with another architecture: {', '.join(parts)} differ "
             f"({'; '.join(problems[:3])}{more}); choose the {way_out} that it was trained with"
         )
-    module.load_state_dict(state, strict=False)
+    try:
+        module.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # torch puts what each part says on a line of its own
+        said = " ".join(line.strip() for line in str(error).splitlines()[1:])
+        raise UserError(f"{source}: {said}") from error
     return absent
 
 

@@ -17,6 +17,8 @@ from hvlm.attention._scan import selective_scan
 from hvlm.attention.mamba import BidirectionalMamba
 from hvlm.attention.mamba2 import ssd, ssd_reference
 from hvlm.attention.performer import PerformerRoom, orthogonal_features, paired_features
+from hvlm.checkpoint import load_into
+from hvlm.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("small_pieces")
 
@@ -150,8 +152,8 @@ def test_lengths_of_a_room():
 def test_features_without_pairs_are_refused():
     state = PerformerAttention(D, H, 8).state_dict()
     state["projection"] = orthogonal_features(8, D // H)
-    with pytest.raises(RuntimeError, match="not in pairs"):
-        PerformerAttention(D, H, 8).load_state_dict(state)
+    with pytest.raises(UserError, match="^old.ckpt: projection: its rows are not in pairs .* trained again$"):
+        load_into(PerformerAttention(D, H, 8), state, "old.ckpt")
 
 
 @pytest.mark.parametrize("kernel", ["softmax", "relu", "elu"])
