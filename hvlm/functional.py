@@ -23,6 +23,13 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def dtype_here(x: Tensor) -> torch.dtype:
+    """What a linear layer gives for ``x``: autocast's dtype where it is on, but of float64 it keeps away."""
+    device = x.device.type
+    autocast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if autocast else x.dtype
+
+
 def lowest(dtype: torch.dtype) -> float:
     """The score of a key that is not there. Finite, so that a row without any key does not become NaN, and low enough
     to leave no weight; several add up without leaving float16."""

@@ -114,7 +114,7 @@ def test_features_that_cannot_be(given, word):
 
 @pytest.mark.parametrize("kernel", ["softmax", "relu", "elu"])
 def test_padding_may_hold_anything(kernel):
-    """Features of what is not there would be infinite."""
+    """Neither the constant that keeps exp in range nor a sum knows of what is not there."""
     layer = PerformerAttention(D, H, 32, kernel).eval()
     x, mask = inputs(40).detach(), right_padded(40)
     wild = torch.where(mask[..., None], x, 1e5 * x)
@@ -156,13 +156,22 @@ def test_features_without_pairs_are_refused():
         load_into(PerformerAttention(D, H, 8), state, "old.ckpt")
 
 
-@pytest.mark.parametrize("kernel", ["softmax", "relu", "elu"])
-def test_no_tokens(kernel):
-    layer = PerformerAttention(D, H, 8, kernel).eval()
-    if kernel == "elu":
-        assert layer(torch.zeros(1, 0, D)).shape == (1, 0, D)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert layer(torch.zeros(2, 3, D)).shape == (2, 3, D)
+def test_linear_attention_of_no_tokens():
+    assert PerformerAttention(D, H, kernel="elu")(torch.zeros(1, 0, D)).shape == (1, 0, D)
+
+
+@pytest.mark.parametrize("name", ["favor", "relu", "elu", "strided", "local"])
+def test_autocast_keeps_away_from_float64(name, monkeypatch):
+    monkeypatch.setattr(strided, "PROJECTED", 4)
+    layer, x = LAYERS[name](False).double().eval(), torch.randn(2, 9, D).double()
+    wanted = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        learning = layer(x)
+        with torch.no_grad():
+            found = layer(x)
+    for y in learning, found:
+        assert y.dtype == torch.float64
+        torch.testing.assert_close(y, wanted, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["favor", "elu", "strided"])

@@ -36,6 +36,10 @@ class Heads(nn.Module):
         each = zip(weights, biases, scales, strict=True)
         return tuple(Projection(*of, self.num_heads, self.head_dim) for of in each)
 
+    def weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Weight and bias of the projection in and of the one out, for those who do both by the stretch."""
+        return tuple(of.to(dtype) for of in (self.qkv.weight, self.qkv.bias, self.out.weight, self.out.bias))
+
     def finish(self, y_BHSd: Tensor) -> Tensor:
         return self.dropout(self.out(join_heads(y_BHSd)))
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hvlm.attention import _gpu
 from hvlm.attention._heads import Heads, packed_like
-from hvlm.functional import lowest, wide
+from hvlm.functional import dtype_here, lowest, wide
 
 EPS_SOFTMAX, EPS_RELU = 1e-4, 1e-3
 FEATURES, FEATURES_LEARNING = 1 << 18, 1 << 17  # numbers that exist at a time; a backward pass has them several times
@@ -56,9 +56,7 @@ def kernel_attention_layer(
     Queries are projected after the keys are summed. The backward pass, in the opposite order, is then done with the
     queries and their gradients before those of the keys exist.
     """
-    device = x_BSD.device.type
-    if torch.is_autocast_enabled(device) and x_BSD.dtype != torch.float64:  # once for all
-        x_BSD = x_BSD.to(torch.get_autocast_dtype(device))
+    x_BSD = x_BSD.to(dtype_here(x_BSD))  # once for all projections
     if kernel == "elu":  # keys apart from values, so that they are gone when there is φ of them
         queries, keys, values = heads.apart(1, 1, 1, scaled=False)
         kv = _Keys.apply(_Elu.apply(*keys(x_BSD)), *values(x_BSD), kernel, None, mask_BS)
@@ -80,10 +78,9 @@ def kernel_attention_lean(
     stretch of tokens is projected when its turn comes, so that queries, keys and values of all never exist."""
     b, length, width = x_BSD.shape
     device = x_BSD.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_BSD.dtype
+    dtype = dtype_here(x_BSD)
     maps = _Maps(b, heads.num_heads, length, heads.head_dim, dtype, kernel, projection, mask_BS, learning=False)
-    weight, bias = heads.qkv.weight.to(dtype), heads.qkv.bias.to(dtype)
-    out_weight, out_bias = heads.out.weight.to(dtype), heads.out.bias.to(dtype)
+    weight, bias, out_weight, out_bias = heads.weights(dtype)
     # Several stretches are projected at once: weights are read less often.
     many = max(1, PROJECTED // maps.many)
     groups = [maps.stretches[i : i + many] for i in range(0, len(maps.stretches), many)]

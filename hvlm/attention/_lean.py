@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hvlm.attention._heads import Heads
 from hvlm.attention._softmax import Layout, lse_of
-from hvlm.functional import wide
+from hvlm.functional import dtype_here, wide
 
 Join = Callable[[Tensor, tuple[Tensor, Tensor]], Tensor]
 
@@ -36,11 +36,9 @@ def window_lean(
         with scaled queries [1, H, C, d] and (out, lse) over their windows, and gives the joint out.
     """
     b, s, width = x_BSD.shape
-    device = x_BSD.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_BSD.dtype
+    dtype = dtype_here(x_BSD)
     layout = Layout(b, heads.num_heads, s, heads.head_dim, dtype, x_BSD.device, window, causal, mask_BS)
-    weight, bias = heads.qkv.weight.to(dtype), heads.qkv.bias.to(dtype)
-    out_weight, out_bias = heads.out.weight.to(dtype), heads.out.bias.to(dtype)
+    weight, bias, out_weight, out_bias = heads.weights(dtype)
     y = x_BSD.new_empty(b, s, width, dtype=dtype)
     start = layout.left * layout.block
     kv = x_BSD.new_empty(layout.absent.shape[1], 2 * width, dtype=dtype)

@@ -23,7 +23,7 @@ from hvlm.attention._flex import flex_attend, strided_mask
 from hvlm.attention._heads import Heads, KeysValues, packed_like
 from hvlm.attention._room import MixingRoom, check_streams, no_memory
 from hvlm.attention._softmax import lse_of, softmax_and_largest
-from hvlm.functional import attend, lowest, wide
+from hvlm.functional import attend, dtype_here, lowest, wide
 
 PROJECTED = 1024  # tokens that are projected at once where nothing is learned
 
@@ -159,17 +159,14 @@ def _strided_lean(x_BSD: Tensor, layer: StridedAttention, mask_BS: Tensor | None
     """[B, S, D] -> [B, S, D], projections in and out included, where nothing is learned: a stretch of tokens at a time,
     in memory that is used again. Keys and values of the chosen are projected twice."""
     b, s, width = x_BSD.shape
-    device = x_BSD.device.type
-    lower = torch.is_autocast_enabled(device) and x_BSD.dtype != torch.float64
-    dtype = torch.get_autocast_dtype(device) if lower else x_BSD.dtype
-    weight, bias = layer.qkv.weight.to(dtype), layer.qkv.bias.to(dtype)
-    out_weight, out_bias = layer.out.weight.to(dtype), layer.out.bias.to(dtype)
+    dtype = dtype_here(x_BSD)
+    weight, bias, out_weight, out_bias = layer.weights(dtype)
     chosen, heads = slice(layer.phase, None, layer.stride), layer.num_heads
     y = x_BSD.new_empty(x_BSD.shape, dtype=dtype)
     many = min(PROJECTED, s)
     room, read = y.new_empty(many, 3 * width), y.new_empty(many, heads, layer.head_dim)
     share = y.new_empty(heads, many, dtype=wide(dtype))
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(x_BSD.device.type, enabled=False):
         for clip, x in enumerate(x_BSD):
             kv = F.linear(x[chosen].to(dtype), weight[width:], bias[width:]).view(-1, 2, heads, layer.head_dim)
             keys, values = (kv[:, 0] * layer.head_dim**-0.5).transpose(0, 1), kv[:, 1].transpose(0, 1)
