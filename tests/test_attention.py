@@ -18,6 +18,7 @@ from hvlm.attention import (
     PerformerAttention,
     StridedAttention,
     _kernel,
+    _kernel_causal,
 )
 from hvlm.attention._flex import flex_attend, strided_mask, window_mask
 from hvlm.attention._scan import selective_scan
@@ -180,7 +181,7 @@ COUNTED = {
 @pytest.mark.parametrize("name", COUNTED)
 def test_flops_are_those_that_are_computed(name, monkeypatch):
     """torch counts products; of S6 they are seven eighths."""
-    monkeypatch.setattr(_kernel, "CAUSAL_CHUNK", 128)
+    monkeypatch.setattr(_kernel_causal, "CAUSAL_CHUNK", 128)
     monkeypatch.setattr("hvlm.attention.performer.CAUSAL_CHUNK", 128)
     layer = COUNTED[name].eval().requires_grad_(False)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
@@ -213,8 +214,8 @@ FUNCTIONS = {
     "strided_causal": lambda q, k, v: StridedAttention(3, 8, 2, 1, causal=True).attend(q, k, v, None),
     "relu": lambda q, k, v: _kernel.kernel_attention(q, k, v, "relu", W, MASK),
     "elu": lambda q, k, v: _kernel.kernel_attention(q, k, v, "elu", None, MASK),
-    "relu_causal": lambda q, k, v: _kernel.kernel_attention_causal(q, k, v, "relu", W, MASK)[0],
-    "elu_causal": lambda q, k, v: _kernel.kernel_attention_causal(q, k, v, "elu", None)[0],
+    "relu_causal": lambda q, k, v: _kernel_causal.kernel_attention_causal(q, k, v, "relu", W, MASK)[0],
+    "elu_causal": lambda q, k, v: _kernel_causal.kernel_attention_causal(q, k, v, "elu", None)[0],
 }
 
 

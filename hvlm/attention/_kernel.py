@@ -15,13 +15,11 @@ elu's, which are as large as what they are made of, are kept.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from hvlm.attention import _gpu
 from hvlm.attention._heads import Heads, packed_like
 from hvlm.functional import dtype_here, lowest, wide
 
@@ -30,8 +28,6 @@ FEATURES, FEATURES_LEARNING = 1 << 18, 1 << 17  # numbers that exist at a time; 
 KEPT_BYTES = 1 << 19  # the same in bytes where features are kept
 AT_LEAST = 96  # tokens at a time, for products of a size that is worth it
 PROJECTED = 1024  # tokens that are projected at once
-CAUSAL_CHUNK = 128
-FAR = 40.0  # by which the constant may rise within a chunk; exp of it is far from the end of float32
 TINY = 1e-30  # a clip without any key gets zeros, not NaN
 
 
@@ -115,95 +111,12 @@ def kernel_attention_lean(
     return y
 
 
-class KernelState(NamedTuple):
-    """What a causal pass keeps of the keys: sums [B, H, m, d + 1] of φ(k) [v, 1] without ε, total [B, H, 1, d + 1]
-    of [v, 1], and the constant c [B, H, 1, 1] that the sums are relative to."""
-
-    sums: Tensor
-    total: Tensor
-    c: Tensor
-
-
-def kernel_attention_causal(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    kernel: str,
-    projection: Tensor | None,
-    mask_BS: Tensor | None = None,
-    state: KernelState | None = None,
-) -> tuple[Tensor, KernelState]:
-    """Every query over the keys up to its own place and over what ``state`` holds: (y, the state after them).
-
-    In chunks, with what came before as a state; float32 inside. With one token it is the step of a stream.
-    """
-    parts, dtype = [], wide(q.dtype)
-    projection = None if projection is None else scaled(projection).to(dtype)
-    with torch.autocast(q.device.type, enabled=False):
-        for start in range(0, q.shape[2], CAUSAL_CHUNK):
-            at = slice(start, start + CAUSAL_CHUNK)
-            mask = None if mask_BS is None else mask_BS[:, None, at, None]
-            q_, k_, v_ = (x[:, :, at].to(dtype) for x in (q, k, v))
-            y, state = _causal_chunk(q_, k_, v_, kernel, projection, mask, state)
-            parts.append(y)
-    return torch.cat(parts, 2).to(v.dtype), state
-
-
-def kernel_attention_fused(q: Tensor, k: Tensor, v: Tensor, kernel: str, projection: Tensor | None) -> Tensor:
-    """``kernel_attention_causal`` of a whole without padding, for ``relu`` and ``elu``, by fla's kernel."""
-    projection = scaled(projection)
-    return _gpu.causal_kernel(_plain(q, kernel, projection), _plain(k, kernel, projection), v)
-
-
-def _causal_chunk(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    kernel: str,
-    projection: Tensor | None,
-    mask: Tensor | None,
-    state: KernelState | None,
-) -> tuple[Tensor, KernelState]:
-    if kernel == "softmax":
-        e = _all_of_pairs(k, projection)
-        e = e if mask is None else e.masked_fill(~mask, lowest(e.dtype))
-        so_far = e.detach().amax(-1, keepdim=True).cummax(2).values  # c_i
-        so_far = so_far if state is None else torch.maximum(so_far, state.c)
-        if k.shape[2] > 1 and bool((so_far[:, :, -1:] - so_far[:, :, :1]).max() > FAR):
-            # Relative to the last constant the first keys would be nothing, and their queries read rounding errors.
-            parts = []
-            for at in slice(0, k.shape[2] // 2), slice(k.shape[2] // 2, None):
-                given = (q[:, :, at], k[:, :, at], v[:, :, at], kernel, projection)
-                y, state = _causal_chunk(*given, None if mask is None else mask[:, :, at], state)
-                parts.append(y)
-            return torch.cat(parts, 2), state
-        c, eps = so_far[:, :, -1:], EPS_SOFTMAX
-        phi_k = (e - half_square(k) - c).exp()
-        mapped = _all_of_pairs(q, projection)
-        phi_q = (mapped - half_square(q) - mapped.detach().amax(-1, keepdim=True)).exp() + eps
-        grown = (c - so_far).exp()  # from sums relative to c to those relative to c_i
-    else:
-        phi_q, phi_k, eps = _plain(q, kernel, projection), _plain(k, kernel, projection), 0.0
-        phi_k = phi_k if mask is None else phi_k * mask
-        c = grown = q.new_ones(*q.shape[:2], 1, 1)
-    v1 = F.pad(v, (0, 1), value=1.0)
-    v1 = v1 if mask is None else v1 * mask
-    both = (phi_q @ phi_k.transpose(-1, -2)).tril() @ v1
-    total = v1.cumsum(2)
-    sums = phi_k.transpose(-1, -2) @ v1
-    if state is not None:
-        before = state.sums * (state.c - c).exp()
-        both, total, sums = both + phi_q @ before, total + state.total, sums + before
-    both = grown * both + eps * phi_q.sum(-1, keepdim=True) * total
-    return both[..., :-1] / both[..., -1:].clamp(min=TINY), KernelState(sums, total[:, :, -1:], c)
-
-
 def scaled(projection: Tensor | None) -> Tensor | None:
     """exp(q k / √d) is exp((q d^-¼) (k d^-¼)); the factor goes into W, which is small."""
     return None if projection is None else projection * projection.shape[1] ** -0.25
 
 
-def _plain(x: Tensor, kernel: str, projection: Tensor | None) -> Tensor:
+def plain_features(x: Tensor, kernel: str, projection: Tensor | None) -> Tensor:
     """φ(x) of the kernels that need no constants; ``projection`` scaled."""
     if kernel == "elu":
         return x.clamp(max=0).exp().add(x.relu())  # elu(x) + 1, and faster than torch's in bfloat16
@@ -362,7 +275,7 @@ class _Maps:
 
     def queries(self, q: Tensor) -> Tensor:
         if self.kernel != "softmax":
-            return q if self.kept else _plain(q, self.kernel, self.projection)
+            return q if self.kept else plain_features(q, self.kernel, self.projection)
         e, largest = self._mapped(q)
         return _both_signs(e, largest.add_(half_square(q)))
 
@@ -370,7 +283,7 @@ class _Maps:
         """Relative to the constant as it is."""
         if self.kernel == "softmax":
             return self._relative(self._mapped(k)[0], k, at)
-        phi = k if self.kept else _plain(k, self.kernel, self.projection)
+        phi = k if self.kept else plain_features(k, self.kernel, self.projection)
         return phi if self.mask is None else phi * self.mask[:, at]
 
     def keys_online(self, k: Tensor, at: slice) -> tuple[Tensor, Tensor | None]:
@@ -418,12 +331,6 @@ def _both_signs(e: Tensor, down: Tensor) -> Tensor:
     torch.sub(e, down, out=phi[..., :half])
     torch.sub(down.neg(), e, out=phi[..., half:])
     return phi.exp_()
-
-
-def _all_of_pairs(x: Tensor, projection: Tensor) -> Tensor:
-    """w x of both of every pair, [..., m]."""
-    e = x @ projection[: len(projection) // 2].T
-    return torch.cat([e, -e], -1)
 
 
 def half_square(x: Tensor) -> Tensor:

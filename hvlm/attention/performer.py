@@ -27,16 +27,18 @@ from torch import Tensor, nn
 from hvlm.attention import _gpu
 from hvlm.attention._heads import Heads
 from hvlm.attention._kernel import (
-    CAUSAL_CHUNK,
     EPS_RELU,
     EPS_SOFTMAX,
-    KernelState,
     half_square,
-    kernel_attention_causal,
-    kernel_attention_fused,
     kernel_attention_layer,
     kernel_attention_lean,
     scaled,
+)
+from hvlm.attention._kernel_causal import (
+    CAUSAL_CHUNK,
+    KernelState,
+    kernel_attention_causal,
+    kernel_attention_fused,
 )
 from hvlm.attention._room import MixingRoom, no_memory
 
