@@ -7,7 +7,8 @@ tokens, 4 heads of 64, independent and normal, q and k times a scale; ``grouped`
 are alike; ``trained``, where ``--run`` is there, what the full attention of that run makes of held-out clips, in turn.
 Every draw draws features, and inputs but for ``trained``. ``equal``, ``gaussian``: ours, in pairs w and -w, with these
 lengths. ``mean``: the values' mean for every query, which knows nothing of q and k; where features are no nearer than
-that they are of no use. Writes features.json beside this file.
+that they are of no use. Needs the extra ``bench`` (``make bench-attention`` installs it). Writes features.json beside
+this file.
 """
 
 from __future__ import annotations
