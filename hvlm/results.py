@@ -215,11 +215,15 @@ def _dirty() -> bool | None:
 
 
 def _cpu() -> str:
-    """Model name and the number of logical CPUs that this process may use."""
+    """Model name, family and model (hypervisors give processors years apart one name), and the number of logical CPUs
+    that this process may use."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.lower().startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n", 1)[0].splitlines()
+        about = {k.strip(): v.strip() for k, v in (line.split(":", 1) for line in lines if ":" in line)}
+        name = about["model name"]
+    except (OSError, KeyError):
+        about, name = {}, platform.processor() or platform.machine()
+    if "cpu family" in about and "model" in about:
+        name += f", family {about['cpu family']} model {about['model']}"
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{name} ({usable} CPUs)"
