@@ -127,11 +127,12 @@ def chat() -> Chat:
 
 
 def model(case: Case, seed: int = 0) -> VLM:
-    """The model in evaluation mode, its weights moved from where they start so that none is zero or one."""
+    """The model in evaluation mode, its weights moved from where they start so that none is zero or one. Only a random
+    projection stays: it is no weight, and the rows of FAVOR+'s come in pairs."""
     torch.manual_seed(seed)
     made = build.model(case.config, chat())
     for name, tensor in made.state_dict().items():
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and not name.endswith(".projection"):
             noise = 0.1 * torch.randn_like(tensor)
             tensor.add_(noise.abs() if name.endswith("var") else noise)
     return made.eval()
