@@ -36,6 +36,18 @@ def lowest(dtype: torch.dtype) -> float:
     return max(-1e30, torch.finfo(dtype).min / 4)
 
 
+def transposed(x: Tensor) -> Tensor:
+    """[..., R, C] -> [..., C, R], the second factor of a batched product or its first.
+
+    A CPU's product of bfloat16, or of float32 at less than the highest precision, copies what is not dense, and a
+    transposed view number by number. Rows that are copied before take less than a tenth of that.
+    """
+    copies = x.dtype == torch.bfloat16 or (
+        x.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    )
+    return x.contiguous().mT if copies and not x.is_cuda else x.mT
+
+
 def split_heads(x_BND: Tensor, num_heads: int) -> Tensor:
     """[B, N, D] -> [B, H, N, D / H]."""
     b, n, d = x_BND.shape

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hvlm.attention._heads import Heads, packed_like
-from hvlm.functional import dtype_here, lowest, wide
+from hvlm.functional import dtype_here, lowest, transposed, wide
 
 EPS_SOFTMAX, EPS_RELU = 1e-4, 1e-3
 FEATURES, FEATURES_LEARNING = 1 << 18, 1 << 17  # numbers that exist at a time; a backward pass has them several times
@@ -78,12 +78,11 @@ def kernel_attention_lean(
     maps = _Maps(b, heads.num_heads, length, heads.head_dim, dtype, kernel, projection, mask_BS, learning=False)
     weight, bias, out_weight, out_bias = heads.weights(dtype)
     # Several stretches are projected at once: weights are read less often.
-    many = max(1, PROJECTED // maps.many)
-    groups = [maps.stretches[i : i + many] for i in range(0, len(maps.stretches), many)]
+    groups = [evenly(group, maps.many) for group in evenly(slice(0, length), max(PROJECTED, maps.many))]
 
     y = x_BSD.new_empty(x_BSD.shape, dtype=dtype)
     # Made once: memory that is new to the process costs more than writing to it.
-    most = b * min(many * maps.many, length)
+    most = b * max(group[-1].stop - group[0].start for group in groups)
     low, room = (y.new_empty(most, n * width) for n in (1, 2))
 
     def projected(group: list[slice], part: slice) -> Iterator[tuple[slice, Tensor]]:
@@ -109,6 +108,13 @@ def kernel_attention_lean(
             for one, into in zip(read.flatten(2), y[:, start:stop], strict=True):
                 torch.addmm(out_bias, one, out_weight.T, out=into)
     return y
+
+
+def evenly(rows: slice, at_most: int) -> list[slice]:
+    """Stretches of nearly the same length. A last one of a few tokens would cost a whole reading of the weights."""
+    length = rows.stop - rows.start
+    many = -(-length // -(-length // at_most)) if length else 1
+    return [slice(i, min(i + many, rows.stop)) for i in range(rows.start, rows.stop, many)]
 
 
 def scaled(projection: Tensor | None) -> Tensor | None:
@@ -209,7 +215,7 @@ class _Queries(torch.autograd.Function):
             down = q.new_empty(len(q), phi.shape[1], d + 1)
             dn = torch.div(dy[:, at], norm[:, at], out=down[..., :d])
             torch.sum(dn * y[:, at], -1, keepdim=True, out=down[..., d:]).neg_()
-            dkv += torch.bmm(phi.mT, down)
+            dkv += torch.bmm(transposed(phi), down)
             if maps.eps:
                 dkv += maps.eps * down.sum(1, keepdim=True)
             maps.back(torch.bmm(down, low_kv.mT), phi, q[:, at], out=dq[:, at])
@@ -242,7 +248,7 @@ class _Maps:
         if kernel == "softmax":  # one of each pair
             self.projection = self.projection[: self.num_features // 2]
         self.many = max(AT_LEAST, numbers // (b * heads * self.num_features))  # tokens of a stretch
-        self.stretches = [slice(i, min(i + self.many, length)) for i in range(0, length, self.many)]
+        self.stretches = evenly(slice(0, length), self.many)
         self.mask = None if mask_BS is None else mask_BS.repeat_interleave(heads, 0).unsqueeze(-1)
 
     def gradients(self, x: Tensor, many: int) -> tuple[tuple[Tensor, ...], list[Tensor]]:
@@ -265,7 +271,7 @@ class _Maps:
                 total = k.new_zeros(len(k), 1, self.d + 1, dtype=wide(k.dtype))
             if shrink is not None:
                 kv.mul_(shrink)
-            kv[..., : self.d] += torch.bmm(phi.mT, v)
+            kv[..., : self.d] += torch.bmm(transposed(phi), v)
             kv[..., self.d] += phi.sum(1)
             if self.eps:
                 present = v if self.mask is None else v * self.mask[:, at]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hvlm.attention._heads import Heads
 from hvlm.attention._softmax import Layout, lse_of
-from hvlm.functional import dtype_here, wide
+from hvlm.functional import dtype_here, transposed, wide
 
 Join = Callable[[Tensor, tuple[Tensor, Tensor]], Tensor]
 
@@ -74,7 +74,7 @@ def _attend(
     shape, strides = (many, layout.span, d), (block * kv.stride(0), kv.stride(0), 1)
     for i in range(h):
         at = blocks.start * block * kv.stride(0) + i * d
-        p = torch.baddbmm(band, q[:, :, i], kv.as_strided(shape, strides, at).mT, alpha=scale)
+        p = torch.baddbmm(band, q[:, :, i], transposed(kv.as_strided(shape, strides, at)), alpha=scale)
         largest = p.amax(-1) if join else None
         p = p.softmax(-1)
         if join:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hvlm.attention._heads import packed_like
-from hvlm.functional import lowest, wide
+from hvlm.functional import lowest, transposed, wide
 
 SCORES = 1 << 20  # scores that exist at a time
 
@@ -66,7 +66,7 @@ def join(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Te
 
 def softmax_and_largest(q: Tensor, k: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """(softmax(q kᵀ + bias), the largest scores), in the dtype of ``q``; ``bias`` has it, too."""
-    s = torch.bmm(q, k.mT) if bias is None else torch.baddbmm(bias, q, k.mT)
+    s = torch.bmm(q, transposed(k)) if bias is None else torch.baddbmm(bias, q, transposed(k))
     return s.softmax(-1), s.amax(-1)
 
 
@@ -82,7 +82,7 @@ def _backward(
     """``p``: the weights, which are exp(s - lse), for lse is that of these keys."""
     row = (dout * out).sum(-1)
     row = row if dlse is None else row.sub_(dlse)
-    ds = torch.bmm(dout, v.mT).sub_(row.unsqueeze(-1)).mul_(p)
+    ds = torch.bmm(dout, transposed(v)).sub_(row.unsqueeze(-1)).mul_(p)
     return torch.bmm(ds, k), torch.bmm(ds.mT, q), torch.bmm(p.mT, dout)
 
 
@@ -147,7 +147,7 @@ class _Window(torch.autograd.Function):
         lse = qp.new_empty(*out.shape[:4], dtype=wide(qp.dtype)) if joins else None
         kept: list[Tensor] = []
         for (b, h), blocks, bias in layout.pieces():
-            p = torch.baddbmm(bias, qp[b, h, blocks], layout.windows(kp[b, h], blocks).mT)
+            p = torch.baddbmm(bias, qp[b, h, blocks], transposed(layout.windows(kp[b, h], blocks)))
             largest = p.amax(-1) if joins else None
             p = p.softmax(-1)
             if joins:

@@ -109,7 +109,7 @@ class _Strided(torch.autograd.Function):
         b, h, s, d = q.shape
         y = q.new_empty(b, s, h, d).transpose(1, 2)  # heads come together again without a copy
         share = q.new_empty(b, h, s, dtype=wide(q.dtype))
-        keys, values = k[:, :, ctx.chosen] * ctx.scale, v[:, :, ctx.chosen].contiguous()
+        keys, values = (k[:, :, ctx.chosen] * ctx.scale).contiguous(), v[:, :, ctx.chosen].contiguous()
         for one, rows, bias in _pieces(ctx, q, keys):
             at, among = (one, slice(None), rows), _starts(rows, ctx.chosen)
             _attend(q[at], k[at], v[at], keys[one], values[one], bias, among, share=share[at], out=y[at])
@@ -121,7 +121,7 @@ class _Strided(torch.autograd.Function):
         q, k, v, y, share = ctx.saved_tensors
         dy = dy.to(q.dtype)
         dq, dk, dv = packed_like(q)
-        keys, values = k[:, :, ctx.chosen] * ctx.scale, v[:, :, ctx.chosen].contiguous()
+        keys, values = (k[:, :, ctx.chosen] * ctx.scale).contiguous(), v[:, :, ctx.chosen].contiguous()
         dkeys, dvalues = torch.zeros_like(keys), torch.zeros_like(values)
         for one, rows, bias in _pieces(ctx, q, keys):
             q_, k_, v_, dy_ = (t[one, :, rows] for t in (q, k, v, dy))
@@ -169,7 +169,8 @@ def _strided_lean(x_BSD: Tensor, layer: StridedAttention, mask_BS: Tensor | None
     with torch.autocast(x_BSD.device.type, enabled=False):
         for clip, x in enumerate(x_BSD):
             kv = F.linear(x[chosen].to(dtype), weight[width:], bias[width:]).view(-1, 2, heads, layer.head_dim)
-            keys, values = (kv[:, 0] * layer.head_dim**-0.5).transpose(0, 1), kv[:, 1].transpose(0, 1)
+            kv[:, 0] *= layer.head_dim**-0.5
+            keys, values = (of.contiguous() for of in kv.permute(1, 2, 0, 3))  # read with every stretch of queries
             absent = None if mask_BS is None else mask_BS[clip]
             for group in (slice(start, min(start + many, s)) for start in range(0, s, many)):
                 count = group.stop - group.start
