@@ -35,7 +35,7 @@ test-all: test weights  ## The slow tests, too, and the comparison of connectors
 	$(PY) -m pytest -m slow
 	$(PY) -m experiments.connectors
 
-bench-attention: setup  ## Speed of the mixing mechanisms against other packages (an hour for each setting)
+bench-attention: setup  ## Speed of the mixing mechanisms against other packages (half an hour to an hour for each setting)
 	$(PIP) -e '.[flow,dev,bench]'
 	$(PY) -m experiments.attention.speed
 

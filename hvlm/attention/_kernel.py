@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hvlm.attention._heads import Heads, packed_like
-from hvlm.functional import dtype_here, lowest, transposed, wide
+from hvlm.functional import dtype_here, evenly, exp_, lowest, transposed, wide
 
 EPS_SOFTMAX, EPS_RELU = 1e-4, 1e-3
 FEATURES, FEATURES_LEARNING = 1 << 18, 1 << 17  # numbers that exist at a time; a backward pass has them several times
@@ -110,13 +110,6 @@ def kernel_attention_lean(
     return y
 
 
-def evenly(rows: slice, at_most: int) -> list[slice]:
-    """Stretches of nearly the same length. A last one of a few tokens would cost a whole reading of the weights."""
-    length = rows.stop - rows.start
-    many = -(-length // -(-length // at_most)) if length else 1
-    return [slice(i, min(i + many, rows.stop)) for i in range(rows.start, rows.stop, many)]
-
-
 def scaled(projection: Tensor | None) -> Tensor | None:
     """exp(q k / √d) is exp((q d^-¼) (k d^-¼)); the factor goes into W, which is small."""
     return None if projection is None else projection * projection.shape[1] ** -0.25
@@ -125,7 +118,7 @@ def scaled(projection: Tensor | None) -> Tensor | None:
 def plain_features(x: Tensor, kernel: str, projection: Tensor | None) -> Tensor:
     """φ(x) of the kernels that need no constants; ``projection`` scaled."""
     if kernel == "elu":
-        return x.clamp(max=0).exp().add(x.relu())  # elu(x) + 1, and faster than torch's in bfloat16
+        return exp_(x.clamp(max=0)).add(x.relu())  # elu(x) + 1, and faster than torch's in bfloat16
     return torch.matmul(x, projection.to(x.dtype).T).relu() + EPS_RELU
 
 
@@ -138,7 +131,7 @@ class _Elu(torch.autograd.Function):
         phi = x.new_empty(x.shape)
         many = max(1, FEATURES // max(1, x[:, :, :1].numel()))
         for part, into in zip(x.split(many, 2), phi.split(many, 2), strict=True):
-            torch.add(part.clamp(max=0).exp_(), part.relu(), out=into)
+            torch.add(exp_(part.clamp(max=0)), part.relu(), out=into)
         return phi
 
     @staticmethod
@@ -336,7 +329,7 @@ def _both_signs(e: Tensor, down: Tensor) -> Tensor:
     phi = e.new_empty(*e.shape[:-1], 2 * half)
     torch.sub(e, down, out=phi[..., :half])
     torch.sub(down.neg(), e, out=phi[..., half:])
-    return phi.exp_()
+    return exp_(phi)
 
 
 def half_square(x: Tensor) -> Tensor:

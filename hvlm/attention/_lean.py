@@ -19,6 +19,8 @@ from hvlm.attention._softmax import Layout, lse_of
 from hvlm.functional import dtype_here, transposed, wide
 
 Join = Callable[[Tensor, tuple[Tensor, Tensor]], Tensor]
+Cut = tuple[slice, Tensor]  # blocks, and what is added to their scores
+EDGES = 4  # blocks more than usual that may be projected at once
 
 
 @torch.no_grad()
@@ -51,35 +53,50 @@ def window_lean(
         if far is not None:
             k, v = kv[start : start + s].view(1, s, 2, heads.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
             join = far(k, v, None if mask_BS is None else mask_BS[clip : clip + 1])
-        for blocks, band in layout.cuts(clip):
-            rows = slice(blocks.start * layout.block, min(blocks.stop * layout.block, s))
+        for cuts in _together(layout.cuts(clip)):
+            rows = slice(cuts[0][0].start * layout.block, min(cuts[-1][0].stop * layout.block, s))
             q = F.linear(x[rows], weight[:width], bias[:width])
-            read = _attend(q, kv, blocks, band, layout, heads, join)
+            read = _attend(q, kv, cuts, layout, heads, join)
             torch.addmm(out_bias, read, out_weight.T, out=y[clip, rows])
     return y
 
 
-def _attend(
-    q_CD: Tensor, kv: Tensor, blocks: slice, band: Tensor, layout: Layout, heads: Heads, join: Join | None
-) -> Tensor:
+def _together(cuts: list[Cut]) -> list[list[Cut]]:
+    """What is projected at once: the few blocks at either end, which see padding, would cost a whole reading of the
+    weights."""
+    groups: list[list[Cut]] = []
+    most = max(blocks.stop - blocks.start for blocks, _ in cuts) + EDGES
+    for cut in cuts:
+        if groups and cut[0].stop - groups[-1][0][0].start <= most:
+            groups[-1].append(cut)
+        else:
+            groups.append([cut])
+    return groups
+
+
+def _attend(q_CD: Tensor, kv: Tensor, cuts: list[Cut], layout: Layout, heads: Heads, join: Join | None) -> Tensor:
     """What the queries of some blocks read, [C, D]."""
-    many, block, h, d = blocks.stop - blocks.start, layout.block, heads.num_heads, heads.head_dim
+    first, block, h, d = cuts[0][0].start, layout.block, heads.num_heads, heads.head_dim
     count, width = q_CD.shape
+    many = cuts[-1][0].stop - first
     if count < many * block:
         q_CD = F.pad(q_CD, (0, 0, 0, many * block - count))
     scale = d**-0.5
     q = q_CD.view(many, block, h, d)
     read = torch.empty_like(q)
     lse = q.new_empty(h, many, block, dtype=wide(q.dtype)) if join else None
-    shape, strides = (many, layout.span, d), (block * kv.stride(0), kv.stride(0), 1)
-    for i in range(h):
-        at = blocks.start * block * kv.stride(0) + i * d
-        p = torch.baddbmm(band, q[:, :, i], transposed(kv.as_strided(shape, strides, at)), alpha=scale)
-        largest = p.amax(-1) if join else None
-        p = p.softmax(-1)
-        if join:
-            lse[i] = lse_of(p, largest)
-        torch.bmm(p, kv.as_strided(shape, strides, at + width), out=read[:, :, i])
+    for blocks, band in cuts:
+        of = slice(blocks.start - first, blocks.stop - first)
+        shape = blocks.stop - blocks.start, layout.span, d
+        strides = block * kv.stride(0), kv.stride(0), 1
+        for i in range(h):
+            at = blocks.start * block * kv.stride(0) + i * d
+            p = torch.baddbmm(band, q[of, :, i], transposed(kv.as_strided(shape, strides, at)), alpha=scale)
+            largest = p.amax(-1) if join else None
+            p = p.softmax(-1)
+            if join:
+                lse[i, of] = lse_of(p, largest)
+            torch.bmm(p, kv.as_strided(shape, strides, at + width), out=read[of, :, i])
     if join is None:
         return read.view(-1, width)[:count]
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvlm.functional import wide
+from hvlm.functional import LOG2_E, wide
 
 STATES, TOKENS = 1 << 19, 16  # numbers of states that exist at a time, but those of 16 tokens: one of 16 is kept
 
@@ -68,7 +68,7 @@ class _Scan(torch.autograd.Function):
         for at in _stretches(x, a):
             starts.append(state)
             now, made = _states(x[at], delta[at], a, b[at], state, decay, states)
-            torch.matmul(made, c[at].unsqueeze(-1), out=y[at].unsqueeze(-1))
+            torch.matmul(c[at].unsqueeze(-2), made.mT, out=y[at].unsqueeze(-2))  # h C takes 4 times as long
             state = made[-1].clone()
         ctx.save_for_backward(x, delta, a, b, c, torch.stack(starts) if any(ctx.needs_input_grad) else x.new_empty(0))
         return y.transpose(0, 1), state
@@ -91,7 +91,7 @@ class _Scan(torch.autograd.Function):
             for t in range(len(made) - 2, -1, -1):
                 g[t].addcmul_(decayed[t + 1], g[t + 1])
             carry = decayed[0] * g[0]
-            dinput = torch.matmul(g, b[at].unsqueeze(-1)).squeeze(-1)
+            dinput = torch.matmul(b[at].unsqueeze(-2), g.mT).squeeze(-2)
             torch.matmul((delta[at] * x[at]).unsqueeze(-2), g, out=db[at].unsqueeze(-2))
             # d(Δ A) = g ⊙ h_{t-1} ⊙ exp(Δ A)
             g *= decayed
@@ -99,7 +99,7 @@ class _Scan(torch.autograd.Function):
             g[0] *= start
             torch.addcmul(torch.einsum("tbdn,dn->tbd", g, a), dinput, x[at], out=ddelta[at])
             torch.mul(dinput, delta[at], out=dx[at])
-            da += torch.einsum("tbdn,tbd->dn", g, delta[at])
+            da += g.mul_(delta[at].unsqueeze(-1)).sum((0, 1))  # as a product of matrices: 5 times as long
         return *(tensor.transpose(0, 1) for tensor in (dx, ddelta)), da, db.transpose(0, 1), dc.transpose(0, 1), carry
 
 
@@ -123,7 +123,7 @@ def _states(
     x: Tensor, delta: Tensor, a: Tensor, b: Tensor, start: Tensor, decay: Tensor, states: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(exp(Δ A), h) [T, B, D, N] of a stretch, in the buffers."""
-    decay = torch.mul(delta.unsqueeze(-1), a, out=decay[: len(x)]).exp_()
+    decay = torch.mul(delta.unsqueeze(-1), a * LOG2_E, out=decay[: len(x)]).exp2_()  # faster: functional.exp_
     states = torch.mul((delta * x).unsqueeze(-1), b.unsqueeze(-2), out=states[: len(x)])
     before = start
     for t in range(len(x)):

@@ -25,6 +25,9 @@ from hvlm.attention._conv import causal_conv, conv_step
 from hvlm.attention._dt import dt_bias
 from hvlm.attention._room import MixingRoom, no_memory
 from hvlm.attention._scan import selective_scan, selective_scan_reference
+from hvlm.functional import dtype_here, evenly
+
+STRETCH = 512  # tokens at a time where nothing is learned
 
 
 class MambaState(NamedTuple):
@@ -73,9 +76,24 @@ class MambaLayer(nn.Module):
     def forward(self, x_BSD: Tensor, mask_BS: Tensor | None = None, memory: Tensor | None = None) -> Tensor:
         """[B, S, dim] -> [B, S, dim]. mask_BS: bool; what is False is passed over, and its output means nothing."""
         no_memory(self, memory)
+        fused = x_BSD.is_cuda or _gpu.can(_gpu.selective_scan_fn, x_BSD)
+        if not (fused or torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            return self.dropout(self._lean(x_BSD, mask_BS))
         x, z = self.in_proj(x_BSD).chunk(2, -1)
         y, _ = self._branch(x, z, mask_BS, "", self.scan)
         return self.dropout(self.out_proj(y))
+
+    def _lean(self, x_BSD: Tensor, mask_BS: Tensor | None) -> Tensor:
+        """The same where nothing is learned, a stretch of tokens after the other as a stream has them: what is as wide
+        as the inner channels stays in the processor's cache."""
+        y, state = torch.empty_like(x_BSD, dtype=dtype_here(x_BSD)), None
+        for at in evenly(slice(0, x_BSD.shape[1]), STRETCH):
+            x, z = self.in_proj(x_BSD[:, at]).chunk(2, -1)
+            state = state or self.new_state(len(x), x)
+            mask = None if mask_BS is None else mask_BS[:, at]
+            inner, state = self._branch(x, z, mask, "", selective_scan, state=state)
+            y[:, at] = self.out_proj(inner)
+        return y
 
     def reference(self, x_BSD: Tensor, mask_BS: Tensor | None = None) -> Tensor:
         """The same with the recurrence token by token and torch's convolution."""
