@@ -156,8 +156,12 @@ def test_features_without_pairs_are_refused():
         load_into(PerformerAttention(D, H, 8), state, "old.ckpt")
 
 
-def test_linear_attention_of_no_tokens():
-    assert PerformerAttention(D, H, kernel="elu")(torch.zeros(1, 0, D)).shape == (1, 0, D)
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize("name", ["elu", "local", "mamba"])
+def test_of_no_tokens(name, learns):
+    layer = LAYERS[name](name == "mamba")
+    with torch.set_grad_enabled(learns):
+        assert layer(torch.zeros(1, 0, D)).shape == (1, 0, D)
 
 
 @pytest.mark.parametrize("name", ["favor", "relu", "elu", "strided", "local"])

@@ -82,7 +82,7 @@ def kernel_attention_lean(
 
     y = x_BSD.new_empty(x_BSD.shape, dtype=dtype)
     # Made once: memory that is new to the process costs more than writing to it.
-    most = b * max(group[-1].stop - group[0].start for group in groups)
+    most = b * max((group[-1].stop - group[0].start for group in groups), default=0)
     low, room = (y.new_empty(most, n * width) for n in (1, 2))
 
     def projected(group: list[slice], part: slice) -> Iterator[tuple[slice, Tensor]]:

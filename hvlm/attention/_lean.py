@@ -65,7 +65,7 @@ def _together(cuts: list[Cut]) -> list[list[Cut]]:
     """What is projected at once: the few blocks at either end, which see padding, would cost a whole reading of the
     weights."""
     groups: list[list[Cut]] = []
-    most = max(blocks.stop - blocks.start for blocks, _ in cuts) + EDGES
+    most = max((blocks.stop - blocks.start for blocks, _ in cuts), default=0) + EDGES
     for cut in cuts:
         if groups and cut[0].stop - groups[-1][0][0].start <= most:
             groups[-1].append(cut)

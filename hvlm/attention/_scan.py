@@ -70,7 +70,8 @@ class _Scan(torch.autograd.Function):
             now, made = _states(x[at], delta[at], a, b[at], state, decay, states)
             torch.matmul(c[at].unsqueeze(-2), made.mT, out=y[at].unsqueeze(-2))  # h C takes 4 times as long
             state = made[-1].clone()
-        ctx.save_for_backward(x, delta, a, b, c, torch.stack(starts) if any(ctx.needs_input_grad) else x.new_empty(0))
+        learns = starts and any(ctx.needs_input_grad)
+        ctx.save_for_backward(x, delta, a, b, c, torch.stack(starts) if learns else x.new_empty(0))
         return y.transpose(0, 1), state
 
     @staticmethod
