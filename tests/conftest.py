@@ -86,7 +86,7 @@ def trained(shared: Path, needles: list[str]) -> tuple[Path, list[str]]:
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Everything that goes piece by piece in mixing does so at the sizes of tests, too."""
-    from hvlm.attention import _kernel, _kernel_causal, _scan, _softmax
+    from hvlm.attention import _kernel, _kernel_causal, _scan, _softmax, mamba
 
     monkeypatch.setattr(_softmax, "SCORES", 1 << 11)
     monkeypatch.setattr(_kernel, "AT_LEAST", 16)
@@ -95,3 +95,4 @@ def small_pieces(monkeypatch):
     monkeypatch.setattr(_kernel, "KEPT_BYTES", 1 << 13)
     monkeypatch.setattr(_kernel_causal, "CAUSAL_CHUNK", 16)
     monkeypatch.setattr(_scan, "STATES", 1 << 12)
+    monkeypatch.setattr(mamba, "STRETCH", 20)

@@ -50,6 +50,8 @@ def test_without_gradients_it_is_the_same(name, causal, length, masked, monkeypa
     with torch.no_grad():
         if name in ("favor", "relu", "elu") and not causal or name == "local" or name == "strided" and length > 80:
             monkeypatch.setattr(layer, "project", None)  # not the way that learns
+        if name == "mamba" and causal:
+            monkeypatch.setattr(layer, "scan", None)
         for half in (False, True):
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 found = layer(x, mask)
