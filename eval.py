@@ -13,7 +13,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from hvlm.config import main
+from hvlm.cli import main
 from hvlm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -27,8 +27,8 @@ def evaluate(cfg: dict[str, Any], overrides: list[str]) -> Any:
 
 def score(cfg: dict[str, Any]) -> list[dict[str, Any]]:
     """Scores a file of predictions; no model and no videos are needed."""
-    from hvlm.evaluate import RESULTS, score_predictions
-    from hvlm.report import table
+    from hvlm.evaluation.evaluate import RESULTS, score_predictions
+    from hvlm.evaluation.report import table
 
     if cfg["predictions"] is None:
         raise UserError("task=score needs predictions=FILE, a JSONL that eval.py or somebody else wrote")

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hvlm.config import main
+from hvlm.cli import main
 
 if TYPE_CHECKING:
-    from hvlm.chain import Outcome
+    from hvlm.training.chain import Outcome
 
 
 @main
 def train(cfg: dict[str, Any], overrides: list[str]) -> Outcome:
     """Stages in order (finished ones are skipped, a stopped one goes on), then the benchmark. Returns what was made."""
-    from hvlm.chain import run  # seconds of imports, which --help and a misspelt word do without
+    from hvlm.training.chain import run  # seconds of imports, which --help and a misspelt word do without
 
     return run(overrides)
 

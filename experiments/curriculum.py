@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from hvlm import chain, results
-from hvlm.config import plan
+from hvlm.config.compose import plan
+from hvlm.evaluation import results
+from hvlm.training import chain
 
 RUNS = Path("runs")
 STEPS = {label: cfg["stage"]["steps"] for label, cfg in plan(["experiment=connectors"]).items() if label != "vision"}

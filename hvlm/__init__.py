@@ -9,7 +9,7 @@ from typing import Any
 # encoded in half the system time. A value that is set already stays.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-_PUBLIC = {"FoveatedVLM": "hvlm.fvlm", "transform": "hvlm.pixels"}
+_PUBLIC = {"FoveatedVLM": "hvlm.interop.fvlm", "transform": "hvlm.image"}
 __all__ = list(_PUBLIC)
 
 

@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 
-from hvlm.checkpoint import weights_hash
-from hvlm.config import stage_name
-from hvlm.datamodule import DataModule
+from hvlm.chat import Chat
+from hvlm.config.compose import stage_name
+from hvlm.config.schema import parameters
+from hvlm.data.datamodule import DataModule
 from hvlm.errors import UserError
-from hvlm.frozen import FrozenFeatures, plan
-from hvlm.language._chat import Chat
-from hvlm.language._tokenizer import train_word_tokenizer
+from hvlm.feature_cache import FrozenFeatures, plan
+from hvlm.io.checkpoint import weights_hash
 from hvlm.model import VLM, Encoder
-from hvlm.schema import parameters
 from hvlm.stage._base import Stage
+from hvlm.tokenizer import train_word_tokenizer
 from hvlm.types import Wants
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def model(cfg: Mapping[str, Any], chat: Chat, weights: bool = True) -> VLM:
     )
 
 
-def rehearse(cfg: Mapping[str, Any]) -> None:
+def dry_build(cfg: Mapping[str, Any]) -> None:
     """Build the stage on torch's meta device and without pretrained weights: takes a second and no memory.
 
     What the rooms have to say of their settings and of each other is a ``UserError`` before anything is made, read or

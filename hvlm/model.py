@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hvlm.frozen import FrozenFeatures
-from hvlm.look import CachedLook, FreshLook, encode_frames
+from hvlm.feature_cache import FrozenFeatures
+from hvlm.gaze import CachedKV, RecomputedKV, encode_frames
 from hvlm.types import Batch, Encoded, Patches, Prefix, Tokens, Wants
 
 PARTS = ("vision", "merger", "connector", "attention", "fusion", "language", "head")
@@ -65,7 +65,7 @@ class VLM(nn.Module):
         self.order = order
         self.features: FrozenFeatures | None = None  # in the encoder's place while it is frozen
 
-    def see(self, batch: Batch) -> Patches:
+    def encode_video(self, batch: Batch) -> Patches:
         """Frames -> patch features, with the encoder's gaze over them where the connector wants it."""
         frames, time, mask = batch.frames_BTCHW, batch.frame_time_BT, batch.frame_mask_BT
         b, t = mask.shape
@@ -76,11 +76,11 @@ class VLM(nn.Module):
         elif torch.is_grad_enabled() or at_once:
             tokens, kv, summary = self.vision.encode(frames, time, mask, wants)
         else:
-            tokens, kv, summary = self._see_in_parts(batch, wants)
+            tokens, kv, summary = self._encode_in_parts(batch, wants)
         if kv is not None:
-            gaze: CachedLook | FreshLook | None = CachedLook(self.vision, kv)
+            gaze: CachedKV | RecomputedKV | None = CachedKV(self.vision, kv)
         else:
-            gaze = FreshLook(self.vision, frames.flatten(0, 1), self.vision.frames_at_once) if wants.kv else None
+            gaze = RecomputedKV(self.vision, frames.flatten(0, 1), self.vision.frames_at_once) if wants.kv else None
         if tokens is not None and batch.motion_BTYX is not None:
             tokens = tokens._replace(motion_BS=batch.motion_BTYX.flatten(1))
         return self.merger(Patches(tokens, time, mask, gaze, summary))
@@ -93,7 +93,7 @@ class VLM(nn.Module):
     def wants_patches(self) -> bool:
         return self.connector.wants_patches or not self.merger.changes_nothing
 
-    def _see_in_parts(self, batch: Batch, wants: Wants) -> Encoded:
+    def _encode_in_parts(self, batch: Batch, wants: Wants) -> Encoded:
         """Frames that are too many to be encoded at once, without gradients. Keys and values are not kept at all."""
         if not (self.wants_patches or wants.summaries):
             return Encoded(None)
@@ -117,7 +117,7 @@ class VLM(nn.Module):
     def visual_tokens(self, batch: Batch, text_KSD: Tensor) -> Tokens:
         """Visual tokens of every text row, [K, V, text_dim]."""
         prefix = prefix_of(batch, text_KSD) if self.order == "question_first" else None
-        tokens, per_row = self.connector(self.see(batch), self.language, prefix)
+        tokens, per_row = self.connector(self.encode_video(batch), self.language, prefix)
         tokens, _ = self.attention(tokens)
         if not per_row:
             tokens = tokens.take(batch.clip_K)

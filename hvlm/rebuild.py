@@ -9,23 +9,23 @@ from typing import Any
 from torch import Tensor
 
 from hvlm import build
-from hvlm.checkpoint import load_checkpoint, load_into, load_weights
+from hvlm.chat import Chat
 from hvlm.errors import UserError
-from hvlm.language._chat import Chat
+from hvlm.io.checkpoint import load_checkpoint, load_into, load_weights
 from hvlm.model import VLM
 
 
-def card_of(path: str | Path) -> dict[str, Any]:
+def metadata_of(path: str | Path) -> dict[str, Any]:
     """What a checkpoint (or the run folder that holds it) says of itself: config, chat (JSON or None) and stage."""
-    card = load_checkpoint(path).get("hvlm")
-    if card is None:
+    metadata = load_checkpoint(path).get("hvlm")
+    if metadata is None:
         raise UserError(f"{path}: holds no configuration; expected a checkpoint that train.py wrote")
-    return card
+    return metadata
 
 
 def stored_config(path: str | Path) -> dict[str, Any]:
     """The resolved configuration that a checkpoint was trained with."""
-    return card_of(path)["config"]
+    return metadata_of(path)["config"]
 
 
 def overlay(stored: Mapping[str, Any], given: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -57,10 +57,10 @@ def overlay(stored: Mapping[str, Any], given: Mapping[str, Any], overrides: Sequ
 
 def rebuild(path: str | Path, cfg: Mapping[str, Any]) -> tuple[VLM, Chat]:
     """The model that ``cfg`` describes with the checkpoint's weights, and the checkpoint's tokenizer."""
-    card = card_of(path)
-    if card["chat"] is None:
-        raise UserError(f"{path}: is of stage {card['stage']}, which has no language model; name a later stage's")
-    chat = Chat.from_json(card["chat"])
+    metadata = metadata_of(path)
+    if metadata["chat"] is None:
+        raise UserError(f"{path}: is of stage {metadata['stage']}, which has no language model; name a later stage's")
+    chat = Chat.from_json(metadata["chat"])
     model = build.model(cfg, chat, weights=False)
     load_into(model, with_own_merger(load_weights(path), model), path)
     return model, chat

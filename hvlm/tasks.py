@@ -13,23 +13,24 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from hvlm import build, results
-from hvlm.batches import clip_frames, one_row
-from hvlm.cost import cost_of
-from hvlm.dataset._decode import frames_of
+from hvlm import build
+from hvlm.chat import Chat
+from hvlm.data.batches import clip_frames, one_row
+from hvlm.data.decode import frames_of
 from hvlm.errors import UserError
-from hvlm.evaluate import RESULTS, evaluate
-from hvlm.gazemaps import gaze_maps, write_maps
-from hvlm.generate import generate
-from hvlm.language._chat import Chat
-from hvlm.mergemaps import merge_maps, write_merging
+from hvlm.evaluation import results
+from hvlm.evaluation.cost import cost_of
+from hvlm.evaluation.evaluate import RESULTS, evaluate
+from hvlm.evaluation.generate import generate
+from hvlm.evaluation.preference import reward_accuracy
+from hvlm.evaluation.report import table, write_report
+from hvlm.evaluation.streaming import StreamingReader
+from hvlm.interop.fvlm_weights import is_release, load_release, save_release
 from hvlm.model import VLM
-from hvlm.preference import reward_accuracy
-from hvlm.rebuild import card_of, rebuild
-from hvlm.release import is_release, load_release, save_release
-from hvlm.report import table, write_report
-from hvlm.trainer import choose_precision
-from hvlm.watch import Watcher
+from hvlm.precision import choose_precision
+from hvlm.rebuild import metadata_of, rebuild
+from hvlm.viz.gaze_maps import gaze_maps, write_maps
+from hvlm.viz.merge_maps import merge_maps, write_merging
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def run_benchmark(
 def costs(
     model: VLM, chat: Chat, data: Any, cfg: Mapping[str, Any], precision: str, *, question: str, command: str | None
 ) -> list[results.Record]:
-    """``hvlm.cost`` of the first question about the first clip of the benchmark's split, as records."""
+    """``hvlm.evaluation.cost`` of the first question about the first clip of the benchmark's split, as records."""
     started = time.monotonic()
     reading = build.reader(cfg, model, data, chat)
     batch = next(iter(reading.loader(cfg["benchmark"]["split"], "questions", None, 1, 1)))
@@ -122,7 +123,7 @@ def run_preference(
     before = out / BEFORE
     records = evaluate(
         reference, chat, data, asked, order=cfg["order"], num_frames=cfg["dataset"]["num_frames"],
-        image_size=reference.vision.image_size, precision=precision, out_dir=before, variant=BEFORE, sheets=0,
+        image_size=reference.vision.image_size, precision=precision, out_dir=before, variant=BEFORE, contact_sheets=0,
         motion=build.motion_grid(reference), **shared,
     )  # fmt: skip
     reading = build.reader(cfg, policy, data, chat)
@@ -162,19 +163,21 @@ def variant_name(cfg: Mapping[str, Any]) -> str:
 
 
 def export(path: str | Path, cfg: Mapping[str, Any], out: Path) -> Path:
-    """The checkpoint as a Hugging Face folder; see ``hvlm.hub``."""
-    from hvlm import hub  # registers an architecture with transformers: only where that is wanted
+    """The checkpoint as a Hugging Face folder; see ``hvlm.interop.hf_export``."""
+    from hvlm.interop import hf_export  # registers an architecture with transformers: only where that is wanted
 
-    chat = card_of(path)["chat"]
+    chat = metadata_of(path)["chat"]
     if chat is None:
-        raise UserError(f"{path}: is of stage {card_of(path)['stage']}, which has no language model; name a later one")
-    hub.export(path, cfg, chat, out)
-    log.info(f"{out}: load it with `import hvlm.hub` and transformers' AutoModel.from_pretrained")
+        raise UserError(
+            f"{path}: is of stage {metadata_of(path)['stage']}, which has no language model; name a later one"
+        )
+    hf_export.export(path, cfg, chat, out)
+    log.info(f"{out}: load it with `import hvlm.interop.hf_export` and transformers' AutoModel.from_pretrained")
     return out
 
 
 def release(path: str | Path, cfg: Mapping[str, Any], out: Path) -> Path:
-    """The checkpoint in fVLM's own layout, as one file; see ``hvlm.release``."""
+    """The checkpoint in fVLM's own layout, as one file; see ``hvlm.interop.fvlm_weights``."""
     out = out if out.suffix == ".safetensors" else out / "fvlm.safetensors"
     save_release(rebuild(path, cfg)[0], out)
     log.info(f"{out}: fVLM's release layout; FoveatedVLM(...).load_release and init_from= take it")
@@ -195,7 +198,7 @@ def watch(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str,
     model, chat = rebuild(path, cfg)
     first = asked["question"] if cfg["order"] == "question_first" else None
     later = None if first else asked["question"]
-    watcher = Watcher(model.to(device_of(cfg)), chat, build.kvcache(cfg, model), first)
+    watcher = StreamingReader(model.to(device_of(cfg)), chat, build.kvcache(cfg, model), first)
     moments, lines = sorted(asked["at"] or []), []
 
     def say(seconds: float) -> None:
@@ -206,7 +209,7 @@ def watch(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str,
     for frame, seconds in frames_of(Path(asked["video"]), asked["fps"], (model.vision.image_size,) * 2):
         while moments and moments[0] < seconds and watcher.frames:
             say(moments.pop(0))
-        watcher.see(torch.from_numpy(np.ascontiguousarray(frame)))
+        watcher.read_frame(torch.from_numpy(np.ascontiguousarray(frame)))
     if not watcher.frames:
         raise UserError(f"ask.video={asked['video']}: shorter than half a frame at ask.fps={asked['fps']:g}; raise it")
     for moment in moments or ([] if asked["at"] else [seconds]):

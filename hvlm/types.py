@@ -31,7 +31,7 @@ class Batch(NamedTuple):
     rows: one plain dict per text row (sample key, question id, task, ...), for logging and scoring only.
     keys: the sample key of every clip (empty for a text), or None where nobody knows.
     motion_BTYX: float32, how fast what each patch (row, column) shows moves against the camera, in frame diagonals per
-        sampled frame (see ``dataset/_motion.py``); 0 in padded frames and texts. None where no room asked for it.
+        sampled frame (see ``data/optical_flow.py``); 0 in padded frames and texts. None where no room asked for it.
     """
 
     frames_BTCHW: Tensor

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 
-from hvlm.dataset._shards import write_manifest, write_shard
+from hvlm.data.shard_index import write_manifest, write_shard
 
 
 class Encoded(NamedTuple):

@@ -19,11 +19,11 @@ import yaml
 from torch import Tensor
 
 from hvlm import build
-from hvlm.dataset._collate import Item, collate
-from hvlm.language._chat import Chat
-from hvlm.language._tokenizer import train_word_tokenizer
+from hvlm.chat import Chat
+from hvlm.config.schema import parameters
+from hvlm.data.collate import Item, collate
 from hvlm.model import VLM
-from hvlm.schema import parameters
+from hvlm.tokenizer import train_word_tokenizer
 from hvlm.types import Batch
 
 ROOT = Path(__file__).parent.parent

@@ -75,7 +75,7 @@ def trained(shared: Path, needles: list[str]) -> tuple[Path, list[str]]:
     overrides = ["experiment=demo", "run=tiny", "stage.steps=4", "stage.batch_size=4", *needles]
 
     def train(folder: Path) -> None:
-        from hvlm.chain import run
+        from hvlm.training.chain import run
 
         with contextlib.chdir(folder):
             run(overrides)

@@ -129,7 +129,7 @@ def test_weights_of_other_types(name, causal, dtype, masked):
 def test_projections_apart_are_the_same(scaled):
     layer, x = FullAttention(D, H, False), inputs(13)
     together = layer.project(x, scaled)
-    queries, keys = layer.apart(1, 2, scaled=scaled)
+    queries, keys = layer.split_qkv(1, 2, scaled=scaled)
     apart = (*queries(x), *keys(x))
     given = torch.randn(3, *together[0].shape)
     wanted, found = (

@@ -6,19 +6,13 @@ import pytest
 import torch
 from _layers import CASES, LAYERS, D, H, inputs, made, right_padded
 
-from hvlm.attention import (
-    Mamba2Layer,
-    MambaLayer,
-    PerformerAttention,
-    _kernel,
-    strided,
-)
+from hvlm.attention import Mamba2Layer, MambaLayer, PerformerAttention, _kernel, strided
 from hvlm.attention._scan import selective_scan
 from hvlm.attention.mamba import BidirectionalMamba
 from hvlm.attention.mamba2 import ssd, ssd_reference
 from hvlm.attention.performer import PerformerRoom, orthogonal_features, paired_features
-from hvlm.checkpoint import load_into
 from hvlm.errors import UserError
+from hvlm.io.checkpoint import load_into
 
 pytestmark = pytest.mark.usefixtures("small_pieces")
 

@@ -16,7 +16,7 @@ from hvlm.attention import (
     PerformerAttention,
     StridedAttention,
 )
-from hvlm.attention._room import read_out
+from hvlm.attention._base import read_out
 from hvlm.attention.cross_memory import CrossMemoryRoom
 from hvlm.attention.full import FullRoom
 from hvlm.attention.local_global import LocalGlobalRoom

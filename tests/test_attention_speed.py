@@ -4,7 +4,7 @@ import pytest
 
 from experiments.attention import _cells, speed
 from experiments.attention._cells import Cell, Worker, in_turn
-from hvlm import results
+from hvlm.evaluation import results
 
 
 def cell(name: str, seconds: float, mb: float, ok: bool = True):

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from hvlm import evaluate as evaluation
-from hvlm.benchmark._score import Prediction, choose, read_predictions, score, write_predictions
-from hvlm.benchmark._stats import clustered_mean, group_mean
 from hvlm.benchmark.needles import Needles
+from hvlm.chat import Chat
 from hvlm.errors import UserError
-from hvlm.evaluate import evaluate, score_predictions
-from hvlm.language._chat import Chat
-from hvlm.language._tokenizer import train_word_tokenizer
-from hvlm.letters import lettered_prompt
-from hvlm.likelihood import Asked, answer_likelihoods
+from hvlm.evaluation import evaluate as evaluation
+from hvlm.evaluation.evaluate import evaluate, score_predictions
+from hvlm.evaluation.likelihood import Query, answer_likelihoods
+from hvlm.evaluation.scores import Prediction, choose, read_predictions, score, write_predictions
+from hvlm.evaluation.stats import clustered_mean, group_mean
+from hvlm.prompts import lettered_prompt
+from hvlm.tokenizer import train_word_tokenizer
 from hvlm.types import Batch
 
 CPU = torch.device("cpu")
@@ -220,7 +220,7 @@ def ask(model, chat, clips, **changes):
 
 
 def clip(value, answers):
-    return Asked(np.full((2, 3, 4, 4), value, np.uint8), np.array([0.5, 1.5], np.float32), answers)
+    return Query(np.full((2, 3, 4, 4), value, np.uint8), np.array([0.5, 1.5], np.float32), answers)
 
 
 def test_one_row_per_question_equals_one_row_per_answer():
@@ -332,7 +332,7 @@ class Dataset:
 
 @pytest.fixture
 def dataset(tmp_path):
-    from hvlm.media import write_mp4
+    from hvlm.viz.media import write_mp4
 
     videos = []
     for value in (40, 200):

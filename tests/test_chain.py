@@ -17,11 +17,11 @@ import torch
 
 import eval as evaluation
 from hvlm import build
-from hvlm.chain import find_start, run, start_stage
-from hvlm.checkpoint import load_checkpoint
-from hvlm.config import compose, plan
+from hvlm.config.compose import compose, plan
 from hvlm.errors import UserError
-from hvlm.release import save_release
+from hvlm.interop.fvlm_weights import save_release
+from hvlm.io.checkpoint import load_checkpoint
+from hvlm.training.chain import find_start, run, start_stage
 
 STAGES = ["vision", "align", "sft", "dpo"]
 
@@ -258,6 +258,8 @@ def test_what_later_stages_cannot_do_is_heard_first(
 
 def test_stage_0_is_rehearsed_without_its_language_model(tmp_path: Path) -> None:
     (cfg,) = plan(["stage=vision", "language=smollm2_135m", f"language.source={tmp_path / 'absent'}"]).values()
-    build.rehearse(cfg)
+    build.dry_build(cfg)
     with pytest.raises(UserError, match="language.source="):
-        build.rehearse(*plan(["stage=sft", "language=smollm2_135m", f"language.source={tmp_path / 'absent'}"]).values())
+        build.dry_build(
+            *plan(["stage=sft", "language=smollm2_135m", f"language.source={tmp_path / 'absent'}"]).values()
+        )

@@ -19,11 +19,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from hvlm import checkpoint as ck
-from hvlm.checkpoint import AtomicCheckpointIO, load_checkpoint, load_into, load_weights, verify, weights_hash
 from hvlm.errors import UserError
-from hvlm.rundir import RunDir, config_id, default_run
-from hvlm.stops import GracefulStop, RngState
+from hvlm.io import checkpoint as ck
+from hvlm.io.checkpoint import AtomicCheckpointIO, load_checkpoint, load_into, load_weights, verify, weights_hash
+from hvlm.training.resume_callbacks import GracefulStop, RngState
+from hvlm.training.run_dir import RunDir, config_id, default_run
 
 IO = AtomicCheckpointIO()
 

@@ -9,16 +9,16 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 
 from hvlm import build
-from hvlm.batches import one_row_per_clip
-from hvlm.cliptable import ClipTable, describe
-from hvlm.config import compose
-from hvlm.dataset._collate import Item, collate
-from hvlm.language._chat import Chat
-from hvlm.language._tokenizer import train_word_tokenizer
+from hvlm.chat import Chat
+from hvlm.config.compose import compose
+from hvlm.data.batches import one_row_per_clip
+from hvlm.data.collate import Item, collate
 from hvlm.language.smollm2 import SmolLM2
-from hvlm.media import keep_wandb_media_in
 from hvlm.model import VLM
+from hvlm.tokenizer import train_word_tokenizer
+from hvlm.training.clip_table import ClipTable, describe
 from hvlm.vision.convvit import ConvViT
+from hvlm.viz.media import keep_wandb_media_in
 
 CHAT = Chat(train_word_tokenizer(["what color is the ring ? where red blue top left"]), "tiny")
 

@@ -15,12 +15,12 @@ from _tiny import ROOT
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from hvlm import config
-from hvlm.config import compose, plan, stage_name
+from hvlm.config.compose import compose, plan, stage_name
+from hvlm.config.schema import arguments, convert
+from hvlm.config.settings import ROOMS
 from hvlm.errors import UserError
-from hvlm.schema import arguments, convert
-from hvlm.settings import ROOMS
-from hvlm.trainer import choose_precision, make_trainer_kwargs
+from hvlm.precision import choose_precision
+from hvlm.training.trainer import make_trainer_kwargs
 
 
 def refused(*overrides: str) -> str:
@@ -155,14 +155,14 @@ def test_plan_of_a_chain() -> None:
 
 
 def test_main_called_with_overrides_returns() -> None:
-    @config.main
+    @compose.main
     def entry(cfg: dict[str, Any], overrides: list[str]) -> Any:
         return cfg["seed"], overrides
 
     assert entry(["seed=4"]) == (4, ["seed=4"])
 
 
-@config.main
+@compose.main
 def entry(cfg: dict[str, Any], overrides: list[str]) -> Any:
     return cfg["seed"]
 
@@ -222,9 +222,9 @@ def test_cfg_job_prints_the_configuration(command_line: Any, capsys: Any) -> Non
 
 
 def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hvlm.trainer.has_fast_bf16", lambda: False)
+    monkeypatch.setattr("hvlm.training.trainer.has_fast_bf16", lambda: False)
     assert choose_precision("auto", "cpu")[0] == "32-true"
-    monkeypatch.setattr("hvlm.trainer.has_fast_bf16", lambda: True)
+    monkeypatch.setattr("hvlm.training.trainer.has_fast_bf16", lambda: True)
     assert choose_precision("auto", "cpu")[0] == "bf16-mixed"
     assert choose_precision("32-true", "cpu")[0] == "32-true"
     with pytest.raises(UserError, match="needs a GPU"):

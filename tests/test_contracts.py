@@ -14,8 +14,8 @@ from _tiny import ASKED, Case, Variant, batch_of, cases, chat, clip, model, per_
 from torch import Tensor
 
 from hvlm import build
-from hvlm.checkpoint import load_into
-from hvlm.generate import generate, last_true
+from hvlm.evaluation.generate import generate, last_true
+from hvlm.io.checkpoint import load_into
 from hvlm.model import VLM, interleave, pick
 from hvlm.types import Patches, Tokens
 
@@ -179,7 +179,7 @@ def test_state_travels_through_a_file(case: Case) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_rehearsal_needs_no_storage(case: Case) -> None:
-    """``hvlm.build.rehearse`` builds every model on the meta device before anything else happens."""
+    """``hvlm.build.dry_build`` builds every model on the meta device before anything else happens."""
     with torch.device("meta"):
         rehearsed = build.model(case.config, chat(), weights=False)
     assert all(p.is_meta for p in rehearsed.parameters())

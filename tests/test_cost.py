@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from _tiny import Case, Variant, batch_of, model, side, two_clips
 
-from hvlm.batches import one_row
-from hvlm.cost import CountFlops, cost_of
+from hvlm.data.batches import one_row
+from hvlm.evaluation.cost import CountFlops, cost_of
 from hvlm.kvcache.full import FullCache
 
 

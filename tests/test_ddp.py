@@ -12,8 +12,8 @@ import pytest
 import torch
 from _tiny import ROOT
 
-from hvlm.chain import run
-from hvlm.checkpoint import load_weights
+from hvlm.io.checkpoint import load_weights
+from hvlm.training.chain import run
 
 STAGES = ["vision", "align", "sft", "dpo"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hvlm.config import compose
+from hvlm.config.compose import compose
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -97,15 +97,15 @@ def test_long_clips_are_encoded_in_parts_with_the_same_result(vision: str, mode:
     batch = batch_of(*two_clips(vlm), size=side(vlm))
     vlm.connector.monitor = True
     with torch.no_grad():
-        whole, entropies = vlm.token_logprobs(batch), dict(vlm.connector.health)
+        whole, entropies = vlm.token_logprobs(batch), dict(vlm.connector.metrics)
         vlm.vision.frames_at_once = 3  # does not divide the 2 x T frames
         parts = vlm.token_logprobs(batch)
-        assert vlm.see(batch).tokens is None
+        assert vlm.encode_video(batch).tokens is None
     torch.testing.assert_close(parts, whole, **CLOSE)
     for name, value in entropies.items():
-        torch.testing.assert_close(vlm.connector.health[name], value, **CLOSE)
+        torch.testing.assert_close(vlm.connector.metrics[name], value, **CLOSE)
     with torch.enable_grad():
-        assert vlm.see(batch).tokens is not None, "with gradients everything is kept"
+        assert vlm.encode_video(batch).tokens is not None, "with gradients everything is kept"
 
 
 def test_patches_of_long_clips_are_encoded_in_parts_too() -> None:

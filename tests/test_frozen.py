@@ -4,9 +4,9 @@ import pytest
 import torch
 from _tiny import Case, Variant, batch_of, model, side, two_clips
 
-from hvlm import chain
 from hvlm.errors import UserError
-from hvlm.frozen import FrozenFeatures, plan, shared
+from hvlm.feature_cache import FrozenFeatures, plan, shared
+from hvlm.training import chain
 from hvlm.types import Wants
 
 KINDS = [Variant("connector", "foveated"), Variant("connector", "foveated", (("depth", "shallow"),)),

@@ -16,7 +16,7 @@ from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalL
 import hvlm
 from hvlm import FoveatedVLM
 from hvlm.errors import UserError
-from hvlm.pixels import IMAGE_FRAMES, still, transform
+from hvlm.image import IMAGE_FRAMES, still, transform
 
 SCALE = 0.14
 CLOSE = {"rtol": 0.0, "atol": 1e-5}

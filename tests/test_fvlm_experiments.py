@@ -9,8 +9,8 @@ import pytest
 import yaml
 from _tiny import CONF
 
-from hvlm.chain import run
-from hvlm.config import compose
+from hvlm.config.compose import compose
+from hvlm.training.chain import run
 
 STAGES = ("align", "sft", "dpo")
 PUBLISHED = {  # spec of the release: samples, and the rates of (connector, the rest), and where they meet

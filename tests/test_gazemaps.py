@@ -13,8 +13,8 @@ from _tiny import ASKED, Case, Variant, batch_of, clip, model, side, two_clips
 from PIL import Image
 
 import eval as evaluation
-from hvlm.batches import one_row, one_row_per_clip
-from hvlm.gazemaps import Maps, centres, gaze_maps, lit, write_maps
+from hvlm.data.batches import one_row, one_row_per_clip
+from hvlm.viz.gaze_maps import Maps, centres, gaze_maps, lit, write_maps
 
 FRAMES = 3
 

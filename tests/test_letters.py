@@ -6,16 +6,16 @@ import numpy as np
 from test_benchmark import sample_of
 
 from hvlm.benchmark.needles import Needles
-from hvlm.dataset import _views
+from hvlm.data import views
 from hvlm.dataset._needles_text import vocabulary
-from hvlm.language._tokenizer import UNKNOWN, train_word_tokenizer
-from hvlm.letters import lettered_prompt
+from hvlm.prompts import lettered_prompt
+from hvlm.tokenizer import UNKNOWN, train_word_tokenizer
 
 EVERY = np.arange(16) / 8
 
 
-def questions(kind: str, seed: int = 0) -> list[_views.Row]:
-    return _views.questions(sample_of(kind=kind) | {"domain": "news"}, EVERY, np.random.default_rng(seed), None)
+def questions(kind: str, seed: int = 0) -> list[views.Row]:
+    return views.questions(sample_of(kind=kind) | {"domain": "news"}, EVERY, np.random.default_rng(seed), None)
 
 
 def test_training_and_benchmark_use_the_same_words() -> None:
@@ -34,7 +34,7 @@ def test_pairs_are_two_letters_of_one_prompt_and_always_the_same() -> None:
     sample = sample_of(kind="vnbench") | {"domain": "news"}
     for q in sample["questions"]:
         q["rejected"] = q["tries"][0]["options"][2]
-    rows = [_views.pairs(sample, EVERY, np.random.default_rng(seed), None) for seed in range(2)]
+    rows = [views.pairs(sample, EVERY, np.random.default_rng(seed), None) for seed in range(2)]
     assert {r[:2] for r in rows[0]} == {r[:2] for r in rows[1]}
     first = [r for r in rows[0] if r.meta["question_id"] == "q0"]
     assert [(r.answer, r.meta["role"]) for r in first] == [("A", "chosen"), ("C", "rejected")]

@@ -13,10 +13,10 @@ from _tiny import ASKED, Case, Variant, batch_of, clip, model, side, two_clips, 
 from PIL import Image
 
 import eval as evaluation
-from hvlm.batches import one_row, one_row_per_clip
-from hvlm.cliptable import ClipTable
+from hvlm.data.batches import one_row, one_row_per_clip
 from hvlm.errors import UserError
-from hvlm.mergemaps import MergeMap, coloured, colours, merge_maps, write_budget, write_merging
+from hvlm.training.clip_table import ClipTable
+from hvlm.viz.merge_maps import MergeMap, coloured, colours, merge_maps, write_budget, write_merging
 
 MERGERS = [pytest.param(v, id=v.id) for v in variants("merger") if v.name != "none"]
 
@@ -35,7 +35,7 @@ def test_maps_of_a_batch_are_what_the_merger_did(merger: Variant, connector: str
     maps = merge_maps(vlm, batch)
     assert vlm.training and [len(m.token_TYX) for m in maps] == [4, 2]
     vlm.eval()
-    tokens = vlm.see(batch).tokens
+    tokens = vlm.encode_video(batch).tokens
     for i, found in enumerate(maps):
         assert found.token_TYX.shape[1:] == vlm.vision.grid(side(vlm), side(vlm))
         budget = int(tokens.mask_BS[i].sum())
@@ -115,7 +115,7 @@ class Stage(lightning.LightningModule):
 def test_beside_the_table_of_clips(tmp_path: Path, connector: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from lightning.pytorch.loggers import WandbLogger
 
-    from hvlm.media import keep_wandb_media_in
+    from hvlm.viz.media import keep_wandb_media_in
 
     for name in ("WANDB_DATA_DIR", "WANDB_DIR"):
         monkeypatch.setenv(name, "unset")
@@ -167,7 +167,7 @@ def test_from_the_command_line_with_a_gaze(
 def test_from_the_command_line_without_a_gaze(
     needles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hvlm.chain import run
+    from hvlm.training.chain import run
 
     monkeypatch.chdir(tmp_path)
     run(["stage=sft", "connector=mean", "run=tiny", "evaluate=false", "stage.steps=1", "stage.batch_size=2", *needles])

@@ -9,12 +9,12 @@ from _tiny import ASKED, Case, Variant, batch_of, chat, clip, model, per_row, si
 from torch import Tensor
 
 from hvlm import build, merging
-from hvlm.checkpoint import load_into
 from hvlm.errors import UserError
+from hvlm.evaluation.generate import generate
 from hvlm.functional import attend
-from hvlm.generate import generate
+from hvlm.gaze import CachedKV, merge_kv
+from hvlm.io.checkpoint import load_into
 from hvlm.kvcache.full import FullCache
-from hvlm.look import CachedLook, merge_kv
 from hvlm.merger import MotionAwareTokenMerge, SaliencyMerge, adaptive
 from hvlm.merger._scores import View, feature_motion
 from hvlm.merging import Assignment, best_of_clip, bipartite, bipartite_down_to
@@ -460,8 +460,8 @@ def test_the_gaze_over_merged_duplicates_is_the_gaze_over_all() -> None:
     alike = [(k[:, :, :2].repeat(1, 1, n // 2, 1), v[:, :, :2].repeat(1, 1, n // 2, 1)) for k, v in kv]
     to = Assignment.of_roots((torch.arange(n) % 2).expand(3, n), torch.ones(3, n, dtype=torch.bool), torch.ones(3, n))
     query = torch.randn(3, 2, vlm.vision.query_dim)
-    expected, nats = CachedLook(vlm.vision, alike)(query, return_entropy=True)
-    found, merged_nats = CachedLook(vlm.vision, alike).merged(to)(query, return_entropy=True)
+    expected, nats = CachedKV(vlm.vision, alike)(query, return_entropy=True)
+    found, merged_nats = CachedKV(vlm.vision, alike).merged(to)(query, return_entropy=True)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert merge_kv(kv, to)[0][0].shape[2] == 2 and merged_nats < nats
 
@@ -469,7 +469,7 @@ def test_the_gaze_over_merged_duplicates_is_the_gaze_over_all() -> None:
 @pytest.mark.parametrize("connector", ["foveated", "patches"])
 @torch.no_grad()
 def test_in_parts_and_from_memory_as_at_once(connector: str) -> None:
-    from hvlm.frozen import FrozenFeatures
+    from hvlm.feature_cache import FrozenFeatures
 
     vlm = whole(Variant("merger", "saliency"), connector, keep=0.5)
     batch = batch_of(*two_clips(vlm), size=side(vlm))

@@ -113,12 +113,12 @@ def test_entropy_is_reported_while_somebody_watches() -> None:
     vlm = foveated("question_first")
     batch = batch_of(*two_clips(vlm), size=side(vlm))
     quiet = per_row(vlm, batch)
-    assert vlm.connector.health == {}
+    assert vlm.connector.metrics == {}
     vlm.connector.monitor = True
     torch.testing.assert_close(per_row(vlm, batch), quiet)
-    assert set(vlm.connector.health) == {"entropy_coarse", "entropy_fine"}
+    assert set(vlm.connector.metrics) == {"entropy_coarse", "entropy_fine"}
     most = torch.log(torch.tensor(4.0))  # 2 x 2 patches
-    assert all(0 < value < most for value in vlm.connector.health.values())
+    assert all(0 < value < most for value in vlm.connector.metrics.values())
 
 
 def test_rank_within() -> None:

@@ -14,15 +14,16 @@ import torch
 from _clips import FakeChat, dataset, encode
 
 from hvlm import build
-from hvlm.batches import one_row
-from hvlm.datamodule import DataModule
-from hvlm.dataset import _cache, _reader
-from hvlm.dataset._cache import ClipCache
-from hvlm.dataset._collate import Item, collate
-from hvlm.dataset._motion import GONE, LIMIT, motion_energy
+from hvlm.data import cache as clip_cache
+from hvlm.data import reader
+from hvlm.data.batches import one_row
+from hvlm.data.cache import ClipCache
+from hvlm.data.collate import Item, collate
+from hvlm.data.datamodule import DataModule
+from hvlm.data.optical_flow import GONE, LIMIT, motion_energy
 from hvlm.dataset.shards import Shards
 from hvlm.errors import UserError
-from hvlm.likelihood import Asked, _batch
+from hvlm.evaluation.likelihood import Query, _batch
 from hvlm.types import Batch
 
 GRID = (8, 8)
@@ -278,8 +279,8 @@ def whole(folder: Path):
 
 def test_it_is_cached_with_the_clip_and_counted(folder, monkeypatch):
     cache, calls = ClipCache(), []
-    monkeypatch.setattr(_reader, "SHARED", cache)
-    monkeypatch.setattr(_reader, "motion_energy", lambda *a: calls.append(1) or motion_energy(*a))
+    monkeypatch.setattr(reader, "SHARED", cache)
+    monkeypatch.setattr(reader, "motion_energy", lambda *a: calls.append(1) or motion_energy(*a))
     read = lambda **more: list(module(folder, cache_mb=64, **more).loader("val", "questions", None, 4))  # noqa: E731
     (plain,) = read(motion=None)
     pixels = plain.frames_BTCHW.numel()
@@ -292,7 +293,7 @@ def test_it_is_cached_with_the_clip_and_counted(folder, monkeypatch):
 
 
 def test_the_cache_keeps_within_its_limit():
-    cache, clip = ClipCache(), _cache.Clip({}, np.zeros((2, 3, 4, 4), np.uint8), np.zeros(2, np.float32))
+    cache, clip = ClipCache(), clip_cache.Clip({}, np.zeros((2, 3, 4, 4), np.uint8), np.zeros(2, np.float32))
     assert cache.get("clip", lambda: clip, 100) is clip and cache.bytes == 96
     cache.get("motion", lambda: np.zeros(2, np.float32), 100)
     assert cache.bytes == 96 and cache.get("clip", lambda: None, 100) is clip
@@ -308,7 +309,7 @@ def test_frames_without_the_motion_that_was_asked_for_are_refused():
 def test_the_benchmarks_batches_carry_it_and_the_blind_ones_zeros():
     frames, _ = scene(32)
     times, answers = np.arange(FRAMES, dtype=np.float32), {"what ?": ["a"]}
-    clips = [Asked(frames, times, answers, motion_energy(frames, GRID)), Asked(None, None, answers)]
+    clips = [Query(frames, times, answers, motion_energy(frames, GRID)), Query(None, None, answers)]
     rows = [SimpleNamespace(clip=i, row=FakeChat().encode("what ?", "a", "answer", "question_first")) for i in (0, 1)]
     batch = _batch(FakeChat(), clips, rows, (32, 32), torch.device("cpu"), GRID)
     assert torch.equal(batch.motion_BTYX[0], torch.from_numpy(clips[0].motion_TYX)) and batch.motion_BTYX[0].any()

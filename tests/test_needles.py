@@ -16,12 +16,12 @@ import pytest
 import yaml
 from conftest import once
 
+from hvlm.data.sampling import is_shown
+from hvlm.data.shard_index import load_manifest
 from hvlm.dataset._haystack import SEGMENTS, find_videos
 from hvlm.dataset._needles_draw import PALETTE
 from hvlm.dataset._needles_scene import DIRECTIONS, SETS, VNBENCH, Recipe, plan
 from hvlm.dataset._needles_text import captions, chat, questions
-from hvlm.dataset._sampling import is_shown
-from hvlm.dataset._shards import load_manifest
 from hvlm.dataset.needles import Needles
 from hvlm.errors import UserError
 

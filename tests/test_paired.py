@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from experiments.merging._paired import ahead
-from hvlm.benchmark._score import Prediction, write_predictions
+from hvlm.evaluation.scores import Prediction, write_predictions
 
 
 def written(folder: Path, right: list[bool]) -> Path:

@@ -11,7 +11,7 @@ import pytest
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from hvlm.quiet import quiet
+from hvlm.console import setup_logging
 
 
 @contextmanager
@@ -30,8 +30,8 @@ def put_back() -> Iterator[None]:
 def test_what_is_shown(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     with put_back(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        quiet()
-        log = logging.getLogger("hvlm.chain")
+        setup_logging()
+        log = logging.getLogger("hvlm.training.chain")
         rank_zero_info("Tip: try installing [litlogger](https://example.org) to enable LitLogger")
         rank_zero_info("`Trainer.fit` stopped: `max_steps=4` reached.")
         rank_zero_info("`Trainer.fit` stopped: `max_time` reached.")

@@ -18,12 +18,14 @@ import pytest
 import torch
 from _clips import VIDEO, FakeChat, dataset, encode, pictures, rotate_flag, sample
 
-from hvlm.datamodule import DataModule
-from hvlm.dataset import _decode, _samples, _shards, _stream, _views
-from hvlm.dataset._decode import VideoDecodeError, decode
-from hvlm.dataset._order import Order
-from hvlm.dataset._sampling import is_shown, nearest_frames, uniform_times
-from hvlm.dataset._shards import index_shard, load_manifest, write_manifest, write_shard
+from hvlm.data import decode as decoding
+from hvlm.data import samples, shard_index, stream, views
+from hvlm.data.datamodule import DataModule
+from hvlm.data.decode import VideoDecodeError, decode
+from hvlm.data.order import Order
+from hvlm.data.sampling import is_shown, nearest_frames, uniform_times
+from hvlm.data.shard_index import index_shard, load_manifest, write_manifest, write_shard
+from hvlm.dataset._needles_labels import LABELS, patch_labels
 from hvlm.dataset.shards import Shards
 from hvlm.errors import UserError
 
@@ -131,7 +133,7 @@ def test_keys_and_members_that_could_do_harm(tmp_path):
         index_shard(tmp_path / "b.tar", "train")
     for url in ("pipe:touch owned", "s3://b/a.tar", "file:/a.tar", "a.tar.gz"):
         with pytest.raises(UserError, match="refused"):
-            _stream.check_url(url)
+            stream.check_url(url)
 
 
 # ------------------------------------------------------------------------------------------------ sampling and decoding
@@ -156,7 +158,7 @@ def test_both_decoders_return_the_same_frames_at_the_same_times():
         frames, times = decode(VIDEO, count, name="k")
         assert frames.shape == (min(count, 16), 3, 64, 64) and frames.dtype == np.uint8 and times.dtype == np.float32
         assert np.allclose(brightness(frames), 10 + np.rint(times * 8) * 15, atol=4)
-        same, same_times = _decode._pyav(VIDEO, count, _decode._fit(None))
+        same, same_times = decode._pyav(VIDEO, count, decode._fit(None))
         assert np.array_equal(same.transpose(0, 3, 1, 2), frames) and np.allclose(same_times, times, atol=1e-3)
 
 
@@ -171,7 +173,7 @@ def test_variable_frame_rate_is_sampled_by_time():
 
 
 def test_rotation_flag_is_applied_by_the_fallback_and_logged_once(caplog):
-    _decode._logged.clear()
+    decode._logged.clear()
     video = rotate_flag(encode(pictures(16, 48, 64, (255, 0, 0))))
     for _ in range(2):
         frames, _ = decode(video, 4, name="turned")
@@ -190,7 +192,7 @@ def test_another_size_is_scaled_and_cropped_around_the_centre():
 
 def test_without_decord_pyav_reads_everything(monkeypatch):
     frames, times = decode(VIDEO, 8, name="k")
-    monkeypatch.setattr(_decode, "decord", None)
+    monkeypatch.setattr(decoding, "decord", None)
     other, other_times = decode(VIDEO, 8, name="k")
     assert np.array_equal(frames, other) and np.allclose(times, other_times, atol=1e-3)
 
@@ -212,23 +214,23 @@ def test_stills_and_foreign_json():
 
     members = {f"{i:03d}.jpg": still(p) for i, p in enumerate(pictures(6))}
     members["json"] = json.dumps({"user": "what ?", "chosen_assistant": "a", "rejected_assistant": "b"}).encode()
-    parsed = _samples.parse(members, "k", "general")
-    frames, times = _samples.frames(members, parsed, 3, (64, 64))
+    parsed = samples.parse(members, "k", "general")
+    frames, times = samples.frames(members, parsed, 3, (64, 64))
     assert times.tolist() == [1.0, 3.0, 5.0] and np.all(np.diff(brightness(frames)) > 20)
-    rows = _views.pairs(parsed, times, np.random.default_rng(0), 1)
+    rows = views.pairs(parsed, times, np.random.default_rng(0), 1)
     assert [(r.answer, r.meta["role"], r.meta["pair"]) for r in rows] == [
         ("a", "chosen", "k/q0"),
         ("b", "rejected", "k/q0"),
     ]
     alone = {"jpg": members["000.jpg"], "json": members["json"]}  # a single picture is shown eight times
     for wanted, shown in ((64, 8), (3, 3)):
-        one, at = _samples.frames(alone, parsed, wanted, (64, 64))
+        one, at = samples.frames(alone, parsed, wanted, (64, 64))
         assert len(one) == len(at) == shown and np.all(one == one[0]) and np.all(np.diff(at) > 0)
-    caption = _samples.parse({"json": b'{"caption": "a dog"}', "jpg": b""}, "k", "general")
-    assert _views.captions(caption, times, np.random.default_rng(0), None)[0][:2] == ("Describe this.", "a dog")
+    caption = samples.parse({"json": b'{"caption": "a dog"}', "jpg": b""}, "k", "general")
+    assert views.captions(caption, times, np.random.default_rng(0), None)[0][:2] == ("Describe this.", "a dog")
     for members in ({"json": b"{"}, {"json": b"[]"}, {"json": b"{}"}, {"mp4": b""}, {"json": b"\xff"}):
-        with pytest.raises(_samples.SampleError, match="^k: json: "):
-            _samples.parse(members, "k", "general")
+        with pytest.raises(samples.SampleError, match="^k: json: "):
+            samples.parse(members, "k", "general")
 
 
 # ---------------------------------------------------------------------------------------------------- views and batches
@@ -237,22 +239,23 @@ def test_stills_and_foreign_json():
 def test_only_what_the_frames_show_is_asked():
     info, rng = sample("k"), np.random.default_rng(0)
     every, few = np.arange(16) / 8, np.array([0.25, 1.25])
-    assert [row.meta["question_id"] for row in _views.questions(info, every, rng, None)] == ["q0", "q1", "q2"]
-    assert [row.meta["question_id"] for row in _views.questions(info, few, rng, None)] == ["q0", "q1"]
-    row = _views.questions(info, every, rng, None)[0]
+    assert [row.meta["question_id"] for row in views.questions(info, every, rng, None)] == ["q0", "q1", "q2"]
+    assert [row.meta["question_id"] for row in views.questions(info, few, rng, None)] == ["q0", "q1"]
+    row = views.questions(info, every, rng, None)[0]
     assert (
         row.meta["tries"][0]["options"][0] == "red" and row.meta["task"] == "shape" and row.meta["domain"] == "general"
     )
 
 
 def test_patch_labels_follow_the_object_and_the_flash():
-    labels = _views.patches(sample("k"), np.array([0, 5]), (8, 8))
-    circle, ring = _views.LABELS["shape"].index("circle"), _views.LABELS["shape"].index("ring")
+    clip = sample("k")
+    labels = patch_labels(clip, np.array([0, 5]) / clip["fps"], (8, 8))
+    circle, ring = LABELS["shape"].index("circle"), LABELS["shape"].index("ring")
     assert labels["shape"].shape == (2, 8, 8) and labels["shape"].dtype == np.int64
     assert labels["shape"][0, 2, 0] == circle and labels["shape"][0, 2, 5] == 0  # x 8, y 20
     assert labels["shape"][1, 2, 2] == circle  # x 23
     assert labels["shape"][1, 6, 6] == ring and not np.any(labels["shape"][0] == ring)  # smaller than a cell
-    assert labels["colour"][1, 6, 6] == _views.LABELS["colour"].index("blue")
+    assert labels["colour"][1, 6, 6] == LABELS["colour"].index("blue")
     assert np.array_equal(labels["colour"] == -100, labels["shape"] == 0)
 
 
@@ -366,12 +369,12 @@ def test_a_cut_shard_stops_the_run(tmp_path):
 
 
 def test_a_hanging_or_killed_worker_is_an_error_that_names_the_clip(folder, monkeypatch):
-    monkeypatch.setattr(_samples, "frames", lambda *_: time.sleep(60))  # before the fork, so the workers inherit it
+    monkeypatch.setattr(samples, "frames", lambda *_: time.sleep(60))  # before the fork, so the workers inherit it
     with pytest.raises(UserError, match=r"timed out.*train-00000\d.tar:train"):
         list(module(folder, num_workers=1, timeout=1).train_dataloader())
     started = time.monotonic()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # as a finished Trainer leaves it
-    monkeypatch.setattr(_samples, "frames", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(samples, "frames", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(UserError, match=r"exited unexpectedly.*train-00000\d.tar:train"):
         list(module(folder, num_workers=1).train_dataloader())
     assert time.monotonic() - started < 60  # noticed at once, not when the loader's timeout is over
@@ -419,7 +422,7 @@ def test_a_stream_has_a_length_and_stops_at_a_bad_shard(tmp_path, workers, caplo
 
 
 def test_opening_many_shards_keeps_few_files_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(_shards, "MAX_OPEN", 2)
+    monkeypatch.setattr(shard_index, "MAX_OPEN", 2)
     split = load_manifest(dataset(tmp_path, {"train": 30})).split("train")
     before = len(os.listdir("/proc/self/fd"))
     for i in range(30):

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from hvlm import results
 from hvlm.errors import UserError
-from hvlm.media import contact_sheet, keep_wandb_media_in, write_mp4
-from hvlm.metrics import FileLogger
-from hvlm.monitor import Norms, PlainProgress, Throughput, duration
-from hvlm.report import read_metrics, sparkline, table, write_report
+from hvlm.evaluation import results
+from hvlm.evaluation.report import read_metrics, sparkline, table, write_report
+from hvlm.training.callbacks import Norms, PlainProgress, Throughput, duration
+from hvlm.training.file_logger import FileLogger
 from hvlm.types import Batch
+from hvlm.viz.media import contact_sheet, keep_wandb_media_in, write_mp4
 
 
 def record(value=0.9, metric="accuracy_mean", variant="coarse_fine", seed=1, stderr=0.03, **columns):

@@ -12,8 +12,8 @@ import torch
 from _clips import FakeChat, dataset
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from hvlm.datamodule import DataModule
-from hvlm.dataset import _reader
+from hvlm.data import reader
+from hvlm.data.datamodule import DataModule
 from hvlm.dataset.shards import Shards
 from hvlm.errors import UserError
 
@@ -87,8 +87,8 @@ def whole(data, tmp_path_factory) -> Tiny:
 def test_resume_is_exact_for_any_number_of_workers(data, whole, tmp_path, monkeypatch, before, after):
     first = fit(data, tmp_path, before, stop=True)
     read = []
-    original = _reader.Reader._try
-    monkeypatch.setattr(_reader.Reader, "_try", lambda self, *a: (read.append(1), original(self, *a))[1])
+    original = reader.Reader._try
+    monkeypatch.setattr(reader.Reader, "_try", lambda self, *a: (read.append(1), original(self, *a))[1])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         # About every loader without a state of its own; here the DataModule keeps it, as this test shows.
@@ -120,7 +120,7 @@ def test_what_would_change_the_order_is_refused_with_both_values(data, tmp_path,
 
 def test_another_number_of_ranks_continues_the_same_global_batches(data):
     def picks(world: int, start: int) -> list[list]:
-        from hvlm.dataset._order import Order
+        from hvlm.data.order import Order
 
         ranks = [
             Order(["general"] * 18, batch_size=4, steps=STEPS, seed=5, rank=r, world=world, start=start)

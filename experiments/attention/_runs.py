@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments import curriculum
-from hvlm import build, chain
-from hvlm.checkpoint import find_checkpoint
-from hvlm.config import plan
-from hvlm.evaluate import evaluate
-from hvlm.likelihood import autocast
+from hvlm import build
+from hvlm.config.compose import plan
+from hvlm.evaluation.evaluate import evaluate
+from hvlm.io.checkpoint import find_checkpoint
+from hvlm.precision import autocast, choose_precision
 from hvlm.rebuild import rebuild, stored_config
-from hvlm.trainer import choose_precision
+from hvlm.training import chain
 
 ROOT = Path("runs/attention")
 EXPERIMENT = "attention"
@@ -57,7 +57,7 @@ def ask(checkpoint: Path, seed: int) -> None:
     evaluate(
         model, chat, data, build.room(cfg["benchmark"]), order=cfg["order"], num_frames=cfg["dataset"]["num_frames"],
         image_size=model.vision.image_size, precision=_precision(cfg), out_dir=checkpoint / "eval",
-        question="attention", variant=checkpoint.parent.name, seed=seed, sheets=0, memory=_clips,
+        question="attention", variant=checkpoint.parent.name, seed=seed, contact_sheets=0, memory=_clips,
     )  # fmt: skip
 
 

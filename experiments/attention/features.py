@@ -24,11 +24,12 @@ import torch
 from performer_pytorch import FastAttention
 from torch import Tensor
 
-from hvlm import build, results
+from hvlm import build
 from hvlm.attention._kernel import kernel_attention
 from hvlm.attention.full import FullAttention
 from hvlm.attention.performer import paired_features
-from hvlm.checkpoint import find_checkpoint
+from hvlm.evaluation import results
+from hvlm.io.checkpoint import find_checkpoint
 from hvlm.rebuild import rebuild, stored_config
 
 HERE = Path(__file__).parent

@@ -26,8 +26,8 @@ from typing import Any
 
 from experiments.attention._cells import LEARN, PASSES, Cell, Worker, gemm_gflops, in_turn
 from experiments.attention._mechanisms import FAMILIES, OURS
-from hvlm import results
-from hvlm.trainer import has_fast_bf16
+from hvlm.evaluation import results
+from hvlm.precision import has_fast_bf16
 
 HERE = Path(__file__).parent
 COMMAND = "python -m experiments.attention.speed"

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 
 from experiments.memory import peak_since, start_peak
-from hvlm import results
 from hvlm.attention.cross_memory import UPDATES, CrossMemoryRoom
-from hvlm.dataset._decode import frames_of
+from hvlm.data.decode import frames_of
 from hvlm.dataset._haystack import find_videos
+from hvlm.evaluation import results
 from hvlm.vision.convvit import ConvViT
 
 HERE = Path(__file__).parent

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from experiments import curriculum
 from experiments.curriculum import ASKED, STEPS
-from hvlm import results
+from hvlm.evaluation import results
 
 HERE = Path(__file__).parent
 ROOT = Path("runs/connectors")

@@ -25,7 +25,7 @@ from experiments.connectors.__main__ import folder as connector_folder
 from experiments.connectors.__main__ import run as run_connectors
 from experiments.connectors.__main__ import shared as deep_start
 from experiments.curriculum import ASKED, STEPS
-from hvlm import results
+from hvlm.evaluation import results
 
 HERE = Path(__file__).parent
 ROOT = Path("runs/foveation")

@@ -16,19 +16,19 @@ from pathlib import Path
 
 import torch
 
-from hvlm import results
 from hvlm.attention.none import NoAttention
 from hvlm.connector.foveated import Foveated
 from hvlm.connector.mean import Mean
 from hvlm.connector.patches import DensePatches
-from hvlm.cost import cost_of
+from hvlm.evaluation import results
+from hvlm.evaluation.cost import cost_of
 from hvlm.fusion.none import NoFusion
 from hvlm.head.text import TextHead
 from hvlm.kvcache.full import FullCache
 from hvlm.language.smollm2 import SmolLM2
 from hvlm.merger.none import NoMerger
 from hvlm.model import VLM
-from hvlm.trainer import has_fast_bf16
+from hvlm.precision import has_fast_bf16
 from hvlm.types import Batch
 from hvlm.vision.dinov2 import Dinov2
 

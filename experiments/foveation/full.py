@@ -14,9 +14,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from hvlm import results
-from hvlm.config import plan
-from hvlm.metrics import read_lines
+from hvlm.config.compose import plan
+from hvlm.evaluation import results
+from hvlm.io.files import read_metrics
 
 HERE = Path(__file__).parent
 RUN = Path("runs/full_size")
@@ -41,7 +41,7 @@ def main() -> None:
 
 def of_stage(label: str) -> Iterator[results.Record]:
     done = json.loads((RUN / label / "finished.json").read_text())
-    last = [line for line in read_lines(RUN / label) if "val/loss" in line][-1]
+    last = [line for line in read_metrics(RUN / label) if "val/loss" in line][-1]
     figures = {"train_seconds": done["seconds"]} | {k: v for k, v in last.items() if k.startswith("val/")}
     for metric, value in figures.items():
         yield results.make("foveation", VARIANT, metric, value, stderr=None, n=done["steps_here"], chance=None,

@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 
 from experiments.memory import peak_since, start_peak
-from hvlm import FoveatedVLM, results
-from hvlm.trainer import has_fast_bf16
+from hvlm import FoveatedVLM
+from hvlm.evaluation import results
+from hvlm.precision import has_fast_bf16
 
 HERE = Path(__file__).parent
 COMMAND = "python -m experiments.foveation.long"

@@ -24,7 +24,7 @@ from typing import Any
 from experiments import curriculum
 from experiments.merging import _runs as runs
 from experiments.merging._paired import ahead
-from hvlm import results
+from hvlm.evaluation import results
 
 HERE = Path(__file__).parent
 BEST = "adaptive"

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
-from hvlm import results
-from hvlm.benchmark._score import BESIDE_THE_MEAN, Prediction, read_predictions
-from hvlm.benchmark._stats import clustered_mean
-from hvlm.evaluate import BLIND, PREDICTIONS
+from hvlm.evaluation import results
+from hvlm.evaluation.evaluate import BLIND, PREDICTIONS
+from hvlm.evaluation.scores import BESIDE_THE_MEAN, Prediction, read_predictions
+from hvlm.evaluation.stats import clustered_mean
 
 
 def ahead(

@@ -14,14 +14,15 @@ import torch
 
 from experiments import curriculum
 from experiments.connectors.__main__ import folder as connectors_folder
-from hvlm import build, results
-from hvlm.config import plan
-from hvlm.evaluate import RESULTS, evaluate
-from hvlm.frozen import FrozenFeatures
+from hvlm import build
+from hvlm.config.compose import plan
+from hvlm.evaluation import results
+from hvlm.evaluation.evaluate import RESULTS, evaluate
+from hvlm.feature_cache import FrozenFeatures
 from hvlm.model import VLM
+from hvlm.precision import choose_precision
 from hvlm.rebuild import overlay, rebuild, stored_config
 from hvlm.tasks import costs
-from hvlm.trainer import choose_precision
 from hvlm.types import Wants
 
 log = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ def ask(
     side = model.vision.image_size
     evaluate(
         model, chat, data, benchmark, order=cfg["order"], num_frames=cfg["dataset"]["num_frames"], image_size=side,
-        precision=_precision(cfg), out_dir=out, question=QUESTION, variant=variant, seed=seed, sheets=0,
+        precision=_precision(cfg), out_dir=out, question=QUESTION, variant=variant, seed=seed, contact_sheets=0,
         command=COMMAND, motion=model.vision.grid(side, side), memory=memory,
     )  # fmt: skip
 

@@ -27,14 +27,15 @@ import torch
 from torch import Tensor
 
 from experiments.merging._runs import MERGERS, settings
-from hvlm import build, results
-from hvlm.config import plan
-from hvlm.dataset._motion import motion_energy
-from hvlm.language._chat import Chat
-from hvlm.language._tokenizer import train_word_tokenizer
+from hvlm import build
+from hvlm.chat import Chat
+from hvlm.config.compose import plan
+from hvlm.data.optical_flow import motion_energy
+from hvlm.evaluation import results
 from hvlm.merging import Assignment, bipartite
 from hvlm.model import VLM
-from hvlm.trainer import has_fast_bf16
+from hvlm.precision import has_fast_bf16
+from hvlm.tokenizer import train_word_tokenizer
 from hvlm.types import Batch, Patches, Wants
 
 HERE = Path(__file__).parent

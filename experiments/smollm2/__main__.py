@@ -18,9 +18,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from hvlm import results
-from hvlm.config import plan
-from hvlm.metrics import read_lines
+from hvlm.config.compose import plan
+from hvlm.evaluation import results
+from hvlm.io.files import read_metrics
 
 HERE = Path(__file__).parent
 RUN, LITERAL = Path("runs/smollm2"), Path("runs/smollm2_literal")
@@ -73,7 +73,7 @@ def asked(run: Path) -> Path:
 
 
 def of_stage(run: Path, label: str, command: str, chain: dict[str, str]) -> Iterator[results.Record]:
-    lines = read_lines(run / label)
+    lines = read_metrics(run / label)
     steps, seconds = max(line["step"] for line in lines), 0.0
     speeds = [line["samples_per_s"] for line in lines if "samples_per_s" in line]
     figures = {}

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import torch
 
-from hvlm import build, results
-from hvlm.config import compose
-from hvlm.dataset._decode import decode
+from hvlm import build
+from hvlm.config.compose import compose
+from hvlm.data.decode import decode
+from hvlm.evaluation import results
 from hvlm.vision.dinov2 import Dinov2
 
 HERE = Path(__file__).parent

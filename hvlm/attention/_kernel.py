@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvlm.attention._heads import Heads, packed_like
+from hvlm.attention._qkv import Heads, packed_like
 from hvlm.functional import dtype_here, evenly, exp_, lowest, transposed, wide
 
 EPS_SOFTMAX, EPS_RELU = 1e-4, 1e-3
@@ -54,10 +54,10 @@ def kernel_attention_layer(
     """
     x_BSD = x_BSD.to(dtype_here(x_BSD))  # once for all projections
     if kernel == "elu":  # keys apart from values, so that they are gone when there is φ of them
-        queries, keys, values = heads.apart(1, 1, 1, scaled=False)
+        queries, keys, values = heads.split_qkv(1, 1, 1, scaled=False)
         kv = _Keys.apply(_Elu.apply(*keys(x_BSD)), *values(x_BSD), kernel, None, mask_BS)
         return _Queries.apply(_Elu.apply(*queries(x_BSD)), kv, kernel, None)
-    queries, keys = heads.apart(1, 2, scaled=False)
+    queries, keys = heads.split_qkv(1, 2, scaled=False)
     kv = _Keys.apply(*keys(x_BSD), kernel, projection, mask_BS)
     return _Queries.apply(*queries(x_BSD), kv, kernel, projection)
 

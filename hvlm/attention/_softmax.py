@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvlm.attention._heads import packed_like
+from hvlm.attention._qkv import packed_like
 from hvlm.functional import lowest, transposed, wide
 
 SCORES = 1 << 20  # scores that exist at a time

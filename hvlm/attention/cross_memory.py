@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hvlm.attention._heads import Heads
-from hvlm.attention._room import check_readout, read_out
+from hvlm.attention._base import check_readout, read_out
+from hvlm.attention._qkv import Heads
 from hvlm.functional import attend
 from hvlm.types import Tokens
 
@@ -92,14 +92,14 @@ class CrossMemoryAttention(Heads):
             raise ValueError(f"fusion_ratio={fusion_ratio}: expected 0 to 1")
         if fusion_ratio == 0:
             return local_BND
-        (q,) = self.apart(1, 2)[0](local_BND)
+        (q,) = self.split_qkv(1, 2)[0](local_BND)
         far = self.finish(self._from_memory(q, memory_BMD, memory_mask_BM))
         return (1 - fusion_ratio) * local_BND + fusion_ratio * far
 
     def _from_memory(self, q: Tensor, memory_BMD: Tensor | None, mask_BM: Tensor | None) -> Tensor:
         if memory_BMD is None:
             memory_BMD = self.bank.expand(len(q), -1, -1)
-        k, v = self.apart(1, 2)[1](memory_BMD)
+        k, v = self.split_qkv(1, 2)[1](memory_BMD)
         return attend(q, k, v, mask_BM, scale=1.0)
 
     def flops(self, length: int, memory: int | None = None) -> int:
@@ -218,7 +218,7 @@ class CrossMemoryRoom(nn.Module):
 
     def _write(self, slots_BMD: Tensor, y_BND: Tensor, mask_BN: Tensor) -> Tensor:
         m = self.memory_norm(slots_BMD)
-        queries, keys = self.writer.apart(1, 2)
+        queries, keys = self.writer.split_qkv(1, 2)
         (q,), (k, v) = queries(m), keys(y_BND)
         read = self.writer.finish(attend(q, k, v, mask_BN, scale=1.0))
         written = slots_BMD + self.keep(m).sigmoid() * read

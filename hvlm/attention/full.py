@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hvlm.attention._heads import Heads, KeysValues
-from hvlm.attention._room import MixingRoom, check_streams, no_memory
+from hvlm.attention._base import MixingRoom, check_streams, no_memory
+from hvlm.attention._qkv import Heads, KeysValues
 from hvlm.functional import attend
 
 

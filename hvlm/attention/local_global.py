@@ -19,10 +19,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from hvlm.attention._base import MixingRoom, check_streams, no_memory
+from hvlm.attention._chunked_inference import Join, window_lean
 from hvlm.attention._flex import flex_attend, window_mask
-from hvlm.attention._heads import Heads, KeysValues
-from hvlm.attention._lean import Join, window_lean
-from hvlm.attention._room import MixingRoom, check_streams, no_memory
+from hvlm.attention._qkv import Heads, KeysValues
 from hvlm.attention._softmax import attend_part, attend_window, join
 from hvlm.functional import attend, join_heads, lowest
 
@@ -62,11 +62,11 @@ class LocalGlobalAttention(Heads):
             local = attend_window(q, k, v, self.local_window, self.causal, mask_BS, joins=self.latents is not None)
         if self.latents is None:
             return self.finish(local[0])
-        k_g, v_g = self.apart(1, 2)[1](self.globals(k, v, mask_BS))
+        k_g, v_g = self.split_qkv(1, 2)[1](self.globals(k, v, mask_BS))
         return self.finish(join(local, attend_part(q, k_g, v_g))[0])
 
     def _far(self, k: Tensor, v: Tensor, mask_BS: Tensor | None) -> Join:
-        k_g, v_g = self.apart(1, 2)[1](self.globals(k, v, mask_BS))
+        k_g, v_g = self.split_qkv(1, 2)[1](self.globals(k, v, mask_BS))
         return lambda q, local: join(local, attend_part(q, k_g, v_g))[0]
 
     def globals(self, k: Tensor, v: Tensor, mask_BS: Tensor | None) -> Tensor:
@@ -112,7 +112,7 @@ class LocalGlobalAttention(Heads):
         if state is None:
             state = KeysValues(k[:, :, :0], v[:, :, :0])
             if self.latents is not None:
-                state = KeysValues(*self.apart(1, 2)[1](self.globals(k, v, None)))
+                state = KeysValues(*self.split_qkv(1, 2)[1](self.globals(k, v, None)))
         state = state.followed_by(k, v)
         y = self.finish(attend(q, *state, scale=1.0))
         many = state.keys.shape[2] - self.num_global_tokens - self.local_window

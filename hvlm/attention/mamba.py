@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hvlm.attention import _gpu
+from hvlm.attention._base import MixingRoom, no_memory
 from hvlm.attention._conv import causal_conv, conv_step
 from hvlm.attention._dt import dt_bias
-from hvlm.attention._room import MixingRoom, no_memory
 from hvlm.attention._scan import selective_scan, selective_scan_reference
 from hvlm.functional import dtype_here, evenly
 

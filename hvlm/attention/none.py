@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from hvlm.attention._room import check_readout, read_out
+from hvlm.attention._base import check_readout, read_out
 from hvlm.types import Tokens
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from hvlm.attention import _gpu
-from hvlm.attention._heads import Heads
+from hvlm.attention._base import MixingRoom, no_memory
 from hvlm.attention._kernel import (
     EPS_RELU,
     EPS_SOFTMAX,
@@ -34,13 +34,8 @@ from hvlm.attention._kernel import (
     kernel_attention_lean,
     scaled,
 )
-from hvlm.attention._kernel_causal import (
-    CAUSAL_CHUNK,
-    KernelState,
-    kernel_attention_causal,
-    kernel_attention_fused,
-)
-from hvlm.attention._room import MixingRoom, no_memory
+from hvlm.attention._kernel_causal import CAUSAL_CHUNK, KernelState, kernel_attention_causal, kernel_attention_fused
+from hvlm.attention._qkv import Heads
 
 
 class PerformerAttention(Heads):

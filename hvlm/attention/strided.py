@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hvlm.attention import _softmax
+from hvlm.attention._base import MixingRoom, check_streams, no_memory
 from hvlm.attention._flex import flex_attend, strided_mask
-from hvlm.attention._heads import Heads, KeysValues, packed_like
-from hvlm.attention._room import MixingRoom, check_streams, no_memory
+from hvlm.attention._qkv import Heads, KeysValues, packed_like
 from hvlm.attention._softmax import lse_of, softmax_and_largest
 from hvlm.functional import attend, dtype_here, lowest, wide
 

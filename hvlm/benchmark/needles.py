@@ -13,10 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hvlm.benchmark._score import Prediction, Question, Try, choose, score
 from hvlm.errors import UserError
-from hvlm.letters import LETTERS, lettered_prompt
-from hvlm.likelihood import Likelihood
+from hvlm.evaluation.scores import Likelihood, Prediction, Question, Try, choose, score
+from hvlm.prompts import LETTERS, lettered_prompt
 
 
 class Needles:
@@ -84,7 +83,7 @@ class Needles:
         return out
 
     def score(self, predictions: Iterable[Prediction]) -> list[dict[str, Any]]:
-        """Accuracy per task, their mean and the 4-of-4 score; see ``hvlm.benchmark._score.score``."""
+        """Accuracy per task, their mean and the 4-of-4 score; see ``hvlm.evaluation.scores.score``."""
         return score(predictions)
 
 

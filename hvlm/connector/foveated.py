@@ -74,7 +74,7 @@ class Foveated(nn.Module):
         self.llm_to_query = nn.Linear(text_dim, query_dim)
         nn.init.normal_(self.llm_to_query.bias, std=1.0)
         self.monitor = False
-        self.health: dict[str, Tensor] = {}
+        self.metrics: dict[str, Tensor] = {}
 
     @contextmanager
     def using(self, mode: str) -> Iterator[None]:
@@ -136,7 +136,7 @@ class Foveated(nn.Module):
         z = self._gaze(patches, grid.transpose(1, 2).reshape(b * t, q, -1), "fine", frames)
         return z.reshape(b, t, q, -1).transpose(1, 2)[clip_K, slot_K]
 
-    def glance(self, patches: Patches, query_K1D: Tensor, clip_K: Tensor, at: int) -> Tensor:
+    def read_frame(self, patches: Patches, query_K1D: Tensor, clip_K: Tensor, at: int) -> Tensor:
         """Token of frame ``at`` for every row's query: [K, 1, text_dim]."""
         return self.project(
             self._read(patches, query_K1D, clip_K, at), patches.frame_mask_BT[clip_K, at : at + 1], "fine"
@@ -153,7 +153,7 @@ class Foveated(nn.Module):
         tokens: list[Tensor] = []
         for t in range(mask_KT.shape[1]):
             now = mask_KT[:, t : t + 1]
-            token = self.glance(patches, query, clip_K, at=t)
+            token = self.read_frame(patches, query, clip_K, at=t)
             tokens.append(token)
             seen = torch.cat([seen, now], 1)
             place = (seen.sum(1, keepdim=True) - 1).clamp(min=0)
@@ -163,7 +163,7 @@ class Foveated(nn.Module):
     def _gaze(self, patches: Patches, query_FQD: Tensor, reading: str, frames: Tensor | None = None) -> Tensor:
         z, entropy = patches.gaze(query_FQD, frames, shallow=self.shallow, return_entropy=self.monitor)
         if entropy is not None:
-            self.health[f"entropy_{reading}"] = entropy
+            self.metrics[f"entropy_{reading}"] = entropy
         return z
 
     @staticmethod

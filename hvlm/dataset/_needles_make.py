@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from hvlm.data.shard_index import write_shard
 from hvlm.dataset import _needles_text as text
 from hvlm.dataset._haystack import Haystack, Stretch, Video, decode_source
 from hvlm.dataset._needles_draw import encode, render
 from hvlm.dataset._needles_scene import SETS, Recipe, plan
-from hvlm.dataset._shards import write_shard
 
 SPLITS = ("train", "val", "test", "text")  # "text": chats without a video, for training only
 

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from hvlm.dataset._sampling import nearest_frames, uniform_times
+from hvlm.data.sampling import nearest_frames, uniform_times
 
 SETS = ("easy", "hard", "vnbench")
 DOMAINS = ("general", "sports", "tutorials", "news")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from hvlm.data.sampling import is_shown
 from hvlm.dataset._needles_scene import (
     COLOURS,
     DIRECTIONS,
@@ -28,8 +29,7 @@ from hvlm.dataset._needles_scene import (
     Recipe,
     Scene,
 )
-from hvlm.dataset._sampling import is_shown
-from hvlm.letters import lettered_prompt
+from hvlm.prompts import lettered_prompt
 
 TRIES = 4
 COMMA, THEN = " , ", " then "  # between things that are there together, and that follow each other

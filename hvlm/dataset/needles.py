@@ -27,12 +27,12 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from hvlm.data.shard_index import MANIFEST, Manifest, load_manifest, write_manifest
+from hvlm.dataset._needles_labels import LABELS, patch_labels
 from hvlm.dataset._haystack import Stretch, Video, find_videos
 from hvlm.dataset._needles_make import SPLITS, decode, make_shard, pool_of
 from hvlm.dataset._needles_scene import DOMAINS, ORDERED, SETS, Recipe, max_displacement
 from hvlm.dataset._needles_text import vocabulary
-from hvlm.dataset._shards import MANIFEST, Manifest, load_manifest, write_manifest
-from hvlm.dataset._views import LABELS
 from hvlm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -135,6 +135,13 @@ class Needles:
 
     def manifest(self) -> Manifest:
         return load_manifest(self.folder)
+
+    def urls(self) -> list[str]:
+        """The training shards, for a stream."""
+        return [str(path) for path in self.manifest().paths("train")]
+
+    patch_labels = staticmethod(patch_labels)
+    domain = "general"  # of samples that name none
 
     def label_counts(self) -> dict[str, int]:
         """Number of classes of each per-patch label."""

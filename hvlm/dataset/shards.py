@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from braceexpand import braceexpand
 
-from hvlm.dataset import _samples
-from hvlm.dataset._quarantine import SampleError
-from hvlm.dataset._shards import MANIFEST, Manifest, index_shard, load_manifest, write_manifest
-from hvlm.dataset._stream import check_url
+from hvlm.data import samples
+from hvlm.data.quarantine import SampleError
+from hvlm.data.shard_index import MANIFEST, Manifest, index_shard, load_manifest, write_manifest
+from hvlm.data.stream import check_url
 from hvlm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ TEXTS_FOR_VOCABULARY = 20_000  # samples read to train a word-level tokenizer, i
 
 
 class Shards:
-    """External shards; see ``_samples.py`` for the members and JSON that are understood.
+    """External shards; see ``samples.py`` for the members and JSON that are understood.
 
     path: with ``access="index"`` one folder of ``*.tar``. Without a ``manifest.json`` in it, it is indexed once and the
         manifest is written beside the shards. A file called ``train-…``, ``val-…``, ``test-…`` or ``text-…`` (text-only
@@ -84,13 +84,16 @@ class Shards:
         split = self.manifest().split("train")
         for index in range(min(len(split), TEXTS_FOR_VOCABULARY)):
             try:
-                sample = _samples.parse(split.read(index), split.keys[index], self.domain)
+                sample = samples.parse(split.read(index), split.keys[index], self.domain)
             except SampleError:
                 continue  # it is named and counted when it is drawn for training
             for caption in sample.get("captions", []):
                 yield from (caption["prompt"], caption["text"])
             for question in sample.get("questions", []):
                 yield from (question[name] for name in ("question", "answer", "rejected") if name in question)
+
+    def patch_labels(self, sample: dict, times: Any, grid: tuple[int, int]) -> dict[str, Any]:
+        raise UserError(f"{sample['key']}: no objects in its JSON; per-patch labels need dataset=needles")
 
     def label_counts(self) -> dict[str, int]:
         raise UserError(

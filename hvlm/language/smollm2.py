@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, LlamaConfig, LlamaForCausalLM
 
+from hvlm.chat import Chat
 from hvlm.errors import UserError
 from hvlm.language._attention import IMPLEMENTATION
-from hvlm.language._chat import Chat
-from hvlm.language._tokenizer import train_word_tokenizer
 from hvlm.language._weights import load, read_tokenizer, smollm2_folder
+from hvlm.tokenizer import train_word_tokenizer
 
 _NOWHERE = -1e4  # added to a score it leaves a weight of exactly zero, and every dtype holds it
 
@@ -46,7 +46,8 @@ class SmolLM2(nn.Module):
     init_std: standard deviation of weights that start from nothing. 0.02 suits widths near 2,500 (1 / sqrt(width)); at
         width 128 it leaves every layer almost linear, and learning takes several times the steps.
     weights: False builds the architecture alone, for a checkpoint to fill.
-    Errors: ``UserError`` for sizes that do not fit each other, the source or the tokenizer; see also ``hvlm.sources``.
+    Errors: ``UserError`` for sizes that do not fit each other, the source or the tokenizer; see also
+    ``hvlm.io.pretrained``.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hvlm.merger._room import Choice, MergerRoom, Places
+from hvlm.merger._base import Choice, MergerRoom, Places
 from hvlm.merger._scores import NEEDS_ENCODER, Motion, Saliency, View, mean_one, motion_of, saliency_of
 from hvlm.merging import best_of_clip, best_of_each, roots_in_frame
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hvlm.merger._room import Choice, MergerRoom
+from hvlm.merger._base import Choice, MergerRoom
 from hvlm.merger._scores import View
 from hvlm.merging import roots_or_dropped
 

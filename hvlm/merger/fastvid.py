@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hvlm.merger._room import Choice, MergerRoom
+from hvlm.merger._base import Choice, MergerRoom
 from hvlm.merger._scores import Saliency, View, saliency_of
 from hvlm.merging import best_of_each
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hvlm.merger._room import Choice, MergerRoom
+from hvlm.merger._base import Choice, MergerRoom
 from hvlm.merger._scores import Motion, View, distance_from_mean, motion_of
 from hvlm.merging import best_of_clip, roots_in_frame
 
@@ -16,7 +16,7 @@ class MotionAwareTokenMerge(MergerRoom):
     its frame. So the budget follows the motion: a frame in which much moves has many tokens, a still one has few.
 
     motion: ``flow``, optical flow with the camera's own motion taken off, computed where the data is read
-    (``hvlm.dataset._motion``); ``features``, how far the encoder's features are from what usually is at their place.
+    (``hvlm.data.optical_flow``); ``features``, how far the encoder's features are from what usually is at their place.
     Where nothing moves, a patch's distance from the clip's mean decides.
     """
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hvlm.merger._room import Choice, MergerRoom
+from hvlm.merger._base import Choice, MergerRoom
 from hvlm.merger._scores import View
 from hvlm.merging import best_of_each, roots_or_dropped
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hvlm.merger._room import Choice, MergerRoom
+from hvlm.merger._base import Choice, MergerRoom
 from hvlm.merger._scores import NEEDS_ENCODER, Saliency, View, saliency_of
 from hvlm.merging import best_of_clip, roots_in_frame
 

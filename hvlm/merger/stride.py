@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hvlm.merger._room import Choice, MergerRoom
+from hvlm.merger._base import Choice, MergerRoom
 from hvlm.merger._scores import View
 from hvlm.merging import roots_or_dropped
 

@@ -61,7 +61,7 @@ class Stage(lightning.LightningModule):
         rates = {part: trainable.get("connector", 0) if rate is None else rate for part, rate in trainable.items()}
         self.trainable = {part: rate for part, rate in rates.items() if rate}
         self._named = tuple(part for part, rate in trainable.items() if rate is not None)
-        self.card: dict[str, Any] = {}
+        self.metadata: dict[str, Any] = {}
         self._validated: dict[str, SumMetric] = {}  # over the validation batches so far
 
     # -- parts ---------------------------------------------------------------------------------------------------------
@@ -150,9 +150,9 @@ class Stage(lightning.LightningModule):
         for name, value in extras.items():
             self.log(f"train/{name}", value.detach() / mean_count, sync_dist=True)
         if getattr(connector, "monitor", False):
-            for name, value in connector.health.items():
+            for name, value in connector.metrics.items():
                 self.log(f"gaze/{name}", value)
-            connector.health.clear()
+            connector.metrics.clear()
         return loss
 
     def validation_step(self, batch: Batch, index: int) -> None:
@@ -183,4 +183,4 @@ class Stage(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """``card``: what rebuilds the model from this file alone (resolved configuration, tokenizer, stage)."""
-        checkpoint["hvlm"] = self.card
+        checkpoint["hvlm"] = self.metadata

@@ -12,34 +12,13 @@ each other. Per query and layer this costs 10 D^2 + 2 N D multiplications: next 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hvlm.functional import attend, attention_entropy, attention_weights, join_heads, split_heads
-from hvlm.merging import Assignment
+from hvlm.merging import MergedKeys
 from hvlm.types import KV
-
-
-class MergedKeys(NamedTuple):
-    """Keys that stand for several patches: ToMe's proportional attention, softmax(q k^T / sqrt(d) + log size).
-
-    to: which of a frame's patches went where. log_size_FN: float, log of the number of patches behind each key (0 for
-    CLS, which comes first), -inf for padding.
-    """
-
-    to: Assignment
-    log_size_FN: Tensor
-
-    def spread(self, weights: Tensor) -> Tensor:
-        """Attention [layers, F, Q, keys] on patches instead of merged keys: each patch an equal part of its key's."""
-        others = weights.shape[-1] - self.to.mask_BM.shape[1]  # CLS
-        layers, f, q, _ = weights.shape
-        size = self.log_size_FN.exp().clamp(min=1e-12)[:, None]
-        each = (weights / size)[..., others:].permute(1, 3, 0, 2).flatten(2)
-        patches = self.to.unmerge(each).unflatten(2, (layers, q)).permute(2, 0, 3, 1)
-        return torch.cat([weights[..., :others], patches], -1)
 
 
 class Gaze(nn.Module):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hvlm.functional import attend, join_heads, split_heads
-from hvlm.pixels import IMAGENET_MEAN, IMAGENET_STD
+from hvlm.image import IMAGENET_MEAN, IMAGENET_STD
 from hvlm.types import KV, NOTHING_ELSE, Encoded, Tokens, Wants
 from hvlm.vision._encoded import encoded
 from hvlm.vision._gaze import Gaze, MergedKeys
@@ -47,8 +47,8 @@ class Block(nn.Module):
 class ConvViT(nn.Module):
     """Frames -> (image_size / 16)² tokens per frame.
 
-    frames_at_once: without gradients, longer batches are encoded in parts of so many frames (see ``FreshLook``).
-    cache_gb: memory that training may take to keep the features of the frozen encoder (``hvlm.frozen``); 0: none.
+    frames_at_once: without gradients, longer batches are encoded in parts of so many frames (see ``RecomputedKV``).
+    cache_gb: memory that training may take to keep the frozen encoder's features (``hvlm.feature_cache``); 0: none.
     """
 
     patch_size = 16

@@ -14,11 +14,11 @@ from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer
 
 from hvlm.errors import UserError
 from hvlm.functional import attend, join_heads, split_heads
-from hvlm.pixels import IMAGENET_MEAN, IMAGENET_STD
+from hvlm.image import IMAGENET_MEAN, IMAGENET_STD
+from hvlm.io.dinov2_weights import dinov2_folder, load_into, read_config
 from hvlm.types import KV, NOTHING_ELSE, Encoded, Tokens, Wants
 from hvlm.vision._encoded import encoded
 from hvlm.vision._gaze import Gaze, MergedKeys
-from hvlm.vision._weights import dinov2_folder, load_into, read_config
 
 SETTINGS = {  # in the source's config.json -> here
     "hidden_size": "hidden_size",
@@ -35,10 +35,10 @@ class Dinov2(nn.Module):
         source's own: they are settings so that a checkpoint's configuration says them without the source at hand.
     image_size: side of the frames in pixels, a multiple of ``patch_size``; position embeddings are interpolated to it.
     query_dim: width of the queries for ``gaze``, by default that of the encoder.
-    frames_at_once: without gradients, longer batches are encoded in parts of so many frames (see ``FreshLook``).
-    cache_gb: memory that training may take to keep the features of the frozen encoder (``hvlm.frozen``); 0: none.
+    frames_at_once: without gradients, longer batches are encoded in parts of so many frames (see ``RecomputedKV``).
+    cache_gb: memory that training may take to keep the frozen encoder's features (``hvlm.feature_cache``); 0: none.
     weights: False builds the architecture alone, for a checkpoint to fill.
-    Errors: ``UserError`` for sizes that do not fit each other or the source; see also ``hvlm.sources.fetch``.
+    Errors: ``UserError`` for sizes that do not fit each other or the source; see also ``hvlm.io.pretrained.fetch``.
     """
 
     def __init__(

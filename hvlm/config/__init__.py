@@ -1,0 +1,1 @@
+"""Command line -> checked plain configuration: composed by Hydra, checked against annotations."""

@@ -1,0 +1,193 @@
+"""Command line -> configuration, checked before any work.
+
+``compose`` gives a configuration for a list of overrides, ``plan`` the configurations of all stages that a command
+runs, ``main`` makes an entry script out of a function. Whatever is wrong comes out as one ``UserError`` line that names
+the key. Together with build, launch and chain this is the only file that knows Hydra.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import hvlm
+from hvlm.config.schema import arguments, did_you_mean
+from hvlm.config.settings import ROOMS, SECTIONS, RootConfig
+from hvlm.errors import UserError
+
+CONF = Path(hvlm.__file__).parent.parent / "conf"
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain dicts, lists and scalars; an interpolation that leads nowhere is a ``UserError``."""
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise UserError(f"{missing[0]} is mandatory and has no value: set {missing[0]}=... on the command line")
+    try:
+        return OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as e:
+        raise UserError(f"{e.full_key}: {str(e).splitlines()[0]}") from e
+
+
+def check(cfg: DictConfig) -> dict[str, Any]:
+    """Every key and every value against the class that will receive it. Returns the plain, converted configuration.
+
+    Raises ``UserError`` for an unknown key (with the one that was probably meant), a wrong type, a missing value, and
+    a room whose YAML is not one flat call.
+    """
+    plain = resolved(cfg)
+    known = [f.name for f in fields(RootConfig)] + list(ROOMS)
+    for key in plain:
+        if key not in known:
+            raise UserError(f"unknown key '{key}';{did_you_mean(key, known)}")
+    for key in known:
+        if key not in plain:
+            way_out = f"choose one with {key}=<name>" if key in (*ROOMS, *SECTIONS) else f"set {key}=..."
+            raise UserError(f"{key} has no value: {way_out}")
+    checked = arguments({k: v for k, v in plain.items() if k not in ROOMS}, RootConfig, "")
+    for name, section in SECTIONS.items():
+        checked[name] = arguments(checked[name], section, name)
+    for room, supplied in ROOMS.items():
+        checked[room] = _check_room(room, plain[room], supplied)
+    return {key: checked[key] for key in plain}
+
+
+def _check_room(room: str, node: Any, supplied: frozenset[str]) -> dict[str, Any]:
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise UserError(f"{room}: expected a mapping with _target_ (conf/{room}/<name>.yaml), found {node!r}")
+    path = node["_target_"]
+    if not isinstance(path, str) or not path.startswith(f"hvlm.{room}."):
+        raise UserError(f"{room}._target_={path}: expected a class in hvlm.{room}; choose it with {room}=<name>")
+    for key, value in node.items():
+        inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+        if any(isinstance(v, Mapping | list) for v in inner):
+            raise UserError(f"{room}.{key}: holds nested values; a room takes scalars, flat lists and flat maps")
+    settings = {k: v for k, v in node.items() if k != "_target_"}
+    return {"_target_": path, **arguments(settings, _locate(path, room), room, supplied)}
+
+
+def _locate(path: str, room: str) -> type:
+    try:
+        return hydra.utils.get_class(path)
+    except Exception as e:  # Hydra wraps import errors in several types
+        cause = e.__cause__ or e
+        raise UserError(f"{room}._target_={path} cannot be imported: {str(cause).splitlines()[0]}") from e
+
+
+def compose(overrides: Sequence[str], config_name: str = "train") -> dict[str, Any]:
+    """The checked configuration for these overrides, as the command line would give it: plain values only."""
+    overrides = list(overrides)
+    with explained(overrides, config_name):
+        return check(_compose(tuple(overrides), config_name))
+
+
+@functools.cache
+def _compose(overrides: tuple[str, ...], config_name: str) -> DictConfig:
+    """What Hydra makes of the files and the overrides; a third of a second, so kept. Nobody may change it."""
+    # Hydra's global state is put aside and back: compose is also called in the middle of a run.
+    before, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            return hydra.compose(config_name, list(overrides))
+    finally:
+        GlobalHydra.instance().hydra = before
+
+
+def stage_name(cfg: Mapping[str, Any]) -> str:
+    """``sft`` for ``stage._target_: hvlm.stage.sft.SFT``: the word that was written on the command line."""
+    return cfg["stage"]["_target_"].split(".")[2]
+
+
+def plan(
+    overrides: Sequence[str], composer: Callable[[list[str]], dict[str, Any]] = compose
+) -> dict[str, dict[str, Any]]:
+    """{label: configuration} of the stages that a command runs, in order, all checked before the first one starts.
+
+    Without a chain that is one stage under its own name. With one, each stage is composed as
+    ``[*the chain's overrides, *the command line's]``, so the user wins; ``stage=`` on the command line runs that
+    stage of the chain alone.
+    """
+    overrides = list(overrides)
+    root = composer(overrides)
+    chain = root["chain"] or {}
+    alone = any(o.split("=", 1)[0] == "stage" for o in overrides)
+    if alone or not chain:
+        name = stage_name(root)
+        return {name: composer([*chain.get(name, []), *overrides]) if chain else root}
+    return {label: composer([*steps, *overrides]) for label, steps in chain.items()}
+
+
+# ---------------------------------------------------------------------------------------------------- messages
+
+
+@contextmanager
+def explained(overrides: Sequence[str], config_name: str = "train") -> Iterator[None]:
+    """Turns whatever Hydra and OmegaConf raise inside into a ``UserError`` of one line."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as e:
+        raise explain(e, overrides, config_name) from e
+
+
+def explain(error: Exception, overrides: Sequence[str], config_name: str = "train") -> UserError:
+    """One line that names the override, and the word that was probably meant."""
+    text = str(error)
+    if isinstance(error, OverrideParseException):
+        reason = text.splitlines()[-1].strip() if "=" in error.override else "settings look like connector=mean seed=2"
+        return UserError(f"cannot read '{error.override}': {reason}")
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        group, _, word = error.missing_cfg_file.rpartition("/")
+        options = sorted(o.rpartition("/")[2] for o in error.options)
+        near = did_you_mean(word, options) if word else ""
+        near = near if "did you mean" in near else ""
+        return UserError(f"{group}={word}: no such option;{near} options: {', '.join(options)}")
+    cause = error.__cause__
+    for override in overrides:
+        key = override.split("=", 1)[0].lstrip("+~")
+        if f"'{key}'" not in text and override not in text:
+            continue
+        if "Ambiguous value" in text or "requires --multirun" in text:
+            return UserError(f"{override} holds several values: add -m to run each, or write {key}=[...] for a list")
+        if "Could not append" in text:
+            return UserError(f"{override}: '{key}' exists already; write it without the +")
+        if "Could not override" in text or "No match in the defaults list" in text:
+            # stage.trainable={visions:1}: the unknown word is the one inside
+            key = getattr(cause, "full_key", None) or key
+            return UserError(f"unknown key '{key}';{_near_key(key, config_name, overrides, override)}")
+    lines = [*text.splitlines(), *(str(cause).splitlines() if isinstance(cause, OmegaConfBaseException) else [])]
+    return UserError(": ".join(dict.fromkeys(line.strip() for line in lines if line.strip())))
+
+
+def _near_key(key: str, config_name: str, overrides: Sequence[str], bad: str) -> str:
+    """The suggestion for a misspelt ``key``, from the configuration that the other overrides give."""
+    cfg: Any = None
+    for others in ([o for o in overrides if o != bad], []):
+        try:
+            cfg = _compose(tuple(others), config_name)
+            break
+        except (HydraException, OmegaConfBaseException):
+            continue
+    prefix: list[str] = []
+    for part in key.split("."):
+        if not isinstance(cfg, DictConfig):
+            return f" '{'.'.join(prefix)}' is a single value" if prefix else ""
+        keys = [str(k) for k in cfg if k != "_target_"]
+        if not keys and prefix:
+            return f" the chosen {'.'.join(prefix)} has no settings"
+        if part not in keys:
+            hint = did_you_mean(part, keys)
+            # The suggestion can be pasted: the whole dotted key, not its last word.
+            return hint.replace("mean '", f"mean '{'.'.join(prefix)}.") if prefix and "mean '" in hint else hint
+        prefix.append(part)
+        cfg = cfg._get_node(part)
+    return ""

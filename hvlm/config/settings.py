@@ -1,0 +1,116 @@
+"""The keys of a configuration that are not rooms, and the names of the rooms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+# The rooms, in the order of the corridor, and the keywords that hvlm.build passes to them because they follow from
+# the neighbours. Everything else in a constructor is a setting and stands in the room's YAML.
+ROOMS: dict[str, frozenset[str]] = {
+    "stage": frozenset({"model", "labels"}),
+    "vision": frozenset({"weights"}),
+    "merger": frozenset({"needs_frames"}),
+    "connector": frozenset({"dim", "text_dim", "query_dim", "grid"}),
+    "attention": frozenset({"dim", "num_heads"}),
+    "fusion": frozenset({"dim", "num_heads"}),
+    "language": frozenset({"chat", "weights"}),
+    "adapter": frozenset(),
+    "kvcache": frozenset({"num_layers", "num_kv_heads", "head_dim"}),
+    "head": frozenset({"text_dim"}),
+    "dataset": frozenset(),
+    "benchmark": frozenset(),
+}
+
+
+@dataclass(frozen=True)
+class DomainConfig:
+    """Which visual domains are trained on, with which weight, and the adapter that learns them."""
+
+    name: str
+    adapter: str
+    mixture: dict[str, float]
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """How a stage runs; ``hvlm.training.trainer`` turns it into arguments of ``lightning.Trainer``."""
+
+    accelerator: Literal["cpu", "gpu", "auto"]
+    devices: int | Literal["auto"]
+    num_nodes: int
+    strategy: str
+    precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true"]
+    accumulate: int
+    gradient_clip_val: float | None
+    checkpoint_every: int
+    log_every: int
+    val_every: int
+    threads: int | None
+    num_workers: int
+    cache_mb: int
+    deterministic: bool
+    max_time: str | None
+    max_steps: int | None
+
+
+@dataclass(frozen=True)
+class LoggerConfig:
+    """CSV and JSONL are always written; ``wandb`` adds Weights & Biases."""
+
+    name: Literal["csv", "wandb"]
+    project: str | None
+    entity: str | None
+    group: str | None
+    tags: list[str]
+    offline: bool
+
+
+@dataclass(frozen=True)
+class CallbackConfig:
+    """What accompanies a run: the bar, the table of clips, how many checkpoints are kept."""
+
+    progress: bool
+    media: int
+    keep: int
+
+
+@dataclass(frozen=True)
+class AskConfig:
+    """``eval.py task=ask``: a video file, what is asked about it, when (seconds; null: at its end), frames a second."""
+
+    video: str | None
+    question: str | None
+    at: list[float] | None
+    fps: float
+
+
+@dataclass(frozen=True)
+class RootConfig:
+    """The keys of conf/train.yaml that are not rooms."""
+
+    domain: dict
+    trainer: dict
+    logger: dict
+    callback: dict
+    ask: dict
+    seed: int
+    order: Literal["question_first", "video_first"]
+    run: str | None
+    init_from: str | None
+    checkpoint: str | None
+    chain: dict[str, list[str]] | None
+    resume: Literal["auto", "must", "never"]
+    evaluate: bool
+    task: Literal["benchmark", "score", "cost", "generate", "ask", "look", "export", "release"]
+    predictions: str | None
+    out: str | None
+
+
+SECTIONS = {
+    "domain": DomainConfig,
+    "trainer": TrainerConfig,
+    "logger": LoggerConfig,
+    "callback": CallbackConfig,
+    "ask": AskConfig,
+}

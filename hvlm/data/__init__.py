@@ -1,0 +1,1 @@
+"""Shards -> samples -> batches: reading, decoding, sampling, order, quarantine."""

@@ -1,0 +1,233 @@
+"""The reader as Lightning sees it: loaders for training, validation and evaluation, and a state that resumes exactly.
+
+One Lightning epoch is the whole run. The state is the number of samples consumed at a finished optimiser step, which is
+all that a pure order (``data/order.py``) needs: what workers have prefetched does not count, and the run may go on
+with another number of workers or processes as long as the global batch stays the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+
+from hvlm.data.loader import Loader, StreamLoader
+from hvlm.data.optical_flow import opencv
+from hvlm.data.order import InOrder, Order
+from hvlm.data.quarantine import Quarantine
+from hvlm.data.reader import Reader, SampleSpec
+from hvlm.data.shard_index import Manifest, ShardSplit
+from hvlm.data.stream import Stream
+from hvlm.data.views import VIEWS
+from hvlm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+HASHED = 4 << 30  # bytes: up to this much data, sha256 is compared at every start (seconds); above, sizes only
+
+
+class DataModule(lightning.LightningDataModule):
+    """Batches of clips with their texts.
+
+    dataset: has ``access``, ``prepare()`` and ``manifest()``. chat: has ``encode`` and ``pad_id``.
+    view: what is asked ("patches": per-patch labels instead). rows_per_clip: texts drawn per clip in training.
+    loss, order: as ``chat.encode`` takes them. batch_size: clips of one batch over all processes. steps: batches of the
+    whole run. num_workers: reading processes. interleave: share of text-only batches. mixture: see ``Order``.
+    grid: (rows, columns) of the patches view. image_size: pixels, height and width of the frames. val_clips: how many
+    clips of the val split are used between steps. timeout: seconds to wait for a batch.
+    max_bad_rate, quarantine: see ``Quarantine``. cache_mb: decoded clips kept in memory. motion: (rows, columns) of the
+    patches whose motion the batches carry, or None; UserError at construction if OpenCV, which computes it, is missing.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        chat: Any,
+        *,
+        view: str,
+        rows_per_clip: int,
+        loss: Literal["answer", "all"],
+        order: Literal["question_first", "video_first"],
+        batch_size: int,
+        steps: int,
+        num_workers: int,
+        seed: int,
+        num_frames: int,
+        image_size: int,
+        interleave: float = 0.0,
+        mixture: Mapping[str, float] | None = None,
+        grid: tuple[int, int] | None = None,
+        val_clips: int = 64,
+        timeout: float = 120.0,
+        max_bad_rate: float = 0.01,
+        quarantine: Path | None = None,
+        cache_mb: int = 0,
+        motion: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        if view not in (*VIEWS, "patches"):
+            raise UserError(f"view={view!r}: expected one of {', '.join(VIEWS)}, patches")
+        if (view == "patches") != (grid is not None):
+            raise UserError(f"view={view}, grid={grid}: the patches view, and no other, needs a grid")
+        if view == "patches" and interleave > 0:
+            raise UserError(f"stage.interleave={interleave:g}: stage=vision reads no text; set stage.interleave=0")
+        if motion is not None:
+            opencv()  # before any worker starts, so that what is missing is said at once
+        self.dataset, self.chat = dataset, chat
+        self.view, self.rows_per_clip, self.loss, self.text_order = view, rows_per_clip, loss, order
+        self.batch_size, self.steps, self.num_workers, self.seed = batch_size, steps, num_workers, seed
+        self.num_frames, self.size, self.grid = num_frames, (image_size, image_size), grid
+        self.interleave, self.mixture = interleave, None if mixture is None else dict(mixture)
+        self.val_clips, self.timeout = val_clips, timeout
+        self.max_bad_rate, self.quarantine_path = max_bad_rate, quarantine
+        self.cache_bytes, self.motion = cache_mb << 20, motion
+        self.quarantine: Quarantine | None = None  # of the training data: counts to be logged
+        self._restored: dict[str, Any] | None = None
+        self._prepared = False
+
+    # -- loaders -------------------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Make or index the data, then compare the shards with their manifest. UserError if they differ."""
+        self.dataset.prepare()
+        if self.dataset.access == "index":
+            manifest = self.dataset.manifest()
+            manifest.verify(full=manifest.num_bytes <= HASHED)
+        self._prepared = True
+
+    @cached_property
+    def _manifest(self) -> Manifest:
+        return self.dataset.manifest()
+
+    def train_dataloader(self) -> Loader | StreamLoader:
+        rank, world = self._rank_and_world()
+        self.quarantine = self._new_quarantine()
+        show = self._show(self.view, self.rows_per_clip)
+        if self.dataset.access == "stream":
+            return self._stream(show, rank, world)
+        clips = self._manifest.split("train")
+        texts = self._manifest.split("text") if self.interleave > 0 and "text" in self._manifest.splits else None
+        sampler = Order(
+            clips.domains,
+            batch_size=self.batch_size,
+            steps=self.steps,
+            seed=self.seed,
+            mixture=self.mixture,
+            texts=0 if texts is None else len(texts),
+            interleave=self.interleave,
+            rank=rank,
+            world=world,
+            start=self._start(),
+        )
+        reader = Reader(clips, texts, show, self.quarantine, replace=True, cache_bytes=self.cache_bytes)
+        return Loader(reader, sampler, num_workers=self.num_workers, timeout=self.timeout)
+
+    def val_dataloader(self) -> Loader | list:
+        """The first ``val_clips`` clips of the val split in the mixture's domains; [] if there is no such split."""
+        splits = self._manifest.splits if self.dataset.access == "index" else ["train"]
+        if "val" not in splits or not self.val_clips:
+            log.info("no validation between steps: val_clips=%d, splits: %s", self.val_clips, ", ".join(splits))
+            return []
+        rank, world = self._rank_and_world()
+        clips = self._manifest.split("val")
+        wanted = set(clips.domains) if self.mixture is None else {d for d, w in self.mixture.items() if w > 0}
+        indices = [i for i, domain in enumerate(clips.domains) if domain in wanted][: self.val_clips]
+        indices = indices[: len(indices) // world * world]  # so that every process has as many batches as the others
+        sampler = InOrder(indices, batch_size=self.batch_size, rank=rank, world=world)
+        return self._once(clips, self._show(self.view, self.rows_per_clip), sampler)
+
+    def loader(
+        self, split: str, view: str, rows_per_clip: int | None, batch_size: int, limit: int | None = None
+    ) -> Loader:
+        """A split in its own order, for evaluation: each clip once, ``rows_per_clip=None`` with all its texts.
+
+        A clip that cannot be read, or whose sampled frames answer none of its texts, is left out (and counted).
+        ``limit``: only the first so many clips.
+        """
+        if not self._prepared:
+            self.prepare_data()
+        clips = self._manifest.split(split)
+        sampler = InOrder(range(len(clips))[:limit], batch_size=batch_size)
+        return self._once(clips, self._show(view, rows_per_clip), sampler)
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        accumulate = self.trainer.accumulate_grad_batches
+        consumed = self.trainer.global_step * accumulate * self.batch_size
+        return {"consumed": consumed, "accumulate": accumulate, **self._identity()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restored = dict(state_dict)
+
+    def _identity(self) -> dict[str, Any]:
+        """What the order of samples depends on; a resumed run must agree with it."""
+        order = {name: getattr(self, name) for name in ("batch_size", "seed", "interleave", "mixture")}
+        if self.dataset.access == "stream":
+            return order
+        return order | {"clips": sum(s["count"] for s in self._manifest.shards.values() if s["split"] == "train")}
+
+    def _start(self) -> int:
+        """The batch to begin with: 0, or where the restored run stood."""
+        if self._restored is None:
+            return 0
+        now = self._identity() | {"accumulate": self.trainer.accumulate_grad_batches}
+        for name, value in now.items():
+            if self._restored.get(name) != value:
+                before = self._restored.get(name)
+                raise UserError(
+                    f"cannot resume exactly: {name} is {value}, the run of the checkpoint had {before}; use the "
+                    "same value, or start a new run from these weights with init_from="
+                )
+        return self._restored["consumed"] // self.batch_size
+
+    # -- parts ---------------------------------------------------------------------------------------------------------
+
+    def _show(self, view: str, rows_per_clip: int | None) -> SampleSpec:
+        return SampleSpec(
+            chat=self.chat,
+            view=view,
+            rows_per_clip=rows_per_clip,
+            loss=self.loss,
+            order=self.text_order,
+            num_frames=self.num_frames,
+            size=self.size,
+            grid=self.grid,
+            seed=self.seed,
+            motion=self.motion,
+            patch_labels=self.dataset.patch_labels if view == "patches" else None,
+        )
+
+    def _once(self, clips: ShardSplit, show: SampleSpec, sampler: InOrder) -> Loader:
+        """Clips as they are, none replaced by another."""
+        reader = Reader(clips, None, show, self._new_quarantine(), replace=False, cache_bytes=self.cache_bytes)
+        return Loader(reader, sampler, num_workers=self.num_workers, timeout=self.timeout)
+
+    def _stream(self, show: SampleSpec, rank: int, world: int) -> StreamLoader:
+        if self.interleave > 0:
+            raise UserError("dataset.access=stream cannot interleave text-only batches; set stage.interleave=0")
+        if self.batch_size % world:
+            raise UserError(f"batch_size={self.batch_size} cannot be shared by {world} processes")
+        start = self._start()
+        log.warning("dataset.access=stream: a resumed run sees other samples than an uninterrupted one would have seen")
+        stream = Stream(
+            self.dataset.urls(),
+            show,
+            self.quarantine,
+            batch_size=self.batch_size // world,
+            domain=self.dataset.domain,
+            seed=self.seed,
+            start=start,
+            rank=rank,
+        )
+        return StreamLoader(stream, steps=self.steps, start=start, num_workers=self.num_workers, timeout=self.timeout)
+
+    def _new_quarantine(self) -> Quarantine:
+        return Quarantine(self.max_bad_rate, self.quarantine_path, self._rank_and_world()[0])
+
+    def _rank_and_world(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

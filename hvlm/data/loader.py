@@ -1,0 +1,91 @@
+"""A torch DataLoader that knows its length, starts anywhere, and fails with one clear line."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data._utils import signal_handling
+
+from hvlm.data.order import InOrder, Order
+from hvlm.data.reader import Failure, Reader
+from hvlm.errors import UserError
+from hvlm.types import Batch
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+class Loader:
+    """Iterates over batches; ``len`` is the whole run's length even when it starts in the middle of it.
+
+    num_workers: processes that read and decode (0: in this process, without ``timeout``). timeout: seconds after which
+    a batch that does not come (a decoder that hangs, a dead disk) is an error that names the clips being read.
+    """
+
+    def __init__(self, reader: Reader, sampler: Order | InOrder, *, num_workers: int, timeout: float) -> None:
+        # Not named ``sampler``: Lightning would take this for a torch DataLoader and look for its parts.
+        self.reader, self.order, self.num_workers, self.timeout = reader, sampler, num_workers, timeout
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[Batch]:
+        busy = multiprocessing.Array("q", [-1] * max(1, self.num_workers), lock=False)
+        self.reader.busy = busy
+        loader = _torch_loader(self.reader, self.num_workers, self.timeout, batch_sampler=self.order)
+        try:
+            yield from _batches(loader)
+        except RuntimeError as error:
+            if "DataLoader" not in str(error):
+                raise
+            clips = self.reader.clips
+            keys = ", ".join(f"{clips.shards[i]}:{clips.keys[i]}" for i in busy if i >= 0) or "none"
+            raise UserError(f"{str(error).splitlines()[0]} Clips that the workers were reading: {keys}") from error
+
+
+class StreamLoader:
+    """The same over an iterable dataset that makes whole batches, cut at ``steps`` (``start`` of them already done)."""
+
+    def __init__(self, stream: IterableDataset, *, steps: int, start: int, num_workers: int, timeout: float) -> None:
+        self.stream, self.steps, self.start = stream, steps, start
+        self.num_workers, self.timeout = num_workers, timeout
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        loader = _torch_loader(self.stream, self.num_workers, self.timeout, batch_size=None)
+        return islice(_batches(loader), self.steps - self.start)
+
+
+def _torch_loader(dataset: Any, num_workers: int, timeout: float, **how: Any) -> DataLoader:
+    if num_workers:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one thread per worker; no warning about the fork
+        if signal.getsignal(signal.SIGCHLD) in (signal.SIG_DFL, None):
+            # A finished Trainer takes away the handler by which torch notices dead workers at once; have it set again.
+            signal_handling._SIGCHLD_handler_set = False
+    return DataLoader(
+        dataset,
+        collate_fn=_as_is,
+        num_workers=num_workers,
+        timeout=timeout if num_workers else 0,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else each iterator would draw its seed from the global one
+        **how,
+    )
+
+
+def _batches(loader: DataLoader) -> Iterator[Batch]:
+    for batch in loader:
+        if isinstance(batch, Failure):
+            raise UserError(batch.message)
+        if batch is not None:
+            yield batch

@@ -1,0 +1,136 @@
+"""Which samples make up batch number p: a pure function of (seed, p).
+
+Workers, ranks and restarts therefore cannot change what is seen: a run resumes by starting at another position, and a
+rank takes its block of rows out of each global batch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from hvlm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_TEXTS, _WHICH = 1, 2  # streams of random numbers beside that of the clips, which is (seed, epoch)
+
+
+class SampleRef(NamedTuple):
+    """One sample of a batch: row ``index`` of the clips (or of the text-only chats if ``text``), seen in ``epoch``."""
+
+    epoch: int
+    index: int
+    text: bool = False
+
+
+class Order:
+    """A batch sampler over a whole run of ``steps`` batches.
+
+    domains: the domain of each clip. batch_size: samples of one batch over all ranks.
+    mixture: {domain: weight}. In every epoch a domain gives the share weight / (largest weight) of its clips, another
+        random part each time; a domain that is not named gives none. None: all clips.
+    texts: number of text-only chats; interleave: probability that a whole batch is made of them.
+    start: the first batch to hand out; ``len`` is the length of the whole run wherever it starts.
+    """
+
+    def __init__(
+        self,
+        domains: Sequence[str],
+        *,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        mixture: Mapping[str, float] | None = None,
+        texts: int = 0,
+        interleave: float = 0.0,
+        rank: int = 0,
+        world: int = 1,
+        start: int = 0,
+    ) -> None:
+        if batch_size % world:
+            raise UserError(
+                f"batch_size={batch_size} cannot be shared by {world} processes; make it a multiple of {world}"
+            )
+        if interleave > 0 and not texts:
+            raise UserError(
+                f"stage.interleave={interleave:g} asks for text-only batches, but the data has no text split; set "
+                "stage.interleave=0"
+            )
+        self.batch_size, self.steps, self.seed, self.texts = batch_size, steps, seed, texts
+        self.rank, self.world, self.start = rank, world, start
+        self._pools = _pools(domains, mixture)
+        self._per_epoch = sum(take for _, take in self._pools)
+        # The first k draws do not depend on how many follow, so a longer run begins like a shorter one.
+        self._is_text = np.random.default_rng([seed, 0, _WHICH]).random(steps) < interleave
+        self._texts_before = np.concatenate([[0], np.cumsum(self._is_text)])
+        self._clip_epoch = lru_cache(2)(self._clip_permutation)
+        self._text_epoch = lru_cache(2)(self._text_permutation)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[SampleRef]]:
+        share = self.batch_size // self.world
+        for step in range(self.start, self.steps):
+            yield self.at(step)[self.rank * share : (self.rank + 1) * share]
+
+    def at(self, step: int) -> list[SampleRef]:
+        """All picks of batch ``step``, of every rank."""
+        text = bool(self._is_text[step])
+        before = int(self._texts_before[step])
+        first = (before if text else step - before) * self.batch_size
+        size, permutation = (self.texts, self._text_epoch) if text else (self._per_epoch, self._clip_epoch)
+        places = (divmod(position, size) for position in range(first, first + self.batch_size))
+        return [SampleRef(epoch, int(permutation(epoch)[place]), text) for epoch, place in places]
+
+    def _clip_permutation(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng([self.seed, epoch])
+        return rng.permutation(np.concatenate([rng.permutation(pool)[:take] for pool, take in self._pools]))
+
+    def _text_permutation(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch, _TEXTS]).permutation(self.texts)
+
+
+def _pools(domains: Sequence[str], mixture: Mapping[str, float] | None) -> list[tuple[np.ndarray, int]]:
+    """(indices of a domain's clips, how many of them an epoch takes) for each domain with a positive weight."""
+    names = np.asarray(domains)
+    present = sorted(set(domains))
+    if mixture is None:
+        mixture = dict.fromkeys(present, 1.0)
+    if any(weight < 0 for weight in mixture.values()):
+        raise UserError(f"domain.mixture={dict(mixture)}: a weight must not be negative")
+    chosen = {name: weight for name, weight in mixture.items() if weight > 0 and name in present}
+    if not chosen:
+        raise UserError(
+            f"domain.mixture={dict(mixture)} selects nothing; the data has the domains {', '.join(present)}"
+        )
+    if absent := sorted(name for name, weight in mixture.items() if weight > 0 and name not in present):
+        log.warning("domain.mixture names %s, which the data does not have", ", ".join(absent))
+    largest = max(chosen.values())
+    pools = [(np.flatnonzero(names == name), weight / largest) for name, weight in sorted(chosen.items())]
+    return [(pool, max(1, round(share * len(pool)))) for pool, share in pools]
+
+
+class InOrder:
+    """A batch sampler for evaluation: the given clips once, in order; rank r takes its block of every batch."""
+
+    def __init__(self, indices: Sequence[int], *, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        if batch_size % world:
+            raise UserError(
+                f"batch_size={batch_size} cannot be shared by {world} processes; make it a multiple of {world}"
+            )
+        self.indices, self.batch_size, self.rank, self.world = list(indices), batch_size, rank, world
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[SampleRef]]:
+        for first in range(0, len(self.indices), self.batch_size):
+            batch = self.indices[first : first + self.batch_size]
+            share = -(-len(batch) // self.world)
+            yield [SampleRef(0, int(i)) for i in batch[self.rank * share : (self.rank + 1) * share]]

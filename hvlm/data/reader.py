@@ -1,0 +1,196 @@
+"""Picks → batches: the map-style dataset that runs inside the loader's worker processes.
+
+What a pick gives depends on the pick and on (seed, epoch, sample key) alone, never on the worker, on its history, or on
+a global random state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch.utils.data import Dataset, get_worker_info
+
+from hvlm.data import samples
+from hvlm.data.cache import SHARED, Clip
+from hvlm.data.collate import Item, collate
+from hvlm.data.optical_flow import motion_energy
+from hvlm.data.order import SampleRef
+from hvlm.data.quarantine import Quarantine, SampleError
+from hvlm.data.shard_index import ShardSplit
+from hvlm.data.views import VIEWS, Row, chats
+from hvlm.errors import UserError
+from hvlm.types import Batch
+
+
+class Failure(NamedTuple):
+    """A UserError on its way out of a worker process (raised there, it would arrive wrapped in a traceback)."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class SampleSpec:
+    """What is made of a sample.
+
+    chat: has ``encode(prompt, answer, loss, order)`` and ``pad_id``; None for the patches view.
+    view: a name in ``VIEWS`` or "patches".
+    rows_per_clip: texts drawn per clip (patches view: neighbouring frames); None: all, in order.
+    loss, order: as ``chat.encode`` takes them.
+    num_frames: frames sampled per clip. size: (H, W) of the frames. grid: (rows, columns) of the patches view.
+    motion: (rows, columns) of the patches whose motion is computed; None: of none.
+    patch_labels(sample, times_T, grid): of the patches view, the dataset's.
+    """
+
+    chat: Any
+    view: str
+    rows_per_clip: int | None
+    loss: str
+    order: str
+    num_frames: int
+    size: tuple[int, int]
+    grid: tuple[int, int] | None
+    seed: int
+    motion: tuple[int, int] | None = None
+    patch_labels: Callable[[dict, np.ndarray, tuple[int, int]], dict[str, np.ndarray]] | None = None
+
+    def decode(self, members: dict[str, bytes], key: str, domain: str) -> Clip:
+        """The sample's JSON and the frames that are sampled. Raises SampleError."""
+        sample = samples.parse(members, key, domain)
+        return Clip(sample, *samples.frames(members, sample, self.num_frames, self.size))
+
+    def motion_of(self, clip: Clip) -> np.ndarray | None:
+        """float32 [T, rows, columns] where motion is asked for, else None. Raises UserError without OpenCV."""
+        return None if self.motion is None else motion_energy(clip.frames, self.motion)
+
+    def clip(self, clip: Clip, motion: np.ndarray | None, key: str, epoch: int) -> Item | None:
+        """What is shown of a clip and its motion, or None if the sampled frames answer none of its texts. Raises
+        SampleError."""
+        sample, frames, times = clip
+        try:
+            if self.view == "patches":
+                if self.rows_per_clip is not None and self.rows_per_clip < len(times):
+                    start = int(self._rng(epoch, key).integers(len(times) - self.rows_per_clip + 1))
+                    window = slice(start, start + self.rows_per_clip)
+                    frames, times = frames[window], times[window]
+                    motion = None if motion is None else motion[window]
+                return Item(frames, times, [], self._labels(sample, times), key, motion)
+            rows = VIEWS[self.view](sample, times, self._rng(epoch, key), self.rows_per_clip)
+            return Item(frames, times, self._encode(rows, self.loss), key=key, motion=motion) if rows else None
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise SampleError(key, "json", f"{type(error).__name__}: {error}, needed by view={self.view}") from error
+
+    def text(self, members: dict[str, bytes], key: str) -> Item:
+        """One text-only chat. Raises SampleError."""
+        sample = samples.parse(members, key, "text")
+        try:
+            return Item(None, None, self._encode(chats(sample), self.loss))
+        except (KeyError, TypeError) as error:
+            raise SampleError(key, "json", f"no user and assistant message in it ({error})") from error
+
+    def collate(self, items: list[Item]) -> Batch:
+        pad_id = 0 if self.chat is None else self.chat.pad_id
+        return collate(items, pad_id=pad_id, size=self.size, motion=self.motion)
+
+    def _labels(self, sample: dict, times: np.ndarray) -> dict[str, np.ndarray]:
+        return self.patch_labels(sample, times, self.grid)
+
+    def _encode(self, rows: Sequence[Row], loss: str) -> list[tuple[list[int], list[bool], int, dict]]:
+        return [(*self.chat.encode(row.prompt, row.answer, loss, self.order), row.meta) for row in rows]
+
+    def _rng(self, epoch: int, key: str) -> np.random.Generator:
+        digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+        return np.random.default_rng([self.seed, epoch, int.from_bytes(digest, "big")])
+
+
+class Reader(Dataset):
+    """Batches from shards by offset.
+
+    texts: the text-only chats, or None. replace: whether a sample that gives nothing (bad, or none of its texts
+    answerable) is replaced by the next one of its domain, as training wants; otherwise it is left out.
+    cache_bytes: pixels of decoded clips, and their motion, that all workers together may keep.
+    ``busy``: shared array in which each worker keeps the index that it is at, set by the loader.
+    """
+
+    def __init__(
+        self,
+        clips: ShardSplit,
+        texts: ShardSplit | None,
+        show: SampleSpec,
+        quarantine: Quarantine,
+        replace: bool,
+        cache_bytes: int = 0,
+    ) -> None:
+        self.cache_bytes = cache_bytes
+        self.clips, self.texts, self.show, self.quarantine, self.replace = clips, texts, show, quarantine, replace
+        self.busy: Any = None
+        self._next = _next_of_domain(clips.domains)
+
+    def __getitems__(self, picks: list[SampleRef]) -> Batch | Failure | None:
+        """The batch of these picks; None if nothing is left of it."""
+        try:
+            items = [item for pick in picks if (item := self._item(pick)) is not None]
+        except UserError as error:
+            return Failure(str(error))
+        return self.show.collate(items) if items else None
+
+    def _item(self, pick: SampleRef) -> Item | None:
+        source = self.texts if pick.text else self.clips
+        index = pick.index
+        for _ in range(len(source)):
+            item = self._try(source, index, pick)
+            if item is not None or not self.replace:
+                return item
+            index = (index + 1) % len(source) if pick.text else self._next[index]
+            if index == pick.index:
+                break
+        raise UserError(
+            f"{source.folder}: no sample of domain {source.domains[index]!r} gives anything for view={self.show.view} "
+            f"with num_frames={self.show.num_frames}; sample more frames or look at the quarantine file"
+        )
+
+    def _try(self, source: ShardSplit, index: int, pick: SampleRef) -> Item | None:
+        key, worker = source.keys[index], get_worker_info()
+        if worker is not None and self.busy is not None:
+            self.busy[worker.id] = -1 if pick.text else index
+        self.quarantine.count_read()
+        try:
+            if pick.text:
+                return self.show.text(source.read(index), key)
+            item = self.show.clip(*self._decoded(source, index), key, pick.epoch)
+        except SampleError as error:
+            self.quarantine.add(str(source.folder / source.shards[index]), key, error)
+            return None
+        if item is None:
+            self.quarantine.count_unanswerable()
+        return item
+
+    def _decoded(self, source: ShardSplit, index: int) -> tuple[Clip, np.ndarray | None]:
+        """The clip with its motion, if that is asked for."""
+        name = (str(source.folder), source.shards[index], source.keys[index], self.show.num_frames, self.show.size)
+        workers = get_worker_info()
+        limit = self.cache_bytes // (workers.num_workers if workers else 1)
+        clip = SHARED.get(
+            name, lambda: self.show.decode(source.read(index), source.keys[index], source.domains[index]), limit
+        )
+        if self.show.motion is None:
+            return clip, None
+        return clip, SHARED.get((*name, self.show.motion), lambda: self.show.motion_of(clip), limit)
+
+
+def _next_of_domain(domains: Sequence[str]) -> list[int]:
+    """For each index the next one of the same domain, round and round."""
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    following = [0] * len(domains)
+    for index, domain in enumerate(domains):
+        first.setdefault(domain, index)
+        if domain in last:
+            following[last[domain]] = index
+        last[domain] = index
+    for domain, index in last.items():
+        following[index] = first[domain]
+    return following

@@ -1,0 +1,1 @@
+"""Questions, answers, scores, costs and reports."""

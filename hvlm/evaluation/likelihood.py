@@ -1,0 +1,146 @@
+"""How likely the model finds each answer to each prompt about a clip, with one vision pass per clip.
+
+All rows about a batch of clips travel in one ``Batch`` (several rows per clip). Where every answer to a prompt is a
+single token, one row per prompt is enough: the distribution over its next token holds all of them. Otherwise there is
+one row per answer.
+
+The end token is never part of the score. Only so are the two ways the same number, and only so is the mean over an
+answer's own tokens not diluted by a token that all answers share (which favours short ones). The price: with
+``loglik_sum`` an answer is never less likely than one that continues it, so answers that begin alike need the mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hvlm.chat import Chat, Encoded
+from hvlm.data.collate import Item, collate
+from hvlm.errors import UserError
+from hvlm.evaluation.scores import Likelihood
+from hvlm.precision import autocast
+from hvlm.types import Batch
+
+
+class Query(NamedTuple):
+    """A clip and what is asked about it. frames_TCHW uint8 and time_T float32 seconds, or None without a video (the
+    blind control); answers: prompt -> its distinct answers. motion_TYX: float32 where the model wants it. key: the
+    sample's, for features that are kept."""
+
+    frames_TCHW: np.ndarray | None
+    time_T: np.ndarray | None
+    answers: Mapping[str, Sequence[str]]
+    motion_TYX: np.ndarray | None = None
+    key: str = ""
+
+
+class Scores(Protocol):
+    """What is needed of a model; ``hvlm.model.VLM`` documents both."""
+
+    def token_logprobs(self, batch: Batch) -> Tensor: ...
+
+    def next_token_logprobs(self, batch: Batch) -> Tensor: ...
+
+
+class _Row(NamedTuple):
+    """One answer to one prompt about one clip. ``row`` ends with the answer's last token, before the end token."""
+
+    clip: int
+    prompt: str
+    answer: str
+    row: Encoded
+
+
+@torch.inference_mode()
+def answer_likelihoods(
+    model: Scores,
+    chat: Chat,
+    clips: Sequence[Query],
+    *,
+    size: tuple[int, int],
+    order: str,
+    device: torch.device,
+    precision: str,
+    motion: tuple[int, int] | None = None,
+) -> list[dict[tuple[str, str], Likelihood]]:
+    """For each clip {(prompt, answer): Likelihood}. The caller puts the model into eval mode.
+
+    size: (H, W) of the frames. order: ``question_first`` or ``video_first``. precision: ``32-true`` or ``bf16-mixed``.
+    motion: (rows, columns) of the clips' motion where the model wants it.
+    Raises UserError for an answer of no tokens and for answers that the tokenizer cannot tell apart.
+    """
+    next_token, whole = _rows(chat, clips, order)
+    out: list[dict[tuple[str, str], Likelihood]] = [{} for _ in clips]
+    with autocast(device, precision):
+        if next_token:
+            batch = _batch(chat, clips, [rows[0] for rows in next_token], size, device, motion)
+            for rows, logp_V in zip(next_token, model.next_token_logprobs(batch).float().cpu(), strict=True):
+                for clip, prompt, answer, row in rows:
+                    out[clip][prompt, answer] = Likelihood(float(logp_V[row.ids[-1]]), 1)
+        if whole:
+            logp_KS = model.token_logprobs(_batch(chat, clips, whole, size, device, motion)).float().cpu()
+            for (clip, prompt, answer, row), total in zip(whole, logp_KS.sum(1).tolist(), strict=True):
+                out[clip][prompt, answer] = Likelihood(total, sum(row.loss_mask))
+    return out
+
+
+def _rows(chat: Chat, clips: Sequence[Query], order: str) -> tuple[list[list[_Row]], list[_Row]]:
+    """(the rows of each prompt whose answers are all single tokens, the rows of the other prompts)."""
+    next_token, whole = [], []
+    encoded: dict[tuple[str, str], Encoded] = {}  # the same few prompts come back for every clip
+    for i, clip in enumerate(clips):
+        for prompt, answers in clip.answers.items():
+            for answer in answers:
+                if (prompt, answer) not in encoded:
+                    encoded[prompt, answer] = _without_end(chat.encode(prompt, answer, "answer", order))
+                if not any(encoded[prompt, answer].loss_mask):
+                    raise UserError(f"the answer {answer!r} to {prompt!r} is no token at all; it cannot be scored")
+            rows = [_Row(i, prompt, answer, encoded[prompt, answer]) for answer in answers]
+            _check_distinct(rows, chat)
+            if all(sum(row.row.loss_mask) == 1 for row in rows):
+                next_token.append(rows)
+            else:
+                whole += rows
+    return next_token, whole
+
+
+def _check_distinct(rows: Sequence[_Row], chat: Chat) -> None:
+    """Answers outside a small vocabulary all become the unknown word, and the first would win by its place."""
+    seen: dict[tuple[int, ...], str] = {}
+    for row in rows:
+        ids = tuple(row.row.ids)
+        if seen.setdefault(ids, row.answer) != row.answer:
+            raise UserError(
+                f"the tokenizer cannot tell the answers {seen[ids]!r} and {row.answer!r} apart (both are "
+                f"{chat.decode(row.row.ids[-1:])!r}); use a language model whose vocabulary has both, e.g. "
+                "language=smollm2_135m, or train the tokenizer on text with them"
+            )
+
+
+def _without_end(row: Encoded) -> Encoded:
+    """The model is causal: leaving out the last token changes nothing before it."""
+    return row._replace(ids=row.ids[:-1], loss_mask=row.loss_mask[:-1])
+
+
+def _batch(
+    chat: Chat,
+    clips: Sequence[Query],
+    rows: Sequence[_Row],
+    size: tuple[int, int],
+    device: torch.device,
+    motion: tuple[int, int] | None,
+) -> Batch:
+    """The rows, which come clip by clip, with the clips that they are about; clips that no row asks about stay out."""
+    by_clip: dict[int, list[_Row]] = {}
+    for row in rows:
+        by_clip.setdefault(row.clip, []).append(row)
+    items = [
+        Item(clip.frames_TCHW, clip.time_T, [(*row.row, {}) for row in about], key=clip.key, motion=clip.motion_TYX)
+        for clip, about in ((clips[i], rows) for i, rows in by_clip.items())
+    ]
+    batch = collate(items, pad_id=chat.pad_id, size=size, motion=motion)
+    return batch.to(device)

@@ -1,0 +1,94 @@
+"""A video as it comes in: one frame at a time, and a question at any moment."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hvlm.chat import Chat
+from hvlm.errors import UserError
+from hvlm.evaluation.generate import greedy
+from hvlm.gaze import CachedKV
+from hvlm.model import VLM, Sequence
+from hvlm.types import Patches, Wants
+
+
+class StreamingReader:
+    """fVLM's autoregressive reading, kept going: the query of the next frame comes from the state at the newest one.
+
+    A frame costs one pass through the encoder, one look and one position of the language model. Of the frames nothing
+    is kept but their tokens' keys and values in the language model (what ``kvcache`` keeps of them).
+
+    question: what is watched for. With order ``question_first`` it steers the gaze from the first frame on and must be
+        given here; with ``video_first`` every ``answer`` has a question of its own.
+    Raises UserError for a connector that has no steered query, and for attention that mixes whole clips.
+    """
+
+    def __init__(self, model: VLM, chat: Chat, kvcache: Any, question: str | None = None):
+        connector = model.connector
+        if not connector.wants_gaze or connector.mode == "coarse":
+            raise UserError(
+                "task=ask reads frame by frame: it needs a model with connector=foveated and mode coarse_fine or "
+                "autoregressive"
+            )
+        if model.attention.mixes or model.attention.readout > 1:
+            raise UserError(
+                "task=ask reads frame by frame: attention= must be none, with readout 1; others mix whole clips"
+            )
+        if not model.merger.changes_nothing:
+            raise UserError("task=ask reads frame by frame: merger= must be none, others share tokens among all frames")
+        if (question is not None) != (model.order == "question_first"):
+            raise UserError(
+                "order=question_first: the question is needed before the first frame"
+                if question is None
+                else "order=video_first: questions are asked after frames, with answer(question)"
+            )
+        self.model, self.chat, self.cache, self.question = model.eval(), chat, kvcache.new(), question
+        self.device = next(model.parameters()).device
+        self.frames = 0
+        with torch.inference_mode():
+            if question is None:
+                self.query = connector.q_init.unsqueeze(0)
+            else:
+                ids, at = chat.encode_prompt(question, model.order)
+                self.query = connector.llm_to_query(self._read(ids[:at])[:, -1:])
+
+    @torch.inference_mode()
+    def read_frame(self, frame_CHW: Tensor) -> None:
+        """The next frame, uint8 [3, H, W] (or normalised floats)."""
+        vision, connector = self.model.vision, self.model.connector
+        frames = frame_CHW.to(self.device)[None, None]
+        time = torch.full((1, 1), float(self.frames), device=self.device)
+        seen = torch.ones(1, 1, dtype=torch.bool, device=self.device)
+        tokens, kv, _ = vision.encode(frames, time, seen, Wants(kv=True))
+        patches = Patches(tokens, time, seen, CachedKV(vision, kv))
+        token = connector.read_frame(patches, self.query, torch.zeros(1, dtype=torch.long, device=self.device), at=0)
+        self.query = connector.llm_to_query(self.model.language.hidden(token, cache=self.cache))
+        self.frames += 1
+
+    @torch.inference_mode()
+    def answer(self, question: str | None = None, max_new_tokens: int = 32) -> str:
+        """What the model answers after the frames so far; watching can go on afterwards as if nothing was asked.
+
+        question: with ``video_first`` only. Raises UserError before the first frame.
+        """
+        if not self.frames:
+            raise UserError("nothing was seen yet: ask after the first frame")
+        if (question is None) != (self.question is not None):
+            raise UserError(f"order={self.model.order}: " + ("give a question" if question is None else "it was asked"))
+        ids, at = self.chat.encode_prompt(self.question or question, self.model.order)
+        before, self.cache = self.cache, copy.deepcopy(self.cache)
+        newest = self._read(ids[at:])[:, -1]
+        mask = torch.ones(1, self.cache.get_seq_length(), dtype=torch.bool, device=self.device)
+        read = Sequence(newest[:, None], mask, self.frames)
+        written = greedy(self.model, self.chat, self.cache, newest, read, max_new_tokens)
+        self.cache = before
+        return self.chat.decode(written[0].tolist())
+
+    def _read(self, ids: list[int]) -> Tensor:
+        """States [1, S, dim] of text that follows what was read so far."""
+        language = self.model.language
+        return language.hidden(language.embed(torch.tensor([ids], device=self.device)), cache=self.cache)

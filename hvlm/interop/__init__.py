@@ -1,0 +1,1 @@
+"""fVLM's own interface and weights, and Hugging Face folders."""

@@ -1,0 +1,1 @@
+"""Files that a kill cannot damage, checkpoints, and where pretrained weights come from."""

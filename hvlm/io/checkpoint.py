@@ -1,0 +1,216 @@
+"""Checkpoints that a kill cannot damage and that cannot run code.
+
+How files are written is in ``hvlm.io.files``. The sidecar of a new checkpoint is written *before* the move and then
+also lists the old file's sum, so that at every instant the file that is there matches a line of the sidecar.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from torch import Tensor, nn
+
+from hvlm.errors import UserError
+from hvlm.io.files import (
+    LAST,
+    PART,
+    SIDECAR,
+    clean_parts,
+    file_sha256,
+    known_sums,
+    sync_folder,
+    verify,
+    write_atomically,
+)
+
+log = logging.getLogger(__name__)
+
+UNSAFE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lightning's door to the functions of this file. Never uses $TMPDIR: a move from there is a copy on clusters."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
+        """Writes ``checkpoint`` (plain values and tensors only) so that the old file stays until the new one is whole.
+
+        Raises TypeError for values that ``weights_only=True`` could not read back, UserError when the disk is full.
+        """
+        if storage_options is not None:
+            raise TypeError("AtomicCheckpointIO takes no storage_options")
+        assert_plain(checkpoint)
+        path = _local(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        clean_parts(path.parent)
+        part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
+        try:
+            with open(part, "wb") as f:
+                torch.save(checkpoint, f)
+                f.flush()
+                os.fsync(f.fileno())
+            digest = file_sha256(part)
+            self._write_sums(path, [digest, *known_sums(path)])
+            os.replace(part, path)
+            sync_folder(path.parent)
+            self._write_sums(path, [digest])
+        except (OSError, RuntimeError) as e:  # torch.save reports a full disk as a RuntimeError
+            part.unlink(missing_ok=True)
+            free = shutil.disk_usage(path.parent).free >> 20
+            raise UserError(f"{path} not written ({e}); {free} MB are free there; the previous file is whole") from e
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+    def _write_sums(self, path: Path, sums: list[str]) -> None:
+        text = "".join(f"{s}  {path.name}\n" for s in dict.fromkeys(sums))
+        write_atomically(path.with_name(path.name + SIDECAR), lambda f: f.write(text.encode()))
+
+    def load_checkpoint(
+        self, path: str | os.PathLike, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """The verified checkpoint. ``weights_only`` other than True or None is refused: pickles run code."""
+        if weights_only is False:
+            raise UserError(f"{path}: checkpoints are only read with weights_only=True")
+        return load_checkpoint(path, map_location)
+
+    def remove_checkpoint(self, path: str | os.PathLike) -> None:
+        path = _local(path)
+        path.unlink(missing_ok=True)
+        path.with_name(path.name + SIDECAR).unlink(missing_ok=True)
+
+
+def _local(path: str | os.PathLike) -> Path:
+    if "://" in str(path):
+        raise UserError(f"{path}: checkpoints are files on this machine; download it and check its sha256 first")
+    return Path(path)
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+def refuse_unsafe_loading() -> None:
+    """``UserError`` when the environment switches torch's safe loading off."""
+    if os.environ.get(UNSAFE, "").lower() in ("1", "true", "yes", "y"):
+        raise UserError(f"{UNSAFE} is set: it would let a checkpoint run code; unset it")
+
+
+def load_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[str, Any]:
+    """The whole checkpoint at ``path`` (a file, or a run folder: see ``find_checkpoint``), verified by its sidecar.
+
+    A file that somebody copied without its sidecar is read with a warning. Raises ``UserError`` for a URL, a missing
+    file, another checksum, and content that is not plain tensors and values.
+    """
+    refuse_unsafe_loading()
+    path = find_checkpoint(path)
+    if not known_sums(path):
+        log.warning(f"{path}: no {path.name}{SIDECAR} beside it, so damage would go unnoticed")
+    elif problem := verify(path):
+        raise UserError(f"{path}: {problem}; use another checkpoint of that run")
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as e:  # unpickling raises whatever the bytes lead to
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        raise UserError(f"{path} is not a readable checkpoint of tensors and plain values: {reason}") from e
+
+
+def find_checkpoint(path: str | os.PathLike) -> Path:
+    """A file as it is; of a stage's folder its last checkpoint; of a run's folder that of the stage finished last."""
+    path = _local(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path}: no such checkpoint file or run folder")
+    if (path / "checkpoints" / LAST).is_file():
+        return path / "checkpoints" / LAST
+    finished = [f.parent for f in path.glob("*/finished.json") if (f.parent / "checkpoints" / LAST).is_file()]
+    if not finished:
+        found = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
+        raise UserError(f"{path}: no stage of this run is finished (found {found}); name a .ckpt file to use it anyway")
+    when = {folder: json.loads((folder / "finished.json").read_text())["finished_at"] for folder in finished}
+    return max(finished, key=when.__getitem__) / "checkpoints" / LAST
+
+
+def load_weights(path: str | os.PathLike, prefix: str = "model.") -> dict[str, Tensor]:
+    """The backbone's weights from a file or run folder. Stages hold it as ``self.model``, hence the prefix."""
+    state = load_checkpoint(path).get("state_dict")
+    if not isinstance(state, Mapping):
+        raise UserError(f"{path}: no 'state_dict' inside; expected a checkpoint that train.py wrote")
+    weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    if not weights:
+        raise UserError(f"{path}: holds no weights named {prefix}*; expected a checkpoint that train.py wrote")
+    return weights
+
+
+def load_into(
+    module: nn.Module, state: Mapping[str, Tensor], source: str | os.PathLike, strict: bool = True
+) -> list[str]:
+    """Copies ``state`` into ``module`` and returns the names that the module has and ``state`` lacks.
+
+    ``strict=False`` lets names be absent on either side (a later stage may add an adapter); shapes must always agree.
+    Raises ``UserError`` that says which parts differ, and the first shapes that do, or what a part has against its
+    values. ``source`` is for the message.
+    """
+    own = module.state_dict()
+    shapes = [n for n in own if n in state and own[n].shape != state[n].shape]
+    absent = [n for n in own if n not in state]
+    extra = [n for n in state if n not in own]
+    problems = [f"{n} is {tuple(state[n].shape)} there and {tuple(own[n].shape)} here" for n in shapes]
+    if strict:
+        problems += [f"{n} {tuple(own[n].shape)} is missing there" for n in absent]
+        problems += [f"{n} {tuple(state[n].shape)} is unknown here" for n in extra]
+    if problems:
+        names = shapes + (absent + extra if strict else [])
+        parts = list(dict.fromkeys(n.split(".")[0] for n in names))
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        way_out = " ".join(f"{p}=" for p in parts)
+        raise UserError(
+            f"{source} was made with another architecture: {', '.join(parts)} differ "
+            f"({'; '.join(problems[:3])}{more}); choose the {way_out} that it was trained with"
+        )
+    try:
+        module.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # torch puts what each part says on a line of its own
+        said = " ".join(line.strip() for line in str(error).splitlines()[1:])
+        raise UserError(f"{source}: {said}") from error
+    return absent
+
+
+# ---------------------------------------------------------------------------------------------------- content
+
+
+def weights_hash(state: Mapping[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes, in the order of the names: equal if and only if the weights are."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+_PLAIN = (type(None), bool, int, float, str, bytes, torch.Size, torch.dtype, torch.device)
+
+
+def assert_plain(value: Any, where: str = "checkpoint") -> None:
+    """TypeError that names the place of the first value that ``weights_only=True`` could not read back."""
+    if type(value) in _PLAIN or isinstance(value, Tensor):
+        return
+    if isinstance(value, dict) and type(value).__module__ in ("builtins", "collections"):
+        for key, item in value.items():
+            assert_plain(key, f"{where} key {key!r}")
+            assert_plain(item, f"{where}[{key!r}]")
+    elif type(value) in (list, tuple, set):
+        for i, item in enumerate(value):
+            assert_plain(item, f"{where}[{i}]")
+    else:
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise TypeError(f"{where} is a {kind}; checkpoints hold plain values and tensors only")

@@ -1,0 +1,101 @@
+"""Files that a kill cannot damage: written beside their destination, synced, and moved over it in one step.
+
+Beside a checkpoint ``x.ckpt`` stands ``x.ckpt.sha256`` in the format of ``sha256sum``. No torch here: ``--help`` and a
+sweep's own process do not wait for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PART = ".part"
+SIDECAR = ".sha256"
+LAST = "last.ckpt"
+METRICS = "metrics.jsonl"
+
+
+def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
+    """``write(file)`` into a temporary file in the same folder, then move it over ``path``: all of it or nothing."""
+    part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
+    try:
+        with open(part, "wb") as f:  # a plain open: the mode follows the umask
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename durable; without it a power cut may bring the old name back."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def clean_parts(folder: Path) -> None:
+    """Removes what a killed process left: half-written files, and sums whose checkpoint is gone."""
+    for part in folder.glob(f"*{PART}"):
+        pid = part.name.removesuffix(PART).rpartition(".")[2]
+        if not pid.isdigit() or int(pid) == os.getpid() or not _is_alive(int(pid)):
+            part.unlink(missing_ok=True)
+    for sidecar in folder.glob(f"*{SIDECAR}"):
+        if not sidecar.with_name(sidecar.name.removesuffix(SIDECAR)).exists():
+            sidecar.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # alive, of another user
+        return True
+    return True
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def known_sums(path: Path) -> list[str]:
+    """The sums that the sidecar of ``path`` accepts; empty without a sidecar."""
+    sidecar = path.with_name(path.name + SIDECAR)
+    if not sidecar.exists():
+        return []
+    return [line.split()[0] for line in sidecar.read_text().splitlines() if line.strip()]
+
+
+def verify(path: Path) -> str | None:
+    """None when the file is what was written, else what is wrong with it, in a few words."""
+    sums = known_sums(path)
+    if not sums:
+        return f"no checksum {path.name}{SIDECAR} beside it"
+    if file_sha256(path) not in sums:
+        return "its content differs from its checksum (cut short or altered)"
+    return None
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, in the order in which they were written; [] when there is no such file."""
+    path = Path(folder) / METRICS
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue  # the line that was being written when the process was killed
+    return lines

@@ -1,0 +1,41 @@
+"""Which number format a run computes in, and the context of a forward pass in it."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+from hvlm.errors import UserError
+
+PRECISIONS = ("32-true", "bf16-mixed")  # that evaluation knows
+
+
+def has_fast_bf16() -> bool:
+    """Whether this processor multiplies in bfloat16 itself (AVX512-BF16 or AMX); without that, bf16 is slower."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def choose_precision(precision: str, accelerator: str) -> tuple[str, str]:
+    """(Lightning's precision, why). float16 on a CPU is refused: it is slower than float32 there and overflows."""
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+    if on_cpu and precision.startswith("16"):
+        raise UserError(f"trainer.precision={precision} needs a GPU; on a CPU use trainer.precision=auto or 32-true")
+    if precision != "auto":
+        return precision, "as asked"
+    if on_cpu:
+        if has_fast_bf16():
+            return "bf16-mixed", "this processor computes in bfloat16"
+        return "32-true", "this processor has no bfloat16 arithmetic"
+    if torch.cuda.is_bf16_supported():
+        return "bf16-mixed", "this GPU computes in bfloat16"
+    return "32-true", "this GPU has no bfloat16 arithmetic"
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """The context of a forward pass: ``32-true`` nothing, ``bf16-mixed`` bfloat16 autocast."""
+    if precision not in PRECISIONS:
+        raise UserError(f"precision={precision}: evaluation knows {', '.join(PRECISIONS)}")
+    if precision == "32-true":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)

@@ -1,0 +1,1 @@
+"""Sweeps: every job in a process of its own, and one table of all."""

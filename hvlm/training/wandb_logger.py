@@ -1,0 +1,71 @@
+"""Weights & Biases beside the files of a stage (``logger=wandb``), offline unless the configuration says otherwise."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import wandb
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from hvlm.errors import UserError
+from hvlm.viz.media import keep_wandb_media_in
+
+log = logging.getLogger(__name__)
+
+ID = "wandb-id"
+
+
+def wandb_logger(cfg: Mapping[str, Any], folder: Path, fresh: bool = False) -> WandbLogger:
+    """A started W&B run for the stage in ``folder`` (runs/<run>/<stage>), with the resolved ``cfg`` as its config.
+
+    It is called <run>/<stage>; its group is the sweep's (``logger.group``), else the run's name. Everything W&B keeps
+    lies in ``folder``: ``wandb/`` and, for the files of tables, ``wandb-data/``. A stage that continues (not ``fresh``)
+    has the same W&B id as before, which stands in ``folder/wandb-id``, so that W&B shows one curve.
+    Raises ``UserError`` when the folder is not writable or W&B cannot start (no login, no network).
+    """
+    keep_wandb_media_in(folder)
+    return WandbLogger(save_dir=str(folder), experiment=_start(cfg, folder, fresh))
+
+
+@rank_zero_only
+def _start(cfg: Mapping[str, Any], folder: Path, fresh: bool) -> wandb.Run:
+    settings = cfg["logger"]
+    try:
+        run = wandb.init(
+            mode="offline" if settings["offline"] else "online",
+            dir=str(folder),
+            id=_id(folder, fresh),
+            resume="allow",
+            name=f"{folder.parent.name}/{folder.name}",
+            project=settings["project"],
+            entity=settings["entity"],
+            group=settings["group"] or folder.parent.name,
+            tags=settings["tags"],
+            config=dict(cfg),
+            settings=wandb.Settings(silent=True),  # what is worth saying is said below, in one line
+        )
+    except wandb.Error as error:
+        raise UserError(
+            f"logger=wandb: {str(error).splitlines()[0]}; log in with `wandb login` (or set WANDB_API_KEY), or use "
+            "logger.offline=true"
+        ) from error
+    # As Lightning does for the runs that it starts: the training step is the axis of everything.
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    if run.offline:
+        log.info(f"W&B is offline; to upload this stage: wandb sync {Path(run.dir).parent}")
+    else:
+        log.info(f"W&B: {run.url}")
+    return run
+
+
+def _id(folder: Path, fresh: bool) -> str:
+    path = folder / ID
+    if fresh or not path.exists():
+        path.write_text(secrets.token_hex(4) + "\n", encoding="utf-8")
+    return path.read_text(encoding="utf-8").strip()

@@ -1,0 +1,1 @@
+"""Contact sheets, films, and pictures of where the gaze went and what merged."""
