@@ -15,6 +15,7 @@ from _tiny import ROOT
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from hvlm.cli import main
 from hvlm.config.compose import compose, plan, stage_name
 from hvlm.config.schema import arguments, convert
 from hvlm.config.settings import ROOMS
@@ -155,14 +156,14 @@ def test_plan_of_a_chain() -> None:
 
 
 def test_main_called_with_overrides_returns() -> None:
-    @compose.main
+    @main
     def entry(cfg: dict[str, Any], overrides: list[str]) -> Any:
         return cfg["seed"], overrides
 
     assert entry(["seed=4"]) == (4, ["seed=4"])
 
 
-@compose.main
+@main
 def entry(cfg: dict[str, Any], overrides: list[str]) -> Any:
     return cfg["seed"]
 
@@ -222,9 +223,9 @@ def test_cfg_job_prints_the_configuration(command_line: Any, capsys: Any) -> Non
 
 
 def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hvlm.training.trainer.has_fast_bf16", lambda: False)
+    monkeypatch.setattr("hvlm.precision.has_fast_bf16", lambda: False)
     assert choose_precision("auto", "cpu")[0] == "32-true"
-    monkeypatch.setattr("hvlm.training.trainer.has_fast_bf16", lambda: True)
+    monkeypatch.setattr("hvlm.precision.has_fast_bf16", lambda: True)
     assert choose_precision("auto", "cpu")[0] == "bf16-mixed"
     assert choose_precision("32-true", "cpu")[0] == "32-true"
     with pytest.raises(UserError, match="needs a GPU"):

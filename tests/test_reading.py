@@ -158,7 +158,7 @@ def test_both_decoders_return_the_same_frames_at_the_same_times():
         frames, times = decode(VIDEO, count, name="k")
         assert frames.shape == (min(count, 16), 3, 64, 64) and frames.dtype == np.uint8 and times.dtype == np.float32
         assert np.allclose(brightness(frames), 10 + np.rint(times * 8) * 15, atol=4)
-        same, same_times = decode._pyav(VIDEO, count, decode._fit(None))
+        same, same_times = decoding._pyav(VIDEO, count, decoding._fit(None))
         assert np.array_equal(same.transpose(0, 3, 1, 2), frames) and np.allclose(same_times, times, atol=1e-3)
 
 
@@ -173,7 +173,7 @@ def test_variable_frame_rate_is_sampled_by_time():
 
 
 def test_rotation_flag_is_applied_by_the_fallback_and_logged_once(caplog):
-    decode._logged.clear()
+    decoding._logged.clear()
     video = rotate_flag(encode(pictures(16, 48, 64, (255, 0, 0))))
     for _ in range(2):
         frames, _ = decode(video, 4, name="turned")

@@ -11,7 +11,7 @@ import torch
 
 from hvlm.errors import UserError
 from hvlm.evaluation import results
-from hvlm.evaluation.report import read_metrics, sparkline, table, write_report
+from hvlm.evaluation.report import read_curves, sparkline, table, write_report
 from hvlm.training.callbacks import Norms, PlainProgress, Throughput, duration
 from hvlm.training.file_logger import FileLogger
 from hvlm.types import Batch
@@ -109,7 +109,7 @@ def test_metrics_survive_a_resume_and_a_kill(tmp_path):
     again.log_metrics({"train/loss": 2.0}, 2)  # the continued run does step 2 again
     again.log_metrics({"train/loss": math.nan}, 3)
     again.finalize("success")
-    assert read_metrics(tmp_path) == {"train/loss": [(1, 4.0), (2, 2.0)], "lr/connector": [(2, 1e-3)]}
+    assert read_curves(tmp_path) == {"train/loss": [(1, 4.0), (2, 2.0)], "lr/connector": [(2, 1e-3)]}
     table = (tmp_path / "metrics.csv").read_text().splitlines()
     assert table == ["step,lr/connector,train/loss", "1,,4.0", "2,0.001,2.0", "3,,"]
     FileLogger(tmp_path, fresh=True).finalize("success")
@@ -209,7 +209,7 @@ def test_numbers_and_lines_of_a_run(tmp_path, capsys):
         callbacks=[Throughput(), Norms(), PlainProgress("toy", every_s=0.0)],
     )  # fmt: skip
     trainer.fit(Toy(), batches(6))
-    metrics = read_metrics(tmp_path)
+    metrics = read_curves(tmp_path)
     steps = [step for step, _ in metrics["train/loss"]]
     assert len(steps) == 3
     for name in ("samples_per_s", "grad_norm", "lr/connector"):

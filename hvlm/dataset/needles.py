@@ -28,8 +28,8 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from hvlm.data.shard_index import MANIFEST, Manifest, load_manifest, write_manifest
-from hvlm.dataset._needles_labels import LABELS, patch_labels
 from hvlm.dataset._haystack import Stretch, Video, find_videos
+from hvlm.dataset._needles_labels import LABELS, patch_labels
 from hvlm.dataset._needles_make import SPLITS, decode, make_shard, pool_of
 from hvlm.dataset._needles_scene import DOMAINS, ORDERED, SETS, Recipe, max_displacement
 from hvlm.dataset._needles_text import vocabulary

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from braceexpand import braceexpand
 
@@ -13,6 +13,7 @@ from hvlm.data import samples
 from hvlm.data.quarantine import SampleError
 from hvlm.data.shard_index import MANIFEST, Manifest, index_shard, load_manifest, write_manifest
 from hvlm.data.stream import check_url
+from hvlm.dataset._needles_labels import patch_labels
 from hvlm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -92,8 +93,7 @@ class Shards:
             for question in sample.get("questions", []):
                 yield from (question[name] for name in ("question", "answer", "rejected") if name in question)
 
-    def patch_labels(self, sample: dict, times: Any, grid: tuple[int, int]) -> dict[str, Any]:
-        raise UserError(f"{sample['key']}: no objects in its JSON; per-patch labels need dataset=needles")
+    patch_labels = staticmethod(patch_labels)
 
     def label_counts(self) -> dict[str, int]:
         raise UserError(
