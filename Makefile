@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 .DEFAULT_GOAL := help
 
-.PHONY: help setup weights demo test test-all bench bench-attention
+.PHONY: help setup weights demo test test-all test-gpu reliability lint tables bench bench-attention
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,7 +29,21 @@ demo: setup  ## Make data, train vision, align, SFT and DPO, evaluate, print the
 	$(PY) train.py experiment=demo run=demo
 
 test: setup  ## All tests but the slow ones (a few minutes on 2 cores)
-	$(PY) -m pytest -n 2 -m 'not slow'
+	$(PY) -m pytest -n 2 --dist worksteal -m 'not slow'
+
+test-gpu: setup  ## Tests that need CUDA (without it each is skipped with its reason)
+	$(PY) -m pytest -m gpu -rs
+
+reliability: setup  ## Run the tests of known faults and print docs/reliability.md from them
+	$(PY) -m pytest -n 2 --dist worksteal -m 'fault and not slow' --reliability docs/reliability.md
+
+lint: setup  ## ruff check, ruff format and mypy, changing nothing
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(PY) -m mypy
+
+tables: setup  ## Write the tables of README and docs/results from the records of the experiments
+	$(PY) -m experiments.tables
 
 test-all: test weights  ## The slow tests, too, and the comparison of connectors (hours)
 	$(PY) -m pytest -m slow

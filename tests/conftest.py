@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from _reliability import pytest_addoption, pytest_collection_modifyitems, pytest_configure  # noqa: F401
 
 # Two test processes on two cores; torch reads it when it is imported, child processes inherit it. Nothing large is
 # imported here: xdist's own process reads this file before it starts the others.

@@ -31,6 +31,7 @@ def test_a_record_says_where_it_comes_from():
     assert made["torch"] == torch.__version__ and "CPUs" in made["cpu"]
     assert 10 < made["peak_rss_mb"] < 100_000, "megabytes"
     assert made["commit"] is None or len(made["commit"]) == 40
+    assert (results._ROOT / "conf").is_dir(), "whether code and configuration are as committed is asked of this folder"
     assert results.make("q", "v", "m", 1, stderr=None, n=1, chance=None, seeds=[], seconds=0)["command"].startswith(
         "python"
     )

@@ -188,7 +188,7 @@ def environment() -> dict[str, Any]:
     return {"commit": _commit(), "dirty": _dirty(), "cpu": _cpu(), "torch": torch.__version__}
 
 
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 def _git(*arguments: str) -> str | None:
