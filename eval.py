@@ -29,12 +29,13 @@ def score(cfg: dict[str, Any]) -> list[dict[str, Any]]:
     """Scores a file of predictions; no model and no videos are needed."""
     from hvlm.evaluation.evaluate import RESULTS, score_predictions
     from hvlm.evaluation.report import table
+    from hvlm.evaluation.results import Label
 
     if cfg["predictions"] is None:
         raise UserError("task=score needs predictions=FILE, a JSONL that eval.py or somebody else wrote")
     source = Path(cfg["predictions"])
     out = Path(cfg["out"]) if cfg["out"] else source.parent / "score"
-    records = score_predictions(source, out, question=out.name, variant="predictions", seed=cfg["seed"])
+    records = score_predictions(source, Label(out.name, "predictions", cfg["seed"]), out)
     log.info("\n".join(table(records)))
     log.info(f"results: {out / RESULTS}")
     return records

@@ -20,7 +20,7 @@ from hvlm.io.checkpoint import weights_hash
 from hvlm.model import VLM, Encoder
 from hvlm.stage._base import Stage
 from hvlm.tokenizer import train_word_tokenizer
-from hvlm.types import Wants
+from hvlm.types import InputSpec, Wants
 
 log = logging.getLogger(__name__)
 
@@ -154,6 +154,11 @@ def frozen_features(cfg: Mapping[str, Any], training: Stage, data: Any) -> Froze
     return features
 
 
+def input_spec(cfg: Mapping[str, Any], model: VLM | Encoder) -> InputSpec:
+    """How ``model``, built from ``cfg``, wants its clips."""
+    return InputSpec(cfg["order"], cfg["dataset"]["num_frames"], model.vision.image_size, motion_grid(model))
+
+
 def motion_grid(model: VLM | Encoder) -> tuple[int, int] | None:
     """(rows, columns) of the patches whose optical flow a room of the model wants, None where none does."""
     vision, merger = model.vision, getattr(model, "merger", None)  # stage 0 has no merger
@@ -183,6 +188,7 @@ def datamodule(
     return DataModule(
         data,
         chat,
+        input_spec(cfg, training.model),
         view=training.view,
         rows_per_clip=training.rows_per_clip,
         loss=training.scored,
@@ -191,24 +197,20 @@ def datamodule(
         interleave=training.interleave,
         grid=grid,
         quarantine=quarantine,
-        **_reading(cfg, training.model),
+        **_reading(cfg),
     )
 
 
-def reader(cfg: Mapping[str, Any], vlm: VLM, data: Any, chat: Chat) -> DataModule:
+def reader(cfg: Mapping[str, Any], inputs: InputSpec, data: Any, chat: Chat) -> DataModule:
     """The reader without a stage, for its ``loader`` alone."""
     plain = {"view": "questions", "rows_per_clip": 1, "loss": "answer", "batch_size": 1, "steps": 1}
-    return DataModule(data, chat, **plain, **_reading(cfg, vlm))
+    return DataModule(data, chat, inputs, **plain, **_reading(cfg))
 
 
-def _reading(cfg: Mapping[str, Any], vlm: VLM | Encoder) -> dict[str, Any]:
+def _reading(cfg: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "order": cfg["order"],
         "num_workers": cfg["trainer"]["num_workers"],
         "seed": cfg["seed"],
         "mixture": cfg["domain"]["mixture"],
-        "num_frames": cfg["dataset"]["num_frames"],
         "cache_mb": cfg["trainer"]["cache_mb"],
-        "image_size": vlm.vision.image_size,
-        "motion": motion_grid(vlm),
     }

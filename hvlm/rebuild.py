@@ -1,18 +1,79 @@
-"""From a checkpoint alone back to a model that answers."""
+"""From a checkpoint alone back to a model that answers, with all that belongs to it."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from hvlm import build
 from hvlm.chat import Chat
+from hvlm.data.datamodule import DataModule
 from hvlm.errors import UserError
 from hvlm.io.checkpoint import load_checkpoint, load_into, load_weights
 from hvlm.model import VLM
+from hvlm.precision import choose_precision
+from hvlm.types import InputSpec
+
+log = logging.getLogger(__name__)
+
+
+class Loaded(NamedTuple):
+    """A trained model that can be asked.
+
+    model: on the device that it is to run on. chat: its tokenizer and template. data: the dataset of the configuration;
+    ``data.prepare()`` makes or indexes it. inputs: how the model wants its clips. precision: what to compute in,
+    "32-true" or "bf16-mixed". config: the resolved configuration, with what the command line put on top.
+    """
+
+    model: VLM
+    chat: Chat
+    data: Any
+    inputs: InputSpec
+    precision: str
+    config: Mapping[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def variant(self) -> str:
+        """The word for what is compared: the connector's mode where it has one (coarse_fine), else the connector."""
+        connector = self.config["connector"]
+        return connector.get("mode") or connector["_target_"].split(".")[2]
+
+    def benchmark(self, **changes: Any) -> Any:
+        """The configured benchmark, with ``changes`` of its settings."""
+        return build.room({**self.config["benchmark"], **changes})
+
+    def kvcache(self) -> Any:
+        return build.kvcache(self.config, self.model)
+
+    def reader(self) -> DataModule:
+        """Reads any split of the dataset as the model wants it; for its ``loader``."""
+        return build.reader(self.config, self.inputs, self.data, self.chat)
+
+
+def load(path: str | Path, cfg: Mapping[str, Any]) -> Loaded:
+    """The model that ``cfg`` describes with the checkpoint's weights and the checkpoint's tokenizer, on the device that
+    ``cfg`` asks for.
+
+    Raises UserError for a checkpoint without a language model, and for weights that do not fit.
+    """
+    precision, why = choose_precision(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])
+    model, chat = rebuild(path, cfg)
+    log.info(f"{path}: computing in {precision}: {why}")
+    return Loaded(model.to(device_of(cfg)), chat, build.dataset(cfg), build.input_spec(cfg, model), precision, cfg)
+
+
+def device_of(cfg: Mapping[str, Any]) -> torch.device:
+    """Where a single process evaluates: on the GPU if there is one and the trainer is not ``cpu``."""
+    return torch.device("cuda" if cfg["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def metadata_of(path: str | Path) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import torch
 from rich.progress import track
 
 from hvlm import build
-from hvlm.chat import Chat
 from hvlm.data.batches import clip_frames, one_row
 from hvlm.data.decode import frames_of
 from hvlm.errors import UserError
@@ -27,8 +26,7 @@ from hvlm.evaluation.report import table, write_report
 from hvlm.evaluation.streaming import StreamingReader
 from hvlm.interop.fvlm_weights import is_release, load_release, save_release
 from hvlm.model import VLM
-from hvlm.precision import choose_precision
-from hvlm.rebuild import metadata_of, rebuild
+from hvlm.rebuild import Loaded, load, metadata_of
 from hvlm.viz.gaze_maps import gaze_maps, write_maps
 from hvlm.viz.merge_maps import merge_maps, write_merging
 
@@ -41,28 +39,11 @@ def run_benchmark(
     path: str | Path, cfg: Mapping[str, Any], out: Path, command: str | None = None
 ) -> list[results.Record]:
     """Evaluate a checkpoint on ``cfg``'s benchmark and dataset; results, predictions and report go into ``out``."""
-    model, chat = rebuild(path, cfg)
-    precision, why = choose_precision(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])
-    log.info(f"evaluating {path} in {precision}: {why}")
-    data = build.dataset(cfg)
-    data.prepare()
-    records = evaluate(
-        model.to(device_of(cfg)),
-        chat,
-        data,
-        build.room(cfg["benchmark"]),
-        order=cfg["order"],
-        num_frames=cfg["dataset"]["num_frames"],
-        image_size=model.vision.image_size,
-        precision=precision,
-        out_dir=out,
-        question=out.name,
-        variant=variant_name(cfg),
-        seed=cfg["seed"],
-        command=command,
-        motion=build.motion_grid(model),
-    )
-    records += costs(model, chat, data, cfg, precision, question=out.name, command=command)
+    loaded = load(path, cfg)
+    label = results.Label(out.name, loaded.variant, cfg["seed"], command)
+    loaded.data.prepare()
+    records = evaluate(loaded, loaded.benchmark(), label, out)
+    records += costs(loaded, label)
     results.write(out / RESULTS, records)
     write_report(out)
     log.info("\n".join(table(records)))
@@ -70,30 +51,20 @@ def run_benchmark(
     return records
 
 
-def costs(
-    model: VLM, chat: Chat, data: Any, cfg: Mapping[str, Any], precision: str, *, question: str, command: str | None
-) -> list[results.Record]:
+def costs(loaded: Loaded, label: results.Label) -> list[results.Record]:
     """``hvlm.evaluation.cost`` of the first question about the first clip of the benchmark's split, as records."""
     started = time.monotonic()
-    reading = build.reader(cfg, model, data, chat)
-    batch = next(iter(reading.loader(cfg["benchmark"]["split"], "questions", None, 1, 1)))
-    on = one_row(batch, 0).to(next(model.parameters()).device)
-    found = cost_of(model, build.kvcache(cfg, model), on, precision)
-    shared = {"stderr": None, "n": 1, "chance": None, "seeds": [cfg["seed"]], "command": command}
+    batch = next(iter(loaded.reader().loader(loaded.benchmark().split, "questions", None, 1, 1)))
+    found = cost_of(loaded.model, loaded.kvcache(), one_row(batch, 0).to(loaded.device), loaded.precision)
     seconds = time.monotonic() - started
-    return [
-        results.make(question, variant_name(cfg), metric, value, seconds=seconds, **shared)
-        for metric, value in found._asdict().items()
-    ]
+    return [label.record(metric, value, n=1, seconds=seconds) for metric, value in found._asdict().items()]
 
 
 def run_cost(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[results.Record]:
     """The cost of an answer alone, in ``out/results.json``."""
-    model, chat = rebuild(path, cfg)
-    precision, _ = choose_precision(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])
-    data = build.dataset(cfg)
-    data.prepare()
-    records = costs(model.to(device_of(cfg)), chat, data, cfg, precision, question=out.name, command=None)
+    loaded = load(path, cfg)
+    loaded.data.prepare()
+    records = costs(loaded, results.Label(out.name, loaded.variant, cfg["seed"]))
     results.update(out / RESULTS, records)
     log.info("\n".join(table(records)))
     return records
@@ -107,43 +78,22 @@ def run_preference(
 
     path: the checkpoint after the stage; start: the one before, which is the reference.
     """
-    policy, chat = rebuild(path, cfg)
-    if is_release(start):
-        reference = build.model(cfg, chat, weights=False)
-        load_release(reference, start)
-    else:
-        reference, _ = rebuild(start, cfg)
-    device = device_of(cfg)
-    policy, reference = policy.to(device), reference.to(device)
-    precision, _ = choose_precision(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])
-    data = build.dataset(cfg)
-    data.prepare()
-    asked = build.room({**cfg["benchmark"], "blind": False})
-    shared = {"question": out.name, "seed": cfg["seed"], "command": command}
-    before = out / BEFORE
-    records = evaluate(
-        reference, chat, data, asked, order=cfg["order"], num_frames=cfg["dataset"]["num_frames"],
-        image_size=reference.vision.image_size, precision=precision, out_dir=before, variant=BEFORE, contact_sheets=0,
-        motion=build.motion_grid(reference), **shared,
-    )  # fmt: skip
-    reading = build.reader(cfg, policy, data, chat)
-    for variant, model in ((BEFORE, reference), (variant_name(cfg), policy)):
+    policy = load(path, cfg)
+    reference = policy._replace(model=_start_of(policy, start))
+    label = results.Label(out.name, policy.variant, cfg["seed"], command)
+    policy.data.prepare()
+    asked = policy.benchmark(blind=False)
+    records = evaluate(reference, asked, label._replace(variant=BEFORE), out / BEFORE, contact_sheets=0)
+    reading = policy.reader()
+    for variant, loaded in ((BEFORE, reference), (label.variant, policy)):
         started = time.monotonic()
         pairs = reading.loader(asked.split, "pairs", None, asked.batch_size, asked.limit)
-        value, stderr, n = reward_accuracy(model, reference, pairs, precision)
+        value, stderr, n = reward_accuracy(loaded.model, reference.model, pairs, policy.precision)
+        seconds = time.monotonic() - started
         records.append(
-            results.make(
-                out.name,
-                variant,
-                "reward_accuracy",
-                value,
-                stderr=stderr,
-                n=n,
-                chance=0.5,
-                seeds=[cfg["seed"]],
-                seconds=time.monotonic() - started,
-                command=command,
-            )  # fmt: skip
+            label._replace(variant=variant).record(
+                "reward_accuracy", value, stderr=stderr, n=n, chance=0.5, seconds=seconds
+            )
         )
     merged = results.update(out / RESULTS, records)
     write_report(out)
@@ -151,15 +101,13 @@ def run_preference(
     return merged
 
 
-def device_of(cfg: Mapping[str, Any]) -> torch.device:
-    """Where a single process evaluates: on the GPU if there is one and the trainer is not ``cpu``."""
-    return torch.device("cuda" if cfg["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def variant_name(cfg: Mapping[str, Any]) -> str:
-    """The word for what is compared: the connector's mode where it has one (coarse_fine), else the connector."""
-    connector = cfg["connector"]
-    return connector.get("mode") or connector["_target_"].split(".")[2]
+def _start_of(policy: Loaded, start: str | Path) -> VLM:
+    """The model that a stage started from: ``start`` is a checkpoint, or weights in fVLM's layout."""
+    if not is_release(start):
+        return load(start, policy.config).model
+    model = build.model(policy.config, policy.chat, weights=False)
+    load_release(model, start)
+    return model.to(policy.device)
 
 
 def export(path: str | Path, cfg: Mapping[str, Any], out: Path) -> Path:
@@ -179,7 +127,7 @@ def export(path: str | Path, cfg: Mapping[str, Any], out: Path) -> Path:
 def release(path: str | Path, cfg: Mapping[str, Any], out: Path) -> Path:
     """The checkpoint in fVLM's own layout, as one file; see ``hvlm.interop.fvlm_weights``."""
     out = out if out.suffix == ".safetensors" else out / "fvlm.safetensors"
-    save_release(rebuild(path, cfg)[0], out)
+    save_release(load(path, cfg).model, out)
     log.info(f"{out}: fVLM's release layout; FoveatedVLM(...).load_release and init_from= take it")
     return out
 
@@ -195,10 +143,10 @@ def watch(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str,
         raise UserError(f"ask.video={asked['video']}: no such file")
     if asked["fps"] <= 0:
         raise UserError(f"ask.fps={asked['fps']:g}: expected frames a second, above 0")
-    model, chat = rebuild(path, cfg)
-    first = asked["question"] if cfg["order"] == "question_first" else None
+    loaded = load(path, cfg)
+    first = asked["question"] if loaded.inputs.order == "question_first" else None
     later = None if first else asked["question"]
-    watcher = StreamingReader(model.to(device_of(cfg)), chat, build.kvcache(cfg, model), first)
+    watcher = StreamingReader(loaded.model, loaded.chat, loaded.kvcache(), first)
     moments, lines = sorted(asked["at"] or []), []
 
     def say(seconds: float) -> None:
@@ -206,7 +154,7 @@ def watch(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str,
         log.info(f"{seconds:8.2f} s, {watcher.frames} frames: {lines[-1]['answer']}")
 
     seconds = 0.0
-    for frame, seconds in frames_of(Path(asked["video"]), asked["fps"], (model.vision.image_size,) * 2):
+    for frame, seconds in frames_of(Path(asked["video"]), asked["fps"], loaded.inputs.size):
         while moments and moments[0] < seconds and watcher.frames:
             say(moments.pop(0))
         watcher.read_frame(torch.from_numpy(np.ascontiguousarray(frame)))
@@ -224,7 +172,8 @@ def look(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str, 
     """Pictures of the first clips of the benchmark's split (``benchmark.limit``, 4 by default), and what they are of in
     ``out/look.jsonl``: where the model looks, a sheet, a film and a path for each question, if its connector gazes, and
     what its merger did to the clip. Without a gaze there is a line for each clip."""
-    model, chat = rebuild(path, cfg)
+    loaded = load(path, cfg)
+    model = loaded.model
     gazes, merges = model.connector.wants_gaze, not model.merger.changes_nothing
     if not (gazes or merges):
         connector = cfg["connector"]["_target_"].split(".")[2]
@@ -233,12 +182,11 @@ def look(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str, 
             f"{connector} and merger=none: name a checkpoint that was trained with connector=foveated, or add a merger "
             "to this one (merger=tome)"
         )
-    data = build.dataset(cfg)
-    data.prepare()
-    asked = build.room(cfg["benchmark"])
-    reading = build.reader(cfg, model, data, chat)
+    loaded.data.prepare()
+    asked = loaded.benchmark()
     lines = []
-    for batch in track(reading.loader(asked.split, "questions", None, 1, asked.limit or 4), "looking"):
+    for batch in track(loaded.reader().loader(asked.split, "questions", None, 1, asked.limit or 4), "looking"):
+        batch = batch.to(loaded.device)
         merging: dict[str, Any] = {}
         if merges:
             (merged,) = merge_maps(model, batch)
@@ -251,7 +199,7 @@ def look(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str, 
             one = one_row(batch, row)
             (maps,), info = gaze_maps(model, one), batch.rows[row]
             files = write_maps(clip_frames(one, 0), maps, out / f"{info['key']}-{info['question_id']}")
-            question = chat.decode(batch.input_ids_KS[row][: int(batch.attention_mask_KS[row].sum())].tolist())
+            question = loaded.chat.decode(batch.input_ids_KS[row][: int(batch.attention_mask_KS[row].sum())].tolist())
             line = {"key": info["key"], "task": info["task"], "question": question}
             line |= {name: file.name for name, file in files.items()}
             lines.append(line | {"entropy_nats": np.round(maps.entropy_TL, 4).tolist(), **merging})
@@ -267,15 +215,14 @@ def write_answers(
     path: str | Path, cfg: Mapping[str, Any], out: Path, max_new_tokens: int = 32
 ) -> list[dict[str, str]]:
     """The model's own answers to the benchmark's clips, one JSON line per question, in ``out/answers.jsonl``."""
-    model, chat = rebuild(path, cfg)
-    data = build.dataset(cfg)
-    data.prepare()
-    asked = build.room(cfg["benchmark"])
-    reading = build.reader(cfg, model, data, chat)
-    cache = build.kvcache(cfg, model)
+    loaded = load(path, cfg)
+    loaded.data.prepare()
+    asked, cache = loaded.benchmark(), loaded.kvcache()
+    batches = loaded.reader().loader(asked.split, "questions", None, asked.batch_size, asked.limit)
     lines: list[dict[str, str]] = []
-    for batch in track(reading.loader(asked.split, "questions", None, asked.batch_size, asked.limit), "answering"):
-        for row, text in zip(batch.rows, generate(model, chat, cache, batch, max_new_tokens), strict=True):
+    for batch in track(batches, "answering"):
+        written = generate(loaded.model, loaded.chat, cache, batch.to(loaded.device), max_new_tokens)
+        for row, text in zip(batch.rows, written, strict=True):
             names = ("key", "question_id", "task", "answer")
             lines.append({name: row[name] for name in names} | {"prediction": text})
     out.mkdir(parents=True, exist_ok=True)

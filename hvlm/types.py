@@ -1,4 +1,4 @@
-"""The two tuples that travel down the corridor, and the shape legend.
+"""The tuples that travel down the corridor, and the shape legend.
 
 Shape suffixes on names: ``B`` clips of a batch, ``K`` text rows (several may ask about one clip), ``T`` frames,
 ``N`` patch tokens of one frame, ``S`` sequence positions, ``D`` width, ``H`` heads, ``C`` colour channels, and
@@ -8,12 +8,31 @@ Shape suffixes on names: ``B`` clips of a batch, ``K`` text rows (several may as
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 KV = list[tuple[Tensor, Tensor]]  # per layer: keys and values, each [frames, heads, patches (+ CLS), head width]
+
+
+class InputSpec(NamedTuple):
+    """How a model wants its clips: everything that the pixels and the text rows of a batch depend on beside the data.
+
+    order: where the video stands in the text, "question_first" or "video_first". num_frames: frames sampled per clip
+        (fewer where it has fewer). image_size: pixels, height and width of the frames. motion: (rows, columns) of the
+        patches whose motion the batches carry, None: of none.
+    """
+
+    order: Literal["question_first", "video_first"]
+    num_frames: int
+    image_size: int
+    motion: tuple[int, int] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the frames."""
+        return self.image_size, self.image_size
 
 
 class Batch(NamedTuple):

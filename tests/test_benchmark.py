@@ -14,13 +14,13 @@ from hvlm.errors import UserError
 from hvlm.evaluation import evaluate as evaluation
 from hvlm.evaluation.evaluate import evaluate, score_predictions
 from hvlm.evaluation.likelihood import Query, answer_likelihoods
+from hvlm.evaluation.results import Label
 from hvlm.evaluation.scores import Prediction, choose, read_predictions, score, write_predictions
 from hvlm.evaluation.stats import clustered_mean, group_mean
 from hvlm.prompts import lettered_prompt
+from hvlm.rebuild import Loaded
 from hvlm.tokenizer import train_word_tokenizer
-from hvlm.types import Batch
-
-CPU = torch.device("cpu")
+from hvlm.types import Batch, InputSpec
 
 # ------------------------------------------------------------------------------------------------------- statistics
 
@@ -170,7 +170,7 @@ def test_bad_predictions_are_named(tmp_path, lines, message):
 
 def test_score_predictions_writes_results(tmp_path):
     (tmp_path / "p.jsonl").write_text(json.dumps(foreign(pred=None)) + "\n")
-    records = score_predictions(tmp_path / "p.jsonl", tmp_path, question="demo", variant="theirs", seed=0)
+    records = score_predictions(tmp_path / "p.jsonl", Label("demo", "theirs", 0), tmp_path)
     assert records[0]["metric"] == "accuracy_mean" and records[0]["value"] == 0.0 and records[0]["chance"] == 0.5
     assert json.loads((tmp_path / "results.json").read_text()) == records
 
@@ -215,7 +215,7 @@ class FakeModel(torch.nn.Module):
 
 
 def ask(model, chat, clips, **changes):
-    settings = {"size": (4, 4), "order": "question_first", "device": CPU, "precision": "32-true"} | changes
+    settings = {"inputs": InputSpec("question_first", 2, 4), "precision": "32-true"} | changes
     return answer_likelihoods(model, chat, clips, **settings)
 
 
@@ -299,6 +299,8 @@ def test_settings_are_checked_and_clips_spread():
 
 # ---------------------------------------------------------------------------------------------------- the whole of it
 
+LABEL = Label("demo", "fake", 3)
+
 
 class Split:
     """Two clips of one colour each, as a manifest's split gives them."""
@@ -343,18 +345,15 @@ def dataset(tmp_path):
     return Dataset(Split(samples, videos))
 
 
-def run(dataset, out, benchmark=None, **changes):
+def run(dataset, out, benchmark=None, motion=None, label=LABEL):
     chat = make_chat()
-    settings = {
-        "order": "question_first", "num_frames": 2, "image_size": 64, "precision": "32-true", "out_dir": out,
-        "question": "demo", "variant": "fake", "seed": 3,
-    }  # fmt: skip
     model = FakeModel(chat.vocab_size)
-    return evaluate(model, chat, dataset, benchmark or Needles(batch_size=1), **(settings | changes)), model
+    loaded = Loaded(model, chat, dataset, InputSpec("question_first", 2, 64, motion), "32-true", {})
+    return evaluate(loaded, benchmark or Needles(batch_size=1), label, out), model
 
 
 def test_evaluate(dataset, tmp_path):
-    records, model = run(dataset, tmp_path / "out", columns={"num_frames": 2})
+    records, model = run(dataset, tmp_path / "out", label=LABEL._replace(columns={"num_frames": 2}))
     assert model.training is False
     lines = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
     asked = {variant: {x["question_id"] for x in lines if x["variant"] == variant} for variant in ("fake", "blind")}
@@ -372,7 +371,7 @@ def test_evaluate(dataset, tmp_path):
     assert (where["n"], where["chance"], where["seeds"], where["num_frames"]) == (2, 0.25, [3], 2)
     assert where["value"] == np.mean([x["pred"] == x["gold"] for x in lines if x["task"] == "where"][: 2 * 4])
     assert json.loads((tmp_path / "out/results.json").read_text()) == records
-    again = score_predictions(tmp_path / "out/predictions.jsonl", tmp_path, question="demo", variant="x", seed=3)
+    again = score_predictions(tmp_path / "out/predictions.jsonl", Label("demo", "x", 3), tmp_path)
     assert [(r["metric"], r["value"], r["stderr"]) for r in again] == [
         (r["metric"], r["value"], r["stderr"]) for r in records
     ]
@@ -415,7 +414,7 @@ def test_evaluate_says_when_there_is_nothing_to_ask(dataset, tmp_path):
     with pytest.raises(UserError, match="nothing to ask in 2 clips"):
         run(dataset, tmp_path, Needles(tasks=["shape"]))
     with pytest.raises(ValueError, match="blind"):
-        run(dataset, tmp_path, variant="blind")
+        run(dataset, tmp_path, label=LABEL._replace(variant="blind"))
 
 
 def test_evaluate_counts_unreadable_clips(dataset, tmp_path):
@@ -429,9 +428,7 @@ def test_a_diverged_model_is_wrong_not_lucky(dataset, tmp_path, caplog):
     chat = make_chat()
     model = FakeModel(chat.vocab_size)
     model.weight.data.fill_(math.nan)
-    records = evaluate(
-        model, chat, dataset, Needles(blind=False), order="question_first", num_frames=2, image_size=64,
-        precision="32-true", out_dir=tmp_path, question="demo", variant="fake", seed=0,
-    )  # fmt: skip
+    loaded = Loaded(model, chat, dataset, InputSpec("question_first", 2, 64), "32-true", {})
+    records = evaluate(loaded, Needles(blind=False), LABEL, tmp_path)
     assert {r["value"] for r in records} == {0.0}
     assert "not finite" in caplog.text

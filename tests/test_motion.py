@@ -24,7 +24,7 @@ from hvlm.data.optical_flow import GONE, LIMIT, motion_energy
 from hvlm.dataset.shards import Shards
 from hvlm.errors import UserError
 from hvlm.evaluation.likelihood import Query, _batch
-from hvlm.types import Batch
+from hvlm.types import Batch, InputSpec
 
 GRID = (8, 8)
 SIDES = [32, 64, 224]
@@ -194,13 +194,12 @@ def test_the_same_input_gives_the_same_bits():
 # ------------------------------------------------------------------------------------------------------- into the batch
 
 
-def module(folder: Path | str, **changes) -> DataModule:
+def module(folder: Path | str, motion: tuple[int, int] | None = GRID, **changes) -> DataModule:
     arguments = dict(
-        view="questions", rows_per_clip=2, loss="answer", order="question_first", batch_size=4, steps=4, num_workers=0,
-        seed=3, num_frames=8, image_size=64, motion=GRID,
+        view="questions", rows_per_clip=2, loss="answer", batch_size=4, steps=4, num_workers=0, seed=3,
     )  # fmt: skip
     source = folder if isinstance(folder, Shards) else Shards(str(folder))
-    return DataModule(source, FakeChat(), **(arguments | changes))
+    return DataModule(source, FakeChat(), InputSpec("question_first", 8, 64, motion), **(arguments | changes))
 
 
 def moving(frames: int) -> bytes:
@@ -311,7 +310,7 @@ def test_the_benchmarks_batches_carry_it_and_the_blind_ones_zeros():
     times, answers = np.arange(FRAMES, dtype=np.float32), {"what ?": ["a"]}
     clips = [Query(frames, times, answers, motion_energy(frames, GRID)), Query(None, None, answers)]
     rows = [SimpleNamespace(clip=i, row=FakeChat().encode("what ?", "a", "answer", "question_first")) for i in (0, 1)]
-    batch = _batch(FakeChat(), clips, rows, (32, 32), torch.device("cpu"), GRID)
+    batch = _batch(FakeChat(), clips, rows, InputSpec("question_first", FRAMES, 32, GRID))
     assert torch.equal(batch.motion_BTYX[0], torch.from_numpy(clips[0].motion_TYX)) and batch.motion_BTYX[0].any()
     assert not batch.motion_BTYX[1].any()
 

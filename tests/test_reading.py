@@ -28,14 +28,15 @@ from hvlm.data.shard_index import index_shard, load_manifest, write_manifest, wr
 from hvlm.dataset._needles_labels import LABELS, patch_labels
 from hvlm.dataset.shards import Shards
 from hvlm.errors import UserError
+from hvlm.types import InputSpec
 
 
 def module(folder: Path, **changes) -> DataModule:
     arguments = dict(
-        view="questions", rows_per_clip=2, loss="answer", order="question_first", batch_size=4, steps=6, num_workers=0,
-        seed=3, num_frames=8, image_size=64,
+        view="questions", rows_per_clip=2, loss="answer", batch_size=4, steps=6, num_workers=0, seed=3
     )  # fmt: skip
-    return DataModule(Shards(str(folder)), FakeChat(), **(arguments | changes))
+    inputs = InputSpec("question_first", 8, 64)
+    return DataModule(Shards(str(folder)), FakeChat(), **({"inputs": inputs} | arguments | changes))
 
 
 def keys(batch) -> list[str]:
@@ -408,8 +409,8 @@ def test_a_stream_has_a_length_and_stops_at_a_bad_shard(tmp_path, workers, caplo
     dataset(tmp_path, {"train": 16})
     source = Shards(str(tmp_path / "train-{000000..000001}.tar"), access="stream")
     make = lambda: DataModule(  # noqa: E731
-        source, FakeChat(), view="questions", rows_per_clip=1, loss="answer", order="video_first", batch_size=4,
-        steps=5, num_workers=workers, seed=1, num_frames=4, image_size=64,
+        source, FakeChat(), InputSpec("video_first", 4, 64), view="questions", rows_per_clip=1, loss="answer",
+        batch_size=4, steps=5, num_workers=workers, seed=1,
     )  # fmt: skip
     loader = make().train_dataloader()
     batches = list(loader)

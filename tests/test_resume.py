@@ -16,6 +16,7 @@ from hvlm.data import reader
 from hvlm.data.datamodule import DataModule
 from hvlm.dataset.shards import Shards
 from hvlm.errors import UserError
+from hvlm.types import InputSpec
 
 STEPS, STOP = 25, 7
 
@@ -59,8 +60,8 @@ def fit(
     data: Path, folder: Path, workers: int, *, stop: bool = False, resume: bool = False, accumulate: int = 1, **changes
 ):
     arguments = dict(
-        view="questions", rows_per_clip=1, loss="answer", order="question_first", batch_size=2,
-        steps=STEPS * accumulate, num_workers=workers, seed=5, num_frames=2, image_size=64, interleave=0.2,
+        view="questions", rows_per_clip=1, loss="answer", batch_size=2,
+        steps=STEPS * accumulate, num_workers=workers, seed=5, interleave=0.2,
     )  # fmt: skip
     module = Tiny()
     callbacks = [ModelCheckpoint(folder, every_n_train_steps=1, save_last=True)] + [Stop()] * stop
@@ -68,7 +69,7 @@ def fit(
         accelerator="cpu", max_steps=STEPS, max_epochs=1, accumulate_grad_batches=accumulate, callbacks=callbacks,
         logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
     )  # fmt: skip
-    reader = DataModule(Shards(str(data)), FakeChat(), **(arguments | changes))
+    reader = DataModule(Shards(str(data)), FakeChat(), InputSpec("question_first", 2, 64), **(arguments | changes))
     last = folder / "last.ckpt"
     try:
         trainer.fit(module, reader, ckpt_path=str(last) if resume else None, weights_only=True)

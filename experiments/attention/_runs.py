@@ -12,9 +12,10 @@ from experiments import curriculum
 from hvlm import build
 from hvlm.config.compose import plan
 from hvlm.evaluation.evaluate import evaluate
+from hvlm.evaluation.results import Label
 from hvlm.io.checkpoint import find_checkpoint
 from hvlm.precision import autocast, choose_precision
-from hvlm.rebuild import rebuild, stored_config
+from hvlm.rebuild import load, stored_config
 from hvlm.training import chain
 
 ROOT = Path("runs/attention")
@@ -51,14 +52,10 @@ def train(run: Path, begin: Path, seed: int, overrides: Sequence[str], steps: Ma
 def ask(checkpoint: Path, seed: int) -> None:
     """The benchmark, over the features that are kept."""
     cfg = stored_config(find_checkpoint(checkpoint))
-    model, chat = rebuild(checkpoint, cfg)
-    data = build.dataset(cfg)
-    model.features = build.features_for(model, data.manifest())
-    evaluate(
-        model, chat, data, build.room(cfg["benchmark"]), order=cfg["order"], num_frames=cfg["dataset"]["num_frames"],
-        image_size=model.vision.image_size, precision=_precision(cfg), out_dir=checkpoint / "eval",
-        question="attention", variant=checkpoint.parent.name, seed=seed, contact_sheets=0, memory=_clips,
-    )  # fmt: skip
+    loaded = load(checkpoint, cfg)
+    loaded.model.features = build.features_for(loaded.model, loaded.data.manifest())
+    label = Label("attention", checkpoint.parent.name, seed)
+    evaluate(loaded, loaded.benchmark(), label, checkpoint / "eval", contact_sheets=0, memory=_clips)
 
 
 def encode_all(begin: Path) -> None:

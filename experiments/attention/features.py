@@ -24,13 +24,12 @@ import torch
 from performer_pytorch import FastAttention
 from torch import Tensor
 
-from hvlm import build
 from hvlm.attention._kernel import kernel_attention
 from hvlm.attention.full import FullAttention
 from hvlm.attention.performer import paired_features
 from hvlm.evaluation import results
 from hvlm.io.checkpoint import find_checkpoint
-from hvlm.rebuild import rebuild, stored_config
+from hvlm.rebuild import load, stored_config
 
 HERE = Path(__file__).parent
 COMMAND = "python -m experiments.attention.features"
@@ -106,13 +105,14 @@ def grouped(draw: int, scale: float) -> Inputs:
 def trained(run: Path) -> Iterator[Inputs]:
     """q, k, v [1, H, S, d] of the first mixing layer for one held-out clip after the other."""
     cfg = stored_config(find_checkpoint(run))
-    model, chat = rebuild(run, cfg)
+    loaded = load(run, cfg)
+    model = loaded.model
     layer = next(module for module in model.eval().modules() if isinstance(module, FullAttention))
-    data = build.dataset(cfg)
-    data.prepare()
+    loaded.data.prepare()
     seen: list[Tensor] = []
     layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    for batch in build.reader(cfg, model, data, chat).loader("val", "questions", 1, 1):
+    for batch in loaded.reader().loader("val", "questions", 1, 1):
+        batch = batch.to(loaded.device)
         model.visual_tokens(batch, model.language.embed(batch.input_ids_KS))
         yield tuple(x.contiguous() for x in layer.project(seen.pop(), scaled=False))
 

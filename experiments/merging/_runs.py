@@ -19,9 +19,7 @@ from hvlm.config.compose import plan
 from hvlm.evaluation import results
 from hvlm.evaluation.evaluate import RESULTS, evaluate
 from hvlm.feature_cache import FrozenFeatures
-from hvlm.model import VLM
-from hvlm.precision import choose_precision
-from hvlm.rebuild import overlay, rebuild, stored_config
+from hvlm.rebuild import Loaded, load, overlay, stored_config
 from hvlm.tasks import costs
 from hvlm.types import Wants
 
@@ -99,7 +97,8 @@ def all_of(part: str, seed: int, label: str) -> None:
         for outline in (True, False):
             cfg = configuration(run / label, [] if outline else PLAIN_CLIPS)
             out = trained_folder(seed, label, outline, merger, keep)
-            ask(out, cfg, run / label, merger, seed, _clips(label, outline))
+            if not (out / RESULTS).exists():
+                ask(out, load(run / label, cfg), merger, seed, _clips(label, outline))
 
 
 def read_merged(checkpoint: Path, seed: int, label: str, outline: bool) -> None:
@@ -108,38 +107,32 @@ def read_merged(checkpoint: Path, seed: int, label: str, outline: bool) -> None:
     if not todo:
         return
     cfg = configuration(checkpoint, [] if outline else PLAIN_CLIPS)
-    model, chat = rebuild(checkpoint, cfg)
+    loaded = load(checkpoint, cfg)
+    model = loaded.model
     features = FrozenFeatures(model.vision, Wants(saliency="attention"), wants_patches=True)
     for variant, keep in todo:
         given = configuration(checkpoint, settings(variant, keep))
         model.merger = build.room(given["merger"], needs_frames=model.connector.needs_frames)
         model.features = features
         out = free_folder(seed, label, outline, variant, keep)
-        ask(out, cfg, (model, chat), variant, seed, _clips(label, outline))
+        ask(out, loaded, variant, seed, _clips(label, outline))
         if outline:
             model.features = None  # the cost holds the encoder's
-            data = build.dataset(cfg)
-            found = costs(model, chat, data, given, _precision(cfg), question=QUESTION, command=COMMAND)
-            results.update(out / RESULTS, [r | {"variant": variant} for r in found])
+            merged = loaded._replace(config=given, inputs=build.input_spec(given, model))
+            found = costs(merged, results.Label(QUESTION, variant, given["seed"], COMMAND))
+            results.update(out / RESULTS, found)
         log.info("%s %g", variant, keep)
 
 
-def ask(
-    out: Path, cfg: dict[str, Any], who: Path | tuple[VLM, Any], variant: str, seed: int, memory: dict[int, Any]
-) -> None:
+def ask(out: Path, loaded: Loaded, variant: str, seed: int, memory: dict[int, Any]) -> None:
     """The benchmark, unless its result is there; blind, too, for the model that merges nothing."""
     if (out / RESULTS).exists():
         return
-    model, chat = rebuild(who, cfg) if isinstance(who, Path) else who
-    data = build.dataset(cfg)
-    data.prepare()
-    benchmark = build.room({**cfg["benchmark"], "blind": variant == NONE})
-    side = model.vision.image_size
-    evaluate(
-        model, chat, data, benchmark, order=cfg["order"], num_frames=cfg["dataset"]["num_frames"], image_size=side,
-        precision=_precision(cfg), out_dir=out, question=QUESTION, variant=variant, seed=seed, contact_sheets=0,
-        command=COMMAND, motion=model.vision.grid(side, side), memory=memory,
-    )  # fmt: skip
+    loaded.data.prepare()
+    inputs = loaded.inputs._replace(motion=loaded.model.vision.grid(*loaded.inputs.size))  # all read the same clips
+    label = results.Label(QUESTION, variant, seed, COMMAND)
+    asked = loaded._replace(inputs=inputs)
+    evaluate(asked, loaded.benchmark(blind=variant == NONE), label, out, contact_sheets=0, memory=memory)
 
 
 def configuration(checkpoint: Path, overrides: list[str]) -> dict[str, Any]:
@@ -151,7 +144,3 @@ def configuration(checkpoint: Path, overrides: list[str]) -> dict[str, Any]:
 def _clips(label: str, outline: bool) -> dict[int, Any]:
     """The benchmark's clips with their flow, read once."""
     return {}
-
-
-def _precision(cfg: dict[str, Any]) -> str:
-    return choose_precision(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])[0]

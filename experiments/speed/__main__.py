@@ -111,7 +111,7 @@ def reading() -> list[results.Record]:
     data = build.dataset(cfg)
     data.prepare()
     chat = build.chat(cfg, data)
-    reader = build.reader(cfg, build.model(cfg, chat), data, chat)
+    reader = build.reader(cfg, build.input_spec(cfg, build.model(cfg, chat)), data, chat)
     clips = data.manifest().split("val")
     videos = [clips.read(i)["mp4"] for i in range(len(clips))]
     started = time.perf_counter()

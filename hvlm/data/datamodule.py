@@ -24,6 +24,7 @@ from hvlm.data.shard_index import Manifest, ShardSplit
 from hvlm.data.stream import Stream
 from hvlm.data.views import VIEWS
 from hvlm.errors import UserError
+from hvlm.types import InputSpec
 
 log = logging.getLogger(__name__)
 
@@ -34,30 +35,28 @@ class DataModule(lightning.LightningDataModule):
     """Batches of clips with their texts.
 
     dataset: has ``access``, ``prepare()`` and ``manifest()``. chat: has ``encode`` and ``pad_id``.
+    inputs: how the model wants its clips; UserError at construction if OpenCV, which computes motion, is missing.
     view: what is asked ("patches": per-patch labels instead). rows_per_clip: texts drawn per clip in training.
-    loss, order: as ``chat.encode`` takes them. batch_size: clips of one batch over all processes. steps: batches of the
+    loss: as ``chat.encode`` takes it. batch_size: clips of one batch over all processes. steps: batches of the
     whole run. num_workers: reading processes. interleave: share of text-only batches. mixture: see ``Order``.
-    grid: (rows, columns) of the patches view. image_size: pixels, height and width of the frames. val_clips: how many
-    clips of the val split are used between steps. timeout: seconds to wait for a batch.
-    max_bad_rate, quarantine: see ``Quarantine``. cache_mb: decoded clips kept in memory. motion: (rows, columns) of the
-    patches whose motion the batches carry, or None; UserError at construction if OpenCV, which computes it, is missing.
+    grid: (rows, columns) of the patches view. val_clips: how many clips of the val split are used between steps.
+    timeout: seconds to wait for a batch. max_bad_rate, quarantine: see ``Quarantine``. cache_mb: decoded clips kept in
+    memory.
     """
 
     def __init__(
         self,
         dataset: Any,
         chat: Any,
+        inputs: InputSpec,
         *,
         view: str,
         rows_per_clip: int,
         loss: Literal["answer", "all"],
-        order: Literal["question_first", "video_first"],
         batch_size: int,
         steps: int,
         num_workers: int,
         seed: int,
-        num_frames: int,
-        image_size: int,
         interleave: float = 0.0,
         mixture: Mapping[str, float] | None = None,
         grid: tuple[int, int] | None = None,
@@ -66,7 +65,6 @@ class DataModule(lightning.LightningDataModule):
         max_bad_rate: float = 0.01,
         quarantine: Path | None = None,
         cache_mb: int = 0,
-        motion: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         if view not in (*VIEWS, "patches"):
@@ -75,16 +73,15 @@ class DataModule(lightning.LightningDataModule):
             raise UserError(f"view={view}, grid={grid}: the patches view, and no other, needs a grid")
         if view == "patches" and interleave > 0:
             raise UserError(f"stage.interleave={interleave:g}: stage=vision reads no text; set stage.interleave=0")
-        if motion is not None:
+        if inputs.motion is not None:
             opencv()  # before any worker starts, so that what is missing is said at once
-        self.dataset, self.chat = dataset, chat
-        self.view, self.rows_per_clip, self.loss, self.text_order = view, rows_per_clip, loss, order
+        self.dataset, self.chat, self.inputs = dataset, chat, inputs
+        self.view, self.rows_per_clip, self.loss, self.grid = view, rows_per_clip, loss, grid
         self.batch_size, self.steps, self.num_workers, self.seed = batch_size, steps, num_workers, seed
-        self.num_frames, self.size, self.grid = num_frames, (image_size, image_size), grid
         self.interleave, self.mixture = interleave, None if mixture is None else dict(mixture)
         self.val_clips, self.timeout = val_clips, timeout
         self.max_bad_rate, self.quarantine_path = max_bad_rate, quarantine
-        self.cache_bytes, self.motion = cache_mb << 20, motion
+        self.cache_bytes = cache_mb << 20
         self.quarantine: Quarantine | None = None  # of the training data: counts to be logged
         self._restored: dict[str, Any] | None = None
         self._prepared = False
@@ -193,12 +190,9 @@ class DataModule(lightning.LightningDataModule):
             view=view,
             rows_per_clip=rows_per_clip,
             loss=self.loss,
-            order=self.text_order,
-            num_frames=self.num_frames,
-            size=self.size,
+            inputs=self.inputs,
             grid=self.grid,
             seed=self.seed,
-            motion=self.motion,
             patch_labels=self.dataset.patch_labels if view == "patches" else None,
         )
 

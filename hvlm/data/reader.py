@@ -23,7 +23,7 @@ from hvlm.data.quarantine import Quarantine, SampleError
 from hvlm.data.shard_index import ShardSplit
 from hvlm.data.views import VIEWS, Row, chats
 from hvlm.errors import UserError
-from hvlm.types import Batch
+from hvlm.types import Batch, InputSpec
 
 
 class Failure(NamedTuple):
@@ -39,9 +39,7 @@ class SampleSpec:
     chat: has ``encode(prompt, answer, loss, order)`` and ``pad_id``; None for the patches view.
     view: a name in ``VIEWS`` or "patches".
     rows_per_clip: texts drawn per clip (patches view: neighbouring frames); None: all, in order.
-    loss, order: as ``chat.encode`` takes them.
-    num_frames: frames sampled per clip. size: (H, W) of the frames. grid: (rows, columns) of the patches view.
-    motion: (rows, columns) of the patches whose motion is computed; None: of none.
+    loss: as ``chat.encode`` takes it. inputs: how the model wants its clips. grid: (rows, columns) of the patches view.
     patch_labels(sample, times_T, grid): of the patches view, the dataset's.
     """
 
@@ -49,22 +47,19 @@ class SampleSpec:
     view: str
     rows_per_clip: int | None
     loss: str
-    order: str
-    num_frames: int
-    size: tuple[int, int]
+    inputs: InputSpec
     grid: tuple[int, int] | None
     seed: int
-    motion: tuple[int, int] | None = None
     patch_labels: Callable[[dict, np.ndarray, tuple[int, int]], dict[str, np.ndarray]] | None = None
 
     def decode(self, members: dict[str, bytes], key: str, domain: str) -> Clip:
         """The sample's JSON and the frames that are sampled. Raises SampleError."""
         sample = samples.parse(members, key, domain)
-        return Clip(sample, *samples.frames(members, sample, self.num_frames, self.size))
+        return Clip(sample, *samples.frames(members, sample, self.inputs.num_frames, self.inputs.size))
 
     def motion_of(self, clip: Clip) -> np.ndarray | None:
         """float32 [T, rows, columns] where motion is asked for, else None. Raises UserError without OpenCV."""
-        return None if self.motion is None else motion_energy(clip.frames, self.motion)
+        return None if self.inputs.motion is None else motion_energy(clip.frames, self.inputs.motion)
 
     def clip(self, clip: Clip, motion: np.ndarray | None, key: str, epoch: int) -> Item | None:
         """What is shown of a clip and its motion, or None if the sampled frames answer none of its texts. Raises
@@ -93,13 +88,13 @@ class SampleSpec:
 
     def collate(self, items: list[Item]) -> Batch:
         pad_id = 0 if self.chat is None else self.chat.pad_id
-        return collate(items, pad_id=pad_id, size=self.size, motion=self.motion)
+        return collate(items, pad_id=pad_id, size=self.inputs.size, motion=self.inputs.motion)
 
     def _labels(self, sample: dict, times: np.ndarray) -> dict[str, np.ndarray]:
         return self.patch_labels(sample, times, self.grid)
 
     def _encode(self, rows: Sequence[Row], loss: str) -> list[tuple[list[int], list[bool], int, dict]]:
-        return [(*self.chat.encode(row.prompt, row.answer, loss, self.order), row.meta) for row in rows]
+        return [(*self.chat.encode(row.prompt, row.answer, loss, self.inputs.order), row.meta) for row in rows]
 
     def _rng(self, epoch: int, key: str) -> np.random.Generator:
         digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
@@ -149,7 +144,7 @@ class Reader(Dataset):
                 break
         raise UserError(
             f"{source.folder}: no sample of domain {source.domains[index]!r} gives anything for view={self.show.view} "
-            f"with num_frames={self.show.num_frames}; sample more frames or look at the quarantine file"
+            f"with num_frames={self.show.inputs.num_frames}; sample more frames or look at the quarantine file"
         )
 
     def _try(self, source: ShardSplit, index: int, pick: SampleRef) -> Item | None:
@@ -170,15 +165,16 @@ class Reader(Dataset):
 
     def _decoded(self, source: ShardSplit, index: int) -> tuple[Clip, np.ndarray | None]:
         """The clip with its motion, if that is asked for."""
-        name = (str(source.folder), source.shards[index], source.keys[index], self.show.num_frames, self.show.size)
+        inputs = self.show.inputs
+        name = (str(source.folder), source.shards[index], source.keys[index], inputs.num_frames, inputs.size)
         workers = get_worker_info()
         limit = self.cache_bytes // (workers.num_workers if workers else 1)
         clip = SHARED.get(
             name, lambda: self.show.decode(source.read(index), source.keys[index], source.domains[index]), limit
         )
-        if self.show.motion is None:
+        if inputs.motion is None:
             return clip, None
-        return clip, SHARED.get((*name, self.show.motion), lambda: self.show.motion_of(clip), limit)
+        return clip, SHARED.get((*name, inputs.motion), lambda: self.show.motion_of(clip), limit)
 
 
 def _next_of_domain(domains: Sequence[str]) -> list[int]:

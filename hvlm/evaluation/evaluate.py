@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from hvlm.chat import Chat
 from hvlm.data import samples
 from hvlm.data.optical_flow import motion_energy
 from hvlm.data.quarantine import Quarantine, SampleError
@@ -26,6 +24,8 @@ from hvlm.errors import UserError
 from hvlm.evaluation import results
 from hvlm.evaluation.likelihood import Query, answer_likelihoods
 from hvlm.evaluation.scores import Likelihood, Prediction, Question, read_predictions, score, write_predictions
+from hvlm.rebuild import Loaded
+from hvlm.types import InputSpec
 from hvlm.viz.media import contact_sheet
 
 log = logging.getLogger(__name__)
@@ -65,55 +65,46 @@ class _Clip(NamedTuple):
 
 
 def evaluate(
-    model: torch.nn.Module,
-    chat: Chat,
-    dataset: Any,
+    loaded: Loaded,
     benchmark: Benchmark,
-    *,
-    order: str,
-    num_frames: int,
-    image_size: int,
-    precision: str,
+    label: results.Label,
     out_dir: Path,
-    question: str,
-    variant: str,
-    seed: int,
+    *,
     max_bad_rate: float = 0.01,
     contact_sheets: int = 4,
-    command: str | None = None,
-    columns: Mapping[str, Any] | None = None,
-    motion: tuple[int, int] | None = None,
     memory: dict[int, Any] | None = None,
 ) -> list[results.Record]:
     """Run ``benchmark`` over the dataset and return its records, having written both files into ``out_dir``.
 
-    model: the backbone (``token_logprobs`` and ``next_token_logprobs``), on the device it is to run on; left in eval
-        mode. dataset: prepared; ``manifest()`` opens it. order, num_frames, image_size: as the model was trained.
-    precision: ``32-true`` or ``bf16-mixed``. question, variant, seed, command, columns: stand in the records; the blind
-        control's records have the variant ``blind``.
+    loaded: the model (``token_logprobs`` and ``next_token_logprobs`` are asked), left in eval mode; the dataset, which
+        is prepared; how the model wants its clips, and the precision.
+    label: stands in the records; those of the blind control have the variant ``blind``.
     max_bad_rate: share of clips that may be unreadable (named in ``out_dir/quarantine.jsonl``) before it stops.
-    motion: (rows, columns) of the patches whose motion the model wants, or None.
-    memory: an empty dict keeps the clips for further calls with the same dataset, benchmark, frames and motion.
+    memory: an empty dict keeps the clips for further calls with the same dataset, benchmark and inputs.
     contact_sheets: so many asked clips become ``out_dir/clips/<n>.png`` with their answers in ``clips.jsonl`` beside
         them.
 
     Questions whose evidence the sampled frames do not show are not asked; how many is logged. The blind control asks
     exactly the questions that were asked with frames. Raises UserError when nothing can be asked.
     """
+    variant, inputs = label.variant, loaded.inputs
     if variant == BLIND:
         raise ValueError(f"variant={BLIND!r} is the name of the control without frames; choose another")
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    manifest = dataset.manifest()
+    manifest = loaded.data.manifest()
     manifest.verify(full=False)
     split = manifest.split(benchmark.split)
-    device = next(model.parameters()).device
-    ask = _Asker(model.eval(), chat, (image_size, image_size), order, device, precision, motion)
+    loaded.model.eval()
+
+    def ask(clips: list[Query]) -> list[dict[tuple[str, str], Likelihood]]:
+        return answer_likelihoods(loaded.model, loaded.chat, clips, inputs, loaded.precision)
+
     quarantine = Quarantine(max_bad_rate, out_dir / "quarantine.jsonl")
     indices = benchmark.select(len(split))
 
     started = time.monotonic()
-    clips, predictions, shown = _Reading(split, benchmark, quarantine, num_frames, image_size, motion, memory), [], []
+    clips, predictions, shown = _Reading(split, benchmark, quarantine, inputs, memory), [], []
     with _bar() as bar:
         for chunk in bar.track(_chunks(indices, benchmark.batch_size), description=f"asking ({variant})"):
             seen = clips.read(chunk)
@@ -126,8 +117,8 @@ def evaluate(
     if not predictions:
         raise UserError(
             f"benchmark: nothing to ask in {len(indices)} clips of split {benchmark.split!r} with "
-            f"tasks={benchmark.tasks} and {num_frames} frames ({clips.hidden} questions need frames that are not "
-            "sampled); widen benchmark.tasks or raise dataset.num_frames"
+            f"tasks={benchmark.tasks} and {inputs.num_frames} frames ({clips.hidden} questions need frames that are "
+            "not sampled); widen benchmark.tasks or raise dataset.num_frames"
         )
     seconds = {variant: time.monotonic() - started}
     log.info("%d questions asked; %d need a frame that is not sampled", len(clips.asked), clips.hidden)
@@ -143,42 +134,22 @@ def evaluate(
     write_predictions(out_dir / PREDICTIONS, predictions)
     _write_sheets(out_dir / "clips", shown)
     rows = benchmark.score(predictions)
-    records = [_record(row, question, seconds[row["variant"]], seed, command, columns) for row in rows]
+    records = [_record(row, label, seconds[row["variant"]]) for row in rows]
     results.write(out_dir / RESULTS, records)
     return records
 
 
-def score_predictions(
-    path: Path, out_dir: Path, *, question: str, variant: str, seed: int, command: str | None = None
-) -> list[results.Record]:
-    """Score a predictions file, whoever made it, and write ``out_dir/results.json``. ``variant`` names lines that name
-    none. A null prediction counts as wrong; a question that the file leaves out cannot be missed."""
+def score_predictions(path: Path, label: results.Label, out_dir: Path) -> list[results.Record]:
+    """Score a predictions file, whoever made it, and write ``out_dir/results.json``. The label's variant names lines
+    that name none. A null prediction counts as wrong; a question that the file leaves out cannot be missed."""
     started = time.monotonic()
-    rows = score(read_predictions(path, variant))
-    records = [_record(row, question, time.monotonic() - started, seed, command, None) for row in rows]
+    rows = score(read_predictions(path, label.variant))
+    records = [_record(row, label, time.monotonic() - started) for row in rows]
     results.write(Path(out_dir) / RESULTS, records)
     return records
 
 
 # ------------------------------------------------------------------------------------------------------------- parts
-
-
-class _Asker(NamedTuple):
-    """The model with everything that stays the same from batch to batch."""
-
-    model: torch.nn.Module
-    chat: Chat
-    size: tuple[int, int]
-    order: str
-    device: torch.device
-    precision: str
-    motion: tuple[int, int] | None
-
-    def __call__(self, clips: list[Query]) -> list[dict[tuple[str, str], Likelihood]]:
-        return answer_likelihoods(
-            self.model, self.chat, clips, size=self.size, order=self.order, device=self.device,
-            precision=self.precision, motion=self.motion,
-        )  # fmt: skip
 
 
 class _Reading:
@@ -189,13 +160,10 @@ class _Reading:
         split: Any,
         benchmark: Benchmark,
         quarantine: Quarantine,
-        num_frames: int,
-        image_size: int,
-        motion: tuple[int, int] | None,
+        inputs: InputSpec,
         memory: dict[int, _Clip] | None = None,
     ):
-        self.split, self.benchmark, self.quarantine = split, benchmark, quarantine
-        self.num_frames, self.size, self.motion = num_frames, (image_size, image_size), motion
+        self.split, self.benchmark, self.quarantine, self.inputs = split, benchmark, quarantine, inputs
         self.memory = memory
         self.asked: list[Question] = []
         self.hidden = 0
@@ -228,9 +196,10 @@ class _Reading:
             raise SampleError(key, "json", f"{type(error).__name__}: {error}") from error
         if not questions:
             return _Clip(np.empty(0), np.empty(0), [], key)  # nothing to ask, so nothing to decode
-        frames, times = samples.frames(members, sample, self.num_frames, self.size)
+        frames, times = samples.frames(members, sample, self.inputs.num_frames, self.inputs.size)
         answerable = [q for q in questions if is_shown(q.evidence, times)]
-        moving = motion_energy(frames, self.motion) if self.motion is not None and answerable else None
+        grid = self.inputs.motion
+        moving = motion_energy(frames, grid) if grid is not None and answerable else None
         return _Clip(frames, times, answerable, key, len(questions) - len(answerable), moving)
 
 
@@ -261,18 +230,10 @@ def _warn_of_missing(predictions: Sequence[Prediction]) -> None:
         )  # fmt: skip
 
 
-def _record(
-    row: Mapping[str, Any],
-    question: str,
-    seconds: float,
-    seed: int,
-    command: str | None,
-    columns: Mapping[str, Any] | None,
-) -> results.Record:
-    return results.make(
-        question, row["variant"], row["metric"], row["value"], stderr=row["stderr"], n=row["n"], chance=row["chance"],
-        seeds=[seed], seconds=seconds, command=command, columns=columns,
-    )  # fmt: skip
+def _record(row: Mapping[str, Any], label: results.Label, seconds: float) -> results.Record:
+    return label._replace(variant=row["variant"]).record(
+        row["metric"], row["value"], stderr=row["stderr"], n=row["n"], chance=row["chance"], seconds=seconds
+    )
 
 
 def _write_sheets(folder: Path, shown: Sequence[tuple[_Clip, list[Prediction]]]) -> None:

@@ -11,7 +11,7 @@ answer's own tokens not diluted by a token that all answers share (which favours
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -23,7 +23,7 @@ from hvlm.data.collate import Item, collate
 from hvlm.errors import UserError
 from hvlm.evaluation.scores import Likelihood
 from hvlm.precision import autocast
-from hvlm.types import Batch
+from hvlm.types import Batch, InputSpec
 
 
 class Query(NamedTuple):
@@ -40,6 +40,8 @@ class Query(NamedTuple):
 
 class Scores(Protocol):
     """What is needed of a model; ``hvlm.model.VLM`` documents both."""
+
+    def parameters(self) -> Iterator[Tensor]: ...
 
     def token_logprobs(self, batch: Batch) -> Tensor: ...
 
@@ -60,29 +62,25 @@ def answer_likelihoods(
     model: Scores,
     chat: Chat,
     clips: Sequence[Query],
-    *,
-    size: tuple[int, int],
-    order: str,
-    device: torch.device,
+    inputs: InputSpec,
     precision: str,
-    motion: tuple[int, int] | None = None,
 ) -> list[dict[tuple[str, str], Likelihood]]:
     """For each clip {(prompt, answer): Likelihood}. The caller puts the model into eval mode.
 
-    size: (H, W) of the frames. order: ``question_first`` or ``video_first``. precision: ``32-true`` or ``bf16-mixed``.
-    motion: (rows, columns) of the clips' motion where the model wants it.
+    inputs: how the model wants its clips. precision: ``32-true`` or ``bf16-mixed``.
     Raises UserError for an answer of no tokens and for answers that the tokenizer cannot tell apart.
     """
-    next_token, whole = _rows(chat, clips, order)
+    next_token, whole = _rows(chat, clips, inputs.order)
+    device = next(model.parameters()).device
     out: list[dict[tuple[str, str], Likelihood]] = [{} for _ in clips]
     with autocast(device, precision):
         if next_token:
-            batch = _batch(chat, clips, [rows[0] for rows in next_token], size, device, motion)
+            batch = _batch(chat, clips, [rows[0] for rows in next_token], inputs).to(device)
             for rows, logp_V in zip(next_token, model.next_token_logprobs(batch).float().cpu(), strict=True):
                 for clip, prompt, answer, row in rows:
                     out[clip][prompt, answer] = Likelihood(float(logp_V[row.ids[-1]]), 1)
         if whole:
-            logp_KS = model.token_logprobs(_batch(chat, clips, whole, size, device, motion)).float().cpu()
+            logp_KS = model.token_logprobs(_batch(chat, clips, whole, inputs).to(device)).float().cpu()
             for (clip, prompt, answer, row), total in zip(whole, logp_KS.sum(1).tolist(), strict=True):
                 out[clip][prompt, answer] = Likelihood(total, sum(row.loss_mask))
     return out
@@ -126,14 +124,7 @@ def _without_end(row: Encoded) -> Encoded:
     return row._replace(ids=row.ids[:-1], loss_mask=row.loss_mask[:-1])
 
 
-def _batch(
-    chat: Chat,
-    clips: Sequence[Query],
-    rows: Sequence[_Row],
-    size: tuple[int, int],
-    device: torch.device,
-    motion: tuple[int, int] | None,
-) -> Batch:
+def _batch(chat: Chat, clips: Sequence[Query], rows: Sequence[_Row], inputs: InputSpec) -> Batch:
     """The rows, which come clip by clip, with the clips that they are about; clips that no row asks about stay out."""
     by_clip: dict[int, list[_Row]] = {}
     for row in rows:
@@ -142,5 +133,4 @@ def _batch(
         Item(clip.frames_TCHW, clip.time_T, [(*row.row, {}) for row in about], key=clip.key, motion=clip.motion_TYX)
         for clip, about in ((clips[i], rows) for i, rows in by_clip.items())
     ]
-    batch = collate(items, pad_id=chat.pad_id, size=size, motion=motion)
-    return batch.to(device)
+    return collate(items, pad_id=chat.pad_id, size=inputs.size, motion=inputs.motion)

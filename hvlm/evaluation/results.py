@@ -24,7 +24,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 
@@ -36,6 +37,30 @@ MEASURED = (
     "value", "stderr", "n", "chance", "seeds", "seconds", "peak_rss_mb", "command", "commit", "dirty", "cpu", "torch",
 )  # fmt: skip
 FIXED = IDENTITY + MEASURED
+
+
+class Label(NamedTuple):
+    """What stands in every record of one measurement.
+
+    question: the experiment. variant: what was compared. seed: of the run. command: the command line that measures it
+    again, None: this process's. columns: further columns that belong to the records' identity.
+    """
+
+    question: str
+    variant: str
+    seed: int
+    command: str | None = None
+    columns: Mapping[str, str | int | float | bool | None] = MappingProxyType({})
+
+    def record(
+        self, metric: str, value: float, *, n: int, seconds: float, stderr: float | None = None,
+        chance: float | None = None,
+    ) -> Record:  # fmt: skip
+        """One record under this label; see ``make``."""
+        return make(
+            self.question, self.variant, metric, value, stderr=stderr, n=n, chance=chance, seeds=[self.seed],
+            seconds=seconds, command=self.command, columns=self.columns,
+        )  # fmt: skip
 
 
 def make(
