@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from hvlm.chat import Chat
+from hvlm.config.check import check_room, group_of, room_class
 from hvlm.config.compose import stage_name
 from hvlm.config.schema import parameters
+from hvlm.config.settings import ROOMS
 from hvlm.data.datamodule import DataModule
 from hvlm.errors import UserError
 from hvlm.feature_cache import FrozenFeatures, plan
@@ -26,19 +28,25 @@ log = logging.getLogger(__name__)
 
 
 def room(node: Mapping[str, Any], **shared: Any) -> Any:
-    """Call ``_target_`` with the node's values and those of the shared keywords that it names.
+    """Build a room: call ``_target_`` with the node's values and those of the shared keywords that it names.
 
-    A ValueError from a constructor is about a value that the configuration gave, so it goes to the person who gave it.
+    The node is checked first, wherever it comes from: a checkpoint and an exported folder are files that anybody can
+    write. A ValueError from a constructor is about a value that the configuration gave, so it goes to the person who
+    gave it.
+
+    Raises:
+        UserError: a target that is no room, a setting that is unknown, of a wrong type or out of range.
     """
-    arguments = dict(node)
-    module, name = arguments.pop("_target_").rsplit(".", 1)
-    cls = getattr(importlib.import_module(module), name)
+    group = group_of(node)
+    cls = room_class(group, node)
     wanted = parameters(cls)
-    if unknown := sorted(set(arguments) - set(wanted)):
+    if unknown := sorted(set(node) - set(wanted) - {"_target_"}):
         raise UserError(
             f"{node['_target_']} has no setting {', '.join(unknown)}: the configuration was written by another version "
             "of hvlm; use that one, or train again"
         )
+    arguments = check_room(group, node, {*ROOMS[group], *shared})
+    del arguments["_target_"]
     try:
         return cls(**arguments, **{key: value for key, value in shared.items() if key in wanted})
     except ValueError as error:
@@ -51,8 +59,9 @@ def dataset(cfg: Mapping[str, Any]) -> Any:
 
 def chat(cfg: Mapping[str, Any], data: Any) -> Chat:
     """The tokenizer and template: the language model's own, or one trained on the dataset's text when it has none."""
-    module, _ = cfg["language"]["_target_"].rsplit(".", 1)
-    return importlib.import_module(module).chat_for(cfg["language"], data.texts)
+    settings = check_room("language", cfg["language"], ROOMS["language"])
+    module = importlib.import_module(room_class("language", settings).__module__)
+    return module.chat_for(settings, data.texts)
 
 
 def encoder(cfg: Mapping[str, Any]) -> Encoder:
@@ -122,8 +131,7 @@ def kvcache(cfg: Mapping[str, Any], vlm: VLM) -> Any:
 
 
 def stage(cfg: Mapping[str, Any], vlm: VLM | Encoder, data: Any) -> Stage:
-    module, name = cfg["stage"]["_target_"].rsplit(".", 1)
-    per_patch = getattr(importlib.import_module(module), name).view == "patches"
+    per_patch = room_class("stage", cfg["stage"]).view == "patches"
     built = room(cfg["stage"], model=vlm, labels=data.label_counts() if per_patch else None)
     try:
         built.freeze()

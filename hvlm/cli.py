@@ -19,7 +19,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from hvlm.config.compose import CONF, check, compose, explain
+from hvlm.config.check import check
+from hvlm.config.compose import CONF, compose, explain, resolved
 from hvlm.errors import UserError
 
 EntryFunction = Callable[[dict[str, Any], list[str]], Any]
@@ -80,7 +81,7 @@ def _from_command_line(function: EntryFunction) -> Any:
         setup_logging()
         with error_line():
             refuse_unsafe_loading()
-            result.append(function(check(cfg), list(HydraConfig.get().overrides.task)))
+            result.append(function(check(resolved(cfg)), list(HydraConfig.get().overrides.task)))
 
     # With this set, Hydra lets exceptions through instead of printing them: the only way to say it in our words.
     os.environ[name] = "1"

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import subprocess
 import sys
+import types
+import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from _tiny import ROOT
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from hvlm import build
 from hvlm.cli import main
-from hvlm.config.compose import compose, plan, stage_name
-from hvlm.config.schema import arguments, convert
+from hvlm.config.check import room_class
+from hvlm.config.compose import CONF, compose, plan, stage_name
+from hvlm.config.ranges import MinLen, NonNegativeFloat, PositiveInt, Share, Written
+from hvlm.config.schema import arguments, convert, parameters
 from hvlm.config.settings import ROOMS
 from hvlm.errors import UserError
 from hvlm.precision import choose_precision
 from hvlm.training.trainer import make_trainer_kwargs
+
+SIGNED = {  # settings that mean something below 0, or above every bound
+    "visual_scale", "threshold", "weight",
+}  # fmt: skip
 
 
 def refused(*overrides: str) -> str:
@@ -99,6 +109,99 @@ def test_arguments_of_a_constructor() -> None:
         arguments({}, Loose, "room")
 
 
+@pytest.mark.fault(75)
+@pytest.mark.parametrize(
+    "value, annotation, words",
+    [
+        (0, PositiveInt, "room.key=0: expected int of 1 or more"),
+        (0, PositiveInt | None, "expected int of 1 or more"),
+        (0, PositiveInt | Literal["auto"], "expected int of 1 or more"),
+        (-1, dict[str, NonNegativeFloat], "expected dict"),
+        ({"a": -1}, dict[str, NonNegativeFloat | None], "room.key.a=-1: expected float of 0 or more"),
+        ([1, -1], list[NonNegativeFloat], r"room.key\[1\]=-1"),
+        (2, Share, "above 0 and at most 1"),
+        (float("nan"), float, "expected float"),
+        (float("inf"), NonNegativeFloat, "expected float"),
+        ("5", Annotated[str, Written(r"\d:\d", "m:s")], "written as m:s"),
+        ([], Annotated[list[str], MinLen(1)], "not empty"),
+        (True, PositiveInt, "expected int, found bool"),
+    ],
+)
+def test_a_range_stands_with_the_type(value: Any, annotation: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        convert(value, annotation, "room.key")
+
+
+def test_values_in_range_are_converted_as_before() -> None:
+    assert convert(None, PositiveInt | None, "k") is None
+    assert convert("auto", PositiveInt | Literal["auto"], "k") == "auto"
+    assert type(convert(1, Share, "k")) is float and type(convert(2.0, PositiveInt, "k")) is int
+
+
+def test_a_stated_signature_comes_first() -> None:
+    class Joined:
+        __signature__ = inspect.Signature(
+            [inspect.Parameter("layers", inspect.Parameter.KEYWORD_ONLY, default=1, annotation=PositiveInt)]
+        )
+
+        def __init__(self, **anything: Any) -> None: ...
+
+    assert arguments({"layers": 2}, Joined, "attention") == {"layers": 2}
+    with pytest.raises(UserError, match="unknown key 'attention.layer'; did you mean 'layers'"):
+        arguments({"layer": 2}, Joined, "attention")
+
+
+# ---------------------------------------------------------------------------------------------------- where rooms are
+
+
+HERE = __name__
+
+
+class NoRoom:
+    """What a file might name instead of a room."""
+
+    called = False
+
+    def __init__(self) -> None:
+        NoRoom.called = True
+
+
+@pytest.mark.fault(64)
+@pytest.mark.parametrize(
+    "target",
+    [
+        f"{HERE}.NoRoom",
+        "subprocess.Popen",
+        "hvlm.vision.convvit.nn.Linear",  # what the module imported
+        "hvlm.vision.convvit.F",
+        "hvlm.vision.convvit.nn",
+        "hvlm.vision.convvit.IMAGENET_MEAN",
+        "hvlm.data.datamodule.DataModule",  # a class of ours that is no room
+        "hvlm.vision.convvit.ConvViT ",
+        "hvlm.vision.ConvViT",
+        "hvlm.vision..convvit.ConvViT",
+        "hvlm.vision.gone.X",
+        "hvlm_vision.convvit.ConvViT",
+        "builtins.eval",
+        None,
+        ["hvlm.vision.convvit.ConvViT"],
+    ],
+)
+def test_a_room_is_built_from_a_class_of_its_group_only(target: Any) -> None:
+    with pytest.raises(UserError):
+        build.room({"_target_": target})
+    with pytest.raises(UserError):
+        room_class("vision", {"_target_": target})
+    assert not NoRoom.called
+
+
+@pytest.mark.fault(64)
+@pytest.mark.parametrize("values", [{"dim": "128"}, {"dim": 0}, {"dims": 128}, {"dim": {"a": [1]}}, {"weights": True}])
+def test_a_stored_room_is_checked_like_one_of_the_command_line(values: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        build.room({"_target_": "hvlm.vision.convvit.ConvViT", **values})
+
+
 # ---------------------------------------------------------------------------------------------------- the command line
 
 
@@ -134,12 +237,65 @@ def test_defaults_compose_to_plain_values() -> None:
         ("seed=1,2", ["several values", "-m"]),
         ("connector.mean", ["connector=mean seed=2"]),
         ("++connector.mode={a:{b:1}}", ["nested values"]),
+        ("trainer.precision=bf16-true", ["expected one of auto, 32-true, bf16-mixed, 16-mixed"]),
     ],
 )
 def test_mistakes(override: str, words: list[str]) -> None:
     message = refused(override)
     for word in words:
         assert word in message, message
+
+
+@pytest.mark.fault(75)
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("stage.batch_size=0", "int of 1 or more"),
+        ("stage.steps=-1", "int of 1 or more"),
+        ("stage.rows_per_clip=0", "int of 1 or more"),
+        ("stage.weight_decay=-0.1", "float of 0 or more"),
+        ("stage.interleave=1", "float of 0 or more and below 1"),
+        ("stage.warmup=2", "at most 1"),
+        ("stage.trainable={vision:-1e-3}", "stage.trainable.vision=-0.001: expected float of 0 or more"),
+        ("seed=-1", "int of 0 or more"),
+        ("seed=4294967296", "below"),
+        ("callback.keep=-5", "int of -1 or more"),
+        ("callback.media=-1", "int of 0 or more"),
+        ("trainer.num_workers=-1", "int of 0 or more"),
+        ("trainer.max_time=5", "written as dd:hh:mm:ss"),
+        ("trainer.threads=0", "int of 1 or more"),
+        ("trainer.devices=0", "int of 1 or more"),
+        ("trainer.accumulate=0", "int of 1 or more"),
+        ("trainer.checkpoint_every=0", "int of 1 or more"),
+        ("trainer.log_every=0", "int of 1 or more"),
+        ("trainer.gradient_clip_val=-1", "float of 0 or more"),
+        ("trainer.max_steps=0", "int of 1 or more"),
+        ("ask.fps=0", "float above 0"),
+        ("ask.at=[-3,100]", r"ask.at[0]=-3: expected float of 0 or more"),
+        ("domain.mixture={news:-1}", "domain.mixture.news=-1"),
+        ("vision.num_heads=0", "int of 1 or more"),
+        ("language.num_layers=0", "int of 1 or more"),
+        ("dataset.num_frames=0", "int of 2 or more"),
+        ("benchmark.limit=0", "int of 1 or more"),
+        ("benchmark.batch_size=0", "int of 1 or more"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_in_one_line(override: str, words: str) -> None:
+    message = refused(override)
+    assert words in message and message.startswith(override.split("=", 1)[0]), message
+
+
+@pytest.mark.fault(75)
+@pytest.mark.parametrize("group", ROOMS)
+def test_every_number_of_every_room_says_its_range(group: str) -> None:
+    """A count, a size, a rate or a share says what it may be; the few that may be anything are named above."""
+    for path in sorted((CONF / group).glob("*.yaml")):
+        node = OmegaConf.to_container(OmegaConf.load(path))
+        for name, (annotation, _) in parameters(room_class(group, node)).items():
+            if name in ROOMS[group] or name in SIGNED or typing.get_origin(annotation) is Literal:
+                continue
+            options = typing.get_args(annotation) if typing.get_origin(annotation) is types.UnionType else (annotation,)
+            assert not {int, float} & set(options), f"{path.stem}: {group}.{name} has no range"
 
 
 def test_plan_of_a_chain() -> None:

@@ -16,7 +16,19 @@ ROOM_GROUPS = (
 # From the bottom to the top, as in docs/architecture.md. A file belongs to the longest name that it begins with.
 LAYERS = [
     ("errors",),
-    ("types", "prompts", "functional", "image", "console", "chat", "tokenizer", "precision", "config.schema", "io"),
+    (
+        "types",
+        "prompts",
+        "functional",
+        "image",
+        "console",
+        "chat",
+        "tokenizer",
+        "precision",
+        "config.ranges",
+        "config.schema",
+        "io",
+    ),  # fmt: skip
     ("merging", "config"),
     ("evaluation.stats", "evaluation.scores"),
     ("data",),

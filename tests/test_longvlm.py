@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hvlm import build
 from hvlm.connector.longvlm import LongVLM, by_segment
+from hvlm.errors import UserError
 from hvlm.types import Patches, Tokens
 
 DIM, TEXT = 32, 8
@@ -138,9 +140,10 @@ def test_each_kind_has_its_own_statistics() -> None:
     [
         ({"segments": 0}, "connector.segments=0"), ({"tokens": 0}, "connector.tokens=0"),
         ({"summaries": -1}, "connector.summaries=-1"), ({"groups": 7}, "connector.groups=7.*width 32"),
-        ({"projector": "x"}, "connector.projector='x'"),
+        ({"projector": "x"}, "connector.projector=x"),
     ],
 )  # fmt: skip
 def test_refusals_name_the_setting(settings: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        connector(**settings)
+    node = {"_target_": "hvlm.connector.longvlm.LongVLM", **settings}
+    with pytest.raises(UserError, match=said):
+        build.room(node, dim=32, text_dim=48)

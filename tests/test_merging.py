@@ -525,7 +525,7 @@ def test_positions_are_those_of_the_patches() -> None:
 def test_refusals_name_the_setting() -> None:
     for settings, said in (
         ({"keep": 0.0}, "merger.keep=0.0"), ({"keep": 1.5}, "merger.keep=1.5"), ({"tokens": 0}, "merger.tokens=0"),
-        ({"scope": "clip"}, "merger.scope='clip'"), ({"positions": "x"}, "merger.positions='x'"),
+        ({"scope": "clip"}, "merger.scope=clip"), ({"positions": "x"}, "merger.positions=x"),
         ({"scope": "video", "needs_frames": True}, "merger.scope=video"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=said):

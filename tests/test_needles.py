@@ -16,6 +16,7 @@ import pytest
 import yaml
 from conftest import once
 
+from hvlm import build
 from hvlm.data.sampling import is_shown
 from hvlm.data.shard_index import load_manifest
 from hvlm.dataset._haystack import SEGMENTS, find_videos
@@ -382,7 +383,7 @@ def test_unreadable_videos_are_skipped_recorded_and_limited(tmp_path, haystack, 
 )
 def test_wrong_settings_name_their_key(key, value):
     with pytest.raises(UserError, match=f"dataset.{key}="):
-        Needles(**{key: value})
+        build.room({"_target_": "hvlm.dataset.needles.Needles", key: value})
 
 
 def test_yaml_mirrors_the_constructor():

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hvlm.config.ranges import PositiveInt
 from hvlm.types import Tokens
 
 
@@ -46,11 +47,14 @@ class MixingRoom(nn.Module):
     mixes = True
 
     def __init__(
-        self, make: Callable[[], nn.Module], dim: int, layers: int, readout: int, gradient_checkpointing: bool
+        self,
+        make: Callable[[], nn.Module],
+        dim: int,
+        layers: PositiveInt,
+        readout: PositiveInt,
+        gradient_checkpointing: bool,
     ):
         super().__init__()
-        if layers < 1:
-            raise ValueError(f"attention.layers={layers}: expected 1 or more")
         self.readout, self.gradient_checkpointing = check_readout(readout), gradient_checkpointing
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(layers))
         self.layers = nn.ModuleList(make() for _ in range(layers))

@@ -13,6 +13,7 @@ from hvlm.attention.mamba import MambaLayer
 from hvlm.attention.mamba2 import Mamba2Layer
 from hvlm.attention.performer import PerformerAttention
 from hvlm.attention.strided import StridedAttention
+from hvlm.config.ranges import PositiveFloat, Probability
 
 
 class _Block(nn.Module):
@@ -46,8 +47,8 @@ class HierarchicalAttentionBlock(_Block):
         attention_type: Literal["full", "strided", "local_global", "cross_memory"] = "strided",
         dim: int = 768,
         num_heads: int = 12,
-        ffn_ratio: float = 4.0,
-        dropout: float = 0.0,
+        ffn_ratio: PositiveFloat = 4.0,
+        dropout: Probability = 0.0,
         **settings: Any,
     ):
         super().__init__(attention_type, dim, ffn_ratio, dropout, {"num_heads": num_heads, **settings})
@@ -69,8 +70,8 @@ class LinearAttentionBlock(_Block):
         self,
         attention_type: Literal["performer", "mamba", "mamba2"] = "performer",
         dim: int = 768,
-        ffn_ratio: float = 4.0,
-        dropout: float = 0.0,
+        ffn_ratio: PositiveFloat = 4.0,
+        dropout: Probability = 0.0,
         **settings: Any,
     ):
         super().__init__(attention_type, dim, ffn_ratio, dropout, settings)

@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hvlm.config.ranges import Probability
 from hvlm.functional import join_heads
 
 
 class Heads(nn.Module):
     """dim: width. num_heads: must divide it. dropout: on what the layer gives, in training only."""
 
-    def __init__(self, dim: int, num_heads: int, dropout: float):
+    def __init__(self, dim: int, num_heads: int, dropout: Probability):
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"attention: dim={dim} does not divide by num_heads={num_heads}")

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from hvlm.attention._base import check_readout, read_out
 from hvlm.attention._qkv import Heads
+from hvlm.config.ranges import PositiveInt, Probability
 from hvlm.functional import attend
 from hvlm.types import Tokens
 
@@ -36,7 +37,14 @@ class CrossMemoryAttention(Heads):
     """Called as ``layer(local [B, N, dim], memory [B, M, dim])``; without a memory it looks at a learned bank of
     ``bank`` tokens. dim, num_heads, dropout: see ``Heads``; causal: within the segment."""
 
-    def __init__(self, dim: int = 768, num_heads: int = 12, causal: bool = False, bank: int = 16, dropout: float = 0.0):
+    def __init__(
+        self,
+        dim: int = 768,
+        num_heads: int = 12,
+        causal: bool = False,
+        bank: PositiveInt = 16,
+        dropout: Probability = 0.0,
+    ):
         super().__init__(dim, num_heads, dropout)
         self.causal = causal
         self.bank = nn.Parameter(0.02 * torch.randn(1, bank, dim))
@@ -135,12 +143,12 @@ class CrossMemoryRoom(nn.Module):
 
     def __init__(
         self,
-        segment: int = 256,
-        memory_tokens: int = 64,
+        segment: PositiveInt = 256,
+        memory_tokens: PositiveInt = 64,
         update: Literal["merge", "fifo", "write"] = "merge",
         causal: bool = False,
-        dropout: float = 0.0,
-        readout: int = 1,
+        dropout: Probability = 0.0,
+        readout: PositiveInt = 1,
         gradient_checkpointing: bool = False,
         *,
         dim: int,

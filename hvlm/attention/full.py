@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from hvlm.attention._base import MixingRoom, check_streams, no_memory
 from hvlm.attention._qkv import Heads, KeysValues
+from hvlm.config.ranges import PositiveInt, Probability
 from hvlm.functional import attend
 
 
 class FullAttention(Heads):
     """dim, num_heads: sizes. causal: a token sees itself and what came before. dropout: see ``Heads``."""
 
-    def __init__(self, dim: int = 768, num_heads: int = 12, causal: bool = False, dropout: float = 0.0):
+    def __init__(self, dim: int = 768, num_heads: int = 12, causal: bool = False, dropout: Probability = 0.0):
         super().__init__(dim, num_heads, dropout)
         self.causal = causal
 
@@ -54,9 +55,9 @@ class FullRoom(MixingRoom):
     def __init__(
         self,
         causal: bool = False,
-        dropout: float = 0.0,
-        layers: int = 1,
-        readout: int = 1,
+        dropout: Probability = 0.0,
+        layers: PositiveInt = 1,
+        readout: PositiveInt = 1,
         gradient_checkpointing: bool = False,
         *,
         dim: int,

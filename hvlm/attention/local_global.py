@@ -24,6 +24,7 @@ from hvlm.attention._chunked_inference import Join, window_lean
 from hvlm.attention._flex import flex_attend, window_mask
 from hvlm.attention._qkv import Heads, KeysValues
 from hvlm.attention._softmax import attend_part, attend_window, join
+from hvlm.config.ranges import NonNegativeInt, PositiveInt, Probability
 from hvlm.functional import attend, join_heads, lowest
 
 
@@ -33,12 +34,12 @@ class LocalGlobalAttention(Heads):
 
     def __init__(
         self,
-        local_window: int = 64,
-        num_global_tokens: int = 4,
+        local_window: NonNegativeInt = 64,
+        num_global_tokens: NonNegativeInt = 4,
         dim: int = 768,
         num_heads: int = 12,
         causal: bool = False,
-        dropout: float = 0.0,
+        dropout: Probability = 0.0,
     ):
         super().__init__(dim, num_heads, dropout)
         if local_window < 0 or num_global_tokens < 0:
@@ -136,12 +137,12 @@ class LocalGlobalRoom(MixingRoom):
 
     def __init__(
         self,
-        local_window: int = 64,
-        num_global_tokens: int = 4,
+        local_window: NonNegativeInt = 64,
+        num_global_tokens: NonNegativeInt = 4,
         causal: bool = False,
-        dropout: float = 0.0,
-        layers: int = 1,
-        readout: int = 1,
+        dropout: Probability = 0.0,
+        layers: PositiveInt = 1,
+        readout: PositiveInt = 1,
         gradient_checkpointing: bool = False,
         *,
         dim: int,

@@ -25,6 +25,7 @@ from hvlm.attention._base import MixingRoom, no_memory
 from hvlm.attention._conv import causal_conv, conv_step
 from hvlm.attention._dt import dt_bias
 from hvlm.attention._scan import selective_scan, selective_scan_reference
+from hvlm.config.ranges import PositiveInt, Probability
 from hvlm.functional import dtype_here, evenly
 
 STRETCH = 512  # tokens at a time where nothing is learned
@@ -44,11 +45,11 @@ class MambaLayer(nn.Module):
     def __init__(
         self,
         dim: int = 768,
-        state_size: int = 16,
-        expand: int = 2,
-        d_conv: int = 4,
-        dt_rank: int | None = None,
-        dropout: float = 0.0,
+        state_size: PositiveInt = 16,
+        expand: PositiveInt = 2,
+        d_conv: PositiveInt = 4,
+        dt_rank: PositiveInt | None = None,
+        dropout: Probability = 0.0,
     ):
         super().__init__()
         self.dim, self.state_size, self.d_inner, self.d_conv = dim, state_size, expand * dim, d_conv
@@ -161,7 +162,14 @@ class MambaLayer(nn.Module):
 class BidirectionalMamba(MambaLayer):
     """With a second branch that reads from the end; both share the projections in and out (VideoMamba)."""
 
-    def __init__(self, dim: int = 768, state_size: int = 16, expand: int = 2, d_conv: int = 4, dropout: float = 0.0):
+    def __init__(
+        self,
+        dim: int = 768,
+        state_size: PositiveInt = 16,
+        expand: PositiveInt = 2,
+        d_conv: PositiveInt = 4,
+        dropout: Probability = 0.0,
+    ):
         super().__init__(dim, state_size, expand, d_conv, dropout=dropout)
         self._add_branch("_b")
 
@@ -186,13 +194,13 @@ class MambaRoom(MixingRoom):
 
     def __init__(
         self,
-        state_size: int = 16,
-        expand: int = 2,
-        d_conv: int = 4,
+        state_size: PositiveInt = 16,
+        expand: PositiveInt = 2,
+        d_conv: PositiveInt = 4,
         bidirectional: bool = True,
-        dropout: float = 0.0,
-        layers: int = 1,
-        readout: int = 1,
+        dropout: Probability = 0.0,
+        layers: PositiveInt = 1,
+        readout: PositiveInt = 1,
         gradient_checkpointing: bool = False,
         *,
         dim: int,

@@ -24,6 +24,7 @@ from hvlm.attention import _gpu
 from hvlm.attention._base import MixingRoom, no_memory
 from hvlm.attention._conv import causal_conv, conv_step
 from hvlm.attention._dt import dt_bias
+from hvlm.config.ranges import PositiveInt, Probability
 from hvlm.functional import wide
 
 
@@ -107,12 +108,12 @@ class Mamba2Layer(nn.Module):
     def __init__(
         self,
         dim: int = 768,
-        state_size: int = 64,
-        head_dim: int | None = None,
-        expand: int = 2,
-        d_conv: int = 4,
-        chunk: int = 64,
-        dropout: float = 0.0,
+        state_size: PositiveInt = 64,
+        head_dim: PositiveInt | None = None,
+        expand: PositiveInt = 2,
+        d_conv: PositiveInt = 4,
+        chunk: PositiveInt = 64,
+        dropout: Probability = 0.0,
     ):
         super().__init__()
         e = expand * dim
@@ -205,15 +206,15 @@ class Mamba2Room(MixingRoom):
 
     def __init__(
         self,
-        state_size: int = 64,
-        head_dim: int | None = None,
-        expand: int = 2,
-        d_conv: int = 4,
-        chunk: int = 64,
+        state_size: PositiveInt = 64,
+        head_dim: PositiveInt | None = None,
+        expand: PositiveInt = 2,
+        d_conv: PositiveInt = 4,
+        chunk: PositiveInt = 64,
         bidirectional: bool = True,
-        dropout: float = 0.0,
-        layers: int = 1,
-        readout: int = 1,
+        dropout: Probability = 0.0,
+        layers: PositiveInt = 1,
+        readout: PositiveInt = 1,
         gradient_checkpointing: bool = False,
         *,
         dim: int,

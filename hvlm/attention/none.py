@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from hvlm.attention._base import check_readout, read_out
+from hvlm.config.ranges import PositiveInt
 from hvlm.types import Tokens
 
 
@@ -13,7 +14,7 @@ class NoAttention(nn.Module):
 
     causal, mixes = True, False
 
-    def __init__(self, readout: int = 1):
+    def __init__(self, readout: PositiveInt = 1):
         super().__init__()
         self.readout = check_readout(readout)
 

@@ -36,6 +36,7 @@ from hvlm.attention._kernel import (
 )
 from hvlm.attention._kernel_causal import CAUSAL_CHUNK, KernelState, kernel_attention_causal, kernel_attention_fused
 from hvlm.attention._qkv import Heads
+from hvlm.config.ranges import NonNegativeInt, PositiveInt, Probability
 
 
 class PerformerAttention(Heads):
@@ -50,12 +51,12 @@ class PerformerAttention(Heads):
         self,
         dim: int = 768,
         num_heads: int = 12,
-        num_features: int | None = None,
+        num_features: PositiveInt | None = None,
         kernel: Literal["softmax", "relu", "elu"] = "softmax",
         lengths: Literal["equal", "gaussian"] = "equal",
-        redraw: int = 1000,
+        redraw: NonNegativeInt = 1000,
         causal: bool = False,
-        dropout: float = 0.0,
+        dropout: Probability = 0.0,
     ):
         super().__init__(dim, num_heads, dropout)
         if kernel not in ("softmax", "relu", "elu"):
@@ -177,14 +178,14 @@ class PerformerRoom(MixingRoom):
 
     def __init__(
         self,
-        num_features: int | None = None,
+        num_features: PositiveInt | None = None,
         kernel: Literal["softmax", "relu", "elu"] = "softmax",
         lengths: Literal["equal", "gaussian"] = "equal",
-        redraw: int = 1000,
+        redraw: NonNegativeInt = 1000,
         causal: bool = False,
-        dropout: float = 0.0,
-        layers: int = 1,
-        readout: int = 1,
+        dropout: Probability = 0.0,
+        layers: PositiveInt = 1,
+        readout: PositiveInt = 1,
         gradient_checkpointing: bool = False,
         *,
         dim: int,

@@ -23,6 +23,7 @@ from hvlm.attention._base import MixingRoom, check_streams, no_memory
 from hvlm.attention._flex import flex_attend, strided_mask
 from hvlm.attention._qkv import Heads, KeysValues, packed_like
 from hvlm.attention._softmax import lse_of, softmax_and_largest
+from hvlm.config.ranges import NonNegativeInt, PositiveInt, Probability
 from hvlm.functional import attend, dtype_here, lowest, wide
 
 PROJECTED = 1024  # tokens that are projected at once where nothing is learned
@@ -40,12 +41,12 @@ class StridedAttention(Heads):
 
     def __init__(
         self,
-        stride: int = 4,
+        stride: PositiveInt = 4,
         dim: int = 768,
         num_heads: int = 12,
-        phase: int = 0,
+        phase: NonNegativeInt = 0,
         causal: bool = False,
-        dropout: float = 0.0,
+        dropout: Probability = 0.0,
     ):
         super().__init__(dim, num_heads, dropout)
         if stride < 1 or not 0 <= phase < stride:
@@ -222,12 +223,12 @@ class StridedRoom(MixingRoom):
 
     def __init__(
         self,
-        stride: int = 4,
-        phase: int = 0,
+        stride: PositiveInt = 4,
+        phase: NonNegativeInt = 0,
         causal: bool = False,
-        dropout: float = 0.0,
-        layers: int = 1,
-        readout: int = 1,
+        dropout: Probability = 0.0,
+        layers: PositiveInt = 1,
+        readout: PositiveInt = 1,
         gradient_checkpointing: bool = False,
         *,
         dim: int,

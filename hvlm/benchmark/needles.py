@@ -9,10 +9,11 @@ scored.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from hvlm.config.ranges import Ge, Le, PositiveInt
 from hvlm.errors import UserError
 from hvlm.evaluation.scores import Likelihood, Prediction, Question, Try, choose, score
 from hvlm.prompts import LETTERS, lettered_prompt
@@ -31,17 +32,14 @@ class Needles:
         self,
         split: str = "test",
         tasks: list[str] | None = None,
-        tries: int = 4,
+        tries: Annotated[int, Ge(1), Le(4)] = 4,
         scoring: Literal["loglik_mean", "loglik_sum", "loglik_letter"] = "loglik_mean",
-        batch_size: int = 32,
-        limit: int | None = None,
+        batch_size: PositiveInt = 32,
+        limit: PositiveInt | None = None,
         blind: bool = True,
     ):
         if scoring not in ("loglik_mean", "loglik_sum", "loglik_letter"):
             raise UserError(f"benchmark.scoring={scoring}: expected loglik_mean, loglik_sum or loglik_letter")
-        for name, value, top in (("tries", tries, 4), ("batch_size", batch_size, None), ("limit", limit, None)):
-            if value is not None and (value < 1 or (top is not None and value > top)):
-                raise UserError(f"benchmark.{name}={value}: expected {'1 to 4' if top else 'at least 1'}")
         self.split, self.tasks, self.tries, self.scoring = split, tasks, tries, scoring
         self.batch_size, self.limit, self.blind = batch_size, limit, blind
 

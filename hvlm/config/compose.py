@@ -1,8 +1,8 @@
 """Command line -> configuration, checked before any work.
 
 ``compose`` gives a configuration for a list of overrides, ``plan`` the configurations of all stages that a command
-runs, ``main`` makes an entry script out of a function. Whatever is wrong comes out as one ``UserError`` line that names
-the key. Together with build, launch and chain this is the only file that knows Hydra.
+runs. Whatever is wrong comes out as one ``UserError`` line that names the key. Hydra is known here, in ``hvlm.cli`` and
+in ``hvlm.sweep.launcher``, and nowhere else.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import hvlm
-from hvlm.config.schema import arguments, did_you_mean
-from hvlm.config.settings import ROOMS, SECTIONS, RootConfig
+from hvlm.config.check import check
+from hvlm.config.schema import did_you_mean
 from hvlm.errors import UserError
 
 CONF = Path(hvlm.__file__).parent.parent / "conf"
@@ -30,65 +29,20 @@ CONF = Path(hvlm.__file__).parent.parent / "conf"
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
     """The configuration as plain dicts, lists and scalars; an interpolation that leads nowhere is a ``UserError``."""
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise UserError(f"{missing[0]} is mandatory and has no value: set {missing[0]}=... on the command line")
     try:
+        missing = sorted(OmegaConf.missing_keys(cfg))
+        if missing:
+            raise UserError(f"{missing[0]} is mandatory and has no value: set {missing[0]}=... on the command line")
         return OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as e:
         raise UserError(f"{e.full_key}: {str(e).splitlines()[0]}") from e
-
-
-def check(cfg: DictConfig) -> dict[str, Any]:
-    """Every key and every value against the class that will receive it. Returns the plain, converted configuration.
-
-    Raises ``UserError`` for an unknown key (with the one that was probably meant), a wrong type, a missing value, and
-    a room whose YAML is not one flat call.
-    """
-    plain = resolved(cfg)
-    known = [f.name for f in fields(RootConfig)] + list(ROOMS)
-    for key in plain:
-        if key not in known:
-            raise UserError(f"unknown key '{key}';{did_you_mean(key, known)}")
-    for key in known:
-        if key not in plain:
-            way_out = f"choose one with {key}=<name>" if key in (*ROOMS, *SECTIONS) else f"set {key}=..."
-            raise UserError(f"{key} has no value: {way_out}")
-    checked = arguments({k: v for k, v in plain.items() if k not in ROOMS}, RootConfig, "")
-    for name, section in SECTIONS.items():
-        checked[name] = arguments(checked[name], section, name)
-    for room, supplied in ROOMS.items():
-        checked[room] = _check_room(room, plain[room], supplied)
-    return {key: checked[key] for key in plain}
-
-
-def _check_room(room: str, node: Any, supplied: frozenset[str]) -> dict[str, Any]:
-    if not isinstance(node, Mapping) or "_target_" not in node:
-        raise UserError(f"{room}: expected a mapping with _target_ (conf/{room}/<name>.yaml), found {node!r}")
-    path = node["_target_"]
-    if not isinstance(path, str) or not path.startswith(f"hvlm.{room}."):
-        raise UserError(f"{room}._target_={path}: expected a class in hvlm.{room}; choose it with {room}=<name>")
-    for key, value in node.items():
-        inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-        if any(isinstance(v, Mapping | list) for v in inner):
-            raise UserError(f"{room}.{key}: holds nested values; a room takes scalars, flat lists and flat maps")
-    settings = {k: v for k, v in node.items() if k != "_target_"}
-    return {"_target_": path, **arguments(settings, _locate(path, room), room, supplied)}
-
-
-def _locate(path: str, room: str) -> type:
-    try:
-        return hydra.utils.get_class(path)
-    except Exception as e:  # Hydra wraps import errors in several types
-        cause = e.__cause__ or e
-        raise UserError(f"{room}._target_={path} cannot be imported: {str(cause).splitlines()[0]}") from e
 
 
 def compose(overrides: Sequence[str], config_name: str = "train") -> dict[str, Any]:
     """The checked configuration for these overrides, as the command line would give it: plain values only."""
     overrides = list(overrides)
     with explained(overrides, config_name):
-        return check(_compose(tuple(overrides), config_name))
+        return check(resolved(_compose(tuple(overrides), config_name)))
 
 
 @functools.cache

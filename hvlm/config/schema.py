@@ -3,17 +3,19 @@
 ``convert`` checks one value, ``arguments`` the whole mapping that goes to a constructor or a dataclass. Both raise
 ``UserError`` with the full dotted key, what was found and what was expected, so that ``attention.local_window=abc``
 stops before a model is built. OmegaConf's structured configs would do the first half; they have no ``Literal``, do not
-read a constructor's signature and do not suggest the key that was meant.
+read a constructor's signature and do not suggest the key that was meant. A range stands with the type
+(``Annotated[int, Ge(1)]``, see ``hvlm.config.ranges``) and is checked with it.
 """
 
 from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 from hvlm.errors import UserError
 
@@ -35,6 +37,8 @@ def is_plain(annotation: Any) -> bool:
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
         return True
+    if origin is Annotated:
+        return is_plain(args[0])
     if origin in (Union, types.UnionType):
         return all(is_plain(a) for a in args)
     if origin in (list, tuple, Sequence) or annotation in (list, tuple):
@@ -48,9 +52,15 @@ def convert(value: Any, annotation: Any, key: str) -> Any:
     """``value`` as ``annotation`` wants it, or a ``UserError`` that names ``key``.
 
     The only conversions are those nobody would call a mistake: an int where a float is wanted, a whole float (``1e3``)
-    where an int is wanted, a number where a string is wanted (``run=7``). A bool is never a number.
+    where an int is wanted, a number where a string is wanted (``run=7``). A bool is never a number, and nan and inf are
+    no values that a setting can have.
     """
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        converted = convert(value, args[0], key)
+        if all(check.holds(converted) for check in args[1:]):
+            return converted
+        raise UserError(f"{key}={value}: expected {describe(annotation)}")
     if origin in (Union, types.UnionType):
         return _convert_union(value, annotation, args, key)
     if origin is Literal:
@@ -79,11 +89,10 @@ def _convert_union(value: Any, annotation: Any, options: tuple[Any, ...], key: s
         if type(None) in options:
             return None
         raise _wrong(key, value, annotation)
-    if type(value) in options:
-        return value
     options = tuple(o for o in options if o is not type(None))
-    if len(options) == 1:
-        return convert(value, options[0], key)
+    exact = [o for o in options if type(value) is (typing.get_args(o)[0] if typing.get_origin(o) is Annotated else o)]
+    if exact or len(options) == 1:
+        return convert(value, exact[0] if exact else options[0], key)
     for option in options:
         try:
             return convert(value, option, key)
@@ -98,7 +107,7 @@ def _convert_scalar(value: Any, annotation: Any, key: str) -> Any:
         return value
     if annotation is int and number and float(value).is_integer():
         return int(value)
-    if annotation is float and number:
+    if annotation is float and number and math.isfinite(value):
         return float(value)
     if annotation is str and isinstance(value, str):
         return value
@@ -119,6 +128,8 @@ def describe(annotation: Any) -> str:
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (Union, types.UnionType):
         return " or ".join(describe(a) for a in args)
+    if origin is Annotated:
+        return f"{describe(args[0])} {' and '.join(map(str, args[1:]))}"
     if origin is None and isinstance(annotation, type):
         return annotation.__name__
     return str(annotation).replace("typing.", "").replace("NoneType", "null")
@@ -127,9 +138,13 @@ def describe(annotation: Any) -> str:
 def parameters(target: type) -> dict[str, tuple[Any, bool]]:
     """{name: (annotation, required)} of a class's constructor.
 
-    A subclass may pass ``**rest`` on to its base in this package: the base's arguments then count as its own.
-    ``**rest`` that no base takes up would swallow misspelt keys and is a TypeError, like a missing annotation.
+    A class that says its own ``__signature__`` has the arguments that stand there. Else a subclass may pass ``**rest``
+    on to its base in this package: the base's arguments then count as its own. ``**rest`` that no base takes up would
+    swallow misspelt keys and is a TypeError, like a missing annotation.
     """
+    if "__signature__" in vars(target):
+        stated = vars(target)["__signature__"].parameters.values()
+        return {p.name: (_evaluate(p.annotation, target.__init__), p.default is p.empty) for p in stated}
     found: dict[str, tuple[Any, bool]] = {}
     package = target.__module__.split(".")[0]
     passes_on = False

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from hvlm.config.ranges import (
+    Ge,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    Written,
+)
 
 # The rooms, in the order of the corridor, and the keywords that hvlm.build passes to them because they follow from
 # the neighbours. Everything else in a constructor is a setting and stands in the room's YAML.
@@ -29,7 +39,7 @@ class DomainConfig:
 
     name: str
     adapter: str
-    mixture: dict[str, float]
+    mixture: dict[str, NonNegativeFloat]
 
 
 @dataclass(frozen=True)
@@ -37,21 +47,21 @@ class TrainerConfig:
     """How a stage runs; ``hvlm.training.trainer`` turns it into arguments of ``lightning.Trainer``."""
 
     accelerator: Literal["cpu", "gpu", "auto"]
-    devices: int | Literal["auto"]
-    num_nodes: int
+    devices: PositiveInt | Literal["auto"]
+    num_nodes: PositiveInt
     strategy: str
-    precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true"]
-    accumulate: int
-    gradient_clip_val: float | None
-    checkpoint_every: int
-    log_every: int
-    val_every: int
-    threads: int | None
-    num_workers: int
-    cache_mb: int
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+    accumulate: PositiveInt
+    gradient_clip_val: NonNegativeFloat | None  # null or 0: as it is
+    checkpoint_every: PositiveInt
+    log_every: PositiveInt
+    val_every: NonNegativeInt
+    threads: PositiveInt | None
+    num_workers: NonNegativeInt
+    cache_mb: NonNegativeInt
     deterministic: bool
-    max_time: str | None
-    max_steps: int | None
+    max_time: Annotated[str, Written(r"\d+:\d\d:\d\d:\d\d", "dd:hh:mm:ss")] | None
+    max_steps: PositiveInt | None
 
 
 @dataclass(frozen=True)
@@ -71,8 +81,8 @@ class CallbackConfig:
     """What accompanies a run: the bar, the table of clips, how many checkpoints are kept."""
 
     progress: bool
-    media: int
-    keep: int
+    media: NonNegativeInt
+    keep: Annotated[int, Ge(-1)]  # -1: all
 
 
 @dataclass(frozen=True)
@@ -81,8 +91,8 @@ class AskConfig:
 
     video: str | None
     question: str | None
-    at: list[float] | None
-    fps: float
+    at: list[NonNegativeFloat] | None
+    fps: PositiveFloat
 
 
 @dataclass(frozen=True)
@@ -94,7 +104,7 @@ class RootConfig:
     logger: dict
     callback: dict
     ask: dict
-    seed: int
+    seed: Seed
     order: Literal["question_first", "video_first"]
     run: str | None
     init_from: str | None

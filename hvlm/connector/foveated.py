@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from hvlm.config.ranges import PositiveInt
 from hvlm.connector._project import Projector
 from hvlm.types import Patches, Prefix, Tokens
 
@@ -51,7 +52,7 @@ class Foveated(nn.Module):
         self,
         mode: Literal["coarse", "coarse_fine", "autoregressive"] = "coarse_fine",
         depth: Literal["deep", "shallow"] = "deep",
-        fine_iterations: int = 1,
+        fine_iterations: PositiveInt = 1,
         projector: Literal["linear", "mlp"] = "mlp",
         visual_scale: float = 1.0,
         standardise: bool = True,
@@ -65,8 +66,6 @@ class Foveated(nn.Module):
             raise ValueError(f"connector.mode={mode!r}: expected one of {', '.join(MODES)}")
         if depth not in ("deep", "shallow"):
             raise ValueError(f"connector.depth={depth!r}: expected deep or shallow")
-        if fine_iterations < 1:
-            raise ValueError(f"connector.fine_iterations={fine_iterations}: expected at least 1")
         self.mode, self.shallow, self.fine_iterations = mode, depth == "shallow", fine_iterations
         self.q_static = nn.Parameter(torch.randn(1, query_dim))
         self.project = Projector(dim, text_dim, projector, visual_scale, standardise, ("coarse", "fine"))

@@ -23,6 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from hvlm.config.ranges import NonNegativeInt, PositiveInt
 from hvlm.connector._project import Projector
 from hvlm.merging import Assignment, bipartite_down_to, in_time_order
 from hvlm.types import Patches, Prefix, Tokens
@@ -44,10 +45,10 @@ class LongVLM(nn.Module):
 
     def __init__(
         self,
-        segments: int = 10,
-        tokens: int = 30,
-        summaries: int = 5,
-        groups: int = 16,
+        segments: PositiveInt = 10,
+        tokens: PositiveInt = 30,
+        summaries: NonNegativeInt = 5,
+        groups: NonNegativeInt = 16,
         projector: Literal["linear", "mlp"] = "mlp",
         visual_scale: float = 1.0,
         standardise: bool = True,
@@ -56,10 +57,7 @@ class LongVLM(nn.Module):
         text_dim: int,
     ):
         super().__init__()
-        for name, value, least in (("segments", segments, 1), ("tokens", tokens, 1), ("summaries", summaries, 0)):
-            if value < least:
-                raise ValueError(f"connector.{name}={value}: expected at least {least}")
-        if groups < 0 or groups and dim % groups:
+        if groups and dim % groups:
             raise ValueError(
                 f"connector.groups={groups}: expected a number that divides the encoder's width {dim}, or 0 to compare "
                 "all channels"

@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from hvlm.config.ranges import PositiveInt
 from hvlm.connector._project import Projector
 from hvlm.types import Patches, Prefix, Tokens
 
@@ -21,14 +22,14 @@ class DensePatches(nn.Module):
         projector: Literal["linear", "mlp"] = "mlp",
         visual_scale: float = 1.0,
         standardise: bool = True,
-        shuffle: int = 1,
+        shuffle: PositiveInt = 1,
         *,
         dim: int,
         text_dim: int,
         grid: tuple[int, int],
     ):
         super().__init__()
-        if shuffle < 1 or grid[0] % shuffle or grid[1] % shuffle:
+        if grid[0] % shuffle or grid[1] % shuffle:
             raise ValueError(f"connector.shuffle={shuffle}: must divide the {grid[0]} x {grid[1]} patch grid")
         self.shuffle, self.grid = shuffle, grid
         self.one_per_patch = shuffle == 1

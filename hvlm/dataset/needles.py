@@ -23,15 +23,16 @@ from concurrent.futures import as_completed
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from hvlm.config.ranges import Fraction, Ge, Le, NonNegativeInt, PositiveInt, Seed
 from hvlm.data.shard_index import MANIFEST, Manifest, load_manifest, write_manifest
 from hvlm.dataset._haystack import Stretch, Video, find_videos
 from hvlm.dataset._needles_labels import LABELS, patch_labels
 from hvlm.dataset._needles_make import SPLITS, decode, make_shard, pool_of
-from hvlm.dataset._needles_scene import DOMAINS, ORDERED, SETS, Recipe, max_displacement
+from hvlm.dataset._needles_scene import DOMAINS, ORDERED, Recipe, max_displacement
 from hvlm.dataset._needles_text import vocabulary
 from hvlm.errors import UserError
 
@@ -60,24 +61,24 @@ class Needles:
         self,
         root: str = "data",
         haystack: str | None = None,
-        set: str = "easy",
-        train_clips: int = 3000,
-        val_clips: int = 200,
-        test_clips: int = 400,
-        text_chats: int = 500,
-        size: int = 64,
-        frames: int = 16,
-        fps: float = 8.0,
-        num_frames: int = 8,
+        set: Literal["easy", "hard", "vnbench"] = "easy",
+        train_clips: NonNegativeInt = 3000,
+        val_clips: NonNegativeInt = 200,
+        test_clips: NonNegativeInt = 400,
+        text_chats: NonNegativeInt = 500,
+        size: Annotated[int, Ge(32), Le(1024)] = 64,
+        frames: Annotated[int, Ge(2), Le(100_000)] = 16,
+        fps: Annotated[float, Ge(0.1), Le(240)] = 8.0,
+        num_frames: Annotated[int, Ge(2)] = 8,
         outline: bool = True,
-        displacement: float = 0.4,
+        displacement: Annotated[float, Ge(0.1)] = 0.4,
         domains: list[str] | None = None,
-        max_bad: float = 0.5,
-        shard_clips: int = 125,
-        generate_workers: int = 0,
-        seed: int = 0,
-        crf: int = 23,
-        access: str = "index",
+        max_bad: Fraction = 0.5,
+        shard_clips: PositiveInt = 125,
+        generate_workers: Annotated[int, Ge(0), Le(4096)] = 0,
+        seed: Seed = 0,
+        crf: Annotated[int, Ge(0), Le(51)] = 23,
+        access: Literal["index", "stream"] = "index",
     ) -> None:
         self.root, self.haystack, self.access = Path(root), haystack, access
         self.counts = dict(zip(SPLITS, (train_clips, val_clips, test_clips, text_chats), strict=True))
@@ -90,23 +91,12 @@ class Needles:
 
     def _check(self) -> None:
         recipe = self.recipe
-        _one_of("set", recipe.set, SETS)
-        _one_of("access", self.access, ("index", "stream"))
         for domain in recipe.domains:
             _one_of("domains", domain, DOMAINS)
         limits = {
-            "size": (recipe.size, 32, 1024, "pixels"),
-            "frames": (recipe.frames, 2, 100_000, "frames"),
-            "fps": (recipe.fps, 0.1, 240, "frames per second"),
             "num_frames": (self.num_frames, ORDERED if recipe.set == "vnbench" else 2, 100_000, "frames"),
             "displacement": (recipe.displacement, 0.1, max_displacement(recipe), "frame widths"),
-            "max_bad": (self.max_bad, 0.0, 1.0, "as a share of the files"),
-            "shard_clips": (self.shard_clips, 1, 1_000_000, "samples"),
-            "generate_workers": (self.generate_workers, 0, 4096, "processes"),
-            "seed": (self.seed, 0, 2**32 - 1, ""),
-            "crf": (recipe.crf, 0, 51, ""),
         }
-        limits |= {"text_chats" if s == "text" else f"{s}_clips": (n, 0, 10**9, "") for s, n in self.counts.items()}
         for key, (value, low, high, unit) in limits.items():
             if not low <= value <= high:
                 raise UserError(f"dataset.{key}={value:g}: expected {low:g} to {high:g} {unit}".rstrip())

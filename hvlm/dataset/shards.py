@@ -9,6 +9,7 @@ from typing import Literal
 
 from braceexpand import braceexpand
 
+from hvlm.config.ranges import PositiveInt
 from hvlm.data import samples
 from hvlm.data.quarantine import SampleError
 from hvlm.data.shard_index import MANIFEST, Manifest, index_shard, load_manifest, write_manifest
@@ -37,7 +38,7 @@ class Shards:
         self,
         path: str | list[str],
         access: Literal["index", "stream"] = "index",
-        num_frames: int = 16,
+        num_frames: PositiveInt = 16,
         domain: str = "general",
     ) -> None:
         if access not in ("index", "stream"):

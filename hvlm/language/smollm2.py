@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import Cache, LlamaConfig, LlamaForCausalLM
 
 from hvlm.chat import Chat
+from hvlm.config.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
 from hvlm.errors import UserError
 from hvlm.language._attention import IMPLEMENTATION
 from hvlm.language._weights import load, read_tokenizer, smollm2_folder
@@ -55,19 +56,19 @@ class SmolLM2(nn.Module):
         chat: Chat | None,
         source: str = "scratch",
         revision: str | None = None,
-        hidden_size: int = 576,
-        intermediate_size: int = 1536,
-        num_layers: int = 30,
-        num_heads: int = 9,
-        num_kv_heads: int = 3,
-        rope_theta: float = 100_000.0,
-        norm_eps: float = 1e-5,
-        init_std: float = 0.02,
+        hidden_size: PositiveInt = 576,
+        intermediate_size: PositiveInt = 1536,
+        num_layers: PositiveInt = 30,
+        num_heads: PositiveInt = 9,
+        num_kv_heads: PositiveInt = 3,
+        rope_theta: PositiveFloat = 100_000.0,
+        norm_eps: PositiveFloat = 1e-5,
+        init_std: NonNegativeFloat = 0.02,
         template: Literal["chatml", "tiny"] = "chatml",
         system: str | None = None,
         gradient_checkpointing: bool = False,
         attention: Literal["auto", "sdpa"] = "auto",
-        vocab_size: int | None = None,
+        vocab_size: PositiveInt | None = None,
         weights: bool = True,
     ):
         super().__init__()

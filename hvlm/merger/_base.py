@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hvlm.config.ranges import PositiveInt, Share
 from hvlm.merger._scores import View
 from hvlm.merging import Assignment, in_time_order, round_half_up
 from hvlm.types import Patches, Tokens
@@ -57,8 +58,8 @@ class MergerRoom(nn.Module, ABC):
 
     def __init__(
         self,
-        keep: float = 0.25,
-        tokens: int | None = None,
+        keep: Share = 0.25,
+        tokens: PositiveInt | None = None,
         scope: Scope = "auto",
         proportional: bool = False,
         positions: Positions = "patches",
@@ -67,10 +68,6 @@ class MergerRoom(nn.Module, ABC):
         needs_frames: bool = False,
     ):
         super().__init__()
-        if not 0 < keep <= 1:
-            raise ValueError(f"merger.keep={keep}: expected a share between 0 and 1")
-        if tokens is not None and tokens < 1:
-            raise ValueError(f"merger.tokens={tokens}: expected a number of tokens for each clip, or null for keep")
         if scope not in ("auto", "video", "frame"):
             raise ValueError(f"merger.scope={scope!r}: expected auto, video or frame")
         if positions not in ("patches", "packed"):

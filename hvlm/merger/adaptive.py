@@ -9,12 +9,13 @@ of the clip it stands for.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hvlm.config.ranges import Gt, Lt, NonNegativeFloat, NonNegativeInt, Share
 from hvlm.merger._base import Choice, MergerRoom, Places
 from hvlm.merger._scores import NEEDS_ENCODER, Motion, Saliency, View, mean_one, motion_of, saliency_of
 from hvlm.merging import best_of_clip, best_of_each, roots_in_frame
@@ -42,26 +43,18 @@ class AdaptiveMerge(MergerRoom):
 
     def __init__(
         self,
-        keep: float = 0.25,
-        background: float = 0.2,
+        keep: Share = 0.25,
+        background: Annotated[float, Gt(0), Lt(1)] = 0.2,
         saliency: Saliency = "distance",
         motion: Motion = "features",
-        motion_weight: float = 2.0,
-        reach: int | None = 2,
-        diversity: float = 0.7,
+        motion_weight: NonNegativeFloat = 2.0,
+        reach: NonNegativeInt | None = 2,
+        diversity: NonNegativeFloat = 0.7,
         proportional: bool = True,
         places: Places = "root",
         **room: Any,
     ):
         super().__init__(keep, proportional=proportional, places=places, **room)
-        if not 0 < background < 1:
-            raise ValueError(f"merger.background={background}: expected a share between 0 and 1")
-        if motion_weight < 0:
-            raise ValueError(f"merger.motion_weight={motion_weight}: expected 0 or more")
-        if reach is not None and reach < 0:
-            raise ValueError(f"merger.reach={reach}: expected 0 frames or more, or null")
-        if diversity < 0:
-            raise ValueError(f"merger.diversity={diversity}: expected an exponent of 0 or more")
         self.background, self.saliency = background, saliency
         self.motion, self.motion_weight = motion, motion_weight
         self.reach, self.diversity = reach, diversity

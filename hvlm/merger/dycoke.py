@@ -8,12 +8,13 @@ way in the same proportion, 1 : 0.3, and are compared with the first frame of th
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hvlm.config.ranges import Ge, Share
 from hvlm.merger._base import Choice, MergerRoom
 from hvlm.merger._scores import View
 from hvlm.merging import roots_or_dropped
@@ -31,9 +32,9 @@ class DyCoke(MergerRoom):
 
     drops = True
 
-    def __init__(self, keep: float = 0.25, window: int = 4, **room: Any):
+    def __init__(self, keep: Share = 0.25, window: Annotated[int, Ge(2)] = 4, **room: Any):
         super().__init__(keep, **room)
-        if window < 2 or window & (window - 1):
+        if window & (window - 1):
             raise ValueError(f"merger.window={window}: expected a power of two of frames")
         self.window = window
 

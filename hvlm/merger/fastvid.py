@@ -6,12 +6,13 @@ keep density peaks of some frames, and let the rest of the segment join them.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hvlm.config.ranges import Ge, Lt, PositiveInt, Share
 from hvlm.merger._base import Choice, MergerRoom
 from hvlm.merger._scores import Saliency, View, saliency_of
 from hvlm.merging import best_of_each
@@ -32,20 +33,16 @@ class FastVID(MergerRoom):
 
     def __init__(
         self,
-        keep: float = 0.25,
-        segments: int | None = None,
+        keep: Share = 0.25,
+        segments: PositiveInt | None = None,
         threshold: float = 0.9,
-        density: float = 0.4,
-        every: int = 4,
-        neighbours: int = 4,
+        density: Annotated[float, Ge(0), Lt(1)] = 0.4,
+        every: PositiveInt = 4,
+        neighbours: PositiveInt = 4,
         weight: float = 0.6,
         **room: Any,
     ):
         super().__init__(keep, **room)
-        if not 0 <= density < 1:
-            raise ValueError(f"merger.density={density}: expected a share of at least 0 and below 1")
-        if every < 1 or neighbours < 1 or (segments is not None and segments < 1):
-            raise ValueError("merger.every, merger.neighbours and merger.segments must be at least 1, segments or null")
         self.segments, self.threshold, self.density = segments, threshold, density
         self.every, self.neighbours, self.weight = every, neighbours, weight
 

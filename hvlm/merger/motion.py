@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hvlm.config.ranges import Share
 from hvlm.merger._base import Choice, MergerRoom
 from hvlm.merger._scores import Motion, View, distance_from_mean, motion_of
 from hvlm.merging import best_of_clip, roots_in_frame
@@ -22,7 +23,7 @@ class MotionAwareTokenMerge(MergerRoom):
 
     across = False
 
-    def __init__(self, keep: float = 0.25, motion: Motion = "features", **room: Any):
+    def __init__(self, keep: Share = 0.25, motion: Motion = "features", **room: Any):
         super().__init__(keep, **room)
         self.motion, self.wants_flow = motion, motion == "flow"
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hvlm.config.ranges import Seed, Share
 from hvlm.merger._base import Choice, MergerRoom
 from hvlm.merger._scores import View
 from hvlm.merging import best_of_each, roots_or_dropped
@@ -22,7 +23,7 @@ class RandomMerge(MergerRoom):
     drops = True
     draws: Tensor
 
-    def __init__(self, keep: float = 0.25, seed: int = 0, **room: Any):
+    def __init__(self, keep: Share = 0.25, seed: Seed = 0, **room: Any):
         super().__init__(keep, **room)
         self.seed = seed
         self.register_buffer("draws", torch.zeros((), dtype=torch.long))

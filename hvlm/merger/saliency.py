@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hvlm.config.ranges import Share
 from hvlm.merger._base import Choice, MergerRoom
 from hvlm.merger._scores import NEEDS_ENCODER, Saliency, View, saliency_of
 from hvlm.merging import best_of_clip, roots_in_frame
@@ -20,7 +21,7 @@ class SaliencyMerge(MergerRoom):
 
     across = False
 
-    def __init__(self, keep: float = 0.25, saliency: Saliency = "attention", **room: Any):
+    def __init__(self, keep: Share = 0.25, saliency: Saliency = "attention", **room: Any):
         super().__init__(keep, **room)
         self.saliency = saliency
         self.wants_saliency = saliency if saliency in NEEDS_ENCODER else None

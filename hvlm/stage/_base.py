@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import SumMetric
 
+from hvlm.config.ranges import Fraction, NonNegativeFloat, PositiveInt, Probability
 from hvlm.model import VLM, named_parts
 from hvlm.types import Batch
 
@@ -38,16 +39,16 @@ class Stage(lightning.LightningModule):
         self,
         *,
         model: VLM,
-        steps: int,
-        batch_size: int,
-        trainable: dict[str, float | None],
-        rows_per_clip: int = 1,
-        interleave: float = 0.0,
+        steps: PositiveInt,
+        batch_size: PositiveInt,
+        trainable: dict[str, NonNegativeFloat | None],
+        rows_per_clip: PositiveInt = 1,
+        interleave: Probability = 0.0,
         schedule: Literal["constant", "cosine", "converging"] = "cosine",
-        warmup: float = 0.03,
-        floor: float = 0.1,
-        converge_to: float | None = None,
-        weight_decay: float = 0.01,
+        warmup: Fraction = 0.03,
+        floor: Fraction = 0.1,
+        converge_to: NonNegativeFloat | None = None,
+        weight_decay: NonNegativeFloat = 0.01,
     ):
         super().__init__()
         if schedule not in SCHEDULES:

@@ -7,6 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from hvlm.config.ranges import NonNegativeFloat
 from hvlm.stage._base import Stage
 from hvlm.types import Batch
 
@@ -18,7 +19,7 @@ class TextStage(Stage):
         auxiliary loss, 0 in its releases). It costs a second pass through the encoder and the language model.
     """
 
-    def __init__(self, *, coarse_weight: float = 0.0, **stage: Any):
+    def __init__(self, *, coarse_weight: NonNegativeFloat = 0.0, **stage: Any):
         super().__init__(**stage)
         if coarse_weight and not hasattr(self.model.connector, "using"):
             raise ValueError(f"stage.coarse_weight={coarse_weight:g}: only connector=foveated has coarse tokens; use 0")

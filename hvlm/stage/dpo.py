@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hvlm.config.ranges import NonNegativeFloat, PositiveFloat
 from hvlm.stage._base import Stage
 from hvlm.types import Batch
 
@@ -29,8 +30,8 @@ class DPO(Stage):
     def __init__(
         self,
         *,
-        beta: float = 0.1,
-        nll_weight: float = 0.0,
+        beta: PositiveFloat = 0.1,
+        nll_weight: NonNegativeFloat = 0.0,
         reference: Literal["copy", "precomputed"] = "copy",
         **stage: Any,
     ):

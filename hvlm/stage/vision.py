@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hvlm.config.ranges import NonNegativeFloat, PositiveInt
 from hvlm.stage._base import Stage
 from hvlm.types import Batch, Wants
 
@@ -41,12 +42,12 @@ class VisionPretraining(Stage):
         self,
         *,
         labels: dict[str, int],
-        background_weight: float = 0.15,
-        domain_weight: float = 0.3,
-        gaze_weight: float = 1.0,
-        place_weight: float = 1.0,
+        background_weight: NonNegativeFloat = 0.15,
+        domain_weight: NonNegativeFloat = 0.3,
+        gaze_weight: NonNegativeFloat = 1.0,
+        place_weight: NonNegativeFloat = 1.0,
         depth: Literal["deep", "shallow"] = "deep",
-        cells: int = 2,
+        cells: PositiveInt = 2,
         **stage: Any,
     ):
         super().__init__(**stage)

@@ -36,7 +36,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich.console import Console
 from rich.live import Live
 
-from hvlm.config.compose import check, plan
+from hvlm.config.check import check
+from hvlm.config.compose import plan, resolved
 from hvlm.errors import UserError
 from hvlm.io.files import write_atomically
 from hvlm.sweep.table import read_accuracy, table, write_table
@@ -135,7 +136,7 @@ class ProcessLauncher(Launcher):
         cfg = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
         with read_write(cfg), open_dict(cfg):
             del cfg["hydra"]
-        return check(cfg)
+        return check(resolved(cfg))
 
     def _status_file(self, job: Job) -> Path:
         return self.folder / job.name / "status.json"

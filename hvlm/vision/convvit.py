@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hvlm.config.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
 from hvlm.functional import attend, join_heads, split_heads
 from hvlm.image import IMAGENET_MEAN, IMAGENET_STD
 from hvlm.types import KV, NOTHING_ELSE, Encoded, Tokens, Wants
@@ -57,14 +58,14 @@ class ConvViT(nn.Module):
 
     def __init__(
         self,
-        dim: int = 128,
-        num_layers: int = 3,
-        num_heads: int = 4,
-        mlp_ratio: float = 4.0,
-        image_size: int = 64,
-        query_dim: int | None = None,
-        frames_at_once: int = 4096,
-        cache_gb: float = 0,
+        dim: PositiveInt = 128,
+        num_layers: PositiveInt = 3,
+        num_heads: PositiveInt = 4,
+        mlp_ratio: PositiveFloat = 4.0,
+        image_size: PositiveInt = 64,
+        query_dim: PositiveInt | None = None,
+        frames_at_once: PositiveInt = 4096,
+        cache_gb: NonNegativeFloat = 0,
     ):
         super().__init__()
         if image_size % self.patch_size:

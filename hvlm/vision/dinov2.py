@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Dinov2Config, Dinov2Model
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer
 
+from hvlm.config.ranges import NonNegativeFloat, PositiveInt
 from hvlm.errors import UserError
 from hvlm.functional import attend, join_heads, split_heads
 from hvlm.image import IMAGENET_MEAN, IMAGENET_STD
@@ -45,15 +46,15 @@ class Dinov2(nn.Module):
         self,
         source: str = "scratch",
         revision: str | None = None,
-        hidden_size: int = 384,
-        num_layers: int = 12,
-        num_heads: int = 6,
-        image_size: int = 224,
-        patch_size: int = 14,
-        query_dim: int | None = None,
+        hidden_size: PositiveInt = 384,
+        num_layers: PositiveInt = 12,
+        num_heads: PositiveInt = 6,
+        image_size: PositiveInt = 224,
+        patch_size: PositiveInt = 14,
+        query_dim: PositiveInt | None = None,
         gradient_checkpointing: bool = False,
-        frames_at_once: int = 256,
-        cache_gb: float = 0,
+        frames_at_once: PositiveInt = 256,
+        cache_gb: NonNegativeFloat = 0,
         weights: bool = True,
     ):
         super().__init__()

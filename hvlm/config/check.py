@@ -1,0 +1,100 @@
+"""The one check that every configuration passes, wherever it comes from: command line, checkpoint, exported folder.
+
+``check`` takes a whole configuration, ``check_room`` one room's node; ``hvlm.build.room`` calls the latter for every
+room it builds, so that nothing reaches a constructor unchecked and no file can name a class outside of the rooms.
+Needs neither Hydra nor OmegaConf.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import fields
+from typing import Any
+
+from hvlm.config.schema import arguments, did_you_mean
+from hvlm.config.settings import ROOMS, SECTIONS, RootConfig
+from hvlm.errors import UserError
+
+# Packages whose modules ``<package>.<group>.`` hold rooms. Only what the user names on a command line may be added to
+# them: a checkpoint or a config.json never adds anything.
+PACKAGES: tuple[str, ...] = ("hvlm",)
+
+
+def check(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Every key and every value against the class that will receive it. Returns the converted configuration.
+
+    Raises:
+        UserError: an unknown key (with the one that was probably meant), a wrong type, a number out of range, a missing
+            value, or a room whose node is not one flat call of a class of its group.
+    """
+    checked = check_settings(plain)
+    for group, supplied in ROOMS.items():
+        checked[group] = check_room(group, plain[group], supplied)
+    return {key: checked[key] for key in plain}
+
+
+def check_settings(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """``check`` of everything but the rooms, which takes no import of a room and hence none of torch."""
+    known = [f.name for f in fields(RootConfig)] + list(ROOMS)
+    for key in plain:
+        if key not in known:
+            raise UserError(f"unknown key '{key}';{did_you_mean(key, known)}")
+    for key in known:
+        if key not in plain:
+            way_out = f"choose one with {key}=<name>" if key in (*ROOMS, *SECTIONS) else f"set {key}=..."
+            raise UserError(f"{key} has no value: {way_out}")
+    checked = arguments({k: v for k, v in plain.items() if k not in ROOMS}, RootConfig, "")
+    for name, section in SECTIONS.items():
+        checked[name] = arguments(checked[name], section, name)
+    return checked
+
+
+def check_room(group: str, node: Any, supplied: Collection[str] = ()) -> dict[str, Any]:
+    """A room's node, ``{"_target_": path of a class, setting: value, ...}``, with every value converted.
+
+    Args:
+        group: the room's group, e.g. ``connector``.
+        node: what the configuration holds under that name.
+        supplied: arguments that the program passes itself and that the node must not hold.
+
+    Raises:
+        UserError: see ``check``.
+    """
+    cls = room_class(group, node)
+    for key, value in node.items():
+        inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+        if any(isinstance(v, Mapping | list | tuple) for v in inner):
+            raise UserError(f"{group}.{key}: holds nested values; a room takes scalars, flat lists and flat maps")
+    settings = {k: v for k, v in node.items() if k != "_target_"}
+    return {"_target_": node["_target_"], **arguments(settings, cls, group, supplied)}
+
+
+def group_of(node: Any) -> str:
+    """The group that a room's ``_target_`` names; one that is no group of rooms is a ``UserError``."""
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    parts = target.split(".") if isinstance(target, str) else []
+    if len(parts) < 4 or parts[1] not in ROOMS:
+        raise UserError(f"_target_={target!r}: expected a class in hvlm.<group>, one of {', '.join(ROOMS)}")
+    return parts[1]
+
+
+def room_class(group: str, node: Any) -> type:
+    """The class that ``_target_`` names, which must be defined in ``hvlm.<group>``. Imports nothing else."""
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise UserError(f"{group}: expected a mapping with _target_ (conf/{group}/<name>.yaml), found {node!r}")
+    path = node["_target_"]
+    package = rf"({'|'.join(map(re.escape, PACKAGES))})\.{re.escape(group)}(\.\w+)+"
+    refused = UserError(f"{group}._target_={path}: expected a class in hvlm.{group}; choose it with {group}=<name>")
+    if not isinstance(path, str) or not re.fullmatch(rf"{package}\.\w+", path):
+        raise refused
+    module, name = path.rsplit(".", 1)
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as e:
+        raise UserError(f"{group}._target_={path} cannot be imported: {str(e).splitlines()[0]}") from e
+    # What the module itself imported (its libraries' classes, say) is no room.
+    if not isinstance(cls, type) or not re.fullmatch(package, cls.__module__):
+        raise refused
+    return cls
