@@ -16,6 +16,7 @@ from hvlm.config.compose import stage_name
 from hvlm.config.schema import parameters
 from hvlm.config.settings import ROOMS
 from hvlm.data.datamodule import DataModule
+from hvlm.data.views import Questions
 from hvlm.errors import UserError
 from hvlm.feature_cache import FrozenFeatures, plan
 from hvlm.io.checkpoint import weights_hash
@@ -131,7 +132,7 @@ def kvcache(cfg: Mapping[str, Any], vlm: VLM) -> Any:
 
 
 def stage(cfg: Mapping[str, Any], vlm: VLM | Encoder, data: Any) -> Stage:
-    per_patch = room_class("stage", cfg["stage"]).view == "patches"
+    per_patch = room_class("stage", cfg["stage"]).view.needs_labels
     built = room(cfg["stage"], model=vlm, labels=data.label_counts() if per_patch else None)
     try:
         built.freeze()
@@ -181,8 +182,8 @@ def features_for(model: VLM, manifest: Any) -> FrozenFeatures:
 
 
 def _kept_as(vision: Any, manifest: Any) -> str:
-    """Equal for equal encoders on the same data: clips of two data sets may have the same keys."""
-    return f"{weights_hash(vision.state_dict())} {vision.image_size} {manifest.folder}"
+    """Equal for equal encoders on the same data: clips of two data sets may have the same names."""
+    return f"{weights_hash(vision.state_dict())} {vision.image_size} {manifest.identity}"
 
 
 def datamodule(
@@ -191,7 +192,7 @@ def datamodule(
     """The reader for a stage: what it shows (captions, questions, pairs, patches) and how much of it at a time."""
     vision = training.model.vision
     grid = None
-    if training.view == "patches":
+    if training.view.needs_labels:
         grid = tuple(side * training.cells for side in vision.grid(vision.image_size, vision.image_size))
     return DataModule(
         data,
@@ -211,7 +212,7 @@ def datamodule(
 
 def reader(cfg: Mapping[str, Any], inputs: InputSpec, data: Any, chat: Chat) -> DataModule:
     """The reader without a stage, for its ``loader`` alone."""
-    plain = {"view": "questions", "rows_per_clip": 1, "loss": "answer", "batch_size": 1, "steps": 1}
+    plain = {"view": Questions(), "rows_per_clip": 1, "loss": "answer", "batch_size": 1, "steps": 1}
     return DataModule(data, chat, inputs, **plain, **_reading(cfg))
 
 

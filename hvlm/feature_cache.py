@@ -46,9 +46,9 @@ class FrozenFeatures:
 
     wants: what of ``vision.encode`` is kept: keys and values of all layers (DINOv2-small at 224 pixels: 4.7 MB a frame)
         or, with ``last_layer``, of the last one alone (0.4 MB), which is all that a shallow query reads; saliency,
-        summaries. wants_patches: keep the patch tokens (0.2 MB). Frames are known by their clip's key and their time.
-        Every process keeps its own. name: of encoder and data set; inside ``shared`` those of one name share what they
-        keep.
+        summaries. wants_patches: keep the patch tokens (0.2 MB). Frames are known by their clip's uid and their
+        time. Every process keeps its own. name: of encoder and data set; inside ``shared`` those of one name share what
+        they keep.
     """
 
     def __init__(self, vision: nn.Module, wants: Wants, wants_patches: bool, last_layer: bool = False, name: str = ""):
@@ -70,9 +70,9 @@ class FrozenFeatures:
         b, t = batch.frame_mask_BT.shape
         frames, device = batch.frames_BTCHW.flatten(0, 1), batch.frames_BTCHW.device
         times = batch.frame_time_BT.tolist()
-        names = [(batch.keys[i], times[i][j]) for i in range(b) for j in range(t)]
-        if not all(batch.keys):
-            raise ValueError("a clip without a key: its features could not be told from another's")
+        names = [(batch.uids[i], times[i][j]) for i in range(b) for j in range(t)]
+        if not all(batch.uids):
+            raise ValueError("a clip without a name: its features could not be told from another's")
         valid = batch.frame_mask_BT.flatten().nonzero().flatten().tolist()
         absent = list({names[i]: i for i in valid if names[i] not in self.frames}.values())
         for part in range(0, len(absent), self.vision.frames_at_once):

@@ -16,6 +16,7 @@ from rich.progress import track
 from hvlm import build
 from hvlm.data.batches import clip_frames, one_row
 from hvlm.data.decode import frames_of
+from hvlm.data.views import Pairs, Questions
 from hvlm.errors import UserError
 from hvlm.evaluation import results
 from hvlm.evaluation.cost import cost_of
@@ -25,6 +26,7 @@ from hvlm.evaluation.preference import reward_accuracy
 from hvlm.evaluation.report import table, write_report
 from hvlm.evaluation.streaming import StreamingReader
 from hvlm.interop.fvlm_weights import is_release, load_release, save_release
+from hvlm.io.files import safe_name
 from hvlm.model import VLM
 from hvlm.rebuild import Loaded, load, metadata_of
 from hvlm.viz.gaze_maps import gaze_maps, write_maps
@@ -54,7 +56,7 @@ def run_benchmark(
 def costs(loaded: Loaded, label: results.Label) -> list[results.Record]:
     """``hvlm.evaluation.cost`` of the first question about the first clip of the benchmark's split, as records."""
     started = time.monotonic()
-    batch = next(iter(loaded.reader().loader(loaded.benchmark().split, "questions", None, 1, 1)))
+    batch = next(iter(loaded.reader().loader(loaded.benchmark().split, Questions(), None, 1, 1)))
     found = cost_of(loaded.model, loaded.kvcache(), one_row(batch, 0).to(loaded.device), loaded.precision)
     seconds = time.monotonic() - started
     return [label.record(metric, value, n=1, seconds=seconds) for metric, value in found._asdict().items()]
@@ -87,7 +89,7 @@ def run_preference(
     reading = policy.reader()
     for variant, loaded in ((BEFORE, reference), (label.variant, policy)):
         started = time.monotonic()
-        pairs = reading.loader(asked.split, "pairs", None, asked.batch_size, asked.limit)
+        pairs = reading.loader(asked.split, Pairs(), None, asked.batch_size, asked.limit)
         value, stderr, n = reward_accuracy(loaded.model, reference.model, pairs, policy.precision)
         seconds = time.monotonic() - started
         records.append(
@@ -185,22 +187,24 @@ def look(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str, 
     loaded.data.prepare()
     asked = loaded.benchmark()
     lines = []
-    for batch in track(loaded.reader().loader(asked.split, "questions", None, 1, asked.limit or 4), "looking"):
+    for batch in track(loaded.reader().loader(asked.split, Questions(), None, 1, asked.limit or 4), "looking"):
         batch = batch.to(loaded.device)
         merging: dict[str, Any] = {}
+        uid, key = batch.uids[0], batch.rows[0]["key"]
         if merges:
             (merged,) = merge_maps(model, batch)
-            files = write_merging(clip_frames(batch, 0), merged, out / batch.keys[0])
+            files = write_merging(clip_frames(batch, 0), merged, out / safe_name(*uid.split("/", 2)))
             merging = {name: file.name for name, file in files.items()} | {"tokens_per_frame": merged.kept_T.tolist()}
         if not gazes:
-            lines.append({"key": batch.keys[0], **merging})
+            lines.append({"key": key, **merging})
             continue
         for row in range(len(batch.clip_K)):
             one = one_row(batch, row)
             (maps,), info = gaze_maps(model, one), batch.rows[row]
-            files = write_maps(clip_frames(one, 0), maps, out / f"{info['key']}-{info['question_id']}")
+            stem = out / safe_name(*uid.split("/", 2), info["question_id"])
+            files = write_maps(clip_frames(one, 0), maps, stem)
             question = loaded.chat.decode(batch.input_ids_KS[row][: int(batch.attention_mask_KS[row].sum())].tolist())
-            line = {"key": info["key"], "task": info["task"], "question": question}
+            line = {"key": key, "task": info["task"], "question": question}
             line |= {name: file.name for name, file in files.items()}
             lines.append(line | {"entropy_nats": np.round(maps.entropy_TL, 4).tolist(), **merging})
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -218,7 +222,7 @@ def write_answers(
     loaded = load(path, cfg)
     loaded.data.prepare()
     asked, cache = loaded.benchmark(), loaded.kvcache()
-    batches = loaded.reader().loader(asked.split, "questions", None, asked.batch_size, asked.limit)
+    batches = loaded.reader().loader(asked.split, Questions(), None, asked.batch_size, asked.limit)
     lines: list[dict[str, str]] = []
     for batch in track(batches, "answering"):
         written = generate(loaded.model, loaded.chat, cache, batch.to(loaded.device), max_new_tokens)

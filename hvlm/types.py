@@ -45,10 +45,12 @@ class Batch(NamedTuple):
     input_ids_KS / attention_mask_KS: int64 token ids (right padded) and bool validity.
     loss_mask_KS: bool, True where the token is a target, predicted from everything before it.
     clip_K: int64, the clip that each text row belongs to; several questions, or chosen and rejected, share a clip.
-    visual_at_K: int64, how many text tokens stand before the visual tokens (0 when the video comes first).
+    visual_at_K: int64, how many text tokens stand before the visual tokens (0 when the video comes first, or when there
+        is none).
     labels: per-patch targets of the vision stage, or None.
     rows: one plain dict per text row (sample key, question id, task, ...), for logging and scoring only.
-    keys: the sample key of every clip (empty for a text), or None where nobody knows.
+    uids: the one name of every clip within its data, ``split/shard/key`` (empty for a text), or None where nobody
+        knows.
     motion_BTYX: float32, how fast what each patch (row, column) shows moves against the camera, in frame diagonals per
         sampled frame (see ``data/optical_flow.py``); 0 in padded frames and texts. None where no room asked for it.
     """
@@ -63,7 +65,7 @@ class Batch(NamedTuple):
     visual_at_K: Tensor
     labels: dict[str, Tensor] | None = None
     rows: list[dict[str, Any]] | None = None
-    keys: list[str] | None = None
+    uids: list[str] | None = None
     motion_BTYX: Tensor | None = None
 
     @property

@@ -150,7 +150,7 @@ def clip(
     if frames is None:
         return Item(None, None, texts)
     pixels = np.random.default_rng(seed).integers(0, 256, (frames, 3, size, size), dtype=np.uint8)
-    return Item(pixels, (np.arange(frames, dtype=np.float32) + 0.5) / 4, texts, key=f"clip{seed}")
+    return Item(pixels, (np.arange(frames, dtype=np.float32) + 0.5) / 4, texts, uid=f"clip{seed}")
 
 
 def batch_of(*items: Item, size: int) -> Batch:

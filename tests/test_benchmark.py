@@ -11,6 +11,7 @@ import torch
 from hvlm import build
 from hvlm.benchmark.needles import Needles
 from hvlm.chat import Chat
+from hvlm.data import samples
 from hvlm.errors import UserError
 from hvlm.evaluation import evaluate as evaluation
 from hvlm.evaluation.evaluate import evaluate, score_predictions
@@ -278,14 +279,18 @@ def sample_of(key="k", kind="easy", evidence=((0.0, 2.0),)):
     return {"key": key, "set": kind, "questions": questions}
 
 
+def parsed(**changes):
+    return samples.parse({"json": json.dumps(sample_of(**changes)).encode()}, "k", "general")
+
+
 def test_questions_of_each_set():
-    easy, where = Needles().questions(sample_of())
+    easy, where = Needles().questions(parsed())
     assert easy.tries[0].prompt == "what color is the ring ?" and easy.tries[0].answers[0] == "red"
     assert easy.id == "k/q0" and where.task == "where"
-    lettered = Needles().questions(sample_of(kind="vnbench"))[0]
+    lettered = Needles().questions(parsed(kind="vnbench"))[0]
     assert lettered.tries[2].prompt == lettered_prompt("what color is the ring ?", ["pink", "red", "blue", "green"])
     assert lettered.tries[2].answers == ("A", "B", "C", "D") and lettered.tries[2].gold == 1
-    assert [q.task for q in Needles(tasks=["where"], tries=1).questions(sample_of())] == ["where"]
+    assert [q.task for q in Needles(tasks=["where"], tries=1).questions(parsed())] == ["where"]
 
 
 def test_settings_are_checked_and_clips_spread():
@@ -313,6 +318,9 @@ class Split:
 
     def __len__(self):
         return len(self.samples)
+
+    def uid(self, index):
+        return f"test/test-000000/{self.keys[index]}"
 
     def read(self, index):
         return {"mp4": self.videos[index], "json": json.dumps(self.samples[index]).encode()}
@@ -358,7 +366,8 @@ def test_evaluate(dataset, tmp_path):
     assert model.training is False
     lines = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
     asked = {variant: {x["question_id"] for x in lines if x["variant"] == variant} for variant in ("fake", "blind")}
-    assert asked["fake"] == asked["blind"] == {"one/q0", "one/q1", "two/q1"}, "what no frame shows is not asked"
+    names = {f"test/test-000000/{name}" for name in ("one/q0", "one/q1", "two/q1")}
+    assert asked["fake"] == asked["blind"] == names, "what no frame shows is not asked"
     assert len(lines) == 2 * 3 * 4
     # However the options are ordered, the same answer is chosen, since it is chosen by its text.
     chosen = {(x["question_id"], x["options"][x["pred"]]) for x in lines if x["variant"] == "fake"}

@@ -139,8 +139,8 @@ OF_THE_PROJECT = {
     **dict.fromkeys(ROOMS, OF_TENSORS),
     "vision": OF_TENSORS | {"image", "io"},
     "language": OF_TENSORS | {"io", "chat", "tokenizer"},
-    "stage": OF_TENSORS | {"model"},
-    "dataset": OF_TENSORS | {"data", "prompts", "image"},
+    "stage": OF_TENSORS | {"model", "data"},
+    "dataset": OF_TENSORS | {"data", "prompts", "image", "io"},
     "benchmark": {"types", "errors", "prompts", "evaluation"},
 }
 # Libraries that decide how a program runs. Stages are LightningModules, and nothing else in a room is.

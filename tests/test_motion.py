@@ -21,6 +21,7 @@ from hvlm.data.cache import ClipCache
 from hvlm.data.collate import Item, collate
 from hvlm.data.datamodule import DataModule
 from hvlm.data.optical_flow import GONE, LIMIT, motion_energy
+from hvlm.data.views import PatchLabels, Questions
 from hvlm.dataset.shards import Shards
 from hvlm.errors import UserError
 from hvlm.evaluation.likelihood import Query, _batch
@@ -196,7 +197,7 @@ def test_the_same_input_gives_the_same_bits():
 
 def module(folder: Path | str, motion: tuple[int, int] | None = GRID, **changes) -> DataModule:
     arguments = dict(
-        view="questions", rows_per_clip=2, loss="answer", batch_size=4, steps=4, num_workers=0, seed=3,
+        view=Questions(), rows_per_clip=2, loss="answer", batch_size=4, steps=4, num_workers=0, seed=3,
     )  # fmt: skip
     source = folder if isinstance(folder, Shards) else Shards(str(folder))
     return DataModule(source, FakeChat(), InputSpec("question_first", 8, 64, motion), **(arguments | changes))
@@ -223,7 +224,7 @@ def motion_is_that_of_the_frames(batch: Batch) -> None:
 
 def test_training_validation_and_evaluation_batches_carry_it_and_padding_is_zero(folder):
     data = module(folder)
-    evaluated = next(iter(data.loader("train", "questions", None, 3)))
+    evaluated = next(iter(data.loader("train", Questions(), None, 3)))
     assert evaluated.frame_mask_BT.sum(1).tolist() == [8, 3, 8]
     for batch in (next(iter(data.train_dataloader())), next(iter(data.val_dataloader())), evaluated):
         assert batch.motion_BTYX.shape == (*batch.frame_mask_BT.shape, *GRID)
@@ -261,26 +262,26 @@ def test_a_stream_carries_it(folder):
 
 
 def test_the_patches_view_cuts_it_like_the_frames(folder):
-    data = module(folder, view="patches", grid=(8, 8), rows_per_clip=2)
+    data = module(folder, view=PatchLabels(), grid=(8, 8), rows_per_clip=2)
     seen = {key: (frames, motion) for frames, motion, key in whole(folder)}
     batch = next(iter(data.train_dataloader()))
     assert batch.motion_BTYX.shape == (4, 2, *GRID)
-    for i, key in enumerate(batch.keys):
+    for i, key in enumerate(batch.uids):
         frames, motion = seen[key]
         (at,) = [t for t in range(len(frames) - 1) if torch.equal(frames[t : t + 2], batch.frames_BTCHW[i])]
         assert torch.equal(motion[at : at + 2], batch.motion_BTYX[i]), "the neighbours outside the window count"
 
 
 def whole(folder: Path):
-    for batch in module(folder).loader("train", "questions", None, 1):
-        yield batch.frames_BTCHW[0], batch.motion_BTYX[0], batch.keys[0]
+    for batch in module(folder).loader("train", Questions(), None, 1):
+        yield batch.frames_BTCHW[0], batch.motion_BTYX[0], batch.uids[0]
 
 
 def test_it_is_cached_with_the_clip_and_counted(folder, monkeypatch):
     cache, calls = ClipCache(), []
     monkeypatch.setattr(reader, "SHARED", cache)
     monkeypatch.setattr(reader, "motion_energy", lambda *a: calls.append(1) or motion_energy(*a))
-    read = lambda **more: list(module(folder, cache_mb=64, **more).loader("val", "questions", None, 4))  # noqa: E731
+    read = lambda **more: list(module(folder, cache_mb=64, **more).loader("val", Questions(), None, 4))  # noqa: E731
     (plain,) = read(motion=None)
     pixels = plain.frames_BTCHW.numel()
     assert cache.bytes == pixels and not calls
@@ -299,7 +300,7 @@ def test_the_cache_keeps_within_its_limit():
 
 
 def test_frames_without_the_motion_that_was_asked_for_are_refused():
-    item = Item(np.zeros((2, 3, 8, 8), np.uint8), np.zeros(2, np.float32), [], key="k7")
+    item = Item(np.zeros((2, 3, 8, 8), np.uint8), np.zeros(2, np.float32), [], uid="k7")
     with pytest.raises(ValueError, match="k7: frames without motion"):
         collate([item], pad_id=0, size=(8, 8), motion=(2, 2))
     assert collate([item], pad_id=0, size=(8, 8)).motion_BTYX is None

@@ -19,12 +19,14 @@ import torch
 from _clips import VIDEO, FakeChat, dataset, encode, pictures, rotate_flag, sample
 
 from hvlm.data import decode as decoding
-from hvlm.data import samples, shard_index, stream, views
+from hvlm.data import samples, shard_index, stream
 from hvlm.data.datamodule import DataModule
 from hvlm.data.decode import VideoDecodeError, decode
 from hvlm.data.order import Order
+from hvlm.data.quarantine import SampleError
 from hvlm.data.sampling import is_shown, nearest_frames, uniform_times
 from hvlm.data.shard_index import index_shard, load_manifest, write_manifest, write_shard
+from hvlm.data.views import Captions, Pairs, PatchLabels, Questions
 from hvlm.dataset._needles_labels import LABELS, patch_labels
 from hvlm.dataset.shards import Shards
 from hvlm.errors import UserError
@@ -33,7 +35,7 @@ from hvlm.types import InputSpec
 
 def module(folder: Path, **changes) -> DataModule:
     arguments = dict(
-        view="questions", rows_per_clip=2, loss="answer", batch_size=4, steps=6, num_workers=0, seed=3
+        view=Questions(), rows_per_clip=2, loss="answer", batch_size=4, steps=6, num_workers=0, seed=3
     )  # fmt: skip
     inputs = InputSpec("question_first", 8, 64)
     return DataModule(Shards(str(folder)), FakeChat(), **({"inputs": inputs} | arguments | changes))
@@ -218,7 +220,7 @@ def test_stills_and_foreign_json():
     parsed = samples.parse(members, "k", "general")
     frames, times = samples.frames(members, parsed, 3, (64, 64))
     assert times.tolist() == [1.0, 3.0, 5.0] and np.all(np.diff(brightness(frames)) > 20)
-    rows = views.pairs(parsed, times, np.random.default_rng(0), 1)
+    rows = Pairs().rows(parsed, times, np.random.default_rng(0), 1)
     assert [(r.answer, r.meta["role"], r.meta["pair"]) for r in rows] == [
         ("a", "chosen", "k/q0"),
         ("b", "rejected", "k/q0"),
@@ -228,9 +230,9 @@ def test_stills_and_foreign_json():
         one, at = samples.frames(alone, parsed, wanted, (64, 64))
         assert len(one) == len(at) == shown and np.all(one == one[0]) and np.all(np.diff(at) > 0)
     caption = samples.parse({"json": b'{"caption": "a dog"}', "jpg": b""}, "k", "general")
-    assert views.captions(caption, times, np.random.default_rng(0), None)[0][:2] == ("Describe this.", "a dog")
+    assert Captions().rows(caption, times, np.random.default_rng(0), None)[0][:2] == ("Describe this.", "a dog")
     for members in ({"json": b"{"}, {"json": b"[]"}, {"json": b"{}"}, {"mp4": b""}, {"json": b"\xff"}):
-        with pytest.raises(samples.SampleError, match="^k: json: "):
+        with pytest.raises(SampleError, match="^k: json: "):
             samples.parse(members, "k", "general")
 
 
@@ -240,9 +242,9 @@ def test_stills_and_foreign_json():
 def test_only_what_the_frames_show_is_asked():
     info, rng = sample("k"), np.random.default_rng(0)
     every, few = np.arange(16) / 8, np.array([0.25, 1.25])
-    assert [row.meta["question_id"] for row in views.questions(info, every, rng, None)] == ["q0", "q1", "q2"]
-    assert [row.meta["question_id"] for row in views.questions(info, few, rng, None)] == ["q0", "q1"]
-    row = views.questions(info, every, rng, None)[0]
+    assert [row.meta["question_id"] for row in Questions().rows(info, every, rng, None)] == ["q0", "q1", "q2"]
+    assert [row.meta["question_id"] for row in Questions().rows(info, few, rng, None)] == ["q0", "q1"]
+    row = Questions().rows(info, every, rng, None)[0]
     assert (
         row.meta["tries"][0]["options"][0] == "red" and row.meta["task"] == "shape" and row.meta["domain"] == "general"
     )
@@ -261,7 +263,7 @@ def test_patch_labels_follow_the_object_and_the_flash():
 
 
 def test_a_batch_has_the_shapes_and_masks_of_its_contract(folder):
-    batch = next(iter(module(folder).loader("train", "questions", None, 3)))
+    batch = next(iter(module(folder).loader("train", Questions(), None, 3)))
     assert batch.frames_BTCHW.shape == (3, 8, 3, 64, 64) and batch.frames_BTCHW.dtype == torch.uint8
     assert batch.frame_mask_BT.all() and batch.frame_time_BT[0, 0] == 0.125
     assert (
@@ -279,7 +281,7 @@ def test_text_only_batches_and_patches(folder):
     assert 0 < len(text) < 12
     assert text[0].frames_BTCHW.shape == (4, 1, 3, 64, 64) and not text[0].frame_mask_BT.any()
     assert text[0].clip_K.tolist() == [0, 1, 2, 3]
-    batch = next(iter(module(folder, view="patches", grid=(8, 8)).train_dataloader()))
+    batch = next(iter(module(folder, view=PatchLabels(), grid=(8, 8)).train_dataloader()))
     # rows_per_clip neighbouring frames of each clip (here 2), labelled cell by cell
     assert batch.labels["shape"].shape == (4, batch.frames_BTCHW.shape[1], 8, 8) and not batch.attention_mask_KS.any()
     assert batch.frames_BTCHW.shape[1] == 2 and (batch.frame_time_BT[:, 1] > batch.frame_time_BT[:, 0]).all()
@@ -290,7 +292,7 @@ def test_text_only_batches_and_patches(folder):
 def test_short_clips_are_masked_not_repeated(tmp_path):
     short = encode(pictures(3))
     dataset(tmp_path, {"train": 4}, bad={"train0001": short})
-    batch = next(iter(module(tmp_path).loader("train", "captions", 1, 4)))
+    batch = next(iter(module(tmp_path).loader("train", Captions(), 1, 4)))
     assert batch.frame_mask_BT.sum(1).tolist() == [8, 3, 8, 8] and not batch.frames_BTCHW[1, 3:].any()
 
 
@@ -345,7 +347,7 @@ def test_a_bad_sample_is_replaced_by_the_next_of_its_domain_and_written_down(tmp
     row = json.loads(log.read_text().splitlines()[0])
     assert row["key"] == "train0003" and row["field"] == "video" and row["rank"] == 0 and "decord" in row["error"]
     assert row["shard"].endswith("train-000000.tar")
-    evaluated = [key for b in data.loader("train", "questions", None, 5) for key in keys(b)]
+    evaluated = [key for b in data.loader("train", Questions(), None, 5) for key in keys(b)]
     assert len(evaluated) == 11 and evaluated == sorted(evaluated)  # in evaluation it is left out
 
 
@@ -409,7 +411,7 @@ def test_a_stream_has_a_length_and_stops_at_a_bad_shard(tmp_path, workers, caplo
     dataset(tmp_path, {"train": 16})
     source = Shards(str(tmp_path / "train-{000000..000001}.tar"), access="stream")
     make = lambda: DataModule(  # noqa: E731
-        source, FakeChat(), InputSpec("video_first", 4, 64), view="questions", rows_per_clip=1, loss="answer",
+        source, FakeChat(), InputSpec("video_first", 4, 64), view=Questions(), rows_per_clip=1, loss="answer",
         batch_size=4, steps=5, num_workers=workers, seed=1,
     )  # fmt: skip
     loader = make().train_dataloader()

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from hvlm.data import reader
 from hvlm.data.datamodule import DataModule
+from hvlm.data.views import Questions
 from hvlm.dataset.shards import Shards
 from hvlm.errors import UserError
 from hvlm.types import InputSpec
@@ -60,7 +61,7 @@ def fit(
     data: Path, folder: Path, workers: int, *, stop: bool = False, resume: bool = False, accumulate: int = 1, **changes
 ):
     arguments = dict(
-        view="questions", rows_per_clip=1, loss="answer", batch_size=2,
+        view=Questions(), rows_per_clip=1, loss="answer", batch_size=2,
         steps=STEPS * accumulate, num_workers=workers, seed=5, interleave=0.2,
     )  # fmt: skip
     module = Tiny()

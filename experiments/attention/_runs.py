@@ -11,6 +11,7 @@ from typing import Any
 from experiments import curriculum
 from hvlm import build
 from hvlm.config.compose import plan
+from hvlm.data.views import Questions
 from hvlm.evaluation.evaluate import evaluate
 from hvlm.evaluation.results import Label
 from hvlm.io.checkpoint import find_checkpoint
@@ -68,7 +69,7 @@ def encode_all(begin: Path) -> None:
         stage.model.features = build.frozen_features(cfg, stage, data)
         reading = build.datamodule(cfg, stage, data, chat, None)
         for split in ("train", "val"):
-            for batch in reading.loader(split, "questions", 1, 32):
+            for batch in reading.loader(split, Questions(), 1, 32):
                 with autocast(batch.frames_BTCHW.device, _precision(cfg)):
                     stage.model.features.encode(batch)
 

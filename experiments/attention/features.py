@@ -27,6 +27,7 @@ from torch import Tensor
 from hvlm.attention._kernel import kernel_attention
 from hvlm.attention.full import FullAttention
 from hvlm.attention.performer import paired_features
+from hvlm.data.views import Questions
 from hvlm.evaluation import results
 from hvlm.io.checkpoint import find_checkpoint
 from hvlm.rebuild import load, stored_config
@@ -111,7 +112,7 @@ def trained(run: Path) -> Iterator[Inputs]:
     loaded.data.prepare()
     seen: list[Tensor] = []
     layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    for batch in loaded.reader().loader("val", "questions", 1, 1):
+    for batch in loaded.reader().loader("val", Questions(), 1, 1):
         batch = batch.to(loaded.device)
         model.visual_tokens(batch, model.language.embed(batch.input_ids_KS))
         yield tuple(x.contiguous() for x in layer.project(seen.pop(), scaled=False))

@@ -21,6 +21,7 @@ import torch
 from hvlm import build
 from hvlm.config.compose import compose
 from hvlm.data.decode import decode
+from hvlm.data.views import Questions
 from hvlm.evaluation import results
 from hvlm.vision.dinov2 import Dinov2
 
@@ -119,7 +120,7 @@ def reading() -> list[results.Record]:
         decode(video, cfg["dataset"]["num_frames"], name=clips.keys[i], size=(64, 64))
     decoding = time.perf_counter() - started
     started = time.perf_counter()
-    for _ in reader.loader("val", "questions", 5, 8):
+    for _ in reader.loader("val", Questions(), 5, 8):
         pass
     whole = time.perf_counter() - started
     print(f"reader {len(videos) / whole:.0f} clips/s, decoding alone {len(videos) / decoding:.0f} clips/s")

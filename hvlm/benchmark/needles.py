@@ -50,19 +50,20 @@ class Needles:
         return np.linspace(0, num_clips - 1, self.limit).round().astype(int).tolist()
 
     def questions(self, sample: Mapping[str, Any]) -> list[Question]:
-        """The questions of one sample (its JSON), of the wanted tasks, as they are put to the model."""
-        lettered = self.scoring == "loglik_letter" or sample["set"] == "vnbench"
+        """The questions of one sample (as ``hvlm.data.samples.parse`` gives it), of the wanted tasks, as they are put
+        to the model."""
         out = []
         for q in sample["questions"]:
             if self.tasks is not None and q["task"] not in self.tasks:
                 continue
             if len(q["tries"]) < self.tries:
                 raise UserError(
-                    f"benchmark.tries={self.tries}: {sample['key']}/{q['id']} has {len(q['tries'])}; ask for fewer"
+                    f"benchmark.tries={self.tries}: {sample['uid']}/{q['id']} has {len(q['tries'])}; ask for fewer"
                 )
+            lettered = self.scoring == "loglik_letter" or q["lettered"]
             tries = tuple(_try(q["question"], t["options"], t["gold"], lettered) for t in q["tries"][: self.tries])
             evidence = tuple((float(start), float(stop)) for start, stop in q["evidence"])
-            out.append(Question(f"{sample['key']}/{q['id']}", sample["key"], q["task"], tries, evidence))
+            out.append(Question(f"{sample['uid']}/{q['id']}", sample["uid"], q["task"], tries, evidence))
         return out
 
     def predict(

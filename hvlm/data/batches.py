@@ -37,7 +37,7 @@ def _take(batch: Batch, clips: list[int], texts: list[int]) -> Batch:
         clip_K=torch.arange(len(which), device=device),
         visual_at_K=batch.visual_at_K[rows],
         rows=[batch.rows[row] for row in rows.tolist()],
-        keys=None if batch.keys is None else [batch.keys[clip] for clip in clips],
+        uids=None if batch.uids is None else [batch.uids[clip] for clip in clips],
         motion_BTYX=None if batch.motion_BTYX is None else batch.motion_BTYX[which],
     )
 

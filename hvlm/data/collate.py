@@ -15,14 +15,15 @@ class Item(NamedTuple):
 
     frames: uint8 [T, 3, H, W] and times: float32 [T], or None without a video.
     rows: (token ids, loss mask, number of tokens before the visual tokens, meta) per text row.
-    labels: {name: int64 [T, rows, columns]} or None. key: the sample's. motion: float32 [T, rows, columns] or None.
+    labels: {name: int64 [T, rows, columns]} or None. uid: the sample's one name. motion: float32 [T, rows, columns] or
+    None.
     """
 
     frames: np.ndarray | None
     times: np.ndarray | None
     rows: list[tuple[list[int], list[bool], int, dict[str, Any]]]
     labels: dict[str, np.ndarray] | None = None
-    key: str = ""
+    uid: str = ""
     motion: np.ndarray | None = None
 
 
@@ -50,7 +51,7 @@ def collate(items: list[Item], *, pad_id: int, size: tuple[int, int], motion: tu
         for i, item in enumerate(items):
             if item.frames is not None:
                 if item.motion is None:
-                    raise ValueError(f"{item.key or f'item {i}'}: frames without motion in a batch that is to carry it")
+                    raise ValueError(f"{item.uid or f'item {i}'}: frames without motion in a batch that is to carry it")
                 energy[i, : len(item.motion)] = torch.from_numpy(item.motion)
 
     rows = [(i, *row) for i, item in enumerate(items) for row in item.rows]
@@ -61,7 +62,8 @@ def collate(items: list[Item], *, pad_id: int, size: tuple[int, int], motion: tu
     for j, (i, row_ids, row_loss, row_visual, _) in enumerate(rows):
         n = len(row_ids)
         ids[j, :n], mask[j, :n], loss[j, :n] = row_ids, True, row_loss
-        clip[j], visual_at[j] = i, row_visual
+        # Without a video nothing stands between the tokens, so that none is left without one before it.
+        clip[j], visual_at[j] = i, row_visual if items[i].frames is not None else 0
 
     labels = None
     if items[0].labels is not None:
@@ -72,5 +74,5 @@ def collate(items: list[Item], *, pad_id: int, size: tuple[int, int], motion: tu
                 padded[i, : len(item.labels[name])] = item.labels[name]
             labels[name] = torch.from_numpy(padded)
     arrays = (frames, times, frame_mask, ids, mask, loss, clip, visual_at)
-    meta, keys = [row[-1] for row in rows] or [{}], [item.key for item in items]
-    return Batch(*map(torch.from_numpy, arrays), labels=labels, rows=meta, keys=keys, motion_BTYX=energy)
+    meta, uids = [row[-1] for row in rows] or [{}], [item.uid for item in items]
+    return Batch(*map(torch.from_numpy, arrays), labels=labels, rows=meta, uids=uids, motion_BTYX=energy)

@@ -22,7 +22,7 @@ from hvlm.data.quarantine import Quarantine
 from hvlm.data.reader import Reader, SampleSpec
 from hvlm.data.shard_index import Manifest, ShardSplit
 from hvlm.data.stream import Stream
-from hvlm.data.views import VIEWS
+from hvlm.data.views import View
 from hvlm.errors import UserError
 from hvlm.types import InputSpec
 
@@ -36,10 +36,11 @@ class DataModule(lightning.LightningDataModule):
 
     dataset: has ``access``, ``prepare()`` and ``manifest()``. chat: has ``encode`` and ``pad_id``.
     inputs: how the model wants its clips; UserError at construction if OpenCV, which computes motion, is missing.
-    view: what is asked ("patches": per-patch labels instead). rows_per_clip: texts drawn per clip in training.
+    view: what is asked of a clip (``data/views.py``). rows_per_clip: texts drawn per clip in training.
     loss: as ``chat.encode`` takes it. batch_size: clips of one batch over all processes. steps: batches of the
     whole run. num_workers: reading processes. interleave: share of text-only batches. mixture: see ``Order``.
-    grid: (rows, columns) of the patches view. val_clips: how many clips of the val split are used between steps.
+    grid: (rows, columns) of the patches, for a view that needs labels. val_clips: how many clips of the val split are
+    used between steps.
     timeout: seconds to wait for a batch. max_bad_rate, quarantine: see ``Quarantine``. cache_mb: decoded clips kept in
     memory.
     """
@@ -50,7 +51,7 @@ class DataModule(lightning.LightningDataModule):
         chat: Any,
         inputs: InputSpec,
         *,
-        view: str,
+        view: View,
         rows_per_clip: int,
         loss: Literal["answer", "all"],
         batch_size: int,
@@ -67,12 +68,10 @@ class DataModule(lightning.LightningDataModule):
         cache_mb: int = 0,
     ) -> None:
         super().__init__()
-        if view not in (*VIEWS, "patches"):
-            raise UserError(f"view={view!r}: expected one of {', '.join(VIEWS)}, patches")
-        if (view == "patches") != (grid is not None):
-            raise UserError(f"view={view}, grid={grid}: the patches view, and no other, needs a grid")
-        if view == "patches" and interleave > 0:
-            raise UserError(f"stage.interleave={interleave:g}: stage=vision reads no text; set stage.interleave=0")
+        if view.needs_labels != (grid is not None):
+            raise ValueError(f"view {view.name}, grid={grid}: a grid belongs to a view that needs labels")
+        if not view.has_text and interleave > 0:
+            raise UserError(f"stage.interleave={interleave:g}: this stage reads no text; set stage.interleave=0")
         if inputs.motion is not None:
             opencv()  # before any worker starts, so that what is missing is said at once
         self.dataset, self.chat, self.inputs = dataset, chat, inputs
@@ -138,7 +137,7 @@ class DataModule(lightning.LightningDataModule):
         return self._once(clips, self._show(self.view, self.rows_per_clip), sampler)
 
     def loader(
-        self, split: str, view: str, rows_per_clip: int | None, batch_size: int, limit: int | None = None
+        self, split: str, view: View, rows_per_clip: int | None, batch_size: int, limit: int | None = None
     ) -> Loader:
         """A split in its own order, for evaluation: each clip once, ``rows_per_clip=None`` with all its texts.
 
@@ -184,7 +183,7 @@ class DataModule(lightning.LightningDataModule):
 
     # -- parts ---------------------------------------------------------------------------------------------------------
 
-    def _show(self, view: str, rows_per_clip: int | None) -> SampleSpec:
+    def _show(self, view: View, rows_per_clip: int | None) -> SampleSpec:
         return SampleSpec(
             chat=self.chat,
             view=view,
@@ -193,7 +192,8 @@ class DataModule(lightning.LightningDataModule):
             inputs=self.inputs,
             grid=self.grid,
             seed=self.seed,
-            patch_labels=self.dataset.patch_labels if view == "patches" else None,
+            patch_labels=self.dataset.patch_labels if view.needs_labels else None,
+            max_tokens=self.dataset.max_tokens,
         )
 
     def _once(self, clips: ShardSplit, show: SampleSpec, sampler: InOrder) -> Loader:
@@ -217,6 +217,7 @@ class DataModule(lightning.LightningDataModule):
             seed=self.seed,
             start=start,
             rank=rank,
+            world=world,
         )
         return StreamLoader(stream, steps=self.steps, start=start, num_workers=self.num_workers, timeout=self.timeout)
 

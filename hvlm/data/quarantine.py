@@ -1,7 +1,7 @@
 """Bad samples: named, counted and written down; the run stops when there are too many of them.
 
 A *sample* that cannot be used (an unreadable video, malformed JSON, a missing member) is skipped and counted. A damaged
-*shard* is another matter and always stops the run (``_shards.py``).
+*shard* is another matter and always stops the run (``shard_index.py``).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Quarantine:
 
     ``max_rate``: share of the samples read that may be bad; up to ``always_allowed`` bad samples pass whatever the
     rate, so that a single one at the start does not stop a run. ``path``: JSON Lines file that gets one line per bad
-    sample {time, rank, shard, key, field, error}, or None.
+    sample {time, rank, uid, shard, key, field, error}, or None.
     """
 
     def __init__(self, max_rate: float, path: Path | None = None, rank: int = 0, always_allowed: int = 20) -> None:
@@ -60,14 +60,18 @@ class Quarantine:
         with self._unanswerable:
             self._unanswerable.value += 1
 
-    def add(self, shard: str, key: str, error: SampleError) -> None:
-        """Record one bad sample; UserError once there are more than allowed."""
+    def add(self, shard: str, key: str, error: SampleError, uid: str) -> None:
+        """Record one bad sample; UserError once there are more than allowed.
+
+        Args:
+            shard: path or URL. key: the sample's in it. uid: the sample's one name within its data.
+        """
         with self._bad:
             self._bad.value += 1
             bad, read = self._bad.value, self._read.value
         log.warning("skipped a bad sample (%d of %d read): %s, %s", bad, read, shard, error)
         if self.path is not None:
-            row = {"time": time.time(), "rank": self.rank, "shard": shard, "key": key}
+            row = {"time": time.time(), "rank": self.rank, "uid": uid, "shard": shard, "key": key}
             row |= {"field": error.field, "error": error.reason}
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8") as file:

@@ -20,8 +20,10 @@ from hvlm.data.collate import Item, collate
 from hvlm.data.optical_flow import motion_energy
 from hvlm.data.order import SampleRef
 from hvlm.data.quarantine import Quarantine, SampleError
+from hvlm.data.sample_json import FieldError
 from hvlm.data.shard_index import ShardSplit
-from hvlm.data.views import VIEWS, Row, chats
+from hvlm.data.tar import TEXT_FIELDS
+from hvlm.data.views import Row, View, chat_row
 from hvlm.errors import UserError
 from hvlm.types import Batch, InputSpec
 
@@ -36,68 +38,76 @@ class Failure(NamedTuple):
 class SampleSpec:
     """What is made of a sample.
 
-    chat: has ``encode(prompt, answer, loss, order)`` and ``pad_id``; None for the patches view.
-    view: a name in ``VIEWS`` or "patches".
-    rows_per_clip: texts drawn per clip (patches view: neighbouring frames); None: all, in order.
-    loss: as ``chat.encode`` takes it. inputs: how the model wants its clips. grid: (rows, columns) of the patches view.
-    patch_labels(sample, times_T, grid): of the patches view, the dataset's.
+    chat: has ``encode(prompt, answer, loss, order)`` and ``pad_id``; None for a view without text.
+    view: what is asked of a clip.
+    rows_per_clip: texts drawn per clip (without text: neighbouring frames); None: all, in order.
+    loss: as ``chat.encode`` takes it. inputs: how the model wants its clips. grid: (rows, columns) of labelled patches.
+    patch_labels(sample, times_T, grid): the dataset's, for a view that needs labels.
+    max_tokens: of one text row; a longer one makes its sample a bad one.
     """
 
     chat: Any
-    view: str
+    view: View
     rows_per_clip: int | None
     loss: str
     inputs: InputSpec
     grid: tuple[int, int] | None
     seed: int
     patch_labels: Callable[[dict, np.ndarray, tuple[int, int]], dict[str, np.ndarray]] | None = None
+    max_tokens: int = 2048
 
-    def decode(self, members: dict[str, bytes], key: str, domain: str) -> Clip:
+    def decode(self, members: dict[str, bytes], key: str, domain: str, uid: str) -> Clip:
         """The sample's JSON and the frames that are sampled. Raises SampleError."""
-        sample = samples.parse(members, key, domain)
+        sample = samples.parse(members, key, domain, uid)
         return Clip(sample, *samples.frames(members, sample, self.inputs.num_frames, self.inputs.size))
 
     def motion_of(self, clip: Clip) -> np.ndarray | None:
         """float32 [T, rows, columns] where motion is asked for, else None. Raises UserError without OpenCV."""
         return None if self.inputs.motion is None else motion_energy(clip.frames, self.inputs.motion)
 
-    def clip(self, clip: Clip, motion: np.ndarray | None, key: str, epoch: int) -> Item | None:
+    def clip(self, clip: Clip, motion: np.ndarray | None, epoch: int) -> Item | None:
         """What is shown of a clip and its motion, or None if the sampled frames answer none of its texts. Raises
         SampleError."""
         sample, frames, times = clip
-        try:
-            if self.view == "patches":
-                if self.rows_per_clip is not None and self.rows_per_clip < len(times):
-                    start = int(self._rng(epoch, key).integers(len(times) - self.rows_per_clip + 1))
-                    window = slice(start, start + self.rows_per_clip)
-                    frames, times = frames[window], times[window]
-                    motion = None if motion is None else motion[window]
-                return Item(frames, times, [], self._labels(sample, times), key, motion)
-            rows = VIEWS[self.view](sample, times, self._rng(epoch, key), self.rows_per_clip)
-            return Item(frames, times, self._encode(rows, self.loss), key=key, motion=motion) if rows else None
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise SampleError(key, "json", f"{type(error).__name__}: {error}, needed by view={self.view}") from error
+        key, uid, rng = sample["key"], sample["uid"], self._rng(epoch, sample["key"])
+        if not self.view.has_text:
+            window = self.view.window(len(times), rng, self.rows_per_clip)
+            frames, times = frames[window], times[window]
+            motion = None if motion is None else motion[window]
+            return Item(frames, times, [], self._labels(sample, times), uid, motion)
+        rows = self._encode(self.view.rows(sample, times, rng, self.rows_per_clip), key)
+        return Item(frames, times, rows, self._labels(sample, times), uid, motion) if rows else None
 
-    def text(self, members: dict[str, bytes], key: str) -> Item:
+    def text(self, members: dict[str, bytes], key: str, uid: str) -> Item:
         """One text-only chat. Raises SampleError."""
-        sample = samples.parse(members, key, "text")
-        try:
-            return Item(None, None, self._encode(chats(sample), self.loss))
-        except (KeyError, TypeError) as error:
-            raise SampleError(key, "json", f"no user and assistant message in it ({error})") from error
+        return Item(None, None, self._encode([chat_row(samples.parse(members, key, "text", uid))], key))
 
     def collate(self, items: list[Item]) -> Batch:
         pad_id = 0 if self.chat is None else self.chat.pad_id
         return collate(items, pad_id=pad_id, size=self.inputs.size, motion=self.inputs.motion)
 
-    def _labels(self, sample: dict, times: np.ndarray) -> dict[str, np.ndarray]:
-        return self.patch_labels(sample, times, self.grid)
+    def _labels(self, sample: dict, times: np.ndarray) -> dict[str, np.ndarray] | None:
+        if not self.view.needs_labels:
+            return None
+        try:
+            return self.patch_labels(sample, times, self.grid)
+        except FieldError as error:
+            raise SampleError(sample["key"], "json", str(error)) from error
 
-    def _encode(self, rows: Sequence[Row], loss: str) -> list[tuple[list[int], list[bool], int, dict]]:
-        return [(*self.chat.encode(row.prompt, row.answer, loss, self.inputs.order), row.meta) for row in rows]
+    def _encode(self, rows: Sequence[Row], key: str) -> list[tuple[list[int], list[bool], int, dict]]:
+        out = []
+        for row in rows:
+            encoded = self.chat.encode(row.prompt, row.answer, self.loss, self.inputs.order)
+            if len(encoded.ids) > self.max_tokens:
+                raise SampleError(
+                    key, "json", f"a text of {len(encoded.ids):,} tokens ({row.answer[:40]!r}…), more than "
+                    f"dataset.max_tokens={self.max_tokens}; shorten it, or raise dataset.max_tokens if memory allows"
+                )  # fmt: skip
+            out.append((*encoded, row.meta))
+        return out
 
     def _rng(self, epoch: int, key: str) -> np.random.Generator:
-        digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         return np.random.default_rng([self.seed, epoch, int.from_bytes(digest, "big")])
 
 
@@ -143,7 +153,7 @@ class Reader(Dataset):
             if index == pick.index:
                 break
         raise UserError(
-            f"{source.folder}: no sample of domain {source.domains[index]!r} gives anything for view={self.show.view} "
+            f"{source.folder}: no sample of domain {source.domains[index]!r} has {self.show.view.name} to show "
             f"with num_frames={self.show.inputs.num_frames}; sample more frames or look at the quarantine file"
         )
 
@@ -154,10 +164,10 @@ class Reader(Dataset):
         self.quarantine.count_read()
         try:
             if pick.text:
-                return self.show.text(source.read(index), key)
-            item = self.show.clip(*self._decoded(source, index), key, pick.epoch)
+                return self.show.text(source.read(index, TEXT_FIELDS), key, source.uid(index))
+            item = self.show.clip(*self._decoded(source, index), pick.epoch)
         except SampleError as error:
-            self.quarantine.add(str(source.folder / source.shards[index]), key, error)
+            self.quarantine.add(str(source.folder / source.shards[index]), key, error, source.uid(index))
             return None
         if item is None:
             self.quarantine.count_unanswerable()
@@ -165,13 +175,12 @@ class Reader(Dataset):
 
     def _decoded(self, source: ShardSplit, index: int) -> tuple[Clip, np.ndarray | None]:
         """The clip with its motion, if that is asked for."""
-        inputs = self.show.inputs
-        name = (str(source.folder), source.shards[index], source.keys[index], inputs.num_frames, inputs.size)
+        inputs, uid = self.show.inputs, source.uid(index)
+        name = (source.identity, uid, inputs.num_frames, inputs.size)
         workers = get_worker_info()
         limit = self.cache_bytes // (workers.num_workers if workers else 1)
-        clip = SHARED.get(
-            name, lambda: self.show.decode(source.read(index), source.keys[index], source.domains[index]), limit
-        )
+        key, domain = source.keys[index], source.domains[index]
+        clip = SHARED.get(name, lambda: self.show.decode(source.read(index), key, domain, uid), limit)
         if inputs.motion is None:
             return clip, None
         return clip, SHARED.get((*name, inputs.motion), lambda: self.show.motion_of(clip), limit)

@@ -24,31 +24,21 @@ import tarfile
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from webdataset import TarWriter
 
+from hvlm.data.tar import BLOCK, FIELDS, check_end, check_key, first_nonzero, is_field, members_of, open_tar
 from hvlm.errors import UserError
+from hvlm.io.files import PART, content_sha256, remember_sha256, write_atomically
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-FIELDS = ("mp4", "webm", "jpg", "jpeg", "png", "json", "txt")  # what a member may be; the rest is never read
 MAX_OPEN = 64  # open shards per process
-
-
-def check_key(key: str, where: str) -> str:
-    """Return ``key`` if it is safe in a file name below some folder, else raise UserError naming ``where``."""
-    parts = key.replace("\\", "/").split("/")
-    if not key or key.startswith(("/", "\\")) or ".." in parts or "\0" in key:
-        raise UserError(f"{where}: sample key {key!r} is refused: a key must not be empty, absolute, hold '..' or NUL")
-    return key
-
-
-def _is_field(field: str) -> bool:
-    return field.rsplit(".", 1)[-1].lower() in FIELDS
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
@@ -63,31 +53,35 @@ def write_shard(
     user), and the file appears under its name only when it is complete.
     """
     path = Path(path)
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
     try:
         with open(part, "wb") as file:
             with TarWriter(file, encoder=False, mtime=0, user="", compress=False) as tar:
                 for key, fields in samples:
                     for field in fields:
-                        if not _is_field(field):
+                        if not is_field(field):
                             raise UserError(f"{path}: field {field!r} of {key!r} is not one of {', '.join(FIELDS)}")
                     tar.write({"__key__": check_key(key, str(path)), **fields})
             file.flush()
             os.fsync(file.fileno())
         entry = index_shard(part, split, domains)
         os.replace(part, path)
+        remember_sha256(path, entry["sha256"])
     finally:
         part.unlink(missing_ok=True)
     return entry
 
 
-def write_manifest(folder: Path, spec: dict[str, Any], shards: dict[str, Any], quarantined: list[dict]) -> None:
-    """Write ``manifest.json`` atomically; the same arguments give the same bytes."""
-    path = Path(folder) / MANIFEST
-    part = path.with_name(path.name + ".part")
+def write_manifest(
+    folder: Path, spec: dict[str, Any], shards: dict[str, Any], quarantined: list[dict], path: Path | None = None
+) -> None:
+    """Write ``manifest.json`` atomically; the same arguments give the same bytes.
+
+    path: where, if not into ``folder`` itself (which may be read-only).
+    """
     value = {"format": FORMAT, "spec": spec, "shards": shards, "quarantined": quarantined}
-    part.write_text(json.dumps(value, sort_keys=True, separators=(",", ":")) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    text = json.dumps(value, sort_keys=True, separators=(",", ":")) + "\n"
+    write_atomically(path or Path(folder) / MANIFEST, lambda file: file.write(text.encode()))
 
 
 # --------------------------------------------------------------------------------------------------------- indexing
@@ -97,63 +91,49 @@ def index_shard(path: Path, split: str, domains: Sequence[str] | str = "general"
     """Scan one tar and return its entry for the manifest: count, bytes, sha256 and every member's offset.
 
     ``domains``: one name for all samples, or one per sample in order. Raises UserError for a compressed tar, a tar that
-    was cut (inside a member or between two), a damaged header, or a member that stands there twice.
+    was cut (inside a member or between two), one that goes on after its end mark, a damaged header, a sparse file, or a
+    member that stands there twice.
     """
     path = Path(path)
     size = path.stat().st_size
     members: dict[str, dict[str, list[int]]] = {}
     ignored: set[str] = set()
-    end = 0
-    try:
-        with tarfile.open(path, "r:") as tar:  # "r:" = uncompressed only, so that no archive can unfold in memory
-            for info in tar:
-                end = info.offset_data + -(-info.size // 512) * 512 if info.isreg() else info.offset_data
-                if not info.isreg():
-                    continue
-                head, _, base = info.name.rpartition("/")
-                stem, dot, field = base.partition(".")
-                if not dot or not _is_field(field):
-                    ignored.add(field or base)
-                    continue
-                key = check_key(f"{head}/{stem}" if head or info.name.startswith("/") else stem, str(path))
-                if field in members.setdefault(key, {}):
-                    raise UserError(f"{path}: {key}.{field} stands in the shard twice; write the shard again")
-                members[key][field] = [info.offset_data, info.size]
-    except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{path}: not a readable, uncompressed tar ({error}); write or copy the shard again") from error
-    # tarfile takes a damaged header, or a cut between two members, for the end of the archive and says nothing.
     with open(path, "rb") as file:
-        file.seek(end)
-        if file.read(1024) != bytes(1024):
+        try:
+            with open_tar(file, "r:") as tar:
+                for _, (key, field, offset, length) in members_of(tar, str(path), ignored):
+                    if field in members.setdefault(key, {}):
+                        raise UserError(f"{path}: {key}.{field} stands in the shard twice; write the shard again")
+                    members[key][field] = [offset, length]
+                end = tar.offset
+        except (tarfile.TarError, EOFError) as error:
             raise UserError(
-                f"{path}: the tar stops after {len(members)} samples at byte {end} of {size} without an end mark, "
-                "so it was cut or a header is damaged; write or copy the shard again"
-            )
+                f"{path}: not a readable, uncompressed tar ({error}); write or copy the shard again"
+            ) from error
+        check_end(end, size, first_nonzero(file, end), str(path), len(members))
     if ignored:
         log.warning("%s: members of other types are ignored: %s", path, ", ".join(sorted(ignored)))
     names = [domains] * len(members) if isinstance(domains, str) else list(domains)
     if len(names) != len(members):
         raise UserError(f"{path}: {len(members)} samples with distinct keys, but {len(names)} domains were given")
     samples = [{"key": k, "domain": d, "members": m} for (k, m), d in zip(members.items(), names, strict=True)]
-    return {"split": split, "count": len(samples), "bytes": size, "sha256": _sha256(path), "samples": samples}
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {"split": split, "count": len(samples), "bytes": size, "sha256": content_sha256(path), "samples": samples}
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def load_manifest(folder: Path) -> Manifest:
-    """Read and check ``folder/manifest.json`` (its form only; see ``Manifest.verify`` for the shards)."""
-    path = Path(folder) / MANIFEST
+def load_manifest(folder: Path, path: Path | None = None) -> Manifest:
+    """Read and check ``folder/manifest.json`` (its form only; see ``Manifest.verify`` for the shards).
+
+    path: where it stands, if not in ``folder`` itself.
+    """
+    path = path or Path(folder) / MANIFEST
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; generate or index the data first") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); delete it and generate or index the data again") from error
     found = value.get("format") if isinstance(value, dict) else None
     if found != FORMAT:
@@ -163,14 +143,32 @@ def load_manifest(folder: Path) -> Manifest:
         for name, shard in manifest.shards.items():
             if "/" in name or "\\" in name or name in ("", "..") or "\0" in name:
                 raise UserError(f"{path}: shard name {name!r} is refused: it must be a plain file name")
-            for sample in shard["samples"]:
-                check_key(sample["key"], f"{path}, shard {name}")
-                for field in sample["members"]:
-                    if not _is_field(field):
-                        raise UserError(f"{path}: field {field!r} in {name} is not one of {', '.join(FIELDS)}")
-    except (KeyError, TypeError, AttributeError) as error:
+            _check_entry(shard, f"{path}, shard {name}")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path}: entry {error} is missing or malformed; generate or index the data again") from error
     return manifest
+
+
+def _check_entry(shard: dict[str, Any], where: str) -> None:
+    """Names that may be read, and members that lie inside the shard and share no byte. Raises UserError."""
+    spans = []
+    for sample in shard["samples"]:
+        check_key(sample["key"], where)
+        for field, (offset, size) in sample["members"].items():
+            if not is_field(field):
+                raise UserError(f"{where}: field {field!r} is not one of {', '.join(FIELDS)}")
+            if type(offset) is not int or type(size) is not int or offset < BLOCK or size < 0:
+                raise UserError(
+                    f"{where}: {sample['key']}.{field} stands at {offset!r} with {size!r} bytes; index again"
+                )
+            spans.append((offset, size, f"{sample['key']}.{field}"))
+    end, last = 0, ""
+    for offset, size, member in sorted(spans):
+        if offset < end:
+            raise UserError(f"{where}: {last} and {member} share bytes; index the shard again")
+        end, last = offset + size, member
+    if end > shard["bytes"]:
+        raise UserError(f"{where}: {last} ends at byte {end} of {shard['bytes']}; index the shard again")
 
 
 @dataclass
@@ -193,11 +191,21 @@ class Manifest:
             size = path.stat().st_size
             if size != shard["bytes"]:
                 raise UserError(f"{path}: {size} bytes on disk, {shard['bytes']} in the manifest; copy the shard again")
-            if full and (digest := _sha256(path)) != shard["sha256"]:
+            if full and (digest := content_sha256(path)) != shard["sha256"]:
                 raise UserError(
                     f"{path}: sha256 on disk is {digest[:12]}…, {shard['sha256'][:12]}… in the manifest; "
                     "the content changed: copy or generate the shard again"
                 )
+
+    @cached_property
+    def identity(self) -> str:
+        """Sixteen hexadecimal digits that stand for what the data are: shards, their content, splits and domains. Where
+        they lie, and how they were made or copied, is no part of it."""
+        shards = [
+            [name, shard["split"], shard["sha256"], [sample["domain"] for sample in shard["samples"]]]
+            for name, shard in sorted(self.shards.items())
+        ]
+        return hashlib.sha256(json.dumps(shards).encode()).hexdigest()[:16]
 
     @property
     def num_bytes(self) -> int:
@@ -221,14 +229,24 @@ class Manifest:
         ]
         if not rows:
             raise UserError(f"{self.folder}: no split {name!r}; the manifest has {', '.join(self.splits) or 'none'}")
-        return ShardSplit(self.folder, rows)
+        return ShardSplit(self.folder, rows, name, self.identity)
+
+
+def uid_of(split: str, shard: str, key: str) -> str:
+    """The one name of a sample within its data, see ``ShardSplit.uid``."""
+    return f"{split}/{shard.removesuffix('.tar')}/{key}"
 
 
 class ShardSplit:
-    """Random access to the samples of one split; cheap to pickle, safe to fork (reads carry their own offset)."""
+    """Random access to the samples of one split; cheap to pickle, safe to fork (reads carry their own offset).
 
-    def __init__(self, folder: Path, rows: list[tuple[str, str, str, dict[str, list[int]]]]) -> None:
-        self.folder = folder
+    name: of the split. identity: of the manifest.
+    """
+
+    def __init__(
+        self, folder: Path, rows: list[tuple[str, str, str, dict[str, list[int]]]], name: str, identity: str
+    ) -> None:
+        self.folder, self.name, self.identity = folder, name, identity
         self.shards = [row[0] for row in rows]
         self.keys = [row[1] for row in rows]
         self.domains = [row[2] for row in rows]
@@ -245,11 +263,22 @@ class ShardSplit:
         for descriptor in self.__dict__.get("_files", {}).values():
             os.close(descriptor)
 
-    def read(self, index: int) -> dict[str, bytes]:
-        """The members of sample ``index``: {"mp4": …, "json": …} or {"json": …, "000.jpg": …}. UserError if cut."""
+    def uid(self, index: int) -> str:
+        """``split/shard/key``: the one name of a sample within its data. Keys alone may begin again in every shard;
+        what outlives one set of data adds the manifest's ``identity``."""
+        return uid_of(self.name, self.shards[index], self.keys[index])
+
+    def read(self, index: int, endings: Sequence[str] = FIELDS) -> dict[str, bytes]:
+        """The members of sample ``index``: {"mp4": …, "json": …} or {"json": …, "000.jpg": …}. UserError if cut.
+
+        endings: of the fields to read, for those who want a sample's text and not its video.
+        """
         file = self._open(self.shards[index])
         out = {}
-        for field, (offset, size) in self._members[index].items():
+        for written, (offset, size) in self._members[index].items():
+            field = written.lower()
+            if field.rsplit(".", 1)[-1] not in endings:
+                continue
             out[field] = os.pread(file, size, offset)
             if len(out[field]) != size:
                 name = f"{self.folder / self.shards[index]}: {self.keys[index]}.{field}"

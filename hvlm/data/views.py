@@ -1,13 +1,13 @@
-"""What is asked about a clip: the text rows that a stage sees.
+"""What is asked about a clip: the text rows, or the patches, that a stage sees.
 
-``sample`` is the sample's JSON, ``times`` the seconds of the frames that were sampled, ``rng`` a generator seeded from
-(seed, epoch, sample key) alone, ``n`` how many texts to draw: None means all of them, in the order of the file.
-Only texts whose evidence the sampled frames show are asked; with none left a view returns [].
+A stage names its view (``view = Questions()``), and the reader asks the view what it needs to know. A view of one's own
+is a frozen dataclass with ``name`` and ``rows``.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -23,66 +23,121 @@ class Row(NamedTuple):
     meta: dict[str, Any]
 
 
-def captions(sample: dict, times: np.ndarray, rng: np.random.Generator, n: int | None) -> list[Row]:
-    meta = _meta(sample) | {"task": "caption"}
-    return [
-        Row(text["prompt"], text["text"], meta | {"answer": text["text"]})
-        for text in _draw(sample.get("captions", []), times, rng, n)
-    ]
+@dataclass(frozen=True)
+class View:
+    """What a stage sees of a sample.
+
+    name: in messages. has_text: whether there are text rows at all; a view without reads no text-only chats.
+    needs_labels: whether per-patch labels come with the frames (the dataset makes them).
+    """
+
+    name: ClassVar[str]
+    has_text: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = False
+
+    def rows(self, sample: dict[str, Any], times: np.ndarray, rng: np.random.Generator, n: int | None) -> list[Row]:
+        """The text rows of one clip; [] if the sampled frames answer none of its texts.
+
+        Args:
+            sample: as ``samples.parse`` gives it.
+            times: seconds of the sampled frames, float [T]. Only texts whose evidence they show are asked.
+            rng: seeded from (seed, epoch, sample key) alone.
+            n: how many texts to draw; None: all of them, in the order of the file.
+        """
+        raise NotImplementedError
+
+    def window(self, frames: int, rng: np.random.Generator, n: int | None) -> slice:
+        """Which of the sampled frames are shown: by default all."""
+        return slice(None)
 
 
-def questions(sample: dict, times: np.ndarray, rng: np.random.Generator, n: int | None) -> list[Row]:
-    """The vnbench set is asked as its benchmark asks: with the options of one of the tries, for the letter."""
-    rows = []
-    for q in _draw(sample.get("questions", []), times, rng, n):
-        prompt, answer, _ = _wording(sample, q, int(rng.integers(len(q["tries"]))) if "tries" in q else 0)
-        rows.append(Row(prompt, answer, _question_meta(sample, q) | {"answer": answer}))
-    return rows
+class Captions(View):
+    """Each caption is one exchange."""
+
+    name = "captions"
+
+    def rows(self, sample: dict[str, Any], times: np.ndarray, rng: np.random.Generator, n: int | None) -> list[Row]:
+        meta = _meta(sample) | {"task": "caption"}
+        return [
+            Row(text["prompt"], text["text"], meta | {"answer": text["text"]})
+            for text in _draw(sample["captions"], times, rng, n)
+        ]
 
 
-def pairs(sample: dict, times: np.ndarray, rng: np.random.Generator, n: int | None) -> list[Row]:
+class Questions(View):
+    """Each question is one exchange; a lettered one lists the options of one of its tries and asks for the letter."""
+
+    name = "questions"
+
+    def rows(self, sample: dict[str, Any], times: np.ndarray, rng: np.random.Generator, n: int | None) -> list[Row]:
+        rows = []
+        for q in _draw(sample["questions"], times, rng, n):
+            prompt, answer, _ = _wording(q, int(rng.integers(len(q["tries"]))) if "tries" in q else 0)
+            rows.append(Row(prompt, answer, _question_meta(sample, q) | {"answer": answer}))
+        return rows
+
+
+class Pairs(View):
     """Chosen and rejected answer of each question, one after the other; ``meta["pair"]`` ties them together."""
-    rows = []
-    for q in _draw([q for q in sample.get("questions", []) if "rejected" in q], times, rng, n):
-        prompt, answer, rejected = _wording(sample, q, 0)  # always the same: the reference's log-probs may be stored
-        meta = _question_meta(sample, q) | {"pair": f"{sample['key']}/{q['id']}", "answer": answer}
-        rows.append(Row(prompt, answer, meta | {"role": "chosen"}))
-        rows.append(Row(prompt, rejected, meta | {"role": "rejected"}))
-    return rows
+
+    name = "pairs"
+
+    def rows(self, sample: dict[str, Any], times: np.ndarray, rng: np.random.Generator, n: int | None) -> list[Row]:
+        rows = []
+        for q in _draw([q for q in sample["questions"] if "rejected" in q], times, rng, n):
+            prompt, answer, rejected = _wording(q, 0)  # always the same: the reference's log-probs may be stored
+            if rejected is None:
+                continue  # a rejected answer that is none of the options has no letter
+            meta = _question_meta(sample, q) | {"pair": f"{sample['uid']}/{q['id']}", "answer": answer}
+            rows.append(Row(prompt, answer, meta | {"role": "chosen"}))
+            rows.append(Row(prompt, rejected, meta | {"role": "rejected"}))
+        return rows
 
 
-def _wording(sample: dict, q: dict, attempt: int) -> tuple[str, str, str | None]:
-    """(prompt, answer, rejected answer or None), with the letters of a try where the benchmark asks for letters."""
-    if sample.get("set") != "vnbench":
+class PatchLabels(View):
+    """No text: frames with per-patch labels, ``n`` neighbouring ones of each clip."""
+
+    name = "patches"
+    has_text = False
+    needs_labels = True
+
+    def rows(self, sample: dict[str, Any], times: np.ndarray, rng: np.random.Generator, n: int | None) -> list[Row]:
+        return []
+
+    def window(self, frames: int, rng: np.random.Generator, n: int | None) -> slice:
+        if n is None or n >= frames:
+            return slice(None)
+        start = int(rng.integers(frames - n + 1))
+        return slice(start, start + n)
+
+
+def chat_row(sample: dict[str, Any]) -> Row:
+    """The exchange of a text-only chat."""
+    (text,) = sample["captions"][:1]
+    meta = {"key": sample["key"], "uid": sample["uid"], "task": "chat", "answer": text["text"]}
+    return Row(text["prompt"], text["text"], meta)
+
+
+def _wording(q: dict[str, Any], attempt: int) -> tuple[str, str, str | None]:
+    """(prompt, answer, rejected answer or None), with the letters of a try where letters are asked for."""
+    if not q.get("lettered"):
         return q["question"], q["answer"], q.get("rejected")
     options, right = q["tries"][attempt]["options"], q["tries"][attempt]["gold"]
     rejected = LETTERS[options.index(q["rejected"])] if q.get("rejected") in options else None
     return lettered_prompt(q["question"], options), LETTERS[right], rejected
 
 
-VIEWS = {"captions": captions, "questions": questions, "pairs": pairs}
-
-
-def chats(sample: dict) -> list[Row]:
-    """The first exchange of a text-only chat."""
-    turns = {}
-    for message in sample["messages"]:
-        turns.setdefault(message["role"], message["content"])
-    answer = turns["assistant"]
-    return [Row(turns["user"], answer, {"key": sample["key"], "task": "chat", "answer": answer})]
-
-
 def _draw(texts: list[dict], times: np.ndarray, rng: np.random.Generator, n: int | None) -> list[dict]:
-    shown = [text for text in texts if is_shown(text.get("evidence", []), times)]
+    shown = [text for text in texts if is_shown(text["evidence"], times)]
     if n is None:
         return shown
     return [shown[i] for i in rng.permutation(len(shown))[:n]]
 
 
-def _meta(sample: dict) -> dict[str, Any]:
-    return {name: sample[name] for name in ("key", "domain", "set", "outline") if name in sample}
+def _meta(sample: dict[str, Any]) -> dict[str, Any]:
+    return {name: sample[name] for name in ("key", "uid", "domain", "set", "outline") if name in sample}
 
 
-def _question_meta(sample: dict, q: dict) -> dict[str, Any]:
-    meta = _meta(sample) | {"task": q.get("task", "question"), "question_id": q["id"], "answer": q["answer"]}
+def _question_meta(sample: dict[str, Any], q: dict[str, Any]) -> dict[str, Any]:
+    meta = _meta(sample) | {"task": q["task"], "question_id": q["id"], "answer": q["answer"]}
     return meta | ({"tries": q["tries"]} if "tries" in q else {})

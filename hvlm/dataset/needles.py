@@ -15,7 +15,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -35,6 +34,7 @@ from hvlm.dataset._needles_make import SPLITS, decode, make_shard, pool_of
 from hvlm.dataset._needles_scene import DOMAINS, ORDERED, Recipe, max_displacement
 from hvlm.dataset._needles_text import vocabulary
 from hvlm.errors import UserError
+from hvlm.io.files import remember_sha256, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ class Needles:
     max_bad: share of the haystack's files that may be unreadable. shard_clips: samples per shard.
     generate_workers: processes (0 = one per CPU). seed, crf: of the generator and of H.264.
     access: how the reader gets at shards, "index" (by offset; exact resume) or "stream".
+    max_tokens: of one text with its prompt; a sample with a longer one is a bad sample: named, counted, left out.
     """
 
     def __init__(
@@ -79,11 +80,12 @@ class Needles:
         seed: Seed = 0,
         crf: Annotated[int, Ge(0), Le(51)] = 23,
         access: Literal["index", "stream"] = "index",
+        max_tokens: PositiveInt = 2048,
     ) -> None:
         self.root, self.haystack, self.access = Path(root), haystack, access
         self.counts = dict(zip(SPLITS, (train_clips, val_clips, test_clips, text_chats), strict=True))
         self.max_bad, self.shard_clips, self.generate_workers = max_bad, shard_clips, generate_workers
-        self.num_frames, self.seed = num_frames, seed
+        self.num_frames, self.seed, self.max_tokens = num_frames, seed, max_tokens
         self.recipe = Recipe(
             set, size, frames, float(fps), num_frames, outline, displacement, tuple(domains or DOMAINS), seed, crf
         )
@@ -143,14 +145,20 @@ class Needles:
         Safe to call from several processes (the second waits and finds everything made) and to interrupt (finished
         shards are kept). Raises UserError about the haystack.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        wanted = self._wanted()
+        if self._is_made(wanted):
+            return  # nothing is written, so that a set in a read-only folder can be used
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / ".lock").touch()
+        except OSError as error:
+            raise UserError(
+                f"dataset.root={self.root}: the set {self.folder.name} is not there, and cannot be made: "
+                f"{error.strerror}; name a folder that you may write"
+            ) from error
         with _locked(self.folder / ".lock"):
-            wanted = self._wanted()
-            if (self.folder / MANIFEST).is_file():
-                manifest = self.manifest()
-                done = {name: entry for name, entry in manifest.shards.items() if self._is_whole(name, entry)}
-                if done.keys() == wanted.keys():
-                    return
+            if self._is_made(wanted):
+                return
             videos = find_videos(self.haystack)
             sources = [{"name": video.name, "bytes": video.bytes} for video in videos]
             done = self._finished(sources)
@@ -174,6 +182,12 @@ class Needles:
                 shards[f"{split}-{i:06d}.tar"] = (split, range(start, min(count, start + self.shard_clips)))
         return shards
 
+    def _is_made(self, wanted: dict[str, tuple[str, range]]) -> bool:
+        if not (self.folder / MANIFEST).is_file():
+            return False
+        shards = self.manifest().shards
+        return {name for name, entry in shards.items() if self._is_whole(name, entry)} == wanted.keys()
+
     def _is_whole(self, name: str, entry: dict[str, Any]) -> bool:
         path = self.folder / name
         return path.is_file() and path.stat().st_size == entry["bytes"]
@@ -195,9 +209,8 @@ class Needles:
         return {name: entry for name, entry in entries.items() if self._is_whole(name, entry)}
 
     def _note(self, name: str, entry: dict[str, Any], sources: list[dict]) -> None:
-        part = self.folder / f".{name}.part"
-        part.write_text(json.dumps({"name": name, "sources": sources, "entry": entry}), encoding="utf-8")
-        os.replace(part, self.folder / f".{name}.done")
+        text = json.dumps({"name": name, "sources": sources, "entry": entry})
+        write_atomically(self.folder / f".{name}.done", lambda file: file.write(text.encode()))
 
     # -------------------------------------------------------------------------------------------------------- making
 
@@ -222,6 +235,7 @@ class Needles:
                 for job in as_completed(jobs):
                     name = jobs[job]
                     made[name] = job.result()
+                    remember_sha256(self.folder / name, made[name]["sha256"])
                     self._note(name, made[name], sources)
                     bar.advance(task, made[name]["count"])
         return made, quarantined
@@ -264,6 +278,6 @@ def _bar(visible: bool) -> Progress:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold a lock that the operating system frees when the process ends, however it ends."""
-    with open(path, "w") as file:
+    with open(path, "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

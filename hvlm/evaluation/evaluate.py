@@ -59,7 +59,7 @@ class _Clip(NamedTuple):
     frames_TCHW: np.ndarray
     time_T: np.ndarray
     questions: list[Question]
-    key: str
+    uid: str
     hidden: int = 0  # questions that its sampled frames do not answer
     motion_TYX: np.ndarray | None = None
 
@@ -108,7 +108,7 @@ def evaluate(
     with _bar() as bar:
         for chunk in bar.track(_chunks(indices, benchmark.batch_size), description=f"asking ({variant})"):
             seen = clips.read(chunk)
-            asked = [Query(c.frames_TCHW, c.time_T, _answers(c.questions), c.motion_TYX, c.key) for c in seen]
+            asked = [Query(c.frames_TCHW, c.time_T, _answers(c.questions), c.motion_TYX, c.uid) for c in seen]
             for clip, likelihoods in zip(seen, ask(asked), strict=True):
                 found = [p for q in clip.questions for p in benchmark.predict(q, likelihoods, variant)]
                 predictions += found
@@ -177,7 +177,7 @@ class _Reading:
             try:
                 clip = (self.memory or {}).get(index) or self._read(index, key)
             except SampleError as error:
-                self.quarantine.add(self.split.shards[index], key, error)
+                self.quarantine.add(self.split.shards[index], key, error, self.split.uid(index))
                 continue
             if self.memory is not None:
                 self.memory[index] = clip
@@ -189,18 +189,18 @@ class _Reading:
 
     def _read(self, index: int, key: str) -> _Clip:
         members = self.split.read(index)
-        sample = samples.parse(members, key, self.split.domains[index])
+        sample = samples.parse(members, key, self.split.domains[index], self.split.uid(index))
         try:
             questions = self.benchmark.questions(sample)
         except (ValueError, KeyError, TypeError) as error:
             raise SampleError(key, "json", f"{type(error).__name__}: {error}") from error
         if not questions:
-            return _Clip(np.empty(0), np.empty(0), [], key)  # nothing to ask, so nothing to decode
+            return _Clip(np.empty(0), np.empty(0), [], self.split.uid(index))  # nothing to ask, so nothing to decode
         frames, times = samples.frames(members, sample, self.inputs.num_frames, self.inputs.size)
         answerable = [q for q in questions if is_shown(q.evidence, times)]
         grid = self.inputs.motion
         moving = motion_energy(frames, grid) if grid is not None and answerable else None
-        return _Clip(frames, times, answerable, key, len(questions) - len(answerable), moving)
+        return _Clip(frames, times, answerable, self.split.uid(index), len(questions) - len(answerable), moving)
 
 
 def _answers(questions: Sequence[Question]) -> dict[str, list[str]]:

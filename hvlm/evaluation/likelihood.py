@@ -28,14 +28,14 @@ from hvlm.types import Batch, InputSpec
 
 class Query(NamedTuple):
     """A clip and what is asked about it. frames_TCHW uint8 and time_T float32 seconds, or None without a video (the
-    blind control); answers: prompt -> its distinct answers. motion_TYX: float32 where the model wants it. key: the
-    sample's, for features that are kept."""
+    blind control); answers: prompt -> its distinct answers. motion_TYX: float32 where the model wants it. uid: the
+    sample's one name, for features that are kept."""
 
     frames_TCHW: np.ndarray | None
     time_T: np.ndarray | None
     answers: Mapping[str, Sequence[str]]
     motion_TYX: np.ndarray | None = None
-    key: str = ""
+    uid: str = ""
 
 
 class Scores(Protocol):
@@ -130,7 +130,7 @@ def _batch(chat: Chat, clips: Sequence[Query], rows: Sequence[_Row], inputs: Inp
     for row in rows:
         by_clip.setdefault(row.clip, []).append(row)
     items = [
-        Item(clip.frames_TCHW, clip.time_T, [(*row.row, {}) for row in about], key=clip.key, motion=clip.motion_TYX)
+        Item(clip.frames_TCHW, clip.time_T, [(*row.row, {}) for row in about], uid=clip.uid, motion=clip.motion_TYX)
         for clip, about in ((clips[i], rows) for i, rows in by_clip.items())
     ]
     return collate(items, pad_id=chat.pad_id, size=inputs.size, motion=inputs.motion)

@@ -34,6 +34,6 @@ def reward_accuracy(
             reward = policy.token_logprobs(batch).sum(1) - reference.token_logprobs(batch).sum(1)
         chosen, rejected = reward.float().reshape(-1, 2).unbind(1)
         wins += ((chosen > rejected).float() + 0.5 * (chosen == rejected).float()).tolist()
-        clips += [row["key"] for row in rows[::2]]
+        clips += [row["uid"] for row in rows[::2]]
     value, stderr = clustered_mean(wins, clips)
     return value, stderr, len(wins)

@@ -42,8 +42,8 @@ class Try(NamedTuple):
 
 
 class Question(NamedTuple):
-    """id: unique in the benchmark. key: the clip. evidence: seconds, half-open: every interval must hold a
-    sampled frame, otherwise the question is not asked."""
+    """id: unique in the benchmark. key: the clip's one name (its uid). evidence: seconds, half-open:
+    every interval must hold a sampled frame, otherwise the question is not asked."""
 
     id: str
     key: str

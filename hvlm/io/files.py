@@ -69,6 +69,41 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+_KNOWN: dict[tuple[str, int, int, int], str] = {}  # of files that this process has read or written
+
+
+def content_sha256(path: Path) -> str:
+    """As ``file_sha256``, but a file that has not changed since (path, inode, size, time of change) is read once."""
+    known = _state(path)
+    if known not in _KNOWN:
+        _KNOWN[known] = file_sha256(path)
+    return _KNOWN[known]
+
+
+def remember_sha256(path: Path, digest: str) -> None:
+    """Tell ``content_sha256`` what was just written."""
+    _KNOWN[_state(path)] = digest
+
+
+def _state(path: Path) -> tuple[str, int, int, int]:
+    found = os.stat(path)
+    return os.path.realpath(path), found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def safe_name(*parts: str) -> str:
+    """A file name made from data (sample keys, question ids): stays in its folder, whatever the data say.
+
+    The parts are joined by ``+``. Letters, digits, ``.``, ``_`` and ``-`` stay, any other character becomes ``_``; a
+    name that was changed or cut ends with some digits of its text's hash, so that different texts stay apart.
+    """
+    plain = ["".join(c if c.isalnum() and c.isascii() or c in "._-" else "_" for c in part) for part in parts]
+    name = "+".join(plain).lstrip(".")[:120]
+    if name == "+".join(parts):
+        return name
+    digest = hashlib.sha256("\0".join(parts).encode("utf-8", "backslashreplace")).hexdigest()[:8]
+    return f"{name}-{digest}"
+
+
 def known_sums(path: Path) -> list[str]:
     """The sums that the sidecar of ``path`` accepts; empty without a sidecar."""
     sidecar = path.with_name(path.name + SIDECAR)

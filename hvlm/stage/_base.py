@@ -13,6 +13,7 @@ from torch import Tensor
 from torchmetrics import SumMetric
 
 from hvlm.config.ranges import Fraction, NonNegativeFloat, PositiveInt, Probability
+from hvlm.data.views import View
 from hvlm.model import VLM, named_parts
 from hvlm.types import Batch
 
@@ -32,7 +33,7 @@ class Stage(lightning.LightningModule):
     interleave: share of the batches that are text-only chats.
     """
 
-    view: ClassVar[str]
+    view: ClassVar[View]
     scored: ClassVar[str] = "answer"
 
     def __init__(

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hvlm.config.ranges import NonNegativeFloat, PositiveFloat
+from hvlm.data.views import Pairs
 from hvlm.stage._base import Stage
 from hvlm.types import Batch
 
@@ -25,7 +26,7 @@ class DPO(Stage):
     """reference: ``copy`` holds a frozen copy of the starting weights; ``precomputed`` reads the reference's log-probs
     from a table made once before training (half the memory, one pass more)."""
 
-    view = "pairs"
+    view = Pairs()
 
     def __init__(
         self,
@@ -96,5 +97,5 @@ class DPO(Stage):
 
 
 def pair_key(row: dict[str, Any]) -> str:
-    """Names one side of one pair of one clip, the same in every epoch."""
-    return f"{row['key']}/{row['question_id']}/{row['role']}"
+    """Names one side of one pair of one clip of all splits, the same in every epoch."""
+    return f"{row['uid']}/{row['question_id']}/{row['role']}"

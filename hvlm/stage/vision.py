@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hvlm.config.ranges import NonNegativeFloat, PositiveInt
+from hvlm.data.views import PatchLabels
 from hvlm.stage._base import Stage
 from hvlm.types import Batch, Wants
 
@@ -36,7 +37,7 @@ class VisionPretraining(Stage):
     projections count as the part ``connector``. ``depth``: how its queries read, as in the connector that comes later.
     """
 
-    view = "patches"
+    view = PatchLabels()
 
     def __init__(
         self,

@@ -261,7 +261,7 @@ def callbacks(cfg: Mapping[str, Any], folder: RunDir) -> list[Callback]:
 def every_pair(reading: Any, stage: Stage) -> Any:
     """Batches with every pair of the training and validation clips."""
     for split in ("train", "val"):
-        yield from reading.loader(split, "pairs", None, stage.batch_size)
+        yield from reading.loader(split, stage.view, None, stage.batch_size)
 
 
 def describe(stage: Stage) -> str:
