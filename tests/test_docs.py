@@ -3,8 +3,10 @@
 import ast
 import importlib.metadata
 import importlib.util
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -18,17 +20,26 @@ from hvlm.config.compose import compose
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 HOUSE = (ROOT / "docs" / "architecture.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+COMING = {"cli.md", "data.md", "reading.md", "training.md", "evaluation.md", "reliability.md"}
+FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 def commands():
-    """Every train.py and eval.py call in a code block of the README, as its overrides."""
-    blocks = "\n".join(re.findall(r"```\n(.*?)```", README, re.DOTALL))
-    lines = [line for line in blocks.splitlines() if line.startswith("python ")]
-    return [shlex.split(line, comments=True)[1:] for line in lines]
+    """Every train.py and eval.py call in a code block of README and docs, as its overrides."""
+    texts = [page.read_text(encoding="utf-8") for page in PAGES if page.name != "CONTRIBUTING.md"]
+    lines = "\n".join(block for text in texts for block in FENCE.findall(text)).splitlines()
+    calls = dict.fromkeys(
+        line.split("  # ")[0].strip() for line in lines if re.match(r"python (train|eval)\.py ", line)
+    )
+    return [shlex.split(call, comments=True)[1:] for call in calls]
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
-def test_commands_of_the_readme_compose(command):
+def test_commands_of_the_pages_compose(command):
     script, *words = command
     assert (ROOT / script).is_file()
     overrides = [w for w in words if "=" in w and not w.startswith("hydra.")]
@@ -55,16 +66,107 @@ def test_the_house_lists_what_exists():
 
 
 def test_files_that_are_named_exist():
-    for text in (README, HOUSE):
-        for path in re.findall(r"`((?:hvlm|conf|tests|docs|experiments)/[\w/]+\.(?:py|yaml|md))`", text):
-            assert (ROOT / path).is_file(), path
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for path in re.findall(r"`((?:hvlm|conf|tests|docs|experiments)/[\w/]+\.(?:py|yaml|md|json))`", text):
+            if path != "experiments/demo/results.json":  # written by whoever runs the demo
+                assert (ROOT / path).is_file(), f"{page.name}: {path}"
     for name in re.findall(r"`(\w+\.py)`", HOUSE):
         assert (ROOT / name).is_file() or (ROOT / "hvlm" / name).is_file(), name
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text(encoding="utf-8"))):
+        path, _, anchor = target.partition("#")
+        if path.startswith("http") or Path(path).name in COMING:
+            continue
+        file = page.parent / path if path else page
+        assert file.is_file() or file.is_dir(), f"{target}: there is no {file}"
+        if anchor:
+            heads = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}, target
+
+
+def test_the_readme_fits_on_a_page_and_names_what_exists():
+    assert len(README.splitlines()) <= 150
+    rows = re.findall(r"^\| ((?:`\w+=`(?:, )?)+) \| (.+) \|$", README, re.MULTILINE)
+    assert len(rows) >= 10
+    for words, choices in rows:
+        words, lists = re.findall(r"`(\w+)=`", words), choices.split(";")
+        assert len(words) == len(lists), f"{words}: {lists}"
+        for word, named in zip(words, lists, strict=True):
+            files = {path.stem for path in (ROOT / "conf" / word).glob("*.yaml")}
+            named = set(re.findall(r"`(\w+)`", named))
+            assert named <= files, f"{word}: {sorted(named - files)} do not exist"
+            rest = {name for name in files if name.startswith("fvlm_")}
+            assert files - named <= rest, f"{word}: README leaves out {sorted(files - named)}"
+
+
+def test_tables_are_those_of_the_records():
+    from experiments.tables.__main__ import rendered
+
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert rendered(text) == text, f"{page.relative_to(ROOT)} differs from the records: run make tables"
+
+
+def test_a_table_that_drifted_is_noticed():
+    from experiments.tables.__main__ import rendered
+
+    page = (ROOT / "docs" / "results" / "connectors.md").read_text(encoding="utf-8")
+    figure = re.search(r"\d+\.\d ± \d", page)[0]
+    assert rendered(page.replace(figure, "12.3 ± 4", 1)) == page
+
+
+def test_versions_agree():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^## (\d\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == version
+    assert f"Version {version}," in README
+
+
+def test_the_connector_of_contributing_passes_the_contract_tests(tmp_path):
+    house = tmp_path / "house"
+    for part in ("hvlm", "conf", "tests"):
+        shutil.copytree(ROOT / part, house / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", house)
+    blocks = re.findall(r"^```(?:python|yaml)\n(# (\S+)\n.*?)^```", CONTRIBUTING, re.DOTALL | re.MULTILINE)
+    assert [Path(name).stem for _, name in blocks] == ["peak", "peak"]
+    for text, name in blocks:
+        (house / name).write_text(text, encoding="utf-8")
+    call = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "tests/test_contracts.py",
+        "-k",
+        "peak and convvit",
+    ]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    done = subprocess.run(
+        call, cwd=house, env=environment | {"PYTHONPATH": str(house)}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
 def test_make_help():
     shown = subprocess.run(["make", "-C", ROOT, "help"], capture_output=True, text=True, check=True).stdout
-    for target in ("setup", "weights", "demo", "test", "test-all", "bench", "help"):
+    for target in (
+        "setup",
+        "weights",
+        "demo",
+        "test",
+        "test-all",
+        "test-gpu",
+        "lint",
+        "reliability",
+        "tables",
+        "bench",
+        "help",
+    ):
         assert re.search(rf"^  make {target} +\S", shown, re.MULTILINE), target
 
 
