@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from hvlm.config.compose import stage_name
 from hvlm.config.schema import parameters
 from hvlm.config.settings import ROOMS
 from hvlm.data.datamodule import DataModule
-from hvlm.data.views import Questions
+from hvlm.data.views import Questions, View
 from hvlm.errors import UserError
 from hvlm.feature_cache import FrozenFeatures, plan
 from hvlm.io.checkpoint import weights_hash
@@ -61,8 +60,7 @@ def dataset(cfg: Mapping[str, Any]) -> Any:
 def chat(cfg: Mapping[str, Any], data: Any) -> Chat:
     """The tokenizer and template: the language model's own, or one trained on the dataset's text when it has none."""
     settings = check_room("language", cfg["language"], ROOMS["language"])
-    module = importlib.import_module(room_class("language", settings).__module__)
-    return module.chat_for(settings, data.texts)
+    return room_class("language", settings).chat_for(settings, data.texts)
 
 
 def encoder(cfg: Mapping[str, Any]) -> Encoder:
@@ -79,19 +77,18 @@ def model(cfg: Mapping[str, Any], chat: Chat, weights: bool = True) -> VLM:
     grid = vision.grid(vision.image_size, vision.image_size)
     text = {"dim": language.dim, "num_heads": language.num_heads}
     connector = room(cfg["connector"], **widths, query_dim=vision.query_dim, grid=grid)
-    room(cfg["adapter"]).apply(language)
     attention = room(cfg["attention"], **text)
     mixing = cfg["attention"]["_target_"]
-    if cfg["connector"].get("mode") == "autoregressive" and not attention.causal:
+    if connector.reads_forward and not attention.causal:
         raise UserError(
-            f"connector.mode=autoregressive reads frame by frame, but in {mixing} frames see later "
+            f"{connector.reads_forward} reads frame by frame, but in {mixing} frames see later "
             "ones; use attention=none, or attention.causal=true (mamba: attention.bidirectional=false)"
         )
     merger = room(cfg["merger"], needs_frames=connector.needs_frames)
-    if not merger.changes_nothing and cfg["connector"].get("shuffle", 1) > 1:
+    if connector.needs_grid and not merger.changes_nothing:
         raise UserError(
-            f"connector.shuffle={cfg['connector']['shuffle']} folds the whole patch grid, of which "
-            f"{cfg['merger']['_target_']} leaves a part; use connector.shuffle=1, or merger=none"
+            f"{connector.needs_grid} folds the whole patch grid, of which {cfg['merger']['_target_']} leaves a part; "
+            "leave that setting out, or use merger=none"
         )
     return VLM(
         vision=vision,
@@ -100,7 +97,8 @@ def model(cfg: Mapping[str, Any], chat: Chat, weights: bool = True) -> VLM:
         attention=attention,
         fusion=room(cfg["fusion"], **text),
         language=language,
-        head=room(cfg["head"], text_dim=language.dim),
+        adapter=room(cfg["adapter"], name=cfg["domain"]["adapter"] if "domain" in cfg else "all"),
+        head=room(cfg["head"], text_dim=language.dim, logits=language.logits),
         order=order,
     )
 
@@ -131,9 +129,14 @@ def kvcache(cfg: Mapping[str, Any], vlm: VLM) -> Any:
     return room(cfg["kvcache"], num_layers=lm.num_layers, num_kv_heads=lm.num_kv_heads, head_dim=lm.head_dim)
 
 
+def view_of(stage: type[Stage] | Stage, vlm: VLM | Encoder) -> View:
+    """What the reader shows: the stage says it, or leaves it to the head."""
+    return vlm.head.view if stage.view is None else stage.view
+
+
 def stage(cfg: Mapping[str, Any], vlm: VLM | Encoder, data: Any) -> Stage:
-    per_patch = room_class("stage", cfg["stage"]).view.needs_labels
-    built = room(cfg["stage"], model=vlm, labels=data.label_counts() if per_patch else None)
+    view = view_of(room_class("stage", cfg["stage"]), vlm)
+    built = room(cfg["stage"], model=vlm, labels=data.label_counts() if view.needs_labels else None)
     try:
         built.freeze()
     except ValueError as error:
@@ -151,9 +154,8 @@ def frozen_features(cfg: Mapping[str, Any], training: Stage, data: Any) -> Froze
             f"vision.cache_gb={limit:g}: only a frozen encoder's features can be kept; freeze it with "
             "'stage.trainable={vision:0}', or set vision.cache_gb=0"
         )
-    model, connector = training.model, getattr(training.model, "connector", None)
-    manifest = data.manifest()
-    if connector is None:  # stage 0 asks the patches and the gaze
+    model, manifest = training.model, data.manifest()
+    if isinstance(model, Encoder):  # stage 0 asks the patches and the gaze
         name = _kept_as(model.vision, manifest)
         features = FrozenFeatures(model.vision, Wants(kv=True), True, training.shallow, name)
     else:
@@ -170,15 +172,21 @@ def input_spec(cfg: Mapping[str, Any], model: VLM | Encoder) -> InputSpec:
 
 def motion_grid(model: VLM | Encoder) -> tuple[int, int] | None:
     """(rows, columns) of the patches whose optical flow a room of the model wants, None where none does."""
-    vision, merger = model.vision, getattr(model, "merger", None)  # stage 0 has no merger
-    return vision.grid(vision.image_size, vision.image_size) if getattr(merger, "wants_flow", False) else None
+    vision = model.vision
+    wanted = isinstance(model, VLM) and model.merger.wants_flow  # stage 0 has no merger
+    return vision.grid(vision.image_size, vision.image_size) if wanted else None
 
 
 def features_for(model: VLM, manifest: Any) -> FrozenFeatures:
-    """What the rooms of the model ask of its encoder, kept."""
-    shallow = getattr(model.connector, "shallow", False)
+    """What the rooms of the model ask of its encoder, kept. UserError where an adapter changes the encoder: each set of
+    its weights makes other features, and they move while it trains."""
+    if "vision" in model.adapter.adapts:
+        raise UserError(
+            f"vision.cache_gb={model.vision.cache_gb:g}: the adapter changes what the encoder makes of a frame, so its "
+            "features cannot be kept; set vision.cache_gb=0"
+        )
     name = _kept_as(model.vision, manifest)
-    return FrozenFeatures(model.vision, model.wants(), model.wants_patches, shallow, name)
+    return FrozenFeatures(model.vision, model.wants(), model.wants_patches, model.connector.shallow, name)
 
 
 def _kept_as(vision: Any, manifest: Any) -> str:
@@ -191,14 +199,14 @@ def datamodule(
 ) -> DataModule:
     """The reader for a stage: what it shows (captions, questions, pairs, patches) and how much of it at a time."""
     vision = training.model.vision
-    grid = None
-    if training.view.needs_labels:
+    grid, view = None, view_of(training, training.model)
+    if view.needs_labels:
         grid = tuple(side * training.cells for side in vision.grid(vision.image_size, vision.image_size))
     return DataModule(
         data,
         chat,
         input_spec(cfg, training.model),
-        view=training.view,
+        view=view,
         rows_per_clip=training.rows_per_clip,
         loss=training.scored,
         batch_size=training.batch_size,

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,22 +20,31 @@ from torch import Tensor, nn
 from hvlm.merging import Assignment, MergedKeys
 from hvlm.types import KV, NOTHING_ELSE, Encoded, Wants
 
+# Which of the B * T frames (None: all) -> a block in which the encoder treats each with its clip's adapter weights.
+Adapted = Callable[[Tensor | slice | None], AbstractContextManager[Any]]
+
 _M_MMAP_THRESHOLD = -3  # of <malloc.h>
+
+
+def plainly(which: Tensor | slice | None) -> AbstractContextManager[None]:
+    """``Adapted`` where nothing is adapted."""
+    return nullcontext()
 
 
 class CachedKV:
     """Over the keys and values of one pass through the encoder: in training, and wherever they fit."""
 
-    def __init__(self, vision: nn.Module, kv: KV, to: Assignment | None = None):
-        self.vision, self.kv, self.to = vision, kv, to
+    def __init__(self, vision: nn.Module, kv: KV, to: Assignment | None = None, adapted: Adapted = plainly):
+        self.vision, self.kv, self.to, self.adapted = vision, kv, to, adapted
 
     def __call__(self, query_FQD: Tensor, index_F: Tensor | None = None, **how: bool) -> tuple[Tensor, Tensor | None]:
         kv = self.kv if index_F is None else [(k[index_F], v[index_F]) for k, v in self.kv]
-        return self.vision.gaze(query_FQD, kv, merged=merged_keys(kv, pick(self.to, index_F)), **how)
+        with self.adapted(index_F):
+            return self.vision.gaze(query_FQD, kv, merged=merged_keys(kv, pick(self.to, index_F)), **how)
 
     def merged(self, to: Assignment) -> CachedKV:
         """to: [F, N] patches to [F, M], every frame by itself; the encoder's own weights stay as they are."""
-        return CachedKV(self.vision, merge_kv(self.kv, to), to)
+        return CachedKV(self.vision, merge_kv(self.kv, to), to, self.adapted)
 
 
 class RecomputedKV:
@@ -42,8 +54,15 @@ class RecomputedKV:
     of one, autoregressive reading still one, and memory does not grow with the clip. Without gradients only.
     """
 
-    def __init__(self, vision: nn.Module, frames_FCHW: Tensor, at_once: int, to: Assignment | None = None):
-        self.vision, self.frames, self.at_once, self.to = vision, frames_FCHW, at_once, to
+    def __init__(
+        self,
+        vision: nn.Module,
+        frames_FCHW: Tensor,
+        at_once: int,
+        to: Assignment | None = None,
+        adapted: Adapted = plainly,
+    ):
+        self.vision, self.frames, self.at_once, self.to, self.adapted = vision, frames_FCHW, at_once, to, adapted
 
     def __call__(self, query_FQD: Tensor, index_F: Tensor | None = None, **how: bool) -> tuple[Tensor, Tensor | None]:
         frames, to = (self.frames if index_F is None else self.frames[index_F]), pick(self.to, index_F)
@@ -52,10 +71,11 @@ class RecomputedKV:
             _large_blocks_go_back()
         for start in range(0, len(frames), self.at_once):
             at = slice(start, start + self.at_once)
-            kv, part = encode_frames(self.vision, frames[at], Wants(kv=True)).kv, pick(to, at)
-            if part is not None:
-                kv = merge_kv(kv, part)
-            found, nats = self.vision.gaze(query_FQD[at], kv, merged=merged_keys(kv, part), **how)
+            with self.adapted(at if index_F is None else index_F[at]):
+                kv, part = encode_frames(self.vision, frames[at], Wants(kv=True)).kv, pick(to, at)
+                if part is not None:
+                    kv = merge_kv(kv, part)
+                found, nats = self.vision.gaze(query_FQD[at], kv, merged=merged_keys(kv, part), **how)
             del kv
             # One tensor from the start: small ones between the large ones of every part would scatter the memory.
             z = found.new_empty(len(frames), *found.shape[1:]) if z is None else z
@@ -66,7 +86,7 @@ class RecomputedKV:
 
     def merged(self, to: Assignment) -> RecomputedKV:
         """As ``CachedKV.merged``."""
-        return RecomputedKV(self.vision, self.frames, self.at_once, to)
+        return RecomputedKV(self.vision, self.frames, self.at_once, to, self.adapted)
 
 
 @cache

@@ -70,6 +70,7 @@ class Assignment(NamedTuple):
         """The merged tokens: features by weight; times, frames and places as centroids weighted by size.
 
         sizes_add: a destination is as large as its tokens together; False (droppers): as large as its root was, one.
+        What is merged keeps no positions; where sizes count in the attention, the new ones do.
         """
         size = tokens.size_BS * (self.to_BS < self.mask_BM.shape[1])
         total = self.sum(size)
@@ -82,15 +83,17 @@ class Assignment(NamedTuple):
             summed = self.sum(y.to(size.dtype) * size.unflatten(1, (-1, *extra)))
             return summed / total.clamp(min=1e-12).unflatten(1, (-1, *extra))
 
+        size_of_each = total if sizes_add else self.mask_BM.to(size.dtype)
         return Tokens(
             x_BSD=self.merge(tokens.x_BSD),
             time_BS=centroid(tokens.time_BS),
             frame_BS=centroid(tokens.frame_BS).round().long(),
             yx_BS2=centroid(tokens.yx_BS2),
-            size_BS=total if sizes_add else self.mask_BM.to(size.dtype),
+            size_BS=size_of_each,
             mask_BS=self.mask_BM,
             saliency_BS=centroid(tokens.saliency_BS),
             motion_BS=centroid(tokens.motion_BS),
+            log_size_BS=None if tokens.log_size_BS is None else size_of_each.clamp(min=1).log(),
         )
 
 

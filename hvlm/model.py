@@ -2,43 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hvlm.contracts import (
+    OF_THE_MODEL,
+    Adapter,
+    Attention,
+    Connector,
+    Fusion,
+    Head,
+    Language,
+    Merger,
+    Vision,
+)  # fmt: skip
 from hvlm.feature_cache import FrozenFeatures
-from hvlm.gaze import CachedKV, RecomputedKV, encode_frames
-from hvlm.types import Batch, Encoded, Patches, Prefix, Tokens, Wants
-
-PARTS = ("vision", "merger", "connector", "attention", "fusion", "language", "head")
-
-
-class Targets(NamedTuple):
-    """Logits of every text token that is scored, M of them in all, in row order.
-
-    logits_MV float32, ids_M the tokens themselves, row_M the text row and place_M the position in it.
-    """
-
-    logits_MV: Tensor
-    ids_M: Tensor
-    row_M: Tensor
-    place_M: Tensor
-
-
-class Sequence(NamedTuple):
-    """What the language model reads: text with the video in its place, L = S + visual positions in every row.
-
-    visual: number of the video's positions. position_KL: int64, where merged tokens keep the positions of their
-    patches; None: valid positions are counted. log_size_KL: float, added to the attention scores of merged tokens;
-    None: not.
-    """
-
-    x_KLD: Tensor
-    mask_KL: Tensor
-    visual: int
-    position_KL: Tensor | None = None
-    log_size_KL: Tensor | None = None
+from hvlm.gaze import Adapted, CachedKV, RecomputedKV, encode_frames, plainly
+from hvlm.types import Batch, Encoded, Patches, Prefix, Sequence, Targets, Tokens, Wants
 
 
 class VLM(nn.Module):
@@ -50,40 +33,46 @@ class VLM(nn.Module):
     def __init__(
         self,
         *,
-        vision: nn.Module,
-        merger: nn.Module,
-        connector: nn.Module,
-        attention: nn.Module,
-        fusion: nn.Module,
-        language: nn.Module,
-        head: nn.Module,
+        vision: Vision,
+        merger: Merger,
+        connector: Connector,
+        attention: Attention,
+        fusion: Fusion,
+        language: Language,
+        adapter: Adapter,
+        head: Head,
         order: str,
     ):
         super().__init__()
         self.vision, self.merger, self.connector = vision, merger, connector
-        self.attention, self.fusion, self.language, self.head = attention, fusion, language, head
+        self.attention, self.fusion, self.language = attention, fusion, language
+        self.adapter, self.head = adapter, head
         self.order = order
         self.features: FrozenFeatures | None = None  # in the encoder's place while it is frozen
+        adapter.attach(self)
 
     def encode_video(self, batch: Batch) -> Patches:
         """Frames -> patch features, with the encoder's gaze over them where the connector wants it."""
         frames, time, mask = batch.frames_BTCHW, batch.frame_time_BT, batch.frame_mask_BT
         b, t = mask.shape
-        wants = self.wants()
+        wants, adapted = self.wants(), self._adapted_frames(batch)
         at_once = b * t <= self.vision.frames_at_once
         if self.features is not None:
             tokens, kv, summary = self.features.encode(batch)
         elif torch.is_grad_enabled() or at_once:
-            tokens, kv, summary = self.vision.encode(frames, time, mask, wants)
+            with adapted(None):
+                tokens, kv, summary = self.vision.encode(frames, time, mask, wants)
         else:
-            tokens, kv, summary = self._encode_in_parts(batch, wants)
+            tokens, kv, summary = self._encode_in_parts(batch, wants, adapted)
+        gaze: CachedKV | RecomputedKV | None = None
         if kv is not None:
-            gaze: CachedKV | RecomputedKV | None = CachedKV(self.vision, kv)
-        else:
-            gaze = RecomputedKV(self.vision, frames.flatten(0, 1), self.vision.frames_at_once) if wants.kv else None
+            gaze = CachedKV(self.vision, kv, adapted=adapted)
+        elif wants.kv:
+            gaze = RecomputedKV(self.vision, frames.flatten(0, 1), self.vision.frames_at_once, adapted=adapted)
         if tokens is not None and batch.motion_BTYX is not None:
             tokens = tokens._replace(motion_BS=batch.motion_BTYX.flatten(1))
-        return self.merger(Patches(tokens, time, mask, gaze, summary))
+        grid = self.vision.grid(*frames.shape[-2:])
+        return self.merger(Patches(tokens, time, mask, gaze, summary, grid))
 
     def wants(self) -> Wants:
         """What the rooms ask of the encoder beside patch tokens."""
@@ -93,16 +82,17 @@ class VLM(nn.Module):
     def wants_patches(self) -> bool:
         return self.connector.wants_patches or not self.merger.changes_nothing
 
-    def _encode_in_parts(self, batch: Batch, wants: Wants) -> Encoded:
+    def _encode_in_parts(self, batch: Batch, wants: Wants, adapted: Adapted) -> Encoded:
         """Frames that are too many to be encoded at once, without gradients. Keys and values are not kept at all."""
         if not (self.wants_patches or wants.summaries):
             return Encoded(None)
         b, t = batch.frame_mask_BT.shape
         frames = batch.frames_BTCHW.flatten(0, 1)
-        each = [
-            encode_frames(self.vision, part, wants._replace(kv=False))
-            for part in frames.split(self.vision.frames_at_once)
-        ]
+        each = []
+        for start in range(0, len(frames), self.vision.frames_at_once):
+            part = slice(start, start + self.vision.frames_at_once)
+            with adapted(part):
+                each.append(encode_frames(self.vision, frames[part], wants._replace(kv=False)))
         tokens, summary = None, None
         if self.wants_patches:
             grid = self.vision.grid(*frames.shape[-2:])
@@ -117,60 +107,82 @@ class VLM(nn.Module):
     def visual_tokens(self, batch: Batch, text_KSD: Tensor) -> Tokens:
         """Visual tokens of every text row, [K, V, text_dim]."""
         prefix = prefix_of(batch, text_KSD) if self.order == "question_first" else None
-        tokens, per_row = self.connector(self.encode_video(batch), self.language, prefix)
+        patches, rows = self.encode_video(batch), batch.adapter_K
+        if prefix is None and rows is not None and self.connector.steers and "language" in self.adapter.adapts:
+            rows = adapter_of_clips(batch)  # the connector reads clips, not rows, through the language model
+        with self.adapter.using(language=rows):
+            tokens, per_row = self.connector(patches, self.language, prefix)
         tokens, _ = self.attention(tokens)
         if not per_row:
             tokens = tokens.take(batch.clip_K)
-        return self.fusion(tokens, text_KSD, batch.attention_mask_KS)
+        if not self.fusion.reads_text:
+            return self.fusion(tokens, text_KSD[:, :0], batch.attention_mask_KS[:, :0])
+        return self.fusion(tokens, *known_text(batch, text_KSD))
 
     def sequence(self, batch: Batch) -> Sequence:
         """The text of every row with the visual tokens in their place."""
-        text = self.language.embed(batch.input_ids_KS)
+        self._check_adapters(batch)
+        with self.adapter.using(language=batch.adapter_K):
+            text = self.language.embed(batch.input_ids_KS)
         if not batch.frame_mask_BT.any():
-            return Sequence(text, batch.attention_mask_KS, 0)
+            return Sequence(text, batch.attention_mask_KS, 0, batch=batch)
         visual = self.visual_tokens(batch, text)
         source = interleave(text.shape[1], visual.x_BSD.shape[1], batch.visual_at_K)
         x = pick(source, text, visual.x_BSD.to(text.dtype))
         mask = pick(source, batch.attention_mask_KS, visual.mask_BS)
         position, log_size = None, None
-        if self.merger.positions == "patches" and self.connector.one_per_patch and self.attention.readout == 1:
-            position = pick(source, *self._patch_positions(batch, visual))
-        if self.merger.proportional:
-            log_size = pick(source, torch.zeros_like(text[..., 0]), visual.size_BS.clamp(min=1).log().to(text.dtype))
-        return Sequence(x, mask, visual.x_BSD.shape[1], position, log_size)
+        if visual.position_BS is not None:
+            position = pick(source, self._text_positions(batch), batch.visual_at_K.unsqueeze(1) + visual.position_BS)
+        if visual.log_size_BS is not None:
+            log_size = pick(source, torch.zeros_like(text[..., 0]), visual.log_size_BS.to(text.dtype))
+        return Sequence(x, mask, visual.x_BSD.shape[1], position, log_size, visual, batch)
 
     def hidden(self, sequence: Sequence, cache: Any = None) -> Tensor:
         """The language model's states, [K, L, D]."""
-        x, mask, _, position, log_size = sequence
-        return self.language.hidden(x, mask, position, cache, log_size)
+        x, mask, _, position, log_size, _, batch = sequence
+        with self.adapter.using(language=None if batch is None else batch.adapter_K):
+            return self.language.hidden(x, mask, position, cache, log_size)
 
-    def _patch_positions(self, batch: Batch, visual: Tokens) -> tuple[Tensor, Tensor]:
-        """Positions of the text's tokens and of the merged ones, as they would be had nothing been merged."""
+    def adapting(self, batch: Batch) -> AbstractContextManager[None]:
+        """Inside the block the language model's rows use the weights that ``batch.adapter_K`` names: for those who
+        call the language model themselves."""
+        self._check_adapters(batch)
+        return self.adapter.using(language=batch.adapter_K)
+
+    def _check_adapters(self, batch: Batch) -> None:
+        if batch.adapter_K is not None and not 0 <= int(batch.adapter_K.min()) <= int(batch.adapter_K.max()) < len(
+            self.adapter.names
+        ):
+            raise ValueError(
+                f"adapter_K={batch.adapter_K.tolist()}: the model has {len(self.adapter.names)} sets of adapter "
+                f"weights ({', '.join(self.adapter.names) or 'none'})"
+            )
+
+    def _adapted_frames(self, batch: Batch) -> Adapted:
+        """For some of the B * T frames (None: all) a block inside which each uses its clip's adapter weights."""
+        if batch.adapter_K is None or "vision" not in self.adapter.adapts:
+            return plainly
+        set_F = adapter_of_clips(batch).repeat_interleave(batch.frame_mask_BT.shape[1])
+        return lambda which: self.adapter.using(vision=set_F if which is None else set_F[which])
+
+    def _text_positions(self, batch: Batch) -> Tensor:
+        """Positions of the text's tokens where the video takes as many as it has patches, merged or not: [K, S]."""
         rows, cols = self.vision.grid(*batch.frames_BTCHW.shape[-2:])
-        cell = (visual.yx_BS2 * visual.yx_BS2.new_tensor([rows, cols])).long()
-        place = (
-            visual.frame_BS * (rows * cols) + cell[..., 0].clamp(max=rows - 1) * cols + cell[..., 1].clamp(max=cols - 1)
-        )
-        at_K1 = batch.visual_at_K.unsqueeze(1)
         video_K1 = (batch.frame_mask_BT.sum(1) * rows * cols)[batch.clip_K].unsqueeze(1)
         counted = (batch.attention_mask_KS.cumsum(1) - 1).clamp(min=0)
-        after = torch.arange(counted.shape[1], device=counted.device) >= at_K1
-        return counted + video_K1 * after, at_K1 + place
+        after = torch.arange(counted.shape[1], device=counted.device) >= batch.visual_at_K.unsqueeze(1)
+        return counted + video_K1 * after
+
+    def output(self, batch: Batch) -> Any:
+        """What the head makes of the batch; ``head.loss`` takes it."""
+        sequence = self.sequence(batch)
+        return self.head(self.hidden(sequence), sequence)
 
     def targets(self, batch: Batch) -> Targets:
-        """Logits for every token under ``loss_mask_KS``, from the hidden state one place before it.
-
-        A token that directly follows the video is not scored: the place before it may be a padded frame.
-        """
-        sequence = self.sequence(batch)
-        h, num_visual = self.hidden(sequence), sequence.visual
-        place_KS = torch.arange(batch.input_ids_KS.shape[1], device=h.device).expand_as(batch.input_ids_KS)
-        at = batch.visual_at_K.unsqueeze(1)
-        scored = batch.loss_mask_KS & batch.attention_mask_KS & (place_KS > 0) & (place_KS != at)
-        before = place_KS + num_visual * (place_KS >= at) - 1
-        row_M, place_M = scored.nonzero(as_tuple=True)
-        logits = self.head(h[row_M, before[row_M, place_M]], self.language)
-        return Targets(logits, batch.input_ids_KS[row_M, place_M], row_M, place_M)
+        """Logits for every token under ``loss_mask_KS``. ValueError where the head is not one for text."""
+        if not self.head.writes:
+            raise ValueError(f"{type(self.head).__name__} gives no logits of tokens; use head=text")
+        return self.output(batch)
 
     def token_logprobs(self, batch: Batch) -> Tensor:
         """log p(token | everything before it), float32 [K, S]; 0 where the token is not a target."""
@@ -214,12 +226,40 @@ def pick(source_KL: Tensor, text_KS: Tensor, visual_KV: Tensor) -> Tensor:
     return both.gather(1, source_KL.unflatten(1, (-1, *(1,) * (both.dim() - 2))).expand(-1, -1, *both.shape[2:]))
 
 
+def adapter_of_clips(batch: Batch) -> Tensor:
+    """Which adapter weights each clip uses, int64 [B]. ValueError where its rows disagree: what is made once for all
+    rows of a clip cannot follow several."""
+    sets_B = batch.adapter_K.new_zeros(batch.num_clips).scatter(0, batch.clip_K, batch.adapter_K)
+    if not torch.equal(sets_B[batch.clip_K], batch.adapter_K):
+        raise ValueError(
+            f"adapter_K={batch.adapter_K.tolist()}: rows of one clip (clip_K={batch.clip_K.tolist()}) use different "
+            "adapter weights, but what the adapter changes is computed once for the clip; give each its own clip"
+        )
+    return sets_B
+
+
+def known_text(batch: Batch, text_KSD: Tensor) -> tuple[Tensor, Tensor]:
+    """What of the embedded text may reach visual tokens, [K, P, D] with zeros elsewhere, and where it is, bool [K, P];
+    P is the last such place of any row. Nothing of the rest is handed on, so no room can let the answer leak."""
+    if batch.prompt_KS is None:
+        raise ValueError("a fusion that reads the text needs Batch.prompt_KS: what may be known before the answer")
+    known = batch.prompt_KS & batch.attention_mask_KS
+    width = int((known * (1 + torch.arange(known.shape[1], device=known.device))).max())
+    known = known[:, :width]
+    return text_KSD[:, :width].masked_fill(~known.unsqueeze(-1), 0), known
+
+
 def named_parts(model: VLM | Encoder) -> dict[str, list[tuple[str, nn.Parameter]]]:
-    """Parameters by part. The query's own projections live in the encoder but train with the connector."""
-    parts: dict[str, list[tuple[str, nn.Parameter]]] = {name: [] for name in PARTS}
-    for name, parameter in model.named_parameters():
-        part = name.split(".", 1)[0]
-        if part == "vision" and name.split(".")[1] == "query":
-            part = "connector"
-        parts[part].append((name, parameter))
+    """Parameters by part. A module says its part (``part``), for itself and for what is below it: the query's own
+    projections live in the encoder but train with the connector."""
+    parts: dict[str, list[tuple[str, nn.Parameter]]] = {name: [] for name in OF_THE_MODEL}
+    part_of = {"": ""}
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        above = part_of[path.rpartition(".")[0]]
+        part_of[path] = part = getattr(type(module), "part", above)
+        for name, parameter in module.named_parameters(path, recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                parts.setdefault(part, []).append((name, parameter))
     return {name: members for name, members in parts.items() if members}

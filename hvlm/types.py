@@ -53,6 +53,9 @@ class Batch(NamedTuple):
         knows.
     motion_BTYX: float32, how fast what each patch (row, column) shows moves against the camera, in frame diagonals per
         sampled frame (see ``data/optical_flow.py``); 0 in padded frames and texts. None where no room asked for it.
+    prompt_KS: bool, what of the text may be known before the answer, and so may reach visual tokens: what stands before
+        the video, and before the first target. None: nobody may ask for it.
+    adapter_K: int64, which of the adapter's sets of weights each text row uses; None: the one that is trained.
     """
 
     frames_BTCHW: Tensor
@@ -67,6 +70,8 @@ class Batch(NamedTuple):
     rows: list[dict[str, Any]] | None = None
     uids: list[str] | None = None
     motion_BTYX: Tensor | None = None
+    prompt_KS: Tensor | None = None
+    adapter_K: Tensor | None = None
 
     @property
     def num_clips(self) -> int:
@@ -84,6 +89,11 @@ class Tokens(NamedTuple):
     x_BSD: features. time_BS: float seconds. frame_BS: int64 frame index. yx_BS2: float centre in [0, 1] (row, column).
     size_BS: float, how many patches were merged into the token. mask_BS: bool, False for padding.
     saliency_BS, motion_BS: float scores, present when a room asked for them.
+    position_BS: int64, which of the clip's patches the token stands for or in place of, counted frame by frame: the
+        language model then reads it at that patch's position, and what follows the video after all patches. None: the
+        language model counts tokens.
+    log_size_BS: float, what is added to the attention scores of the token in the language model: log of the number of
+        its patches. None: nothing.
     """
 
     x_BSD: Tensor
@@ -94,6 +104,8 @@ class Tokens(NamedTuple):
     mask_BS: Tensor
     saliency_BS: Tensor | None = None
     motion_BS: Tensor | None = None
+    position_BS: Tensor | None = None
+    log_size_BS: Tensor | None = None
 
     def take(self, index_K: Tensor) -> Tokens:
         """Row ``k`` of the result is row ``index_K[k]`` of this one."""
@@ -170,6 +182,7 @@ class Patches(NamedTuple):
         else None). With ``index_F`` the queries are for those frames only; ``shallow=True`` uses the last layer alone.
         The field is None unless the connector asked for it (``wants_gaze``).
     summary_BTLD: of whole frames, the last layers' (``wants_summaries`` of the connector), or None.
+    grid: (rows, columns) of a frame's patches before any were merged; None where nobody knows.
     """
 
     tokens: Tokens | None
@@ -177,6 +190,7 @@ class Patches(NamedTuple):
     frame_mask_BT: Tensor
     gaze: Callable[..., Any] | None = None
     summary_BTLD: Tensor | None = None
+    grid: tuple[int, int] | None = None
 
 
 class Prefix(NamedTuple):
@@ -185,3 +199,44 @@ class Prefix(NamedTuple):
     x_KPD: Tensor
     mask_KP: Tensor
     clip_K: Tensor
+
+
+class Sequence(NamedTuple):
+    """What the language model reads: text with the video in its place, L = S + visual positions in every row.
+
+    visual: number of the video's places, V. position_KL: int64, where merged tokens keep the positions of their
+    patches; None: valid positions are counted. log_size_KL: float, added to the attention scores of merged tokens;
+    None: not. tokens: the visual tokens of every row, [K, V, ...]; None where there is no video. batch: what was laid
+    out; None for a sequence that comes from elsewhere.
+    """
+
+    x_KLD: Tensor
+    mask_KL: Tensor
+    visual: int
+    position_KL: Tensor | None = None
+    log_size_KL: Tensor | None = None
+    tokens: Tokens | None = None
+    batch: Batch | None = None
+
+    @property
+    def text_place_KS(self) -> Tensor:
+        """int64: where each text token stands among the L places."""
+        place = torch.arange(self.batch.input_ids_KS.shape[1], device=self.x_KLD.device)
+        return place + self.visual * (place >= self.batch.visual_at_K.unsqueeze(1))
+
+    @property
+    def visual_place_KV(self) -> Tensor:
+        """int64: where each visual token stands among the L places."""
+        return self.batch.visual_at_K.unsqueeze(1) + torch.arange(self.visual, device=self.x_KLD.device)
+
+
+class Targets(NamedTuple):
+    """Logits of every text token that is scored, M of them in all, in row order: what the text head gives.
+
+    logits_MV float32, ids_M the tokens themselves, row_M the text row and place_M the position in it.
+    """
+
+    logits_MV: Tensor
+    ids_M: Tensor
+    row_M: Tensor
+    place_M: Tensor

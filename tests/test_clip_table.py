@@ -39,7 +39,8 @@ def make_model():
         vision=vision, merger=build.room(config["merger"], dim=32),
         connector=build.room(config["connector"], dim=32, text_dim=32, query_dim=vision.query_dim, grid=(4, 4)),
         attention=build.room(config["attention"], **node), fusion=build.room(config["fusion"], **node),
-        language=language, head=build.room(config["head"], text_dim=32), order="question_first",
+        language=language, adapter=build.room(config["adapter"]),
+        head=build.room(config["head"], text_dim=32, logits=language.logits), order="question_first",
     )  # fmt: skip
 
 

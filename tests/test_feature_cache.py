@@ -21,7 +21,7 @@ def test_equals_encoding_anew(connector, vision):
     with torch.no_grad():
         expected = vlm.targets(batch).logits_MV
         c = vlm.connector
-        vlm.features = FrozenFeatures(vlm.vision, vlm.wants(), vlm.wants_patches, getattr(c, "shallow", False))
+        vlm.features = FrozenFeatures(vlm.vision, vlm.wants(), vlm.wants_patches, c.shallow)
         first = vlm.targets(batch).logits_MV
         calls = []
         vlm.vision.encode = lambda *_, **__: calls.append(1)

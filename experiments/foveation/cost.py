@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from hvlm.adapter.none import NoAdapter
 from hvlm.attention.none import NoAttention
 from hvlm.connector.foveated import Foveated
 from hvlm.connector.mean import Mean
@@ -80,7 +81,8 @@ def measure(name: str, frames: int) -> dict[str, float]:
         attention=NoAttention(),
         fusion=NoFusion(),
         language=language,
-        head=TextHead(),
+        adapter=NoAdapter(),
+        head=TextHead(logits=language.logits),
         order="question_first",
     )
     ids = torch.randint(0, VOCABULARY, (1, WORDS))

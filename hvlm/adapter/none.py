@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
+from hvlm.contracts import Adapter
 
-class NoAdapter:
-    """``apply(module)`` adds what trains inside a module; every base weight keeps its name. Here: nothing."""
 
-    def apply(self, module: nn.Module) -> nn.Module:
-        return module
+class NoAdapter(Adapter):
+    """Adds nothing to any room."""
+
+    def attach(self, model: nn.Module) -> None:
+        return

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hvlm.config.ranges import PositiveInt
+from hvlm.contracts import Attention
 from hvlm.types import Tokens
 
 
@@ -22,7 +23,7 @@ def read_out(tokens: Tokens, k: int) -> Tokens:
     last = torch.where(tokens.mask_BS, place, -1)
     last = F.pad(last, (0, -last.shape[1] % k), value=-1).unflatten(1, (-1, k)).amax(-1)
     read = tokens.gather(last.clamp(min=0))
-    return read._replace(mask_BS=last >= 0)
+    return read._replace(mask_BS=last >= 0, position_BS=None)  # what stands for k tokens has the place of none
 
 
 def check_readout(k: int) -> int:
@@ -36,15 +37,13 @@ def check_streams(causal: bool) -> None:
         raise ValueError("a stream needs attention.causal=true: what looks ahead cannot go token by token")
 
 
-class MixingRoom(nn.Module):
+class MixingRoom(Attention):
     """x <- x + layer(LN(x)), ``layers`` times over the visual tokens of the whole video: Tokens -> (Tokens, state).
 
     make: builds one layer, called as ``layer(x_BSD, mask_BS)``. readout=k: hand on every k-th token.
     gradient_checkpointing: compute the layers again in the backward pass instead of keeping what they made.
     There is no state: what streams, streams layer by layer, by ``step``.
     """
-
-    mixes = True
 
     def __init__(
         self,

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from hvlm.attention._base import check_readout, read_out
 from hvlm.attention._qkv import Heads
 from hvlm.config.ranges import PositiveInt, Probability
+from hvlm.contracts import Attention
 from hvlm.functional import attend
 from hvlm.types import Tokens
 
@@ -131,15 +132,13 @@ class Memory(NamedTuple):
     size_BM: Tensor
 
 
-class CrossMemoryRoom(nn.Module):
+class CrossMemoryRoom(Attention):
     """Tokens -> (Tokens, Memory), segment by segment in time order.
 
     segment: tokens that see each other. memory_tokens: M. update: ``merge``, ``fifo`` or ``write``. readout: hand on
     every k-th token. gradient_checkpointing: compute segments again in the backward pass. causal: inside a segment, too
     (what came before is seen through the memory alone in any case).
     """
-
-    mixes = True
 
     def __init__(
         self,

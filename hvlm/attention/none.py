@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from hvlm.attention._base import check_readout, read_out
 from hvlm.config.ranges import PositiveInt
+from hvlm.contracts import Attention
 from hvlm.types import Tokens
 
 
-class NoAttention(nn.Module):
+class NoAttention(Attention):
     """Tokens -> (Tokens, None). ``readout=k`` hands on every k-th token, as it does in the rooms that mix."""
 
     causal, mixes = True, False

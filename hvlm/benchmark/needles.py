@@ -14,12 +14,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from hvlm.config.ranges import Ge, Le, PositiveInt
+from hvlm.contracts import Benchmark
 from hvlm.errors import UserError
 from hvlm.evaluation.scores import Likelihood, Prediction, Question, Try, choose, score
 from hvlm.prompts import LETTERS, lettered_prompt
 
 
-class Needles:
+class Needles(Benchmark):
     """split: of the dataset. tasks: names to ask about, or None for all.
     tries: how many of a question's four tries are asked; the 4-of-4 score needs all.
     scoring: ``loglik_mean`` (mean over the answer's tokens) or ``loglik_sum`` over them; ``loglik_letter`` lists the

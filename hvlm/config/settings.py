@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from hvlm import contracts
 from hvlm.config.ranges import (
     Ge,
     NonNegativeFloat,
@@ -15,22 +16,9 @@ from hvlm.config.ranges import (
     Written,
 )
 
-# The rooms, in the order of the corridor, and the keywords that hvlm.build passes to them because they follow from
-# the neighbours. Everything else in a constructor is a setting and stands in the room's YAML.
-ROOMS: dict[str, frozenset[str]] = {
-    "stage": frozenset({"model", "labels"}),
-    "vision": frozenset({"weights"}),
-    "merger": frozenset({"needs_frames"}),
-    "connector": frozenset({"dim", "text_dim", "query_dim", "grid"}),
-    "attention": frozenset({"dim", "num_heads"}),
-    "fusion": frozenset({"dim", "num_heads"}),
-    "language": frozenset({"chat", "weights"}),
-    "adapter": frozenset(),
-    "kvcache": frozenset({"num_layers", "num_kv_heads", "head_dim"}),
-    "head": frozenset({"text_dim"}),
-    "dataset": frozenset(),
-    "benchmark": frozenset(),
-}
+# The keywords that hvlm.build passes to the rooms of each group because they follow from the neighbours. Everything
+# else in a constructor is a setting and stands in the room's YAML.
+ROOMS = {group: contract.supplied for group, contract in contracts.ROOMS.items()}
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,6 @@ prefix + T tokens for each fine iteration (or for the whole of autoregressive re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -29,12 +27,13 @@ from transformers import DynamicCache
 
 from hvlm.config.ranges import PositiveInt
 from hvlm.connector._project import Projector
+from hvlm.contracts import Connector, Language
 from hvlm.types import Patches, Prefix, Tokens
 
 MODES = ("coarse", "coarse_fine", "autoregressive")
 
 
-class Foveated(nn.Module):
+class Foveated(Connector):
     """mode: ``coarse`` stops after the static reading, ``coarse_fine`` goes on to the steered one, ``autoregressive``
         reads frame by frame (inference as it would be in a stream; slow to train with).
     depth: ``deep`` carries the query through all of the encoder's layers, ``shallow`` reads the last one only.
@@ -45,8 +44,8 @@ class Foveated(nn.Module):
     Queries start with standard deviation 1: at 0.02 all queries read the same average (attention entropy ln N).
     """
 
-    wants_gaze, wants_patches, wants_summaries = True, False, 0
-    one_per_patch, needs_frames = False, True
+    wants_gaze, wants_patches, needs_frames = True, False, True
+    modes = MODES
 
     def __init__(
         self,
@@ -72,21 +71,16 @@ class Foveated(nn.Module):
         self.q_init = nn.Parameter(torch.randn(1, query_dim))
         self.llm_to_query = nn.Linear(text_dim, query_dim)
         nn.init.normal_(self.llm_to_query.bias, std=1.0)
-        self.monitor = False
-        self.metrics: dict[str, Tensor] = {}
 
-    @contextmanager
-    def using(self, mode: str) -> Iterator[None]:
-        """Another mode for a while."""
-        if mode not in MODES:
-            raise ValueError(f"mode={mode!r}: expected one of {', '.join(MODES)}")
-        before, self.mode = self.mode, mode
-        try:
-            yield
-        finally:
-            self.mode = before
+    @property
+    def reads_forward(self) -> str:
+        return "connector.mode=autoregressive" if self.mode == "autoregressive" else ""
 
-    def forward(self, patches: Patches, language: nn.Module, prefix: Prefix | None) -> tuple[Tokens, bool]:
+    @property
+    def steers(self) -> bool:
+        return self.mode != "coarse"
+
+    def forward(self, patches: Patches, language: Language, prefix: Prefix | None) -> tuple[Tokens, bool]:
         """Returns (one token per frame, whether rows are questions [K, T, D] rather than clips [B, T, D])."""
         mask_BT = patches.frame_mask_BT
         clip_K = prefix.clip_K if prefix is not None else torch.arange(len(mask_BT), device=mask_BT.device)
@@ -102,7 +96,7 @@ class Foveated(nn.Module):
             seen_KTD = self.project(self._read(patches, queries_KTD, clip_K), mask_KT, "fine")
         return self._tokens(seen_KTD, patches, clip_K), prefix is not None
 
-    def queries(self, x_KTD: Tensor, mask_KT: Tensor, language: nn.Module, prefix: Prefix | None) -> Tensor:
+    def queries(self, x_KTD: Tensor, mask_KT: Tensor, language: Language, prefix: Prefix | None) -> Tensor:
         """Query of every frame [K, T, query_dim], from the language model's state one token earlier."""
         if prefix is None:
             h_KTD = language.hidden(x_KTD, mask_KT)
@@ -141,7 +135,7 @@ class Foveated(nn.Module):
             self._read(patches, query_K1D, clip_K, at), patches.frame_mask_BT[clip_K, at : at + 1], "fine"
         )
 
-    def _autoregressive(self, patches: Patches, language: nn.Module, prefix: Prefix | None, clip_K: Tensor) -> Tensor:
+    def _autoregressive(self, patches: Patches, language: Language, prefix: Prefix | None, clip_K: Tensor) -> Tensor:
         """[K, T, text_dim], frame after frame: the query of each comes from the state at the token before it."""
         mask_KT, cache = patches.frame_mask_BT[clip_K], DynamicCache()
         if prefix is None:

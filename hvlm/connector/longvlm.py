@@ -21,15 +21,16 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hvlm.config.ranges import NonNegativeInt, PositiveInt
 from hvlm.connector._project import Projector
+from hvlm.contracts import Connector, Language
 from hvlm.merging import Assignment, bipartite_down_to, in_time_order
 from hvlm.types import Patches, Prefix, Tokens
 
 
-class LongVLM(nn.Module):
+class LongVLM(Connector):
     """segments: blocks of consecutive frames, as equal as possible; a clip of fewer frames has one for each frame.
     tokens: how many are left of each segment's patches; a segment of fewer keeps them all.
     summaries: global tokens that come first, from so many of the encoder's last layers (an encoder of fewer gives what
@@ -39,9 +40,6 @@ class LongVLM(nn.Module):
     What a merger left goes into segments by its mean frame, and sizes count on from there. A summary counts as one
     token, as CLS does in ToMe: no patch was merged into it, so the local sizes alone add up to the clip's patches.
     """
-
-    wants_gaze, wants_patches = False, True
-    one_per_patch, needs_frames = False, False
 
     def __init__(
         self,
@@ -67,7 +65,7 @@ class LongVLM(nn.Module):
         readings = ("patches", "summaries") if summaries else ("patches",)
         self.project = Projector(dim, text_dim, projector, visual_scale, standardise, readings)
 
-    def forward(self, patches: Patches, language: nn.Module, prefix: Prefix | None) -> tuple[Tokens, bool]:
+    def forward(self, patches: Patches, language: Language, prefix: Prefix | None) -> tuple[Tokens, bool]:
         """Returns ([B, L + S·M, text_dim], False: rows are clips)."""
         local = self.local(patches)
         local = local._replace(x_BSD=self.project(local.x_BSD, local.mask_BS))
@@ -76,7 +74,10 @@ class LongVLM(nn.Module):
         whole = self.whole(patches)
         whole = whole._replace(x_BSD=self.project(whole.x_BSD, whole.mask_BS, "summaries"))
         # What happened in a patch is not known of the whole, so scores do not go on.
-        return Tokens(*(torch.cat(both, 1) for both in zip(whole[:6], local[:6], strict=True))), False
+        tokens = Tokens(*(torch.cat(both, 1) for both in zip(whole[:6], local[:6], strict=True)))
+        if local.log_size_BS is not None:
+            tokens = tokens._replace(log_size_BS=torch.cat([torch.zeros_like(whole.size_BS), local.log_size_BS], 1))
+        return tokens, False
 
     def local(self, patches: Patches) -> Tokens:
         """Merged patches in time order, at most S·M of every clip: [B, S·M, dim], float32."""

@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import nn
 
 from hvlm.connector._project import Projector
+from hvlm.contracts import Connector, Language
 from hvlm.types import Patches, Prefix, Tokens
 
 
-class Mean(nn.Module):
+class Mean(Connector):
     """v_t = P(Σ_n s_n x_tn / Σ_n s_n), s the number of patches merged into each token. Blind to the question."""
 
-    wants_gaze, wants_patches, wants_summaries = False, True, 0
-    one_per_patch, needs_frames = False, True
+    needs_frames = True
 
     def __init__(
         self,
@@ -29,7 +28,7 @@ class Mean(nn.Module):
         super().__init__()
         self.project = Projector(dim, text_dim, projector, visual_scale, standardise)
 
-    def forward(self, patches: Patches, language: nn.Module, prefix: Prefix | None) -> tuple[Tokens, bool]:
+    def forward(self, patches: Patches, language: Language, prefix: Prefix | None) -> tuple[Tokens, bool]:
         """Returns (one token per frame [B, T, text_dim], False: rows are clips)."""
         tokens, (b, t) = patches.tokens, patches.frame_mask_BT.shape
         weight = (tokens.size_BS * tokens.mask_BS).unsqueeze(-1)

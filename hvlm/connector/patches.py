@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from hvlm.config.ranges import PositiveInt
 from hvlm.connector._project import Projector
+from hvlm.contracts import Connector, Language
 from hvlm.types import Patches, Prefix, Tokens
 
 
-class DensePatches(nn.Module):
+class DensePatches(Connector):
     """v = P(x) per patch. ``shuffle=r`` first folds r × r neighbouring patches into one token of r² times the width."""
-
-    wants_gaze, wants_patches, wants_summaries = False, True, 0
-    needs_frames = False
 
     def __init__(
         self,
@@ -32,10 +30,10 @@ class DensePatches(nn.Module):
         if grid[0] % shuffle or grid[1] % shuffle:
             raise ValueError(f"connector.shuffle={shuffle}: must divide the {grid[0]} x {grid[1]} patch grid")
         self.shuffle, self.grid = shuffle, grid
-        self.one_per_patch = shuffle == 1
+        self.needs_grid = f"connector.shuffle={shuffle}" if shuffle > 1 else ""
         self.project = Projector(dim * shuffle * shuffle, text_dim, projector, visual_scale, standardise)
 
-    def forward(self, patches: Patches, language: nn.Module, prefix: Prefix | None) -> tuple[Tokens, bool]:
+    def forward(self, patches: Patches, language: Language, prefix: Prefix | None) -> tuple[Tokens, bool]:
         """Returns (all patch tokens [B, T·N, text_dim], False: rows are clips)."""
         tokens = patches.tokens
         if self.shuffle == 1:

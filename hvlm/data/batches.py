@@ -39,6 +39,8 @@ def _take(batch: Batch, clips: list[int], texts: list[int]) -> Batch:
         rows=[batch.rows[row] for row in rows.tolist()],
         uids=None if batch.uids is None else [batch.uids[clip] for clip in clips],
         motion_BTYX=None if batch.motion_BTYX is None else batch.motion_BTYX[which],
+        prompt_KS=None if batch.prompt_KS is None else batch.prompt_KS[rows],
+        adapter_K=None if batch.adapter_K is None else batch.adapter_K[rows],
     )
 
 

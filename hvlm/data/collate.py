@@ -65,6 +65,11 @@ def collate(items: list[Item], *, pad_id: int, size: tuple[int, int], motion: tu
         # Without a video nothing stands between the tokens, so that none is left without one before it.
         clip[j], visual_at[j] = i, row_visual if items[i].frames is not None else 0
 
+    # What may be known before the answer: what stands before the video (it precedes all visual tokens anyway), and what
+    # stands before the first target.
+    place = np.arange(s)
+    prompt = mask & ((place < visual_at[:, None]) | (loss.cumsum(1) == 0))
+
     labels = None
     if items[0].labels is not None:
         labels = {}
@@ -75,4 +80,11 @@ def collate(items: list[Item], *, pad_id: int, size: tuple[int, int], motion: tu
             labels[name] = torch.from_numpy(padded)
     arrays = (frames, times, frame_mask, ids, mask, loss, clip, visual_at)
     meta, uids = [row[-1] for row in rows] or [{}], [item.uid for item in items]
-    return Batch(*map(torch.from_numpy, arrays), labels=labels, rows=meta, uids=uids, motion_BTYX=energy)
+    return Batch(
+        *map(torch.from_numpy, arrays),
+        labels=labels,
+        rows=meta,
+        uids=uids,
+        motion_BTYX=energy,
+        prompt_KS=torch.from_numpy(prompt),
+    )

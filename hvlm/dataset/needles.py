@@ -27,6 +27,7 @@ from typing import Annotated, Any, Literal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from hvlm.config.ranges import Fraction, Ge, Le, NonNegativeInt, PositiveInt, Seed
+from hvlm.contracts import Dataset
 from hvlm.data.shard_index import MANIFEST, Manifest, load_manifest, write_manifest
 from hvlm.dataset._haystack import Stretch, Video, find_videos
 from hvlm.dataset._needles_labels import LABELS, patch_labels
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 VERSION = 2  # of the generator: raise it when the same settings give other clips
 
 
-class Needles:
+class Needles(Dataset):
     """Settings of one generated set; ``prepare`` makes what is missing, ``manifest`` opens it.
 
     root: folder that receives ``needles-<set>-<hash of the settings>/``.

@@ -15,6 +15,7 @@ from typing import Literal
 from braceexpand import braceexpand
 
 from hvlm.config.ranges import PositiveInt
+from hvlm.contracts import Dataset
 from hvlm.data import samples
 from hvlm.data.quarantine import SampleError
 from hvlm.data.shard_index import MANIFEST, Manifest, index_shard, load_manifest, write_manifest
@@ -37,7 +38,7 @@ TEXT = "text"
 TEXTS_FOR_VOCABULARY = 20_000  # samples of each split read to train a word-level tokenizer, if one is wanted
 
 
-class Shards:
+class Shards(Dataset):
     """External shards; docs/data.md lists the members and the JSON that are understood.
 
     path: with ``access="index"`` one folder of ``*.tar``. Without a ``manifest.json`` in it, it is indexed once and the

@@ -46,7 +46,7 @@ def greedy(model: VLM, chat: Chat, cache: Any, newest_KD: Tensor, read: Sequence
         position = read.position_KL.gather(1, last_true(mask).unsqueeze(1))
     written: list[Tensor] = []
     for _ in range(max_new_tokens):
-        token = model.head(newest, model.language).argmax(-1)
+        token = model.head.logits(newest).argmax(-1)
         token = torch.where(ended, chat.end_id, token)
         ended = ended | (token == chat.end_id)
         written.append(token)

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from hvlm.console import duration
+from hvlm.contracts import OF_A_CHECKPOINT
 from hvlm.errors import UserError
 from hvlm.evaluation import results
 from hvlm.io.files import read_metrics
@@ -27,7 +28,6 @@ CURVE_WIDTH = 48
 CURVES = ("train/loss", "val/loss", "train/object_accuracy", "train/reward_accuracy", "val/reward_accuracy")
 NUMBERS = ("samples_per_s", "grad_norm")
 ALL_TRIES = "accuracy_4of4"
-ROOMS = ("vision", "merger", "connector", "attention", "fusion", "language", "adapter", "kvcache", "head")
 
 Series = list[tuple[int, float]]  # (step, value), ascending
 
@@ -183,7 +183,7 @@ def _stage(folder: Path) -> list[str]:
     else:
         weights = finished["weights_sha256"][:12]
         lines.append(f"{finished['steps']} steps in {duration(finished['seconds'])}, weights `{weights}`.")
-    rooms = [f"{room}={_word(config[room])}" for room in ROOMS if isinstance(config.get(room), Mapping)]
+    rooms = [f"{room}={_word(config[room])}" for room in OF_A_CHECKPOINT if isinstance(config.get(room), Mapping)]
     if rooms:
         lines.append(f"Rooms: {', '.join(rooms)}; order={config.get('order')}, seed={config.get('seed')}.")
     for name in NUMBERS:

@@ -29,7 +29,7 @@ class StreamingReader:
 
     def __init__(self, model: VLM, chat: Chat, kvcache: Any, question: str | None = None):
         connector = model.connector
-        if not connector.wants_gaze or connector.mode == "coarse":
+        if not connector.steers:
             raise UserError(
                 "task=ask reads frame by frame: it needs a model with connector=foveated and mode coarse_fine or "
                 "autoregressive"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from hvlm.contracts import Fusion
 from hvlm.types import Tokens
 
 
-class NoFusion(nn.Module):
-    """(Tokens, embedded text, its mask) -> Tokens, unchanged."""
+class NoFusion(Fusion):
+    """(Tokens, embedded text, what of it may be known) -> Tokens, unchanged."""
 
-    def forward(self, tokens: Tokens, text_KSD: Tensor, text_mask_KS: Tensor) -> Tokens:
+    def forward(self, tokens: Tokens, text_KPD: Tensor, prompt_KP: Tensor) -> Tokens:
         return tokens

@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from hvlm.contracts import Head
+from hvlm.types import Batch, Sequence, Targets
 
 
-class TextHead(nn.Module):
-    """Hidden states at chosen positions -> vocabulary logits, float32.
+class TextHead(Head):
+    """Logits of the tokens that are scored, and their cross-entropy.
 
-    The output layer belongs to the language model (its weights are tied to the embeddings in SmolLM2), so it comes as
-    an argument: ``head(h_MD, language) -> logits_MV``. Only positions that are scored are passed in; with 49,152 words
-    the logits of a whole batch would be the largest tensor of a step.
+    logits: the language model's output layer, states [..., dim] -> [..., vocabulary]. It is a function and not a module
+        of the head, for its weights are the language model's (tied to the embeddings in SmolLM2). It sees scored places
+        alone: with 49,152 words the logits of a whole batch would be the largest tensor of a step.
     """
 
-    def forward(self, h_MD: Tensor, language: nn.Module) -> Tensor:
-        return language.logits(h_MD).float()
+    writes = True
+
+    def __init__(self, *, logits: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self._logits = logits
+
+    def logits(self, h: Tensor) -> Tensor:
+        """States [..., dim] -> float32 logits [..., vocabulary]."""
+        return self._logits(h).float()
+
+    def forward(self, hidden_KLD: Tensor, sequence: Sequence) -> Targets:
+        """Logits for every token under ``loss_mask_KS``, from the state one place before it.
+
+        A token that directly follows the video is not scored: the place before it may be a padded frame.
+        """
+        batch, place_KS = sequence.batch, sequence.text_place_KS
+        follows = (place_KS == sequence.visual + batch.visual_at_K.unsqueeze(1)) | (place_KS == 0)
+        row_M, place_M = (batch.loss_mask_KS & batch.attention_mask_KS & ~follows).nonzero(as_tuple=True)
+        logits = self.logits(hidden_KLD[row_M, place_KS[row_M, place_M] - 1])
+        return Targets(logits, batch.input_ids_KS[row_M, place_M], row_M, place_M)
+
+    def loss(self, output: Targets, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Cross-entropy over the scored tokens, their number, and how many are the likeliest."""
+        logits, ids, *_ = output
+        total = F.cross_entropy(logits, ids, reduction="sum")
+        return total, ids.new_tensor(len(ids)), {"token_accuracy": (logits.argmax(-1) == ids).sum().float()}

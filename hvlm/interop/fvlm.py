@@ -15,6 +15,7 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor
 
+from hvlm.adapter.none import NoAdapter
 from hvlm.attention.none import NoAttention
 from hvlm.config.compose import CONF
 from hvlm.connector.foveated import Foveated
@@ -86,7 +87,7 @@ class FoveatedVLM(VLM):
         )  # fmt: skip
         super().__init__(
             vision=vision, merger=NoMerger(), connector=connector, attention=NoAttention(), fusion=NoFusion(),
-            language=language, head=TextHead(), order="video_first",
+            language=language, adapter=NoAdapter(), head=TextHead(logits=language.logits), order="video_first",
         )  # fmt: skip
 
     def forward(
@@ -124,7 +125,7 @@ class FoveatedVLM(VLM):
         )
         with self.connector.using(MODES[mode]):
             sequence = self.sequence(batch)
-        logits = self.head(self.hidden(sequence)[:, sequence.visual :], self.language)
+        logits = self.head.logits(self.hidden(sequence)[:, sequence.visual :])
         targets = (batch.loss_mask_KS & batch.attention_mask_KS)[:, 1:]
         total = F.cross_entropy(logits[:, :-1][targets], input_ids[:, 1:][targets], reduction="sum")
         return {"loss": total / targets.sum().clamp(min=1), "logits": logits}

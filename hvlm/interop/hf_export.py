@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModel, GenerationConfig, PretrainedConf
 
 from hvlm import build
 from hvlm.chat import Chat
+from hvlm.contracts import OF_A_CHECKPOINT
 from hvlm.data.collate import Item, collate
 from hvlm.data.optical_flow import motion_energy
 from hvlm.evaluation import results
@@ -31,7 +32,6 @@ from hvlm.io.checkpoint import load_into, load_weights
 from hvlm.model import VLM
 
 WEIGHTS = "model.safetensors"
-ROOMS = ("vision", "merger", "connector", "attention", "fusion", "language", "adapter", "kvcache", "head")
 TEMPLATES = {  # as Chat writes a conversation, in the language of chat templates
     "chatml": (
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -118,7 +118,7 @@ class HvlmModel(nn.Module):
 
 def export(path: str | Path, cfg: Mapping[str, Any], chat: str, out: Path) -> Path:
     """Write the checkpoint at ``path``, trained with ``cfg``, as a Hugging Face folder ``out``. Returns it."""
-    rooms = {name: dict(cfg[name]) for name in ROOMS}
+    rooms = {name: dict(cfg[name]) for name in OF_A_CHECKPOINT}
     model = HvlmModel(HvlmConfig(rooms, chat, cfg["order"], cfg["dataset"]["num_frames"], architectures=["HvlmModel"]))
     load_into(model.vlm, load_weights(path), path)
     model.save_pretrained(out)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from transformers import DynamicCache
 
+from hvlm.contracts import KVCache
 
-class FullCache:
+
+class FullCache(KVCache):
     """``new()`` makes an empty cache for the language room; ``bytes(length)`` is what it will have allocated."""
 
     def __init__(self, *, num_layers: int, num_kv_heads: int, head_dim: int):

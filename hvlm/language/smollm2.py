@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Cache, LlamaConfig, LlamaForCausalLM
 
 from hvlm.chat import Chat
 from hvlm.config.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
+from hvlm.contracts import Language
 from hvlm.errors import UserError
 from hvlm.language._attention import IMPLEMENTATION
 from hvlm.language._weights import load, read_tokenizer, smollm2_folder
@@ -23,19 +24,7 @@ from hvlm.tokenizer import train_word_tokenizer
 _NOWHERE = -1e4  # added to a score it leaves a weight of exactly zero, and every dtype holds it
 
 
-def chat_for(settings: Mapping[str, Any], texts: Callable[[], Iterable[str]]) -> Chat:
-    """The tokenizer and template of a configured model: its own, or for ``source=scratch`` one trained on ``texts()``.
-
-    settings: the constructor's arguments ``source``, ``revision``, ``template`` and ``system``.
-    """
-    if settings["source"] == "scratch":
-        tokenizer = train_word_tokenizer(texts())
-    else:
-        tokenizer = read_tokenizer(smollm2_folder(settings["source"], settings["revision"]))
-    return Chat(tokenizer, settings["template"], settings["system"])
-
-
-class SmolLM2(nn.Module):
+class SmolLM2(Language):
     """Causal language model over embeddings. ``.model`` is transformers' ``LlamaForCausalLM``, untouched.
 
     chat: tokenizer and template (``chat_for`` makes it); None for a model that is given ids (with ``vocab_size``).
@@ -113,6 +102,19 @@ class SmolLM2(nn.Module):
             self.model = LlamaForCausalLM(config)
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    @staticmethod
+    def chat_for(settings: Mapping[str, Any], texts: Callable[[], Iterable[str]]) -> Chat:
+        """The tokenizer and template of a configured model: its own, or for ``source=scratch`` one trained on
+        ``texts()``.
+
+        settings: the constructor's arguments ``source``, ``revision``, ``template`` and ``system``.
+        """
+        if settings["source"] == "scratch":
+            tokenizer = train_word_tokenizer(texts())
+        else:
+            tokenizer = read_tokenizer(smollm2_folder(settings["source"], settings["revision"]))
+        return Chat(tokenizer, settings["template"], settings["system"])
 
     def embed(self, ids_KS: Tensor) -> Tensor:
         """Token ids -> embeddings [K, S, dim]."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hvlm.config.ranges import PositiveInt, Share
+from hvlm.contracts import Merger
 from hvlm.merger._scores import View
 from hvlm.merging import Assignment, in_time_order, round_half_up
 from hvlm.types import Patches, Tokens
@@ -29,7 +30,7 @@ class Choice(NamedTuple):
     weight_BS: Tensor | None = None
 
 
-class MergerRoom(nn.Module, ABC):
+class MergerRoom(Merger):
     """Patches -> fewer of them, an exact number for each clip, in time order.
 
     keep: share of a clip's patches that stays, rounded to whole tokens and never below one a frame. tokens: their
@@ -50,11 +51,7 @@ class MergerRoom(nn.Module, ABC):
     and tests.
     """
 
-    changes_nothing = False
     across = True
-    drops = False
-    wants_saliency: str | None = None
-    wants_flow = False
 
     def __init__(
         self,
@@ -114,7 +111,7 @@ class MergerRoom(nn.Module, ABC):
             tokens = tokens._replace(motion_BS=motion_BTN.flatten(1))
         if saliency_BTN is not None:
             tokens = tokens._replace(saliency_BS=saliency_BTN.flatten(1))
-        return self(Patches(tokens, time, mask)).tokens
+        return self(Patches(tokens, time, mask, grid=grid)).tokens
 
     def forward(self, patches: Patches) -> Patches:
         tokens, mask_BT = patches.tokens, patches.frame_mask_BT
@@ -135,6 +132,10 @@ class MergerRoom(nn.Module, ABC):
         merged = to.tokens(tokens, sizes_add=not self.drops)
         if self.places == "root":
             merged = merged._replace(**places_of_roots(tokens, roots, merged.mask_BS.shape[1]))
+        if self.positions == "patches" and patches.grid is not None:
+            merged = merged._replace(position_BS=patch_positions(merged, patches.grid))
+        if self.proportional:
+            merged = merged._replace(log_size_BS=merged.size_BS.clamp(min=1).log())
         if not self.per_frame:
             merged = in_time_order(merged)
         self.chosen = Chosen(roots, to, b, t, n)
@@ -142,6 +143,14 @@ class MergerRoom(nn.Module, ABC):
         if gaze is not None:
             gaze = gaze.merged(frame_by_frame(to, mask_BT, n))
         return patches._replace(tokens=merged, gaze=gaze)
+
+
+def patch_positions(tokens: Tokens, grid: tuple[int, int]) -> Tensor:
+    """Which of the clip's patches, counted frame by frame, stands where the token stands: int64 [B, S]."""
+    rows, cols = grid
+    cell = (tokens.yx_BS2 * tokens.yx_BS2.new_tensor([rows, cols])).long()
+    y, x = cell[..., 0].clamp(max=rows - 1), cell[..., 1].clamp(max=cols - 1)
+    return tokens.frame_BS * (rows * cols) + y * cols + x
 
 
 def places_of_roots(tokens: Tokens, roots_BS: Tensor, most: int) -> dict[str, Tensor]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from torch import nn
-
+from hvlm.contracts import Merger
 from hvlm.types import Patches
 
 
-class NoMerger(nn.Module):
+class NoMerger(Merger):
     """Patches -> Patches, unchanged."""
 
     changes_nothing = True
-    wants_saliency, wants_flow = None, False
-    proportional, positions = False, "packed"
 
     def forward(self, patches: Patches) -> Patches:
         return patches

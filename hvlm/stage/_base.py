@@ -12,15 +12,16 @@ import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import SumMetric
 
+from hvlm import contracts
 from hvlm.config.ranges import Fraction, NonNegativeFloat, PositiveInt, Probability
 from hvlm.data.views import View
-from hvlm.model import VLM, named_parts
+from hvlm.model import VLM, Encoder, named_parts
 from hvlm.types import Batch
 
 SCHEDULES = ("constant", "cosine", "converging")
 
 
-class Stage(lightning.LightningModule):
+class Stage(contracts.Stage, lightning.LightningModule):
     """A shared backbone with one objective.
 
     trainable: {part: peak learning rate}; a part that is not named, or has rate 0, is frozen; null is the connector's
@@ -33,7 +34,7 @@ class Stage(lightning.LightningModule):
     interleave: share of the batches that are text-only chats.
     """
 
-    view: ClassVar[View]
+    view: ClassVar[View | None]
     scored: ClassVar[str] = "answer"
 
     def __init__(
@@ -141,8 +142,8 @@ class Stage(lightning.LightningModule):
         raise NotImplementedError
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        connector = getattr(self.model, "connector", None)  # stage 0 has none
-        if hasattr(connector, "monitor"):
+        connector = None if isinstance(self.model, Encoder) else self.model.connector
+        if connector is not None:
             connector.monitor = self.trainer.global_step % self.trainer.log_every_n_steps == 0
         total, count, extras = self.losses(batch)
         # Every rank divides by the mean count per rank: gradients averaged over ranks are then those of one process.
@@ -151,7 +152,7 @@ class Stage(lightning.LightningModule):
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
         for name, value in extras.items():
             self.log(f"train/{name}", value.detach() / mean_count, sync_dist=True)
-        if getattr(connector, "monitor", False):
+        if connector is not None and connector.monitor:
             for name, value in connector.metrics.items():
                 self.log(f"gaze/{name}", value)
             connector.metrics.clear()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from hvlm.config.ranges import NonNegativeFloat
@@ -21,17 +20,15 @@ class TextStage(Stage):
 
     def __init__(self, *, coarse_weight: NonNegativeFloat = 0.0, **stage: Any):
         super().__init__(**stage)
-        if coarse_weight and not hasattr(self.model.connector, "using"):
+        if coarse_weight and "coarse" not in self.model.connector.modes:
             raise ValueError(f"stage.coarse_weight={coarse_weight:g}: only connector=foveated has coarse tokens; use 0")
         self.coarse_weight = coarse_weight
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        logits, ids, *_ = self.model.targets(batch)
-        total = F.cross_entropy(logits, ids, reduction="sum")
-        extras = {"token_accuracy": (logits.argmax(-1) == ids).sum().float()}
+        head = self.model.head
+        total, count, extras = head.loss(self.model.output(batch), batch)
         if self.coarse_weight:
             with self.model.connector.using("coarse"):
-                logits, ids, *_ = self.model.targets(batch)
-            coarse = F.cross_entropy(logits, ids, reduction="sum")
+                coarse, *_ = head.loss(self.model.output(batch), batch)
             total, extras["coarse_loss"] = total + self.coarse_weight * coarse, coarse
-        return total, ids.new_tensor(len(ids)), extras
+        return total, count, extras

@@ -34,7 +34,7 @@ from hvlm.training.trainer import make_trainer_kwargs
 
 log = logging.getLogger(__name__)
 
-ADDED = ("merger", "attention", "fusion")  # rooms that may be put between encoder and language model later
+ADDED = ("merger", "attention", "fusion", "adapter")  # what may be added to a trained model
 
 
 class Outcome(NamedTuple):
@@ -101,8 +101,7 @@ def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None) 
         enable_progress_bar=any(isinstance(c, ProgressBar) for c in company),
     )
     log.info(f"{folder.path.name}: {cfg['stage']['steps']} steps, {describe(stage)}")
-    if hasattr(stage, "prepare"):
-        stage.prepare(lambda: every_pair(reading, stage))
+    stage.prepare(lambda: every_pair(reading, stage))
     with closing(written):
         before = 0 if resume is None else load_checkpoint(resume)["global_step"]
         started, worked = time.monotonic(), time.process_time()
@@ -170,13 +169,21 @@ def start_stage(cfg: Mapping[str, Any], data: Any, init_from: Path | None) -> tu
 
 
 def _new_rooms(model: VLM, weights: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights of optional rooms that the start did not have: these begin as they were built."""
-    new = [part for part in ADDED if not any(name.startswith(f"{part}.") for name in weights)]
-    own = {name: value for name, value in model.state_dict().items() if name.split(".", 1)[0] in new}
+    """The weights of optional rooms that the start did not have, and of adapters under a name that it did not have:
+    these begin as they were built."""
+    held = {_room_of(name) for name in weights}
+    own = {name: value for name, value in model.state_dict().items() if _room_of(name) not in held}
+    own = {name: value for name, value in own.items() if name.split(".", 1)[0] in ADDED}
     if own:
-        parts = ", ".join(part for part in new if any(name.startswith(f"{part}.") for name in own))
-        log.info(f"{parts}: not in the weights that this stage starts from, begins untrained")
+        rooms = ", ".join(dict.fromkeys(map(_room_of, own)))
+        log.info(f"{rooms}: not in the weights that this stage starts from, begins untrained")
     return own
+
+
+def _room_of(name: str) -> str:
+    """The room that a weight belongs to; each of an adapter's names counts as one."""
+    first, second, *_ = name.split(".")
+    return f"adapter.{second}" if first == "adapter" else first
 
 
 def _start_from_release(cfg: Mapping[str, Any], data: Any, path: Path) -> tuple[Stage, Chat]:

@@ -28,6 +28,8 @@ class Gaze(nn.Module):
     ``record``: a list to which every call appends its attention weights, mean over heads, [layers, F, Q, N]; None: not.
     """
 
+    part = "connector"  # shaped by the encoder's width, trained with those who ask
+
     def __init__(self, query_dim: int, dim: int):
         super().__init__()
         self.query_in = nn.Linear(query_dim, dim, bias=False)

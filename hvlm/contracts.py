@@ -1,0 +1,392 @@
+"""What a room of each group must have and what it may have.
+
+A class of ``hvlm/<group>/`` derives from its group's base here. What is abstract or only annotated a room must have;
+what has a value here it may leave as it is. ``ROOMS`` lists the groups in the order of the corridor, and is the only
+place that does. ``tests/test_contracts.py`` checks every variant against this file.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+
+from hvlm.errors import UserError
+from hvlm.types import KV, NOTHING_ELSE, Batch, Encoded, Patches, Prefix, Sequence, Tokens, Wants
+
+if TYPE_CHECKING:
+    from hvlm.chat import Chat
+    from hvlm.data.views import View
+    from hvlm.evaluation.scores import Likelihood, Prediction, Question
+
+
+class Room:
+    """What all groups share.
+
+    supplied: keywords of the constructor that ``hvlm.build`` gives, because they follow from the neighbours. Each room
+        gets those that it names; every other argument is a setting and stands in the room's YAML.
+    """
+
+    supplied: ClassVar[frozenset[str]] = frozenset()
+
+
+class Module(Room, nn.Module):
+    """A room with weights.
+
+    part: the name under which ``stage.trainable`` finds the weights. Any module inside a room may say another one, and
+        it holds for everything below that module.
+    """
+
+    part: ClassVar[str]
+
+
+class Stage(Room):
+    """Batch to loss. ``hvlm.stage._base.Stage`` adds what a LightningModule needs.
+
+    view: what the reader shows (``hvlm.data.views``); None leaves it to the head (``Head.view``). Where it needs
+    labels, the constructor is given ``labels``, the dataset's number of classes by name.
+    """
+
+    supplied = frozenset({"model", "labels"})
+    view: ClassVar[View | None] = None
+
+    def prepare(self, every_pair: Callable[[], Iterable[Batch]]) -> None:
+        """Work before ``fit`` with the starting weights in the model; by default there is none.
+
+        Args:
+            every_pair: makes an iterable of batches with all preference pairs of the training and validation splits.
+        """
+
+
+class Vision(Module, ABC):
+    """Frames to patch features.
+
+    dim: width of the features. query_dim: width of the queries of ``gaze``. image_size: side of the frames in pixels.
+    frames_at_once: without gradients, longer batches are encoded in parts of so many frames. cache_gb: memory for a
+    frozen encoder's features (``hvlm.feature_cache``), 0: none.
+    """
+
+    supplied = frozenset({"weights"})
+    part = "vision"
+    dim: int
+    query_dim: int
+    image_size: int
+    frames_at_once: int
+    cache_gb: float
+
+    @abstractmethod
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of patches for a frame of that many pixels."""
+
+    @abstractmethod
+    def encode(self, frames_BTCHW: Tensor, time_BT: Tensor, mask_BT: Tensor, wants: Wants = NOTHING_ELSE) -> Encoded:
+        """Tokens [B, T * N, dim] and what else is wanted; frames are uint8, or floating point and then normalised."""
+
+    @abstractmethod
+    def gaze(self, query_FQD: Tensor, kv: KV, merged: Any = None, **how: bool) -> tuple[Tensor, Tensor | None]:
+        """Queries [F, Q, query_dim] through all layers over cached keys and values.
+
+        Returns:
+            (z [F, Q, dim], mean attention entropy in nats or None).
+        """
+
+
+class Merger(Module, ABC):
+    """Patches to fewer patches.
+
+    changes_nothing: it hands on what it gets. drops: what is not kept is lost, so sizes do not add up. wants_saliency:
+    kind of score that the encoder is asked for. wants_flow: needs the patches' motion from optical flow.
+    """
+
+    supplied = frozenset({"needs_frames"})
+    part = "merger"
+    changes_nothing: bool = False
+    drops: bool = False
+    wants_saliency: str | None = None
+    wants_flow: bool = False
+
+    @abstractmethod
+    def forward(self, patches: Patches) -> Patches:
+        """Fewer tokens, in time order, and the gaze over them. Sets ``position_BS`` and ``log_size_BS`` of the tokens
+        where the language model is to know of them."""
+
+
+class Connector(Module, ABC):
+    """Patch features to visual tokens in the language model's width.
+
+    wants_gaze: asks the encoder with queries. wants_patches: reads patch features. wants_summaries: of so many of the
+    encoder's last layers wants what they say of whole frames. shallow: its queries read the encoder's last layer alone.
+    needs_frames: reads frame by frame, so mergers must not join patches of different frames.
+    reads_forward, needs_grid: the setting (``connector.mode=autoregressive``) because of which it reads each frame
+    knowing only what came before, or folds a frame's whole grid of patches; empty where it does not.
+    steers: the language model's state says where the next frame is looked at, one frame after the other
+    (``hvlm.evaluation.streaming`` reads so).
+    modes: the ways of reading between which ``using`` switches. monitor: while it is True, ``metrics`` fills with
+    numbers to log.
+    """
+
+    supplied = frozenset({"dim", "text_dim", "query_dim", "grid"})
+    part = "connector"
+    wants_gaze: bool = False
+    wants_patches: bool = True
+    wants_summaries: int = 0
+    shallow: bool = False
+    needs_frames: bool = False
+    reads_forward: str = ""
+    needs_grid: str = ""
+    steers: bool = False
+    modes: ClassVar[tuple[str, ...]] = ()
+    mode: str = ""
+    monitor: bool = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metrics: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def forward(self, patches: Patches, language: Language, prefix: Prefix | None) -> tuple[Tokens, bool]:
+        """(Tokens, whether its rows are text rows [K, ...] rather than clips [B, ...]).
+
+        Tokens that stand for one patch token each keep ``position_BS`` and ``log_size_BS``; others drop them (None).
+        """
+
+    @contextmanager
+    def using(self, mode: str) -> Iterator[None]:
+        """Another mode for a while. ValueError for one that the connector does not have."""
+        if mode not in self.modes:
+            raise ValueError(f"mode={mode!r}: expected one of {', '.join(self.modes) or 'none, there are no modes'}")
+        before, self.mode = self.mode, mode
+        try:
+            yield
+        finally:
+            self.mode = before
+
+
+class Attention(Module, ABC):
+    """Exchange between the final visual tokens of a whole video.
+
+    causal: no token sees later ones. mixes: there is any exchange. readout: every so manieth token is handed on.
+    """
+
+    supplied = frozenset({"dim", "num_heads"})
+    part = "attention"
+    causal: bool
+    readout: int
+    mixes: bool = True
+
+    @abstractmethod
+    def forward(self, tokens: Tokens) -> tuple[Tokens, Any]:
+        """(Tokens, the room's state or None). Fewer tokens than came in carry no ``position_BS``."""
+
+
+class Fusion(Module, ABC):
+    """What the visual tokens learn of the text before the language model.
+
+    reads_text: whether it looks at the text at all. Only what may be known before the answer is handed to it.
+    """
+
+    supplied = frozenset({"dim", "num_heads"})
+    part = "fusion"
+    reads_text: bool = False
+
+    @abstractmethod
+    def forward(self, tokens: Tokens, text_KPD: Tensor, prompt_KP: Tensor) -> Tokens:
+        """Visual tokens of every text row.
+
+        Args:
+            tokens: [K, V, dim].
+            text_KPD: embedded text up to the last place that any row may know; zero where ``prompt_KP`` is False.
+            prompt_KP: bool, the places that may be known before the answer (``Batch.prompt_KS``).
+        """
+
+
+class Language(Module, ABC):
+    """A causal language model over embeddings.
+
+    chat: its tokenizer and template, or None where ids come from outside.
+    """
+
+    supplied = frozenset({"chat", "weights"})
+    part = "language"
+    dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    chat: Chat | None
+
+    @staticmethod
+    @abstractmethod
+    def chat_for(settings: Mapping[str, Any], texts: Callable[[], Iterable[str]]) -> Chat:
+        """The tokenizer and template of a configured model; ``texts`` are there to train a vocabulary on."""
+
+    @abstractmethod
+    def embed(self, ids_KS: Tensor) -> Tensor:
+        """Token ids -> embeddings [K, S, dim]."""
+
+    @abstractmethod
+    def hidden(
+        self,
+        x_KSD: Tensor,
+        mask_KS: Tensor | None = None,
+        position_KS: Tensor | None = None,
+        cache: Any = None,
+        log_size_KS: Tensor | None = None,
+    ) -> Tensor:
+        """Embeddings -> states after the last norm, [K, S, dim]. A place sees the valid places up to itself."""
+
+    @abstractmethod
+    def logits(self, h: Tensor) -> Tensor:
+        """States [..., dim] -> [..., vocabulary]."""
+
+
+class Adapter(Module, ABC):
+    """What trains inside other rooms while their own weights stay: one set of weights for each name.
+
+    The weights are named ``adapter.<name>.<target>...``, so every base weight keeps its name. adapts: the parts whose
+    computation it changes. names: of the sets, in the order that ``Batch.adapter_K`` counts.
+    """
+
+    supplied = frozenset({"name"})
+    part = "adapter"
+    adapts: frozenset[str] = frozenset()
+    names: tuple[str, ...] = ()
+
+    @abstractmethod
+    def attach(self, model: nn.Module) -> None:
+        """Make the weights for the rooms of the whole model, and have these rooms use them. Called once, when all
+        rooms stand."""
+
+    @contextmanager
+    def using(self, *, language: Any = None, vision: Any = None) -> Iterator[None]:
+        """Inside the block, which set each row of a forward pass uses: an int for all rows, int64 [K] for the rows that
+        go through the language model, int64 [F] for the frames that go through the encoder; None: as before."""
+        yield
+
+
+class KVCache(Room, ABC):
+    """What decoding keeps of what was read."""
+
+    supplied = frozenset({"num_layers", "num_kv_heads", "head_dim"})
+
+    @abstractmethod
+    def new(self) -> Any:
+        """An empty cache, as ``Language.hidden`` takes it."""
+
+    @abstractmethod
+    def bytes(self, length: int, rows: int = 1, bytes_per_value: int = 4) -> int:
+        """Memory in bytes for ``rows`` sequences of ``length`` places."""
+
+
+class Head(Module, ABC):
+    """What comes out.
+
+    view: what the reader shows to train it (``hvlm.data.views``), where the stage leaves that to the head. writes: it
+    scores the next token, so that text can be generated with it.
+    """
+
+    supplied = frozenset({"text_dim", "logits"})
+    part = "head"
+    view: ClassVar[View | None] = None
+    writes: bool = False
+
+    @abstractmethod
+    def forward(self, hidden_KLD: Tensor, sequence: Sequence) -> Any:
+        """The head's output.
+
+        Args:
+            hidden_KLD: the language model's states of the whole laid-out rows.
+            sequence: what was laid out, with the places of text and video, and the visual tokens themselves.
+        """
+
+    @abstractmethod
+    def loss(self, output: Any, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """(sum of the loss over its units, number of units, further sums to be divided by the same number)."""
+
+
+class Dataset(Room, ABC):
+    """Samples. access: ``index`` (by offset; resume is exact) or ``stream``. num_frames: sampled of a clip.
+    domain: of samples that name none."""
+
+    access: str
+    num_frames: int
+    domain: str
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Make or index what is not there yet."""
+
+    @abstractmethod
+    def manifest(self) -> Any:
+        """The index of all shards (``hvlm.data.shard_index.Manifest``)."""
+
+    @abstractmethod
+    def texts(self) -> Iterator[str]:
+        """Texts to train a vocabulary on."""
+
+    def urls(self) -> list[str]:
+        """The shards of a stream."""
+        raise UserError(f"dataset: {type(self).__name__} cannot be streamed; use dataset.access=index")
+
+    def patch_labels(self, sample: dict, times: Any, grid: tuple[int, int]) -> dict[str, Any]:
+        """{name: int64 [T, rows, columns]}: what a sample's JSON says of each patch of the frames at ``times``."""
+        raise UserError(f"dataset: {type(self).__name__} has no per-patch labels")
+
+    def label_counts(self) -> dict[str, int]:
+        """{name: number of classes} of the per-patch labels."""
+        raise UserError(
+            f"dataset: {type(self).__name__} has no per-patch labels; stage=vision needs dataset=needles, or take "
+            "pretrained vision"
+        )
+
+
+class Benchmark(Room, ABC):
+    """Questions, and how answers to them become a score. split: of the dataset. batch_size: clips of a forward pass.
+    blind: everything is also asked without frames. tasks: names of those that are asked, None: all."""
+
+    split: str
+    tasks: list[str] | None
+    batch_size: int
+    blind: bool
+
+    @abstractmethod
+    def select(self, num_clips: int) -> list[int]:
+        """Indices of the clips to ask about."""
+
+    @abstractmethod
+    def questions(self, sample: Mapping[str, Any]) -> list[Question]:
+        """The questions of one sample (its JSON)."""
+
+    @abstractmethod
+    def predict(
+        self, question: Question, likelihoods: Mapping[tuple[str, str], Likelihood], variant: str
+    ) -> list[Prediction]:
+        """Predictions from {(prompt, answer): likelihood}."""
+
+    @abstractmethod
+    def score(self, predictions: Iterable[Prediction]) -> list[dict[str, Any]]:
+        """Rows of scores."""
+
+
+# The groups of rooms, in the order of the corridor.
+ROOMS: dict[str, type[Room]] = {
+    "stage": Stage,
+    "vision": Vision,
+    "merger": Merger,
+    "connector": Connector,
+    "attention": Attention,
+    "fusion": Fusion,
+    "language": Language,
+    "adapter": Adapter,
+    "kvcache": KVCache,
+    "head": Head,
+    "dataset": Dataset,
+    "benchmark": Benchmark,
+}
+# Those that a model is made of; each is an attribute of ``hvlm.model.VLM`` under its group's name.
+OF_THE_MODEL = tuple(name for name, room in ROOMS.items() if issubclass(room, Module))
+# Those that rebuild a model which answers; how it decodes belongs to them.
+OF_A_CHECKPOINT = tuple(name for name in ROOMS if name not in ("stage", "dataset", "benchmark"))
