@@ -14,7 +14,7 @@ from hvlm import build
 from hvlm.chat import Chat
 from hvlm.data.datamodule import DataModule
 from hvlm.errors import UserError
-from hvlm.io.checkpoint import load_checkpoint, load_into, load_weights
+from hvlm.io.checkpoint import load_into, load_weights, read_checkpoint
 from hvlm.model import VLM
 from hvlm.precision import choose_precision
 from hvlm.types import InputSpec
@@ -78,7 +78,7 @@ def device_of(cfg: Mapping[str, Any]) -> torch.device:
 
 def metadata_of(path: str | Path) -> dict[str, Any]:
     """What a checkpoint (or the run folder that holds it) says of itself: config, chat (JSON or None) and stage."""
-    metadata = load_checkpoint(path).get("hvlm")
+    metadata = read_checkpoint(path).get("hvlm")
     if metadata is None:
         raise UserError(f"{path}: holds no configuration; expected a checkpoint that train.py wrote")
     return metadata

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
+import json
 import multiprocessing
 import os
 import pickle
@@ -21,9 +22,23 @@ from omegaconf import OmegaConf
 
 from hvlm.errors import UserError
 from hvlm.io import checkpoint as ck
-from hvlm.io.checkpoint import AtomicCheckpointIO, load_checkpoint, load_into, load_weights, verify, weights_hash
-from hvlm.training.resume_callbacks import GracefulStop, RngState
-from hvlm.training.run_dir import RunDir, config_id, default_run
+from hvlm.io.checkpoint import (
+    AtomicCheckpointIO,
+    find_checkpoint,
+    load_checkpoint,
+    load_into,
+    load_weights,
+    read_checkpoint,
+    verify,
+    weights_hash,
+)
+from hvlm.io.files import read_metrics
+from hvlm.io.lock import locked
+from hvlm.training.file_logger import FileLogger
+from hvlm.training.identity import config_id, default_run
+from hvlm.training.resume_callbacks import GracefulStop, RngState, requeue
+from hvlm.training.run_dir import RunDir
+from hvlm.training.trainer import max_seconds, refuse_left_over_rank
 
 IO = AtomicCheckpointIO()
 
@@ -194,6 +209,7 @@ CONFIG = {"seed": 1, "stage": {"steps": 5}, "logger": {"name": "csv"}, "trainer"
 def test_run_folder_belongs_to_a_configuration(tmp_path: Path) -> None:
     folder = RunDir("a", "sft", tmp_path)
     folder.prepare(CONFIG)
+    IO.save_checkpoint(content(1), folder.checkpoints / "step-1.ckpt")
     folder.prepare({**CONFIG, "logger": {"name": "wandb"}, "trainer": {"num_workers": 2, "devices": 1}})
     with pytest.raises(UserError, match=r"stage.steps: 5 -> 6.*run="):
         folder.prepare({**CONFIG, "stage": {"steps": 6}})
@@ -209,42 +225,198 @@ def test_default_run_name_is_stable() -> None:
     assert default_run({"sft": CONFIG}, ["experiment=demo"]) == f"demo-{config_id(CONFIG)}"
 
 
-def test_latest_checkpoint_passes_over_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.fault(109)
+def test_a_folder_in_which_no_step_was_saved_can_be_had_for_other_settings(tmp_path: Path) -> None:
+    folder = RunDir("a", "sft", tmp_path)
+    folder.prepare(CONFIG)
+    folder.prepare({**CONFIG, "seed": 2}, start="a" * 64)
+    IO.save_checkpoint(content(1), folder.checkpoints / "step-1.ckpt")
+    with pytest.raises(UserError, match="seed: 2 -> 1"):
+        folder.prepare(CONFIG, start="a" * 64)
+
+
+@pytest.mark.fault(82, 99)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"trainer": {"devices": 2, "num_nodes": 2, "strategy": "ddp", "threads": 4, "accelerator": "gpu"}},
+        {"trainer": {"max_steps": 9, "max_time": "00:01:00:00", "num_workers": 2}},
+        {"dataset": {"path": "elsewhere/", "access": "index"}, "init_from": "copied/demo"},
+    ],
+)
+def test_what_cannot_change_a_result_may_change_on_resume(tmp_path: Path, changes: dict[str, Any]) -> None:
+    config = {**CONFIG, "dataset": {"path": "data", "access": "index"}, "init_from": "runs/demo"}
+    folder = RunDir("a", "sft", tmp_path)
+    folder.prepare(config, "a" * 64, "b" * 64)
+    IO.save_checkpoint(content(1), folder.checkpoints / "step-1.ckpt")
+    folder.prepare({**config, **changes}, "a" * 64, "b" * 64)
+
+
+@pytest.mark.fault(68)
+def test_the_weights_and_the_data_it_began_with_belong_to_a_folder(tmp_path: Path) -> None:
+    folder = RunDir("a", "sft", tmp_path)
+    folder.prepare(CONFIG, "a" * 64, "b" * 64)
+    IO.save_checkpoint(content(1), folder.checkpoints / "step-1.ckpt")
+    with pytest.raises(UserError, match="start.weights_sha256: aaaaaaaaaaaa -> cccccccccccc.*resume=never"):
+        folder.prepare(CONFIG, "c" * 64, "b" * 64)
+    with pytest.raises(UserError, match="data.sha256: bbbbbbbbbbbb -> dddddddddddd"):
+        folder.prepare(CONFIG, "a" * 64, "d" * 64)
+    folder.prepare(CONFIG, "a" * 64)  # data that is gone cannot be compared
+    with pytest.raises(UserError, match="seed"):
+        folder.prepare({**CONFIG, "seed": 2, "resume": "never"}, "c" * 64)
+    folder.prepare({**CONFIG, "resume": "never"}, "c" * 64)  # all steps are about to go
+    assert folder.resume_from("never") is None
+    folder.identity_file.unlink()
+    IO.save_checkpoint(content(1), folder.checkpoints / "step-1.ckpt")
+    with pytest.raises(UserError, match="older version"):
+        folder.prepare(CONFIG, "c" * 64)
+
+
+@pytest.mark.fault(88)
+def test_resume_takes_the_furthest_sound_step_whatever_the_clock_says(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = RunDir("a", "sft", tmp_path)
     folder.prepare(CONFIG)
     assert folder.resume_from("auto") is None
     with pytest.raises(UserError, match="resume=must"):
         folder.resume_from("must")
-    for step in (1, 2, 3):
+    for step in (9, 10, 11):  # the names are in another order than the steps
         path = folder.checkpoints / f"step-{step}.ckpt"
         IO.save_checkpoint(content(step), path)
-        os.utime(path, ns=(step * 10**9, step * 10**9))
-    newest = folder.checkpoints / "step-3.ckpt"
-    newest.write_bytes(newest.read_bytes()[:100])
-    os.utime(newest, ns=(9 * 10**9, 9 * 10**9))
-    assert folder.latest_checkpoint() == folder.checkpoints / "step-2.ckpt"
-    assert "step-3.ckpt skipped" in caplog.text
+        os.utime(path, ns=((20 - step) * 10**9, (20 - step) * 10**9))  # and the times in the reverse of it
+    furthest = folder.checkpoints / "step-11.ckpt"
+    data = bytearray(furthest.read_bytes())
+    data[len(data) // 2] ^= 1
+    furthest.write_bytes(data)
+    (folder.checkpoints / "step-12.ckpt").write_bytes(data[:100])
+    assert folder.latest_checkpoint() == folder.checkpoints / "step-10.ckpt"
+    assert "step-11.ckpt skipped" in caplog.text
+    with caplog.at_level("INFO"):
+        folder.resume_from("auto")
+    assert "continues from step-10.ckpt" in caplog.text
     assert folder.resume_from("never") is None
+    assert not list(folder.checkpoints.iterdir())
+
+
+@pytest.mark.fault(77)
+def test_only_the_writing_process_touches_files(tmp_path: Path) -> None:
+    first, other = RunDir("a", "sft", tmp_path), RunDir("a", "sft", tmp_path, writes=False)
+    other.prepare(CONFIG)
+    assert not list(tmp_path.iterdir())
+    first.prepare(CONFIG)
+    IO.save_checkpoint(content(1), first.checkpoints / "step-1.ckpt")
+    assert other.resume_from("never") is None and (first.checkpoints / "step-1.ckpt").exists()
+    assert first.resume_from("never") is None and not (first.checkpoints / "step-1.ckpt").exists()
+
+
+@pytest.mark.fault(97)
+def test_checkpoints_that_the_trainer_wrote_by_itself_join_the_others(tmp_path: Path) -> None:
+    folder = RunDir("a", "sft", tmp_path)
+    folder.prepare(CONFIG)
+    IO.save_checkpoint(content(5), folder.path / "hpc_ckpt_1.ckpt")
+    folder.prepare(CONFIG)
+    assert folder.resume_from("auto") == folder.checkpoints / "hpc_ckpt_1.ckpt"
+    assert not list(folder.path.glob("hpc*"))
+
+
+def finished_stage(run: Path, label: str, value: int, start: int | None = None, **config: Any) -> RunDir:
+    """The folder of a stage whose weights are all ``value``."""
+    folder = RunDir(run.name, label, run.parent)
+    folder.prepare({**CONFIG, **config}, None if start is None else f"{start:064d}")
+    IO.save_checkpoint(content(value), folder.last)
+    folder.finish(f"{value:064d}", steps=value, took={"seconds": 1.0})
+    return folder
 
 
 def test_weights_from_a_run_folder(tmp_path: Path) -> None:
+    run = tmp_path / "a"
     with pytest.raises(UserError, match="no such"):
-        load_weights(tmp_path / "a")
-    for label, value in (("sft", 2), ("align", 1)):  # not in alphabetical order: the one finished last counts
-        folder = RunDir("a", label, tmp_path)
-        folder.prepare(CONFIG)
-        IO.save_checkpoint(content(value), folder.last)
-        with (
-            pytest.raises(UserError, match="no stage of this run is finished")
-            if label == "sft"
-            else contextlib.nullcontext()
-        ):
-            load_weights(tmp_path / "a")
-        assert not folder.is_finished()
-        folder.finish("0" * 64, steps=value, took={"seconds": 1.0})
-        assert folder.is_finished() and folder.finished()["steps"] == value
-    assert load_weights(tmp_path / "a")["w"][0] == 1
-    assert load_weights(tmp_path / "a" / "sft")["w"][0] == 2
+        load_weights(run)
+    folder = RunDir("a", "align", tmp_path)
+    folder.prepare(CONFIG)
+    IO.save_checkpoint(content(1), folder.last)
+    for path in (run, run / "align"):
+        with pytest.raises(UserError, match="no stage of this run is finished|this stage is not finished"):
+            load_weights(path)
+    assert not folder.is_finished()
+    folder.finish(f"{1:064d}", steps=1, took={"seconds": 1.0})
+    assert folder.is_finished() and not folder.is_finished(steps=2) and folder.finished()["steps"] == 1
+    assert load_weights(run)["w"][0] == 1 == load_weights(run / "align")["w"][0]
+
+
+@pytest.mark.fault(88)
+def test_the_last_stage_is_the_one_that_nothing_started_from_whatever_the_clock_says(tmp_path: Path) -> None:
+    run = tmp_path / "a"
+    for label, value, start in (("b", 1, None), ("c", 2, 1), ("a", 3, 2)):
+        folder = finished_stage(run, label, value, start)
+        record = json.loads(folder.finished_file.read_text())
+        folder.finished_file.write_text(json.dumps(record | {"finished_at": record["finished_at"] - 3600 * value}))
+    assert find_checkpoint(run) == run / "a" / "checkpoints" / "last.ckpt"
+    finished_stage(run, "other", 4, 2)  # c was gone on with twice
+    with pytest.raises(UserError, match="a, other are finished and none comes last"):
+        find_checkpoint(run)
+
+
+@pytest.mark.fault(88)
+def test_the_chain_orders_stages_that_do_not_say_what_they_started_from(tmp_path: Path) -> None:
+    run = tmp_path / "a"
+    chain: dict[str, list[str]] = {"z": [], "b": [], "a": []}
+    for label, value in (("a", 3), ("z", 1), ("b", 2)):
+        finished_stage(run, label, value, chain=chain)
+    assert find_checkpoint(run).parts[-3] == "a"
+
+
+@pytest.mark.fault(83)
+def test_of_a_finished_stage_the_furthest_sound_checkpoint_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = finished_stage(tmp_path / "a", "sft", 8)
+    IO.save_checkpoint(content(7), folder.checkpoints / "step-7.ckpt")
+    folder.last.write_bytes(folder.last.read_bytes()[:-1])
+    assert load_weights(tmp_path / "a")["w"][0] == 7
+    assert "last.ckpt skipped" in caplog.text and "of 8 steps step-7.ckpt holds 7" in caplog.text
+    assert not folder.is_finished(8) and folder.resume_from("auto") == folder.checkpoints / "step-7.ckpt"
+    IO.save_checkpoint(content(8), folder.checkpoints / "step-8.ckpt")
+    assert folder.is_finished(8) and load_weights(tmp_path / "a")["w"][0] == 8
+
+
+@pytest.mark.fault(84)
+def test_a_checkpoint_is_read_and_hashed_once_while_it_stays_the_same(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed, loaded, digest, load = [], [], hashlib.file_digest, torch.load
+    monkeypatch.setattr(hashlib, "file_digest", lambda *a: (hashed.append(1), digest(*a))[1])
+    monkeypatch.setattr(torch, "load", lambda *a, **k: (loaded.append(1), load(*a, **k))[1])
+    for _ in range(3):
+        assert read_checkpoint(file)["global_step"] == 1 and load_weights(file)["w"][0] == 1
+    assert len(hashed) == len(loaded) == 1
+    IO.save_checkpoint(content(2), file)
+    assert read_checkpoint(file)["global_step"] == 2 and load_weights(file)["w"][0] == 2
+
+
+def hold(folder: Path, holding: Any) -> None:
+    with locked(folder, "run=a"):
+        holding.set()
+        time.sleep(60)
+
+
+@pytest.mark.fault(86, 99)
+def test_a_second_process_in_one_folder_is_refused_and_a_killed_one_leaves_it(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    holding = context.Event()
+    child = context.Process(target=hold, args=(tmp_path / "a", holding))
+    child.start()
+    assert holding.wait(20)
+    with (
+        pytest.raises(UserError, match=rf"run=a: process {child.pid} on .* has been writing .*/a for 0:\d\d; wait"),
+        locked(tmp_path / "a", "run=a"),
+    ):
+        pass
+    child.kill()
+    child.join()
+    with locked(tmp_path / "a", "run=a"):
+        pass
 
 
 # ---------------------------------------------------------------------------------------------------- callbacks
@@ -253,49 +425,139 @@ def test_weights_from_a_run_folder(tmp_path: Path) -> None:
 class Noisy(L.LightningModule):
     """A model whose weights depend on dropout, and that can be told to receive SIGTERM at a step."""
 
-    def __init__(self, sigterm_at: int | None = None) -> None:
+    def __init__(self, sigterm_at: int | None = None, sent: int = signal.SIGTERM) -> None:
         super().__init__()
         self.model = torch.nn.Linear(4, 4)
-        self.sigterm_at = sigterm_at
+        self.sigterm_at, self.sent = sigterm_at, sent
 
     def training_step(self, batch: torch.Tensor, index: int) -> torch.Tensor:
         if self.sigterm_at is not None and self.global_step == self.sigterm_at:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return torch.nn.functional.dropout(self.model(batch), 0.5).square().mean()
+            self.sigterm_at = None
+            os.kill(os.getpid(), self.sent)
+        loss = torch.nn.functional.dropout(self.model(batch), 0.5).square().mean()
+        self.log("loss", loss)
+        return loss
 
     def configure_optimizers(self) -> Any:
         return torch.optim.AdamW(self.parameters(), lr=0.1)
 
 
-def fit(folder: Path, sigterm_at: int | None = None, ckpt: Path | None = None) -> Noisy:
+def fit(
+    folder: Path, sigterm_at: int | None = None, ckpt: Path | None = None, deadline: float | None = None, sent: int = 15
+) -> Noisy:
     L.seed_everything(3, verbose=False)
-    module = Noisy(sigterm_at)
+    module = Noisy(sigterm_at, sent)
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=12,
         max_epochs=-1,
         accumulate_grad_batches=2,
-        logger=False,
+        logger=FileLogger(folder),
+        log_every_n_steps=1,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
         plugins=[IO],
-        callbacks=[RngState(), GracefulStop()],
+        callbacks=[RngState(), GracefulStop(deadline)],
     )
     data = torch.utils.data.DataLoader(torch.ones(100, 4), batch_size=2)
     trainer.fit(module, data, ckpt_path=ckpt, weights_only=True)
     return module
 
 
-def test_sigterm_saves_exits_143_and_resumes_exactly(tmp_path: Path) -> None:
+def steps_logged(folder: Path) -> list[int]:
+    return [line["step"] for line in read_metrics(folder) if "loss" in line]
+
+
+@pytest.mark.fault(86)
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
+def test_a_signal_saves_the_step_and_its_metrics_and_resumes_exactly(tmp_path: Path, sent: int, code: int) -> None:
     whole = fit(tmp_path / "whole")
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(sent)
     with pytest.raises(SystemExit) as stopped:
-        fit(tmp_path / "cut", sigterm_at=5)
-    assert stopped.value.code == 143
-    assert signal.getsignal(signal.SIGTERM) == before
+        fit(tmp_path / "cut", sigterm_at=5, sent=sent)
+    assert stopped.value.code == code
+    assert signal.getsignal(sent) == before
     path = tmp_path / "cut" / "checkpoints" / "stopped.ckpt"
     assert load_checkpoint(path)["global_step"] == 6  # the step that was under way is finished
+    assert steps_logged(tmp_path / "cut") == list(range(6))
     resumed = fit(tmp_path / "cut", ckpt=path)
     assert weights_hash(resumed.state_dict()) == weights_hash(whole.state_dict())
+    assert steps_logged(tmp_path / "cut") == list(range(12))
+
+
+@pytest.mark.fault(71)
+def test_every_call_has_its_own_time_saves_what_it_did_and_comes_further(tmp_path: Path) -> None:
+    whole, path = fit(tmp_path / "whole"), None
+    for step in (1, 2, 3):
+        with pytest.raises(UserError, match=rf"max_time is over: step {step} of 12 is saved in .*stopped.ckpt"):
+            fit(tmp_path / "cut", ckpt=path, deadline=time.monotonic())
+        path = tmp_path / "cut" / "checkpoints" / "stopped.ckpt"
+        assert load_checkpoint(path)["global_step"] == step
+    resumed = fit(tmp_path / "cut", ckpt=path, deadline=time.monotonic() + 600)
+    assert weights_hash(resumed.state_dict()) == weights_hash(whole.state_dict())
+
+
+@pytest.mark.fault(97)
+def test_a_job_that_slurm_warned_is_queued_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f"#!/bin/sh\necho $@ >> {tmp_path}/asked\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    requeue()
+    assert not (tmp_path / "asked").exists(), "no SLURM here"
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    requeue()
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "5")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    requeue()
+    assert (tmp_path / "asked").read_text().split() == ["requeue", "7", "requeue", "5_2"]
+
+
+@pytest.mark.fault(101)
+def test_metrics_on_a_full_disk_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = FileLogger(tmp_path)
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("builtins.open", full)
+    with pytest.raises(UserError, match="metrics.jsonl not written .No space left on device.; make room"):
+        logger.log_metrics({"loss": 1.0}, 3)
+
+
+@pytest.mark.fault(101)
+@pytest.mark.parametrize(
+    ("environment", "devices", "refused"),
+    [
+        ({"RANK": "1"}, 1, "RANK=1"),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, 2, "RANK=1"),
+        ({"SLURM_PROCID": "1"}, 1, "SLURM_PROCID=1"),
+        ({"RANK": "0", "SLURM_PROCID": "1"}, 1, None),
+        ({"RANK": "1", "LOCAL_RANK": "1"}, 2, None),
+        ({"LOCAL_RANK": "1"}, 2, None),
+        ({}, 1, None),
+    ],
+)
+def test_a_rank_left_in_the_environment_is_refused(
+    environment: dict[str, str], devices: int, refused: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    trainer = {"devices": devices, "num_nodes": 1}
+    if refused is None:
+        refuse_left_over_rank(trainer)
+    else:
+        with pytest.raises(UserError, match=refused):
+            refuse_left_over_rank(trainer)
+
+
+@pytest.mark.fault(71, 75)
+def test_max_time_is_days_hours_minutes_seconds() -> None:
+    assert max_seconds({"max_time": "01:02:03:04"}) == 93784 and max_seconds({"max_time": None}) is None
+    for wrong in ("5", "10:00", "a"):
+        with pytest.raises(UserError, match=f"trainer.max_time={wrong}: expected days"):
+            max_seconds({"max_time": wrong})

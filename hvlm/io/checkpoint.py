@@ -11,21 +11,24 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor, nn
 
 from hvlm.errors import UserError
 from hvlm.io.files import (
+    FINISHED,
     LAST,
     PART,
     SIDECAR,
     clean_parts,
     file_sha256,
+    file_state,
     known_sums,
     sync_folder,
     verify,
@@ -111,37 +114,137 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[
     """
     refuse_unsafe_loading()
     path = find_checkpoint(path)
+    _check_sum(path)
+    return _load(path, map_location)
+
+
+def _check_sum(path: Path) -> None:
     if not known_sums(path):
         log.warning(f"{path}: no {path.name}{SIDECAR} beside it, so damage would go unnoticed")
     elif problem := verify(path):
         raise UserError(f"{path}: {problem}; use another checkpoint of that run")
+
+
+def _load(path: Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except Exception as e:  # unpickling raises whatever the bytes lead to
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
         raise UserError(f"{path} is not a readable checkpoint of tensors and plain values: {reason}") from e
 
 
+_READ: dict[Path, tuple[tuple[int, int, int], dict[str, Any]]] = {}  # the file read last: ((its state), its content)
+
+
+def read_checkpoint(path: str | os.PathLike) -> Mapping[str, Any]:
+    """As ``load_checkpoint``, to look at and not to change: the tensors stay on the disk until they are copied.
+
+    The file read last is remembered while it stays what it is, so one command reads, and hashes, a checkpoint once.
+    """
+    refuse_unsafe_loading()
+    path = find_checkpoint(path).absolute()
+    state = file_state(path)
+    if path not in _READ or _READ[path][0] != state:
+        _check_sum(path)
+        _READ.clear()
+        _READ[path] = (state, _load(path, mmap=True))
+    return _READ[path][1]
+
+
+def stored_step(path: Path) -> int:
+    """The optimiser step that a checkpoint holds, not verified; -1 where it cannot be read."""
+    refuse_unsafe_loading()
+    try:
+        step = _load(path, mmap=True).get("global_step", -1)
+    except UserError:
+        return -1
+    return step if isinstance(step, int) else -1
+
+
+def furthest_checkpoint(folder: Path) -> Path | None:
+    """Of the checkpoints in ``folder`` the one of the highest stored step that is what was written; None: none is.
+
+    The step is the one that the file holds: neither names nor times of files say how far a run has come. Damaged files
+    are named in a warning and passed over.
+    """
+    steps = {path: stored_step(path) for path in folder.glob("*.ckpt")}
+    for path in (path for path, step in steps.items() if step < 0):
+        log.warning(f"{path} skipped: {verify(path) or 'it holds no step'}")
+    # Of equal steps the one that stands at a stage's end, for its name is the one that people know.
+    for path in sorted(steps, key=lambda p: (steps[p], p.name == LAST, p.name), reverse=True):
+        if steps[path] < 0:
+            continue
+        if (problem := verify(path)) is None:
+            return path
+        log.warning(f"{path} skipped: {problem}")
+    return None
+
+
 def find_checkpoint(path: str | os.PathLike) -> Path:
-    """A file as it is; of a stage's folder its last checkpoint; of a run's folder that of the stage finished last."""
+    """A file as it is; of a stage's folder the checkpoint that came furthest; of a run's folder that of its last stage.
+
+    The last stage of a run is the finished one from whose weights no other finished one started; where that leaves
+    several, the chain's order decides. No clock is asked.
+    """
     path = _local(path)
     if path.is_file():
         return path
     if not path.is_dir():
         raise UserError(f"{path}: no such checkpoint file or run folder")
-    if (path / "checkpoints" / LAST).is_file():
-        return path / "checkpoints" / LAST
-    finished = [f.parent for f in path.glob("*/finished.json") if (f.parent / "checkpoints" / LAST).is_file()]
+    folder = path if (path / "checkpoints").is_dir() else _last_stage(path)
+    if not (folder / FINISHED).is_file():
+        files = ", ".join(sorted(p.name for p in (folder / "checkpoints").glob("*.ckpt"))) or "no checkpoint yet"
+        raise UserError(f"{folder}: this stage is not finished ({files}); name a .ckpt file to use it anyway")
+    found = furthest_checkpoint(folder / "checkpoints")
+    if found is None:
+        raise UserError(f"{folder}: no usable checkpoint in it; name another stage's folder or a .ckpt file")
+    steps = json.loads((folder / FINISHED).read_text(encoding="utf-8"))["steps"]
+    if (step := stored_step(found)) < steps:
+        log.warning(f"{folder}: of {steps} steps {found.name} holds {step}; the same training command makes the rest")
+    return found
+
+
+def _last_stage(run: Path) -> Path:
+    """The folder of a run's last finished stage, or ``UserError``."""
+    finished = {
+        file.parent.name: json.loads(file.read_text(encoding="utf-8"))
+        for file in sorted(run.glob(f"*/{FINISHED}"))
+        if any((file.parent / "checkpoints").glob("*.ckpt"))
+    }
     if not finished:
-        found = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
-        raise UserError(f"{path}: no stage of this run is finished (found {found}); name a .ckpt file to use it anyway")
-    when = {folder: json.loads((folder / "finished.json").read_text())["finished_at"] for folder in finished}
-    return max(finished, key=when.__getitem__) / "checkpoints" / LAST
+        found = ", ".join(sorted(p.name for p in run.iterdir())) or "nothing"
+        raise UserError(f"{run}: no stage of this run is finished (found {found}); name a .ckpt file to use it anyway")
+    ends = [
+        label
+        for label, record in finished.items()
+        if not any(
+            other != label and later.get("start", {}).get("weights_sha256") == record["weights_sha256"]
+            for other, later in finished.items()
+        )
+    ]
+    if len(ends) != 1:
+        order = [label for label in _chain_of(run, finished) if label in (ends or finished)]
+        if not order or set(ends) - set(order):
+            raise UserError(
+                f"{run}: {', '.join(ends or finished)} are finished and none comes last; name one of these folders"
+            )
+        ends = order[-1:]
+    return run / ends[0]
+
+
+def _chain_of(run: Path, labels: Iterable[str]) -> list[str]:
+    """The labels of the chain that these stages belong to, in order; [] where they were trained one by one."""
+    for label in labels:
+        file = run / label / "config.yaml"
+        chain = yaml.safe_load(file.read_text(encoding="utf-8")).get("chain") if file.exists() else None
+        if chain:
+            return list(chain)
+    return []
 
 
 def load_weights(path: str | os.PathLike, prefix: str = "model.") -> dict[str, Tensor]:
     """The backbone's weights from a file or run folder. Stages hold it as ``self.model``, hence the prefix."""
-    state = load_checkpoint(path).get("state_dict")
+    state = read_checkpoint(path).get("state_dict")
     if not isinstance(state, Mapping):
         raise UserError(f"{path}: no 'state_dict' inside; expected a checkpoint that train.py wrote")
     weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

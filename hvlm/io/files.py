@@ -16,6 +16,7 @@ from typing import Any
 PART = ".part"
 SIDECAR = ".sha256"
 LAST = "last.ckpt"
+FINISHED = "finished.json"
 METRICS = "metrics.jsonl"
 
 
@@ -64,9 +65,24 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
+_SUMS: dict[Path, tuple[tuple[int, int, int], str]] = {}  # path: ((size, mtime in ns, inode), sha256)
+
+
+def file_state(path: Path) -> tuple[int, int, int]:
+    """(size in bytes, modification time in nanoseconds, inode): equal while nobody wrote or replaced the file."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
 def file_sha256(path: Path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+    """The file's sha256, read from the disk once and remembered for as long as its ``file_state`` stays."""
+    path = path.absolute()
+    state = file_state(path)
+    known = _SUMS.get(path)
+    if known is None or known[0] != state:
+        with open(path, "rb") as f:
+            known = _SUMS[path] = (state, hashlib.file_digest(f, "sha256").hexdigest())
+    return known[1]
 
 
 _KNOWN: dict[tuple[str, int, int, int], str] = {}  # of files that this process has read or written

@@ -41,7 +41,7 @@ from hvlm.config.compose import plan, resolved
 from hvlm.errors import UserError
 from hvlm.io.files import write_atomically
 from hvlm.sweep.table import read_accuracy, table, write_table
-from hvlm.training.run_dir import config_id
+from hvlm.training.identity import config_id
 
 ROOT = Path("runs")
 RUN = re.compile(r"^\+*run=")

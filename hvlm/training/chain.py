@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +23,9 @@ from hvlm.config.compose import plan, stage_name
 from hvlm.errors import UserError
 from hvlm.evaluation import results
 from hvlm.interop.fvlm_weights import is_release, load_release, read_release
-from hvlm.io.checkpoint import find_checkpoint, load_checkpoint, load_into, load_weights, weights_hash
+from hvlm.io.checkpoint import find_checkpoint, load_into, load_weights, stored_step, weights_hash
+from hvlm.io.files import FINISHED
+from hvlm.io.lock import locked
 from hvlm.model import VLM, Encoder
 from hvlm.rebuild import metadata_of, with_own_merger
 from hvlm.stage._base import Stage
@@ -28,9 +33,10 @@ from hvlm.tasks import run_benchmark, run_preference
 from hvlm.training.callbacks import Norms, Throughput, progress
 from hvlm.training.clip_table import ClipTable
 from hvlm.training.file_logger import FileLogger
+from hvlm.training.identity import default_run
 from hvlm.training.resume_callbacks import GracefulStop, RngState
-from hvlm.training.run_dir import RunDir, default_run
-from hvlm.training.trainer import make_trainer_kwargs
+from hvlm.training.run_dir import RunDir
+from hvlm.training.trainer import make_trainer, make_trainer_kwargs, max_seconds, refuse_left_over_rank
 
 log = logging.getLogger(__name__)
 
@@ -46,64 +52,174 @@ class Outcome(NamedTuple):
 
 
 def run(overrides: Sequence[str], command: str | None = None) -> Outcome:
-    """Train every stage that is not finished yet, then evaluate the last one's weights on held-out clips."""
+    """Train every stage that is not finished yet, then evaluate the last one's weights on held-out clips.
+
+    Args:
+        overrides: the command line's.
+        command: what was typed, for the records; None leaves it to ``hvlm.evaluation.results``.
+
+    Raises:
+        UserError: a mistake in the settings, found before any work; a start that is missing; a folder that belongs to
+            another run; a stage that stopped at ``trainer.max_time``.
+    """
+    began = time.monotonic()
     # Every stage is composed, checked and rehearsed before the first one starts.
     stages = plan(overrides)
     for cfg in stages.values():
+        refuse_left_over_rank(cfg["trainer"])
+        max_seconds(cfg["trainer"])
         build.dry_build(cfg)
     first = next(iter(stages.values()))
-    name = first["run"] or default_run(stages, overrides)
+    whole = _whole_chain(stages, overrides)
+    name = first["run"] or default_run(whole, _without_stage(overrides) if whole is not stages else overrides)
+    is_first = rank_zero_only.rank == 0
+    folders = {label: RunDir(name, label, writes=is_first) for label in {**whole, **stages}}
     # Read before any data is made: a missing or damaged start is the cheapest mistake to find.
-    previous: Path | None = find_start(first["init_from"]) if first["init_from"] else None
+    if first["init_from"]:
+        previous: Path | None = find_start(first["init_from"])
+    else:
+        previous = _stage_before(next(iter(stages)), whole, folders)
+    root = next(iter(folders.values())).run_path
+    with locked(root, f"run={name}") if is_first else nullcontext():
+        return _train_and_evaluate(stages, folders, root, previous, began, command)
+
+
+def _train_and_evaluate(
+    stages: Mapping[str, Mapping[str, Any]],
+    folders: Mapping[str, RunDir],
+    root: Path,
+    previous: Path | None,
+    began: float,
+    command: str | None,
+) -> Outcome:
     start: Path | None = None  # what the last stage began with
     finished: dict[str, dict[str, Any]] = {}
-    for label, cfg in stages.items():
-        trained = cfg["vision"].get("source", "scratch") != "scratch"
-        if stage_name(cfg) == "vision" and trained and cfg["stage"]["trainable"].get("vision", 0) > 0:
-            log.info(f"{label}: skipped, vision.source={cfg['vision']['source']} brings trained weights")
-            continue
-        folder = RunDir(name, label)
-        if folder.is_finished() and cfg["resume"] != "never":
-            folder.prepare(cfg)  # refuses a folder of the same name that was made with other settings
+    labels = [label for label, cfg in stages.items() if not _is_skipped(label, cfg)]
+    for label, following in zip_longest(labels, labels[1:]):
+        cfg, folder = stages[label], folders[label]
+        # Whole on the disk must be what the next stage starts from, and what is evaluated in the end.
+        needed = following is None or not folders[following].is_finished(num_steps(stages[following]), verified=False)
+        if cfg["resume"] != "never" and folder.is_finished(num_steps(cfg), verified=needed):
+            # Refuses a folder of the same name that was made with other settings, from other weights or data.
+            folder.prepare(cfg, start_hash(previous), data_hash(build.dataset(cfg)))
             log.info(f"{label}: finished before, {folder.path}")
         else:
-            train_stage(cfg, folder, previous)
+            train_stage(cfg, folder, previous, began)
         finished[label] = folder.finished()
         start, previous = previous, folder.path
     last = list(stages.values())[-1]
-    root = RunDir(name, next(iter(stages))).run_path
     records: list[results.Record] = []
     if last["evaluate"] and finished and stage_name(last) != "vision" and rank_zero_only.rank == 0:
-        records = run_benchmark(root, last, root, command)
+        records = run_benchmark(previous, last, root, command)
         if stage_name(last) == "dpo" and start is not None and (is_release(start) or metadata_of(start)["chat"]):
-            records = run_preference(root, start, last, root, command)
+            records = run_preference(previous, start, last, root, command)
     return Outcome(root, finished, records)
 
 
-def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None) -> None:
-    """One stage, from ``init_from``'s weights (or from nothing), continuing where an earlier call was stopped."""
-    folder.prepare(cfg)
+def _is_skipped(label: str, cfg: Mapping[str, Any]) -> bool:
+    """Stage 0 has nothing to do where the encoder comes trained."""
+    trained = cfg["vision"].get("source", "scratch") != "scratch"
+    if stage_name(cfg) == "vision" and trained and cfg["stage"]["trainable"].get("vision", 0) > 0:
+        log.info(f"{label}: skipped, vision.source={cfg['vision']['source']} brings trained weights")
+        return True
+    return False
+
+
+def num_steps(cfg: Mapping[str, Any]) -> int:
+    """How many optimiser steps this call wants of the stage."""
+    limit = cfg["trainer"]["max_steps"]
+    return cfg["stage"]["steps"] if limit is None else min(cfg["stage"]["steps"], limit)
+
+
+def _without_stage(overrides: Sequence[str]) -> list[str]:
+    return [o for o in overrides if o.lstrip("+~").split("=", 1)[0].split(".")[0] != "stage"]
+
+
+def _whole_chain(stages: Mapping[str, Mapping[str, Any]], overrides: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
+    """All stages of the chain of which ``stages`` is one that runs alone; else ``stages``."""
+    first = next(iter(stages.values()))
+    if len(stages) > 1 or not first["chain"]:
+        return stages
+    return plan(_without_stage(overrides))
+
+
+def _stage_before(label: str, chain: Mapping[str, Mapping[str, Any]], folders: Mapping[str, RunDir]) -> Path | None:
+    """Where a stage of a chain that runs alone starts: at the end of the one before it. None: nothing comes before."""
+    if label not in chain:
+        raise UserError(
+            f"stage={label}: this chain's stages are called {', '.join(chain)}, so none of them comes before it; say "
+            "what it starts from with init_from=, or leave the chain out with chain=null"
+        )
+    before = [other for other in list(chain)[: list(chain).index(label)] if not _is_skipped(other, chain[other])]
+    if not before:
+        return None
+    folder = folders[before[-1]]
+    if not folder.is_finished():  # of however many steps: what the command says of stage= is about this one
+        raise UserError(
+            f"stage={label} starts from the end of stage {before[-1]}, and {folder.path} is not finished; run the "
+            "whole chain (without stage=), name that run with run=, or say what it starts from with init_from="
+        )
+    return folder.path
+
+
+def start_hash(path: Path | None) -> str | None:
+    """``weights_hash`` of what a stage starts from; None for nothing. A finished stage's folder says it itself."""
+    if path is None:
+        return None
+    if (path / FINISHED).is_file():
+        return json.loads((path / FINISHED).read_text(encoding="utf-8"))["weights_sha256"]
+    return weights_hash(read_release(path) if is_release(path) else load_weights(path))
+
+
+def data_hash(data: Any) -> str | None:
+    """Stands for what is learned from: the training data's shards, by name and sum. None where nobody can say."""
+    if data.access != "index":
+        return None
+    try:
+        shards = data.manifest().shards
+    except UserError:
+        return None
+    sums = [(name, shard["sha256"]) for name, shard in sorted(shards.items()) if shard["split"] in ("train", "text")]
+    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+
+
+def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None, began: float | None = None) -> None:
+    """One stage, from ``init_from``'s weights (or from nothing), continuing where an earlier call was stopped.
+
+    Args:
+        cfg: the stage's resolved configuration.
+        folder: where it is kept.
+        init_from: a checkpoint, a stage's or run's folder, or a release.
+        began: ``time.monotonic()`` when the call began, from which ``trainer.max_time`` counts; None: now.
+    """
+    start = start_hash(init_from)
+    folder.prepare(cfg, start)
     lightning.seed_everything(cfg["seed"], verbose=False)
-    resume = folder.resume_from(cfg["resume"])
-    trainer_kwargs = make_trainer_kwargs(cfg["trainer"], cfg["stage"]["steps"])
+    limit = max_seconds(cfg["trainer"])
+    deadline = None if limit is None else (time.monotonic() if began is None else began) + limit
+    company = callbacks(cfg, folder, deadline)
+    trainer = make_trainer(
+        {
+            **make_trainer_kwargs(cfg["trainer"], cfg["stage"]["steps"]),
+            "default_root_dir": folder.path,
+            "logger": False,
+            "callbacks": company,
+            "enable_progress_bar": any(isinstance(c, ProgressBar) for c in company),
+        }
+    )
     data = build.dataset(cfg)
     data.prepare()
+    folder.prepare(cfg, start, data_hash(data))
+    resume = folder.resume_from(cfg["resume"])
     stage, chat = start_stage(cfg, data, init_from)
+    stage.metadata["start"] = {"path": None if init_from is None else str(init_from), "weights_sha256": start}
     stage.model.features = build.frozen_features(cfg, stage, data)
     reading = build.datamodule(cfg, stage, data, chat, folder.path / "quarantine.jsonl")
-    company = callbacks(cfg, folder)
-    written = loggers(cfg, folder, fresh=resume is None)
-    trainer = lightning.Trainer(
-        **trainer_kwargs,
-        default_root_dir=folder.path,
-        logger=written,
-        callbacks=company,
-        enable_progress_bar=any(isinstance(c, ProgressBar) for c in company),
-    )
+    trainer.loggers = written = loggers(cfg, folder, fresh=resume is None)
     log.info(f"{folder.path.name}: {cfg['stage']['steps']} steps, {describe(stage)}")
     stage.prepare(lambda: every_pair(reading, stage))
     with closing(written):
-        before = 0 if resume is None else load_checkpoint(resume)["global_step"]
+        before = 0 if resume is None else stored_step(resume)
         started, worked = time.monotonic(), time.process_time()
         trainer.fit(stage, datamodule=reading, ckpt_path=resume, weights_only=True)
         took = {
@@ -113,8 +229,8 @@ def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None) 
         }
         if trainer.global_step < trainer.max_steps:
             raise UserError(
-                f"{folder.path} stopped at step {trainer.global_step} of {trainer.max_steps} (trainer.max_time or a "
-                "signal); the same command continues"
+                f"{folder.path} stopped at step {trainer.global_step} of {trainer.max_steps}; "
+                "the same command continues"
             )
         trainer.limit_val_batches = 1.0  # 0 while fitting unless trainer.val_every asks for it
         validated = trainer.validate(stage, datamodule=reading, verbose=False, weights_only=True)
@@ -240,13 +356,13 @@ def closing(loggers: Sequence[Logger]) -> Iterator[None]:
                 logger.experiment.finish(exit_code=code)
 
 
-def callbacks(cfg: Mapping[str, Any], folder: RunDir) -> list[Callback]:
+def callbacks(cfg: Mapping[str, Any], folder: RunDir, deadline: float | None = None) -> list[Callback]:
     settings = cfg["callback"]
     made: list[Callback] = [
         Throughput(),
         Norms(),
         RngState(),
-        GracefulStop(),
+        GracefulStop(deadline),
         ModelCheckpoint(
             folder.checkpoints,
             filename="step-{step}",

@@ -7,13 +7,15 @@ import io
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from hvlm.errors import UserError
 from hvlm.io.files import METRICS, read_metrics, write_atomically
 
 CSV = "metrics.csv"
@@ -67,7 +69,7 @@ class FileLogger(Logger):
         """JSON has no NaN: what is not finite becomes null."""
         values = {name: float(value) for name, value in metrics.items() if name != "epoch"}
         line = {"step": step} | {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with open(self.folder / METRICS, "a", encoding="utf-8") as file:
+        with self._room_for(METRICS), open(self.folder / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     @rank_zero_only
@@ -93,4 +95,16 @@ class FileLogger(Logger):
         writer = csv.DictWriter(text, ["step", *names], lineterminator="\n")
         writer.writeheader()
         writer.writerows(row for _, row in sorted(rows.items()))
-        write_atomically(self.folder / CSV, lambda f: f.write(text.getvalue().encode()))
+        with self._room_for(CSV):
+            write_atomically(self.folder / CSV, lambda f: f.write(text.getvalue().encode()))
+
+    @contextmanager
+    def _room_for(self, name: str) -> Iterator[None]:
+        """A disk that is full, or a folder that went away, is one line."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self.folder / name} not written ({error.strerror}); make room there: the same command continues "
+                "from the last checkpoint"
+            ) from error

@@ -1,10 +1,14 @@
-"""Two callbacks about processes: random states that survive a restart, and a polite end on SIGTERM."""
+"""Two callbacks about processes: random states that survive a restart, and a polite end when asked for one."""
 
 from __future__ import annotations
 
 import logging
+import os
 import random
 import signal
+import subprocess
+import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,6 +17,8 @@ import lightning as L
 import numpy as np
 import torch
 import torch.distributed as dist
+
+from hvlm.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -72,25 +78,40 @@ class RngState(L.Callback):
 
 
 class GracefulStop(L.Callback):
-    """SIGTERM: finish the optimiser step, save, exit with status 143 (128 + SIGTERM).
+    """A signal, or the end of the time: finish the optimiser step, write its metrics, save, and leave.
 
-    The file is ``<the trainer's default_root_dir>/checkpoints/stopped.ckpt``, where a run folder looks for it.
+    The file is ``<the trainer's default_root_dir>/checkpoints/stopped.ckpt``, where a run folder looks for it. The exit
+    status is 128 + the signal's number: 143 for SIGTERM, 130 for SIGINT (Ctrl-C; a second one interrupts at once), 138
+    for SIGUSR1, by which SLURM warns of the end of a job; that one is put into the queue again. At ``deadline`` a
+    ``UserError`` says that the time is over.
 
     The handler only sets a flag: saving inside it can land in the middle of a step, or of another save. It takes the
-    place of Lightning's own handler, which would end the run with status 0 and nothing saved.
+    place of Lightning's own handlers, one of which would end the run with status 0 and nothing saved, and one of which
+    writes checkpoints of its own that no later start can read.
+
+    Args:
+        deadline: the value of ``time.monotonic()`` from which no further step begins; None: no limit. One step is made
+            in any case, so that every call comes further.
     """
 
-    def __init__(self) -> None:
-        self._asked = False
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+    def __init__(self, deadline: float | None = None) -> None:
+        self.deadline = deadline
+        self._asked = 0  # the signal that came
+        self._stop = False  # decided, at the end of a step
         self._step = -1
-        self._before: Any = None
+        self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
-        self._before = signal.signal(signal.SIGTERM, self._on_signal)
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._on_signal) for number in self.SIGNALS}
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        self._asked = True
+        if self._asked and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._asked = signum
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -98,14 +119,36 @@ class GracefulStop(L.Callback):
         if trainer.global_step == self._step:  # between two halves of an accumulated step
             return
         self._step = trainer.global_step
+        over = self.deadline is not None and time.monotonic() >= self.deadline
+        self._stop = bool(self._asked) or over
         # The signal may reach one rank only, and saving waits for all of them.
         if trainer.world_size > 1:
-            self._asked = trainer.strategy.reduce_boolean_decision(self._asked, all=False)
-        if self._asked:
-            path = Path(trainer.default_root_dir) / "checkpoints" / "stopped.ckpt"
-            trainer.save_checkpoint(path)
-            log.info(f"SIGTERM: saved step {self._step} to {path}; the same command continues from there")
-            raise SystemExit(128 + signal.SIGTERM)
+            self._stop = trainer.strategy.reduce_boolean_decision(self._stop, all=False)
+
+    # The step's metrics are written between the end of its batch and whatever comes next.
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._leave(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._leave(trainer)
+
+    def _leave(self, trainer: L.Trainer) -> None:
+        if not self._stop:
+            return
+        path = Path(trainer.default_root_dir) / "checkpoints" / "stopped.ckpt"
+        trainer.save_checkpoint(path)
+        said = f"step {self._step} of {trainer.max_steps} is saved in {path}; the same command continues from there"
+        if not self._asked and self.deadline is not None and time.monotonic() >= self.deadline:
+            raise UserError(f"trainer.max_time is over: {said}")
+        name = signal.Signals(self._asked).name if self._asked else "stopped with another process"
+        log.info(f"{name}: {said}")
+        if self._asked == signal.SIGUSR1 and trainer.is_global_zero:
+            requeue()
+        raise SystemExit(128 + (self._asked or signal.SIGTERM))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._restore()
@@ -114,6 +157,19 @@ class GracefulStop(L.Callback):
         self._restore()
 
     def _restore(self) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-            self._before = None
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+def requeue() -> None:
+    """Put this process's SLURM job into the queue again; nothing outside SLURM."""
+    job = os.environ.get("SLURM_ARRAY_JOB_ID")
+    job = os.environ.get("SLURM_JOB_ID") if job is None else f"{job}_{os.environ.get('SLURM_ARRAY_TASK_ID')}"
+    if job is None:
+        return
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, timeout=60)
+        log.info(f"SLURM job {job} is in the queue again")
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning(f"SLURM job {job} could not be put into the queue again ({error}); start it by hand")

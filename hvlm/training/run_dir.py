@@ -2,87 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
 from hvlm.errors import UserError
-from hvlm.io.files import LAST, clean_parts, verify, write_atomically
+from hvlm.io.checkpoint import furthest_checkpoint, stored_step
+from hvlm.io.files import FINISHED, LAST, clean_parts, write_atomically
+from hvlm.precision import choose_precision
+from hvlm.training.identity import differences, identity
 
 log = logging.getLogger(__name__)
 
-# Keys that cannot change the weights of a stage: they may differ between two calls for the same run folder.
-IGNORED = (
-    "logger",
-    "callback",
-    "run",
-    "resume",
-    "checkpoint",
-    "evaluate",
-    "benchmark",
-    "task",
-    "ask",
-    "predictions",
-    "out",
-    "chain",
-    "trainer.num_workers",
-    "trainer.cache_mb",
-    "trainer.log_every",
-    "trainer.val_every",
-    "trainer.checkpoint_every",
-    "trainer.max_time",
-)
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}; lists stay whole."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The dotted keys and values that can change a result."""
-    return {k: v for k, v in flatten(config).items() if not any(k == i or k.startswith(f"{i}.") for i in IGNORED)}
-
-
-def config_id(*configs: Mapping[str, Any]) -> str:
-    """Eight hexadecimal digits that stand for everything in these configurations that can change a result."""
-    text = json.dumps([identity(c) for c in configs], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def default_run(stages: Mapping[str, Mapping[str, Any]], overrides: Sequence[str]) -> str:
-    """``<experiment or stage>-<id>`` for the stages (label: configuration) of a command that gives no ``run=``."""
-    experiments = [o.split("=", 1)[1] for o in overrides if o.split("=", 1)[0].lstrip("+") == "experiment"]
-    name = experiments[-1].replace("/", "-") if experiments else "-".join(stages)
-    return f"{name}-{config_id(*stages.values())}"
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """``key: old -> new`` for every key that can change a result and differs."""
-    before, after = identity(old), identity(new)
-    keys = [k for k in {**before, **after} if before.get(k, "absent") != after.get(k, "absent")]
-    return [f"{k}: {before.get(k, 'absent')} -> {after.get(k, 'absent')}" for k in keys]
+IDENTITY = "identity.json"
 
 
 class RunDir:
     """The folder of one stage of one run.
 
     run: name, may hold ``/`` (a job of a sweep). label: the stage's name in its chain. root: where runs stand.
+    writes: whether this process makes, changes and removes files here; of several processes one does.
     """
 
-    def __init__(self, run: str, label: str, root: str | Path = "runs") -> None:
+    def __init__(self, run: str, label: str, root: str | Path = "runs", writes: bool = True) -> None:
         for name in (run, label):
             parts = PurePosixPath(name).parts
             if not parts or name.startswith("/") or ".." in parts or "\0" in name:
@@ -92,28 +39,91 @@ class RunDir:
         self.checkpoints = self.path / "checkpoints"
         self.last = self.checkpoints / LAST
         self.config_file = self.path / "config.yaml"
-        self.finished_file = self.path / "finished.json"
+        self.identity_file = self.path / IDENTITY
+        self.finished_file = self.path / FINISHED
+        self.writes = writes
 
-    def prepare(self, config: Mapping[str, Any]) -> None:
-        """Creates the folder and writes config.yaml. Raises ``UserError`` when the folder belongs to another
-        configuration, with the keys that differ."""
-        if self.config_file.exists():
-            old = yaml.safe_load(self.config_file.read_text())
-            changed = differences(old, json.loads(json.dumps(config)))
-            if changed:
-                more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-                raise UserError(
-                    f"{self.path} was made with other settings ({'; '.join(changed[:5])}{more}); "
-                    "give this run another name with run=..., or the old settings"
-                )
+    def prepare(
+        self,
+        config: Mapping[str, Any],
+        start: str | None = None,
+        data: str | None = None,
+    ) -> None:
+        """Make the folder and write config.yaml and identity.json into it.
+
+        A folder belongs to what its first saved step was made with; before that it can be had for anything, and with
+        ``resume=never``, which begins by removing all steps, for other weights and data to begin with.
+
+        Args:
+            config: the stage's resolved configuration.
+            start: ``weights_hash`` of the weights that the stage starts from, None for none.
+            data: stands for the content of the training data; None where it is not known, which is then not compared.
+
+        Raises:
+            UserError: the folder belongs to other settings, another start or other data; the message names them.
+        """
+        config = json.loads(json.dumps(config))
+        new = identity(config) | {"start.weights_sha256": start}
+        if "trainer.precision" in new:  # "auto" counts as the format that it stands for on this machine
+            asked = config["trainer"]
+            new["trainer.precision"], _ = choose_precision(asked["precision"], asked.get("accelerator", "cpu"))
+        if data is not None:
+            new["data.sha256"] = data
+        if self._has_steps():
+            self._compare(new, config.get("resume"))
+            new = self._identity() | new
+        if not self.writes:
+            return
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         clean_parts(self.checkpoints)
-        text = yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False, allow_unicode=True)
-        write_atomically(self.config_file, lambda f: f.write(text.encode()))
+        self._write(self.identity_file, json.dumps(new, indent=1) + "\n")
+        self._write(self.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
-    def is_finished(self) -> bool:
-        """Whether the stage ran to its end and its weights are still there."""
-        return self.finished_file.exists() and self.last.exists()
+    def _compare(self, new: Mapping[str, Any], resume: str | None) -> None:
+        old = self._identity()
+        anew = resume == "never"
+        if not old:
+            if anew:
+                return
+            raise UserError(
+                f"{self.path} was made by an older version, which did not write down what it started from; give this "
+                "run another name with run=..., or train it again with resume=never"
+            )
+        if anew or "data.sha256" not in new:
+            old = {k: v for k, v in old.items() if k != "data.sha256" and not (anew and k.startswith("start."))}
+        if anew:
+            new = {k: v for k, v in new.items() if k != "data.sha256" and not k.startswith("start.")}
+        changed = differences(old, new)
+        if not changed:
+            return
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        what = "settings, start or data" if any(c.startswith(("start.", "data.")) for c in changed) else "settings"
+        again = ", or train it again with resume=never" if what != "settings" else ", or the old settings"
+        raise UserError(
+            f"{self.path} was made with other {what} ({'; '.join(changed[:5])}{more}); give this run another name with "
+            f"run=...{again}"
+        )
+
+    def _has_steps(self) -> bool:
+        return self.finished_file.exists() or any(self.checkpoints.glob("*.ckpt")) or any(self.path.glob("hpc_ckpt*"))
+
+    def _identity(self) -> dict[str, Any]:
+        return json.loads(self.identity_file.read_text(encoding="utf-8")) if self.identity_file.exists() else {}
+
+    def _write(self, path: Path, text: str) -> None:
+        write_atomically(path, lambda f: f.write(text.encode()))
+
+    def is_finished(self, steps: int = 0, verified: bool = True) -> bool:
+        """Whether the stage ran to its end, of at least ``steps``, and the weights of its end are still there.
+
+        ``verified``: whole, too, which needs the file to be read; a stage that nothing starts from can do without.
+        """
+        if not self.finished_file.exists() or self.finished()["steps"] < steps:
+            return False
+        if not verified:
+            return self.last.exists()
+        path = furthest_checkpoint(self.checkpoints)
+        return path is not None and stored_step(path) >= self.finished()["steps"]
 
     def finished(self) -> dict[str, Any]:
         """What ``finish`` wrote."""
@@ -125,28 +135,34 @@ class RunDir:
         took: steps_here (of this process: fewer than ``steps`` after a resume), and their seconds and cpu_seconds (of
         the training process, all threads).
         """
-        record = {"weights_sha256": weights_sha256, "steps": steps, **took, "finished_at": time.time()}
-        write_atomically(self.finished_file, lambda f: f.write((json.dumps(record, indent=1) + "\n").encode()))
+        start = {"weights_sha256": self._identity().get("start.weights_sha256")}
+        record = {"weights_sha256": weights_sha256, "start": start, "steps": steps, **took, "finished_at": time.time()}
+        self._write(self.finished_file, json.dumps(record, indent=1) + "\n")
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest checkpoint that is what was written; damaged ones are named and passed over."""
-        files = sorted(self.checkpoints.glob("*.ckpt"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
-        for path in files:
-            problem = verify(path)
-            if problem is None:
-                return path
-            log.warning(f"{path} skipped: {problem}")
-        return None
+        """The checkpoint that came furthest and is what was written; damaged ones are named and passed over."""
+        return furthest_checkpoint(self.checkpoints)
 
     def resume_from(self, resume: str) -> Path | None:
         """The checkpoint to continue from under ``resume=auto|must|never``, with one line that says so."""
+        if self.writes:
+            self._take_in_foreign()
         if resume == "never":  # what was done before must not be taken for this run's, should it be stopped
-            self.finished_file.unlink(missing_ok=True)
-            for path in self.checkpoints.glob("*.ckpt*"):
-                path.unlink()
+            if self.writes:
+                self.finished_file.unlink(missing_ok=True)
+                for path in self.checkpoints.glob("*.ckpt*"):
+                    path.unlink(missing_ok=True)
             return None
         path = self.latest_checkpoint()
         if path is None and resume == "must":
             raise UserError(f"resume=must: no usable checkpoint in {self.checkpoints}; use resume=auto to start anew")
         log.info(f"{self.path}: starts anew" if path is None else f"{self.path}: continues from {path.name}")
         return path
+
+    def _take_in_foreign(self) -> None:
+        """Checkpoints that the trainer wrote by itself when SLURM warned an older version join the others.
+
+        Left where they are, the trainer would prefer them to whatever it is given.
+        """
+        for path in self.path.glob("hpc_ckpt*"):
+            path.replace(self.checkpoints / path.name)

@@ -3,16 +3,62 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
+import lightning
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from hvlm.errors import UserError
 from hvlm.io.checkpoint import AtomicCheckpointIO
 from hvlm.precision import choose_precision
 
 log = logging.getLogger(__name__)
+
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # Lightning believes the first of them that is set
+
+
+def max_seconds(trainer: Mapping[str, Any]) -> float | None:
+    """``trainer.max_time`` (dd:hh:mm:ss) in seconds; None: no limit. UserError for another form."""
+    asked = trainer["max_time"]
+    if asked is None:
+        return None
+    if not re.fullmatch(r"\d+:\d+:\d+:\d+", str(asked)):
+        raise UserError(
+            f"trainer.max_time={asked}: expected days:hours:minutes:seconds, e.g. trainer.max_time=00:02:30:00"
+        )
+    days, hours, minutes, seconds = map(int, asked.split(":"))
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def refuse_left_over_rank(trainer: Mapping[str, Any]) -> None:
+    """``UserError`` where the environment counts this process among several and the configuration says it is alone.
+
+    Such a process would train, and write neither metrics nor files.
+    """
+    name = next((name for name in RANKS if name in os.environ), None)
+    if name is None or os.environ[name] in ("", "0"):
+        return
+    alone = trainer["devices"] == 1 and trainer["num_nodes"] == 1
+    if alone or (name == "RANK" and "LOCAL_RANK" not in os.environ):  # no launcher sets it by itself
+        expects = "trainer.devices=1 and trainer.num_nodes=1" if alone else "no launcher's LOCAL_RANK beside it"
+        raise UserError(
+            f"{name}={os.environ[name]} in the environment says that this is one of several processes, but there is "
+            f"{expects}: unset {name}, or start one process only, or use trainer=ddp"
+        )
+
+
+def make_trainer(arguments: Mapping[str, Any]) -> lightning.Trainer:
+    """``lightning.Trainer``, whose refusals are a ``UserError`` of one line."""
+    try:
+        return lightning.Trainer(**arguments)
+    except (ValueError, RuntimeError, TypeError, MisconfigurationException) as e:
+        reason = " ".join(str(e).split())
+        raise UserError(f"trainer.strategy, trainer.devices, trainer.accelerator: {reason}") from e
 
 
 def make_trainer_kwargs(trainer: Mapping[str, Any], steps: int) -> dict[str, Any]:
@@ -28,6 +74,9 @@ def make_trainer_kwargs(trainer: Mapping[str, Any], steps: int) -> dict[str, Any
         torch.set_num_threads(trainer["threads"])
     precision, why = choose_precision(trainer["precision"], trainer["accelerator"])
     log.info(f"precision {precision}: {why}; {torch.get_num_threads()} threads")
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect():  # its own checkpoints when SLURM warns are not ours: see GracefulStop
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     validate = trainer["val_every"] > 0
     limit = trainer["max_steps"]
     return {
@@ -38,7 +87,6 @@ def make_trainer_kwargs(trainer: Mapping[str, Any], steps: int) -> dict[str, Any
         "precision": precision,
         "max_steps": steps if limit is None else min(steps, limit),
         "max_epochs": -1,
-        "max_time": trainer["max_time"],
         "accumulate_grad_batches": trainer["accumulate"],
         "gradient_clip_val": trainer["gradient_clip_val"],
         "log_every_n_steps": min(trainer["log_every"], steps),
@@ -49,5 +97,5 @@ def make_trainer_kwargs(trainer: Mapping[str, Any], steps: int) -> dict[str, Any
         "deterministic": trainer["deterministic"],
         "use_distributed_sampler": False,
         "enable_model_summary": False,
-        "plugins": [AtomicCheckpointIO()],
+        "plugins": plugins,
     }

@@ -1,0 +1,57 @@
+"""One process at a time writes a run's folder, and who it is can be read there."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hvlm.console import duration
+from hvlm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+LOCK = ".lock"
+
+
+@contextmanager
+def locked(folder: Path, key: str) -> Iterator[None]:
+    """Hold ``folder``'s lock, which the operating system frees when the process ends, however it ends.
+
+    Args:
+        folder: made if it does not exist; the lock is the file ``.lock`` in it, with process, machine and time.
+        key: what the user wrote to name the folder (``run=demo``), for the message.
+
+    Raises:
+        UserError: another process holds it; the message says which one, on what machine, and for how long.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{key}: {_owner(folder)}; wait for it, stop it, or use another name") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            log.warning(f"{folder}: this file system has no locks, so a second run in the same folder is not noticed")
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}) + "\n")
+        file.flush()
+        yield
+
+
+def _owner(folder: Path) -> str:
+    try:
+        owner = json.loads((folder / LOCK).read_text(encoding="utf-8"))
+        age = duration(max(0.0, time.time() - owner["since"]))
+        return f"process {owner['pid']} on {owner['host']} has been writing {folder} for {age}"
+    except (OSError, ValueError, KeyError):  # it has the lock and has not yet said who it is
+        return f"another process is writing {folder}"

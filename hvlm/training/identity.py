@@ -1,0 +1,100 @@
+"""What can change a stage's weights, out of all that a configuration says: the name and the owner of a run's folder.
+
+No torch here: a sweep's own process names its jobs without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# Keys that do not decide what a stage's weights become (beyond the rounding of sums): they may differ between two calls
+# for the same run folder.
+IGNORED = (
+    "logger",
+    "callback",
+    "run",
+    "resume",
+    "checkpoint",
+    "evaluate",
+    "benchmark",
+    "task",
+    "ask",
+    "predictions",
+    "out",
+    "chain",
+    "dataset.generate_workers",
+    "dataset.decode_timeout",
+    "language.gradient_checkpointing",
+    "attention.gradient_checkpointing",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.threads",
+    "trainer.deterministic",
+    "trainer.num_workers",
+    "trainer.cache_mb",
+    "trainer.log_every",
+    "trainer.val_every",
+    "trainer.checkpoint_every",
+    "trainer.max_time",
+    "trainer.max_steps",
+)
+# Where things lie. What lies there counts instead, as ``start`` and ``data`` of ``RunDir.prepare``.
+PLACES = ("init_from", "dataset.path", "dataset.root", "dataset.haystack")
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}; lists stay whole."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The dotted keys and values that can change a result, places (``PLACES``) left out."""
+    flat = _counted(config)
+    if flat.get("dataset.access") == "stream":  # nobody knows what is in there but by its name
+        return {k: v for k, v in flat.items() if k not in PLACES or k == "dataset.path"}
+    return {k: v for k, v in flat.items() if k not in PLACES}
+
+
+def _counted(config: Mapping[str, Any]) -> dict[str, Any]:
+    flat = flatten(config)
+    return {k: v for k, v in flat.items() if not any(k == i or k.startswith(f"{i}.") for i in IGNORED)}
+
+
+def config_id(*configs: Mapping[str, Any]) -> str:
+    """Eight hexadecimal digits that stand for everything in these configurations that can change a result."""
+
+    def named(config: Mapping[str, Any]) -> dict[str, Any]:
+        flat = _counted(config)
+        return flat | {k: str(Path(flat[k])) for k in PLACES if isinstance(flat.get(k), str) and "://" not in flat[k]}
+
+    text = json.dumps([named(c) for c in configs], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def default_run(stages: Mapping[str, Mapping[str, Any]], overrides: Sequence[str]) -> str:
+    """``<experiment or stage>-<id>`` for the stages (label: configuration) of a command that gives no ``run=``."""
+    experiments = [o.split("=", 1)[1] for o in overrides if o.split("=", 1)[0].lstrip("+") == "experiment"]
+    name = experiments[-1].replace("/", "-") if experiments else "-".join(stages)
+    return f"{name}-{config_id(*stages.values())}"
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """``key: old -> new`` for every key of two identities that differs."""
+    keys = [k for k in {**before, **after} if before.get(k, "absent") != after.get(k, "absent")]
+    return [f"{k}: {_short(before.get(k, 'absent'))} -> {_short(after.get(k, 'absent'))}" for k in keys]
+
+
+def _short(value: Any) -> Any:
+    return value[:12] if isinstance(value, str) and len(value) == 64 else value
