@@ -213,6 +213,23 @@ def test_next_token_distribution_is_that_of_the_first_target() -> None:
     torch.testing.assert_close(whole.gather(1, batch.input_ids_KS.gather(1, first)), expected)
 
 
+@pytest.mark.fault(86)
+@pytest.mark.parametrize("order", ["question_first", "video_first"])
+def test_without_a_video_every_token_but_the_first_is_learned(order: str) -> None:
+    vlm = model(Case(order, ()))
+    texts = [clip(i, None, [asked], order, side(vlm), "all") for i, asked in enumerate(ASKED)]
+    batch = batch_of(*texts, size=side(vlm))
+    assert not batch.visual_at_K.any()
+    with torch.no_grad():
+        found = vlm.token_logprobs(batch)
+        logp = vlm.language.logits(
+            vlm.language.hidden(vlm.language.embed(batch.input_ids_KS), batch.attention_mask_KS)
+        ).log_softmax(-1)
+    alone = logp[:, :-1].gather(2, batch.input_ids_KS[:, 1:, None]).squeeze(2)
+    valid = batch.attention_mask_KS[:, 1:]
+    assert (found[:, 1:] != 0).equal(valid) and torch.allclose(found[:, 1:][valid], alone[valid], atol=1e-5)
+
+
 def test_parts_hold_every_parameter_once() -> None:
     vlm = foveated("question_first")
     parts = named_parts(vlm)

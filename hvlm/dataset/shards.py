@@ -77,8 +77,14 @@ class Shards(Dataset):
                 raise UserError(f"dataset.path={folder}: no *.tar in this folder")
             log.info("%s: indexing %d shards, once", folder, len(tars))
             shards = {tar.name: index_shard(tar, split_of(tar.name), self.domain) for tar in tars}
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_manifest(folder, {"indexed": True}, shards, [], path)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_manifest(folder, {"indexed": True}, shards, [], path)
+            except OSError as error:
+                raise UserError(
+                    f"dataset.path={folder}: no place for the manifest: {path} cannot be written ({error.strerror}); "
+                    "let $HVLM_CACHE name a folder that you may write"
+                ) from error
             found = Counter(shard["split"] for shard in shards.values())
             log.info("%s: shards by split: %s", path, ", ".join(f"{k} {v}" for k, v in sorted(found.items())))
         listed = load_manifest(folder, path).shards
@@ -145,12 +151,13 @@ class Shards(Dataset):
 
     def _manifest_path(self, tars: Sequence[Path]) -> Path:
         """Beside the shards; for a folder that has none and cannot be written, in the cache folder, under a name that
-        stands for the folder's path and its shards with their sizes."""
+        stands for the folder's path and its shards with their sizes and times."""
         folder = self._folder()
         beside = folder / MANIFEST
         if beside.exists() or os.access(folder, os.W_OK):
             return beside
-        state = [str(folder.resolve()), *((tar.name, tar.stat().st_size) for tar in tars)]
+        found = [(tar.name, tar.stat()) for tar in tars]
+        state = [str(folder.resolve()), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)]
         digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
         return cache_folder() / "manifests" / f"{digest}.json"
 

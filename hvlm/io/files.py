@@ -114,7 +114,7 @@ def safe_name(*parts: str) -> str:
     """
     plain = ["".join(c if c.isalnum() and c.isascii() or c in "._-" else "_" for c in part) for part in parts]
     name = "+".join(plain).lstrip(".")[:120]
-    if name == "+".join(parts):
+    if name and name == "+".join(parts):
         return name
     digest = hashlib.sha256("\0".join(parts).encode("utf-8", "backslashreplace")).hexdigest()[:8]
     return f"{name}-{digest}"

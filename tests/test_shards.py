@@ -1,0 +1,474 @@
+"""Shards as people make them: which members are read, what makes a tar wrong, who is who, where manifests live."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from _clips import VIDEO, FakeChat, dataset, encode, pictures
+from _tiny import Case, Variant, model
+
+from hvlm import build
+from hvlm.data import shard_index
+from hvlm.data.cache import ClipCache
+from hvlm.data.datamodule import DataModule
+from hvlm.data.order import SampleRef
+from hvlm.data.quarantine import Quarantine
+from hvlm.data.reader import Reader, SampleSpec
+from hvlm.data.shard_index import index_shard, load_manifest
+from hvlm.data.stream import samples_of
+from hvlm.data.views import Captions, Pairs, Questions
+from hvlm.dataset.shards import Shards, split_of
+from hvlm.errors import UserError
+from hvlm.io import files
+from hvlm.io.files import content_sha256, safe_name
+from hvlm.stage.dpo import pair_key
+from hvlm.types import InputSpec
+
+RED, GREEN = (encode(pictures(8, colour=colour)) for colour in ((255, 0, 0), (0, 255, 0)))
+
+
+def tar(path: Path, members: list[tuple[str, bytes | dict]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as file:
+        for name, data in members:
+            data = json.dumps(data).encode() if isinstance(data, dict) else data
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return path
+
+
+def clip(key: str, text: str = "a dog", video: bytes = VIDEO, **more) -> list[tuple[str, bytes | dict]]:
+    return [(f"{key}.mp4", video), (f"{key}.json", {"caption": text} | more)]
+
+
+def prepared(folder: Path) -> Shards:
+    made = Shards(str(folder))
+    made.prepare()
+    return made
+
+
+def reader(data: Shards, view=None, split: str = "train", **more) -> Reader:
+    spec = SampleSpec(
+        FakeChat(), view or Captions(), None, "answer", InputSpec("question_first", 4, 64), None, 1, **more
+    )
+    return Reader(data.manifest().split(split), None, spec, Quarantine(1.0), replace=False)
+
+
+def batch_of(reading: Reader):
+    return reading.__getitems__([SampleRef(0, i) for i in range(len(reading.clips))])
+
+
+# ------------------------------------------------------------------------------------------------------- who is who
+
+
+@pytest.fixture
+def equal_keys(tmp_path) -> Path:
+    """Two training shards and a validation shard whose keys all begin at 000."""
+    pair = {"user": "q", "chosen_assistant": "x", "rejected_assistant": "y"}
+    tar(tmp_path / "train-0.tar", [("000.mp4", RED), ("000.json", pair)])
+    tar(tmp_path / "train-1.tar", [("000.mp4", GREEN), ("000.json", pair)])
+    tar(tmp_path / "val-0.tar", [("000.mp4", GREEN), ("000.json", pair)])
+    return tmp_path
+
+
+@pytest.mark.fault(66)
+def test_equal_keys_in_two_shards_keep_their_own_features(equal_keys):
+    vlm = model(Case("question_first", (Variant("connector", "patches"),)))
+    size = vlm.vision.image_size
+    data = prepared(equal_keys)
+    spec = SampleSpec(FakeChat(), Captions(), None, "answer", InputSpec("question_first", 2, size), None, 1)
+    batch = batch_of(Reader(data.manifest().split("train"), None, spec, Quarantine(1.0), replace=False))
+    assert batch.uids == ["train/train-0/000", "train/train-1/000"]
+    features = build.features_for(vlm, data.manifest())
+    with torch.no_grad():
+        kept = features.encode(batch).tokens.x_BSD
+        anew = vlm.vision.encode(batch.frames_BTCHW, batch.frame_time_BT, batch.frame_mask_BT).tokens.x_BSD
+    assert not torch.equal(kept[0], kept[1]) and (kept - anew).abs().max() < 0.05 * anew.abs().max()
+
+
+@pytest.mark.fault(66)
+def test_equal_keys_keep_their_own_decoded_clips(equal_keys, monkeypatch):
+    monkeypatch.setattr("hvlm.data.reader.SHARED", ClipCache())
+    data = prepared(equal_keys)
+    frames = []
+    for split in ("train", "val"):
+        reading = reader(data, split=split)
+        reading.cache_bytes = 1 << 30
+        frames += list(batch_of(reading).frames_BTCHW)
+    red = [int(f[0, 0, 5, 5]) for f in frames]
+    assert red[0] > 200 and red[1] < 60 and red[2] < 60
+
+
+@pytest.mark.fault(66)
+def test_equal_keys_have_their_own_rows_in_the_references_table(equal_keys):
+    data = prepared(equal_keys)
+    rows = [row for split in ("train", "val") for row in batch_of(reader(data, Pairs(), split)).rows]
+    names = [pair_key(row) for row in rows]
+    assert len(set(names)) == len(names) == 6 and {row["key"] for row in rows} == {"000"}
+    assert len({row["pair"] for row in rows}) == 3
+
+
+@pytest.mark.fault(66)
+def test_a_bad_samples_line_says_which_of_the_equal_keys(equal_keys, tmp_path):
+    tar(equal_keys / "train-1.tar", [("000.mp4", b"no video"), ("000.json", {"caption": "x"})])
+    (equal_keys / "manifest.json").unlink(missing_ok=True)
+    reading = reader(prepared(equal_keys))
+    reading.quarantine.path = tmp_path / "quarantine.jsonl"
+    batch_of(reading)
+    line = json.loads((tmp_path / "quarantine.jsonl").read_text(encoding="utf-8"))
+    assert (line["uid"], line["key"]) == ("train/train-1/000", "000")
+
+
+@pytest.mark.fault(99)
+def test_data_are_what_they_hold_not_where_they_lie(tmp_path):
+    (tmp_path / "a").mkdir()
+    dataset(tmp_path / "a", {"train": 3})
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    first, copy = load_manifest(tmp_path / "a"), load_manifest(tmp_path / "b")
+    assert first.identity == copy.identity == load_manifest(Path(f"{tmp_path}/a/")).identity
+    (tmp_path / "b/manifest.json").unlink()
+    assert prepared(tmp_path / "b").manifest().identity != first.identity  # indexing gives every clip one domain
+    tar(tmp_path / "b/train-000000.tar", clip("a"))
+    (tmp_path / "b/manifest.json").unlink()
+    other = prepared(tmp_path / "b").manifest()
+    assert other.identity not in (first.identity, copy.identity)
+
+
+@pytest.mark.fault(67)
+@pytest.mark.parametrize(
+    "key", ["../../../up", "/root/x", "a/b", "..", ".hidden", "", "x" * 500, "a\0b", "naïve", "a b"]
+)
+def test_names_of_files_stay_in_their_folder(tmp_path, key):
+    name = safe_name("test", "test-000000", key, "q0")
+    assert (tmp_path / name).resolve().parent == tmp_path.resolve() and len(name) < 150
+    (tmp_path / name).touch()
+    assert name != safe_name("test", "test-000000", f"{key}_", "q0")
+    assert not safe_name(key).startswith(".") and "/" not in safe_name(key) and safe_name(key)
+
+
+@pytest.mark.fault(67)
+def test_plain_names_stay_as_they_are_and_joints_are_no_part_of_them():
+    assert safe_name("test", "test-000000", "easy-1", "q0") == "test+test-000000+easy-1+q0"
+    assert safe_name("a/b") != safe_name("a_b") and safe_name("a+b") != safe_name("a", "b")
+
+
+# ------------------------------------------------------------------------------------------------- members and splits
+
+
+@pytest.mark.fault(101)
+def test_capital_endings_are_read(tmp_path):
+    still = io.BytesIO()
+    from PIL import Image
+
+    Image.fromarray(pictures(1)[0]).save(still, "PNG")
+    members = [("a.MP4", VIDEO), ("a.JSON", {"caption": "x"}), ("b.000.PNG", still.getvalue()), ("b.TXT", b"y")]
+    tar(tmp_path / "train-0.tar", members)
+    data = prepared(tmp_path)
+    assert [row["answer"] for row in batch_of(reader(data)).rows] == ["x", "y"]
+    assert {key: sorted(found) for key, found in samples_of(str(tmp_path / "train-0.tar"))} == {
+        "a": ["json", "mp4"], "b": ["000.png", "txt"]
+    }  # fmt: skip
+    value = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
+    members = value["shards"]["train-0.tar"]["samples"][0]["members"]
+    members["MP4"] = members.pop("mp4")  # as an earlier index wrote it
+    (tmp_path / "manifest.json").write_text(json.dumps(value), encoding="utf-8")
+    assert set(data.manifest().split("train").read(0)) == {"json", "mp4"}
+
+
+@pytest.mark.fault(101)
+def test_what_macos_puts_beside_files_is_passed_over(tmp_path):
+    tar(
+        tmp_path / "train-0.tar",
+        [("._a.mp4", b"\0\5\x16\7"), (".DS_Store", b""), ("__MACOSX/._a.json", b"")] + clip("a"),
+    )
+    tar(tmp_path / "._train-0.tar", [])
+    assert prepared(tmp_path).manifest().split("train").keys == ["a"]
+    assert [key for key, _ in samples_of(str(tmp_path / "train-0.tar"))] == ["a"]
+
+
+@pytest.mark.fault(101)
+def test_names_in_a_tar_do_not_depend_on_the_locale(tmp_path, monkeypatch):
+    tar(tmp_path / "train-0.tar", clip("Müller"))
+    raw = tarfile.TarInfo("x.txt")
+    raw.size = 1
+    with open(tmp_path / "train-1.tar", "wb") as file:
+        header = bytearray(raw.tobuf(tarfile.USTAR_FORMAT))
+        header[:6] = b"M\xfcl.tx"  # Latin-1, as old programs write
+        header[6:8] = b"t\0"
+        header[148:156] = b"        "
+        header[148:156] = b"%06o\0 " % sum(header)
+        file.write(bytes(header) + b"y".ljust(512, b"\0") + bytes(1024))
+    monkeypatch.setattr(tarfile, "ENCODING", "iso-8859-1")
+    keys = prepared(tmp_path).manifest().split("train").keys
+    assert keys == ["Müller", "M\\xfcl"]
+    (tmp_path / "manifest.json").unlink()
+    monkeypatch.setattr(tarfile, "ENCODING", "utf-8")
+    assert prepared(tmp_path).manifest().split("train").keys == keys
+    assert reader(prepared(tmp_path)).show._rng(0, keys[1]).random() >= 0
+
+
+@pytest.mark.fault(86)
+def test_a_shards_name_says_its_split():
+    said = {
+        "train-000000.tar": "train", "val-0.tar": "val", "validation-00.tar": "val", "valid_0.tar": "val",
+        "dev.0.tar": "val", "Test-1.tar": "test", "ucf101-test-0003.tar": "test", "msrvtt_val2.tar": "val",
+        "text-000000.tar": "text", "text.tar": "train", "more.tar": "train", "testimonials-0.tar": "train",
+        "000123.tar": "train", "hard-text-0.tar": "train",
+    }  # fmt: skip
+    assert {name: split_of(name) for name in said} == said
+    for name in ("train-test-0.tar", "text-val-0.tar"):
+        with pytest.raises(UserError, match=f"{name}: its name says .* and "):
+            split_of(name)
+
+
+@pytest.mark.fault(86)
+def test_a_stream_of_a_folder_leaves_out_what_is_held_out(tmp_path):
+    for name in ("train-0", "validation-0", "text-0", "more"):
+        tar(tmp_path / f"{name}.tar", clip("a"))
+    urls = Shards(str(tmp_path), access="stream").urls()
+    assert [Path(url).name for url in urls] == ["more.tar", "train-0.tar"]
+
+
+@pytest.mark.fault(80)
+def test_a_vocabulary_has_the_words_of_every_split_and_costs_no_video(tmp_path, monkeypatch):
+    tar(tmp_path / "train-0.tar", clip("a", "alpha"))
+    turns = [{"role": "user", "content": "beta"}, {"role": "assistant", "content": "gamma"}]
+    tar(tmp_path / "text-0.tar", [("t.json", {"messages": turns})])
+    tries = [{"options": ["delta", "epsilon"], "gold": 0}]
+    asked = {"questions": [{"question": "zeta", "answer": "delta", "lettered": True, "tries": tries}]}
+    tar(tmp_path / "test-0.tar", [("q.mp4", VIDEO), ("q.json", asked)])
+    data, reads, pread = prepared(tmp_path), [], os.pread
+    monkeypatch.setattr(shard_index.os, "pread", lambda fd, size, offset: reads.append(size) or pread(fd, size, offset))
+    words = " ".join(data.texts())
+    for word in ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "A. delta", "letter"):
+        assert word in words
+    assert max(reads) < 1000 < len(VIDEO)
+
+
+# ------------------------------------------------------------------------------------------------------ what is wrong
+
+
+@pytest.mark.fault(95)
+def test_a_tar_that_goes_on_after_its_end_is_refused(tmp_path):
+    first, second = tar(tmp_path / "a", clip("a")), tar(tmp_path / "b", clip("b"))
+    joined = tmp_path / "train-0.tar"
+    joined.write_bytes(first.read_bytes() + second.read_bytes())
+    with pytest.raises(UserError, match=r"train-0.tar: the tar ends after 1 samples at byte .*joined by cat"):
+        index_shard(joined, "train")
+    with pytest.raises(UserError, match="joined by cat"):
+        list(samples_of(str(joined)))
+    joined.write_bytes(first.read_bytes() + bytes(50_000))  # padding, as tapes have it, is no content
+    assert index_shard(joined, "train")["count"] == 1 and len(list(samples_of(str(joined)))) == 1
+
+
+@pytest.mark.parametrize("cut", [512, 1024])
+def test_a_stream_notices_a_cut_between_two_members(tmp_path, cut):
+    path = tar(tmp_path / "train-0.tar", clip("a") + clip("b"))
+    at = index_shard(path, "train")["samples"][1]["members"]["mp4"][0] - 512
+    path.write_bytes(path.read_bytes()[:at] + bytes(cut - 512))
+    with pytest.raises(UserError, match="without an end mark"):
+        list(samples_of(str(path)))
+
+
+def sparse_tar(path: Path, size: int) -> Path:
+    """A GNU sparse member: one block of data that unfolds to ``size`` bytes."""
+    info = tarfile.TarInfo("a.mp4")
+    info.type, info.size = tarfile.GNUTYPE_SPARSE, 512
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[386:398] = b"%011o\0" % (size - 512)
+    header[398:410] = b"%011o\0" % 512
+    header[483:495] = b"%011o\0" % size
+    header[148:156] = b"        "
+    header[148:156] = b"%06o\0 " % sum(header)
+    path.write_bytes(bytes(header) + bytes(512) + bytes(10240 - 1024))
+    return path
+
+
+@pytest.mark.fault(79)
+def test_a_sparse_member_is_refused(tmp_path):
+    path = sparse_tar(tmp_path / "train-0.tar", 1_750_000_000)
+    with tarfile.open(path) as file:
+        assert file.getmembers()[0].size == 1_750_000_000
+    with pytest.raises(UserError, match="'a.mp4' is a sparse file"):
+        index_shard(path, "train")
+    with pytest.raises(UserError, match="'a.mp4' is a sparse file"):
+        list(samples_of(str(path)))
+
+
+@pytest.mark.fault(79)
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda m, size: m["json"].__setitem__(slice(None), m["mp4"]), "share bytes"),
+        (lambda m, size: m["mp4"].__setitem__(1, m["mp4"][1] + 10**9), "share bytes|ends at byte"),
+        (lambda m, size: m["json"].__setitem__(0, size), "ends at byte"),
+        (lambda m, size: m["json"].__setitem__(0, -512), "at -512"),
+        (lambda m, size: m["json"].__setitem__(1, -1), "-1 bytes"),
+        (lambda m, size: m["json"].__setitem__(1, 1.5), "1.5 bytes"),
+        (lambda m, size: m.__setitem__("json", 7), "malformed"),
+    ],
+)
+def test_a_manifests_members_lie_inside_the_shard_and_share_no_byte(tmp_path, change, said):
+    tar(tmp_path / "train-0.tar", clip("a") + clip("b"))
+    prepared(tmp_path)
+    value = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
+    shard = value["shards"]["train-0.tar"]
+    change(shard["samples"][1]["members"], shard["bytes"])
+    (tmp_path / "manifest.json").write_text(json.dumps(value), encoding="utf-8")
+    with pytest.raises(UserError, match=said) as caught:
+        load_manifest(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.fault(72, 96)
+def test_bad_samples_are_left_out_and_the_run_goes_on(tmp_path):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "x"}]
+    bad = [{"captions": [None]}, {"caption": None}, {"fps": 0, "caption": "x"}, {"questions": [1]}, {"messages": {}}]
+    members = [m for i, value in enumerate(bad) for m in ((f"bad{i}.mp4", VIDEO), (f"bad{i}.json", value))]
+    members += [("deep.mp4", VIDEO), ("deep.json", b'{"m":' + b"[" * 10**5 + b"]" * 10**5 + b"}")]
+    tar(tmp_path / "train-0.tar", members + clip("ok") + [("chat.mp4", VIDEO), ("chat.json", {"messages": turns})])
+    data = prepared(tmp_path)
+    for view, shown in ((Captions(), ["ok", "chat"]), (Questions(), ["chat"]), (Pairs(), [])):
+        reading = reader(data, view)
+        batch = batch_of(reading)
+        assert [row["key"] for row in (batch.rows if batch else [])] == shown
+        assert reading.quarantine.bad == len(bad) + 1
+    assert "a dog" in set(data.texts())
+
+
+@pytest.mark.fault(98, 86)
+def test_a_text_beyond_max_tokens_is_a_bad_sample(tmp_path):
+    tar(tmp_path / "train-0.tar", clip("long", "x" * 50_000) + clip("short"))
+    reading = reader(prepared(tmp_path), max_tokens=Shards(".").max_tokens)
+    reading.quarantine.path = tmp_path / "quarantine.jsonl"
+    assert batch_of(reading).input_ids_KS.shape == (1, len("Describe this.a dog"))
+    line = json.loads((tmp_path / "quarantine.jsonl").read_text(encoding="utf-8"))
+    assert line["key"] == "long" and "50,014 tokens" in line["error"] and "dataset.max_tokens=2048" in line["error"]
+    made = DataModule(
+        Shards(str(tmp_path), max_tokens=10), FakeChat(), InputSpec("question_first", 4, 64), view=Captions(),
+        rows_per_clip=1, loss="answer", batch_size=1, steps=1, num_workers=0, seed=0,
+    )  # fmt: skip
+    with pytest.raises(UserError, match="no sample of domain 'general' has captions to show"):
+        next(iter(made.train_dataloader()))
+
+
+# ------------------------------------------------------------------------------------------------- manifests and sums
+
+
+@pytest.mark.fault(99)
+def test_a_read_only_folders_manifest_lives_in_the_cache_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "data"
+    tar(folder / "train-0.tar", clip("a"))
+    monkeypatch.setenv("HVLM_CACHE", str(tmp_path / "cache"))
+    access = os.access  # tests may run as root, who may write everywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder and access(path, mode))
+    data = prepared(folder)
+    assert [p.name for p in folder.iterdir()] == ["train-0.tar"]
+    (kept,) = (tmp_path / "cache/manifests").iterdir()
+    before = kept.stat().st_mtime_ns
+    data.manifest().verify(full=True)
+    assert prepared(folder).manifest().split("train").keys == ["a"] and kept.stat().st_mtime_ns == before
+    tar(folder / "train-0.tar", clip("a") + clip("b"))  # other content is another manifest
+    assert prepared(folder).manifest().split("train").keys == ["a", "b"]
+
+
+def _index(folder: str) -> None:
+    replace = os.replace
+
+    def slow(*names):
+        import time
+
+        time.sleep(0.5)
+        return replace(*names)
+
+    os.replace = slow
+    Shards(folder).prepare()
+
+
+@pytest.mark.fault(99)
+def test_two_runs_may_index_one_folder_at_once(tmp_path):
+    tar(tmp_path / "train-0.tar", clip("a"))
+    context = multiprocessing.get_context("fork")
+    both = [context.Process(target=_index, args=(str(tmp_path),)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+        assert process.exitcode == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["manifest.json", "train-0.tar"]
+
+
+@pytest.mark.fault(84)
+def test_a_shard_is_hashed_once_until_it_changes(tmp_path, monkeypatch):
+    tar(tmp_path / "train-0.tar", clip("a"))
+    tar(tmp_path / "val-0.tar", clip("a"))
+    hashed: Counter[str] = Counter()
+    plain = files.file_sha256
+    monkeypatch.setattr(files, "file_sha256", lambda path: hashed.update([Path(path).name]) or plain(path))
+    for _ in range(5):
+        prepared(tmp_path).manifest().verify(full=True)
+    assert hashed == {"train-0.tar": 1, "val-0.tar": 1}
+    path = tmp_path / "val-0.tar"
+    data = bytearray(path.read_bytes())
+    data[600] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(UserError, match="val-0.tar: sha256"):
+        load_manifest(tmp_path).verify(full=True)
+    assert content_sha256(path) == plain(path)
+
+
+@pytest.mark.fault(84)
+def test_what_was_just_written_is_not_read_again(tmp_path, monkeypatch):
+    hashed = []
+    plain = files.file_sha256
+    monkeypatch.setattr(files, "file_sha256", lambda path: hashed.append(1) or plain(path))
+    load_manifest(dataset(tmp_path, {"train": 3})).verify(full=True)
+    assert len(hashed) == 1
+
+
+# ------------------------------------------------------------------------------------------------------------- streams
+
+
+@pytest.mark.fault(78)
+def test_a_stream_varies_a_sample_when_it_comes_back(tmp_path):
+    questions = [{"question": f"q{i}", "answer": "a"} for i in range(6)]
+    tar(tmp_path / "train-0.tar", [("a.mp4", VIDEO), ("a.json", {"questions": questions})])
+    made = DataModule(
+        Shards(str(tmp_path), access="stream"), FakeChat(), InputSpec("question_first", 4, 64), view=Questions(),
+        rows_per_clip=1, loss="answer", batch_size=1, steps=12, num_workers=0, seed=3,
+    )  # fmt: skip
+    stream = made.train_dataloader().stream
+    samples = [
+        sample for sample, _ in zip(stream._samples([{"url": u} for u in stream.urls * 4]), range(4), strict=False)
+    ]
+    assert [sample.epoch for sample in samples] == [0, 1, 2, 3]
+    asked = [stream._try(sample).rows[0][-1]["question_id"] for sample in samples]
+    clips = prepared(tmp_path).manifest().split("train")
+    indexed = Reader(clips, None, stream.show, Quarantine(1.0), replace=False)
+    same = [indexed._item(SampleRef(epoch, 0)).rows[0][-1]["question_id"] for epoch in range(4)]
+    assert asked == same and len(set(asked)) > 1
+    drawn = [batch.rows[0]["question_id"] for batch in made.train_dataloader()]
+    assert len(set(drawn)) > 1
+
+
+def test_no_two_readers_of_a_stream_share_an_epoch(tmp_path):
+    from hvlm.data.stream import Stream
+
+    tar(tmp_path / "train-0.tar", clip("a"))
+    url = str(tmp_path / "train-0.tar")
+    seen = []
+    for rank in (0, 1):
+        stream = Stream([url], None, None, batch_size=1, domain="d", seed=0, start=5, rank=rank, world=2)
+        seen += [sample.epoch for sample in stream._samples([{"url": url}] * 3)]
+    assert len(set(seen)) == 6 and min(seen) >= 10
