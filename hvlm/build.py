@@ -98,6 +98,7 @@ def model(cfg: Mapping[str, Any], chat: Chat, weights: bool = True) -> VLM:
         fusion=room(cfg["fusion"], **text),
         language=language,
         adapter=room(cfg["adapter"], name=cfg["domain"]["adapter"] if "domain" in cfg else "all"),
+        kvcache=room(cfg["kvcache"], **language.cache_sizes),
         head=room(cfg["head"], text_dim=language.dim, logits=language.logits),
         order=order,
     )
@@ -120,13 +121,7 @@ def dry_build(cfg: Mapping[str, Any]) -> None:
         text = chat(cfg, data)
     with torch.device("meta"):
         vlm = model(cfg, text, weights=False)
-        kvcache(cfg, vlm)
         stage(cfg, vlm, data)
-
-
-def kvcache(cfg: Mapping[str, Any], vlm: VLM) -> Any:
-    lm = vlm.language
-    return room(cfg["kvcache"], num_layers=lm.num_layers, num_kv_heads=lm.num_kv_heads, head_dim=lm.head_dim)
 
 
 def view_of(stage: type[Stage] | Stage, vlm: VLM | Encoder) -> View:

@@ -18,6 +18,7 @@ from hvlm.errors import UserError
 from hvlm.types import KV, NOTHING_ELSE, Batch, Encoded, Patches, Prefix, Sequence, Tokens, Wants
 
 if TYPE_CHECKING:
+    from hvlm.caching import PastKV
     from hvlm.chat import Chat
     from hvlm.data.views import View
     from hvlm.evaluation.scores import Likelihood, Prediction, Question
@@ -233,10 +234,18 @@ class Language(Module, ABC):
         x_KSD: Tensor,
         mask_KS: Tensor | None = None,
         position_KS: Tensor | None = None,
-        cache: Any = None,
+        cache: PastKV | None = None,
         log_size_KS: Tensor | None = None,
     ) -> Tensor:
-        """Embeddings -> states after the last norm, [K, S, dim]. A place sees the valid places up to itself."""
+        """Embeddings -> states after the last norm, [K, S, dim]. A place sees the valid places up to itself.
+
+        All arguments speak of the S new places alone; what was read before, the cache knows.
+        """
+
+    @property
+    def cache_sizes(self) -> dict[str, int]:
+        """What a KV cache has to know."""
+        return {"num_layers": self.num_layers, "num_kv_heads": self.num_kv_heads, "head_dim": self.head_dim}
 
     @abstractmethod
     def logits(self, h: Tensor) -> Tensor:
@@ -267,18 +276,28 @@ class Adapter(Module, ABC):
         yield
 
 
-class KVCache(Room, ABC):
-    """What decoding keeps of what was read."""
+class KVCache(Module, ABC):
+    """What decoding keeps of what was read. A module, since what to keep may be learnt.
+
+    Args:
+        num_layers, num_kv_heads, head_dim: the language model's.
+    """
 
     supplied = frozenset({"num_layers", "num_kv_heads", "head_dim"})
+    part = "kvcache"
+
+    def __init__(self, *, num_layers: int, num_kv_heads: int, head_dim: int):
+        super().__init__()
+        self.num_layers, self.num_kv_heads, self.head_dim = num_layers, num_kv_heads, head_dim
 
     @abstractmethod
-    def new(self) -> Any:
-        """An empty cache, as ``Language.hidden`` takes it."""
+    def new(self) -> PastKV:
+        """An empty cache for one batch."""
 
     @abstractmethod
     def bytes(self, length: int, rows: int = 1, bytes_per_value: int = 4) -> int:
-        """Memory in bytes for ``rows`` sequences of ``length`` places."""
+        """Memory in bytes after ``length`` places were read in each of ``rows`` rows: what is allocated
+        (``PastKV.nbytes``)."""
 
 
 class Head(Module, ABC):
@@ -388,5 +407,5 @@ ROOMS: dict[str, type[Room]] = {
 }
 # Those that a model is made of; each is an attribute of ``hvlm.model.VLM`` under its group's name.
 OF_THE_MODEL = tuple(name for name, room in ROOMS.items() if issubclass(room, Module))
-# Those that rebuild a model which answers; how it decodes belongs to them.
+# Those that rebuild a model which answers.
 OF_A_CHECKPOINT = tuple(name for name in ROOMS if name not in ("stage", "dataset", "benchmark"))

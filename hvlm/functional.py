@@ -111,7 +111,7 @@ def attend(
             mask = bias
     causal = causal and queries > 1  # a single newest token sees everything
     if causal and (mask is not None or queries != keys):  # SDPA's own causal flag knows the square, unmasked case only
-        mask, causal = _with_causal(mask, queries, keys, q.device), False
+        mask, causal = with_causal(mask, queries, keys, q.device), False
 
     device = q.device.type
     if device != "cpu":
@@ -132,7 +132,7 @@ def attend(
             out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, is_causal=causal, scale=scale)
         return out.to(v.dtype)
     if causal:
-        mask = _with_causal(mask, queries, keys, q.device)
+        mask = with_causal(mask, queries, keys, q.device)
     return attention_weights(q, k, mask, scale).to(v.dtype) @ v
 
 
@@ -172,7 +172,27 @@ def attention_entropy(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tenso
     return torch.special.entr(weights).sum(-1).mean()
 
 
-def _with_causal(mask: Tensor | None, queries: int, keys: int, device: torch.device) -> Tensor:
+def visible(mask_KL: Tensor, new: int) -> Tensor:
+    """[K, 1, S, L]: which of all L places each of the S = ``new`` last ones may see.
+
+    Valid ones up to itself. Padding also sees itself, so that no row of the softmax is empty; nobody sees padding.
+    """
+    total = mask_KL.shape[1]
+    place = torch.arange(total, device=mask_KL.device)
+    own = place[total - new :, None] == place
+    before = place[total - new :, None] > place
+    return ((mask_KL[:, None] & before) | own).unsqueeze(1)
+
+
+def last_true(mask_KS: Tensor) -> Tensor:
+    """Index of the last True of every row (0 where there is none)."""
+    place = torch.arange(mask_KS.shape[1], device=mask_KS.device)
+    return (mask_KS * place).argmax(1)
+
+
+def with_causal(mask: Tensor | None, queries: int, keys: int, device: torch.device) -> Tensor:
+    """``mask`` (bool or float, anything that broadcasts to [..., Q, N]) where also no query sees keys after itself, the
+    last query being at the last key."""
     seen = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
     if mask is None:
         return seen

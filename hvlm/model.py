@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hvlm.caching import PastKV
 from hvlm.contracts import (
     OF_THE_MODEL,
     Adapter,
@@ -15,6 +16,7 @@ from hvlm.contracts import (
     Connector,
     Fusion,
     Head,
+    KVCache,
     Language,
     Merger,
     Vision,
@@ -27,7 +29,8 @@ from hvlm.types import Batch, Encoded, Patches, Prefix, Sequence, Targets, Token
 class VLM(nn.Module):
     """vision -> merger -> connector -> attention -> fusion -> language -> head, built from plain modules.
 
-    ``order`` says where the video stands among the text; ``Batch.visual_at_K`` carries the place itself.
+    ``order`` says where the video stands among the text; ``Batch.visual_at_K`` carries the place itself. ``kvcache``
+    says what is kept of what was read when the model writes; it has no part in reading a whole sequence.
     """
 
     def __init__(
@@ -40,13 +43,14 @@ class VLM(nn.Module):
         fusion: Fusion,
         language: Language,
         adapter: Adapter,
+        kvcache: KVCache,
         head: Head,
         order: str,
     ):
         super().__init__()
         self.vision, self.merger, self.connector = vision, merger, connector
         self.attention, self.fusion, self.language = attention, fusion, language
-        self.adapter, self.head = adapter, head
+        self.adapter, self.kvcache, self.head = adapter, kvcache, head
         self.order = order
         self.features: FrozenFeatures | None = None  # in the encoder's place while it is frozen
         adapter.attach(self)
@@ -137,8 +141,8 @@ class VLM(nn.Module):
             log_size = pick(source, torch.zeros_like(text[..., 0]), visual.log_size_BS.to(text.dtype))
         return Sequence(x, mask, visual.x_BSD.shape[1], position, log_size, visual, batch)
 
-    def hidden(self, sequence: Sequence, cache: Any = None) -> Tensor:
-        """The language model's states, [K, L, D]."""
+    def hidden(self, sequence: Sequence, cache: PastKV | None = None) -> Tensor:
+        """The language model's states, [K, L, D]; an empty ``cache`` keeps what writing goes on from."""
         x, mask, _, position, log_size, _, batch = sequence
         with self.adapter.using(language=None if batch is None else batch.adapter_K):
             return self.language.hidden(x, mask, position, cache, log_size)

@@ -51,9 +51,6 @@ class Loaded(NamedTuple):
         """The configured benchmark, with ``changes`` of its settings."""
         return build.room({**self.config["benchmark"], **changes})
 
-    def kvcache(self) -> Any:
-        return build.kvcache(self.config, self.model)
-
     def reader(self) -> DataModule:
         """Reads any split of the dataset as the model wants it; for its ``loader``."""
         return build.reader(self.config, self.inputs, self.data, self.chat)

@@ -57,7 +57,7 @@ def costs(loaded: Loaded, label: results.Label) -> list[results.Record]:
     """``hvlm.evaluation.cost`` of the first question about the first clip of the benchmark's split, as records."""
     started = time.monotonic()
     batch = next(iter(loaded.reader().loader(loaded.benchmark().split, Questions(), None, 1, 1)))
-    found = cost_of(loaded.model, loaded.kvcache(), one_row(batch, 0).to(loaded.device), loaded.precision)
+    found = cost_of(loaded.model, one_row(batch, 0).to(loaded.device), loaded.precision)
     seconds = time.monotonic() - started
     return [label.record(metric, value, n=1, seconds=seconds) for metric, value in found._asdict().items()]
 
@@ -148,7 +148,7 @@ def watch(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str,
     loaded = load(path, cfg)
     first = asked["question"] if loaded.inputs.order == "question_first" else None
     later = None if first else asked["question"]
-    watcher = StreamingReader(loaded.model, loaded.chat, loaded.kvcache(), first)
+    watcher = StreamingReader(loaded.model, loaded.chat, first)
     moments, lines = sorted(asked["at"] or []), []
 
     def say(seconds: float) -> None:
@@ -221,11 +221,11 @@ def write_answers(
     """The model's own answers to the benchmark's clips, one JSON line per question, in ``out/answers.jsonl``."""
     loaded = load(path, cfg)
     loaded.data.prepare()
-    asked, cache = loaded.benchmark(), loaded.kvcache()
+    asked = loaded.benchmark()
     batches = loaded.reader().loader(asked.split, Questions(), None, asked.batch_size, asked.limit)
     lines: list[dict[str, str]] = []
     for batch in track(batches, "answering"):
-        written = generate(loaded.model, loaded.chat, cache, batch.to(loaded.device), max_new_tokens)
+        written = generate(loaded.model, loaded.chat, batch.to(loaded.device), max_new_tokens)
         for row, text in zip(batch.rows, written, strict=True):
             names = ("key", "question_id", "task", "answer")
             lines.append({name: row[name] for name in names} | {"prediction": text})

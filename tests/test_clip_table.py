@@ -40,6 +40,7 @@ def make_model():
         connector=build.room(config["connector"], dim=32, text_dim=32, query_dim=vision.query_dim, grid=(4, 4)),
         attention=build.room(config["attention"], **node), fusion=build.room(config["fusion"], **node),
         language=language, adapter=build.room(config["adapter"]),
+        kvcache=build.room(config["kvcache"], **language.cache_sizes),
         head=build.room(config["head"], text_dim=32, logits=language.logits), order="question_first",
     )  # fmt: skip
 

@@ -7,15 +7,12 @@ from _tiny import Case, Variant, batch_of, model, side, two_clips
 
 from hvlm.data.batches import one_row
 from hvlm.evaluation.cost import CountFlops, cost_of
-from hvlm.kvcache.full import FullCache
 
 
 def cost(connector: str):
     vlm = model(Case("question_first", (Variant("connector", connector),)))
     batch = one_row(batch_of(*two_clips(vlm), size=side(vlm)), 0)
-    lm = vlm.language
-    cache = FullCache(num_layers=lm.num_layers, num_kv_heads=lm.num_kv_heads, head_dim=lm.head_dim)
-    return batch, cache, cost_of(vlm, cache, batch, repeats=1)
+    return batch, vlm.kvcache, cost_of(vlm, batch, repeats=1)
 
 
 @pytest.mark.parametrize(("connector", "per_frame"), [("foveated", 1), ("mean", 1), ("patches", 4)])
@@ -42,4 +39,4 @@ def test_attention_is_counted():
 def test_one_clip_one_question():
     vlm = model(Case("question_first", ()))
     with pytest.raises(ValueError, match="2 clips and 3 rows"):
-        cost_of(vlm, None, batch_of(*two_clips(vlm), size=side(vlm)))
+        cost_of(vlm, batch_of(*two_clips(vlm), size=side(vlm)))

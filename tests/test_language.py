@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hvlm.chat import Chat
 from hvlm.errors import UserError
@@ -249,27 +249,6 @@ def test_it_is_causal():
     later[:, 4:] += 1
     change = (model.hidden(later) - model.hidden(x)).abs().amax(-1)[0]
     assert change[:4].max() == 0 and change[4:].min() > 1e-3
-
-
-@pytest.mark.parametrize("attention", ["auto", "sdpa"])
-@pytest.mark.parametrize("padded", [False, True])
-@torch.no_grad()
-def test_cached_equals_full(attention, padded):
-    model = room(attention).eval()
-    torch.manual_seed(2)
-    x = torch.randn(2, 9, model.dim)
-    mask = torch.ones(2, 9, dtype=torch.bool)
-    if padded:
-        mask[0, 1:3] = False
-    full = model.hidden(x, mask)
-    cache, parts, start = DynamicCache(), [], 0
-    for step in (4, 3, 1, 1):  # a prompt, a longer addition, single tokens
-        parts.append(model.hidden(x[:, start : start + step], mask[:, : start + step], cache=cache))
-        start += step
-    torch.testing.assert_close(torch.cat(parts, 1)[mask], full[mask], rtol=1e-5, atol=1e-5)
-    assert cache.get_seq_length() == 9
-    with pytest.raises(ValueError, match=r"expected \(2, 9 cached \+ 1 new positions\)"):
-        model.hidden(x[:, :1], mask[:, :1], cache=cache)
 
 
 def test_positions_are_taken_as_given():

@@ -30,7 +30,7 @@ LAYERS = [
         "config.schema",
         "io",
     ),  # fmt: skip
-    ("merging", "config"),
+    ("merging", "caching", "config"),
     ("evaluation.stats", "evaluation.scores"),
     ("data",),
     ROOM_GROUPS,

@@ -14,7 +14,6 @@ from hvlm.evaluation.generate import generate
 from hvlm.functional import attend
 from hvlm.gaze import CachedKV, merge_kv
 from hvlm.io.checkpoint import load_into
-from hvlm.kvcache.full import FullCache
 from hvlm.merger import MotionAwareTokenMerge, SaliencyMerge, adaptive
 from hvlm.merger._scores import View, feature_motion
 from hvlm.merging import Assignment, best_of_clip, bipartite, bipartite_down_to
@@ -491,9 +490,7 @@ def test_decoding_goes_on_where_the_merged_clip_ends(order: str, proportional: b
     vlm = whole(Variant("merger", "tome"), "patches", order, keep=0.5, proportional=proportional)
     item = clip(1, 4, [ASKED[2]], order, side(vlm))
     batch = batch_of(item, size=side(vlm))
-    lm = vlm.language
-    cache = FullCache(num_layers=lm.num_layers, num_kv_heads=lm.num_kv_heads, head_dim=lm.head_dim)
-    said = generate(vlm, chat(), cache, batch, 6)[0]
+    said = generate(vlm, chat(), batch, 6)[0]
     prompt = int((~batch.loss_mask_KS & batch.attention_mask_KS).sum())
     ids = batch.input_ids_KS[:, :prompt]
     written: list[int] = []

@@ -134,7 +134,7 @@ def is_file(module: str) -> bool:
 
 
 # What a room may import of the project, beside files of its own group. Those that carry tensors know the least.
-OF_TENSORS = {"types", "contracts", "functional", "merging", "errors"}
+OF_TENSORS = {"types", "contracts", "functional", "merging", "caching", "errors"}
 OF_THE_PROJECT = {
     **dict.fromkeys(ROOMS, OF_TENSORS),
     "vision": OF_TENSORS | {"image", "io"},

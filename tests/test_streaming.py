@@ -11,7 +11,6 @@ import torch
 from _tiny import ASKED, Case, Variant, batch_of, chat, clip, model, side
 
 import eval as evaluation
-from hvlm import build
 from hvlm.data.decode import VideoDecodeError, decode, frames_of
 from hvlm.errors import UserError
 from hvlm.evaluation.generate import generate
@@ -26,10 +25,6 @@ def foveated(order: str, mode: str = "coarse_fine") -> VLM:
     return model(Case(order, (Variant("vision", "dinov2_tiny"), Variant("connector", "foveated", (("mode", mode),)))))
 
 
-def cache_of(vlm: VLM):
-    return build.kvcache({"kvcache": Variant("kvcache", "full").settings}, vlm)
-
-
 def offline(vlm: VLM, frames: int, row: tuple[str, str]) -> str:
     batch = batch_of(clip(5, 6, [row], vlm.order, side(vlm)), size=side(vlm))
     cut = batch._replace(
@@ -37,7 +32,7 @@ def offline(vlm: VLM, frames: int, row: tuple[str, str]) -> str:
         frame_mask_BT=batch.frame_mask_BT[:, :frames],
     )  # fmt: skip
     with vlm.connector.using("autoregressive"):
-        return generate(vlm, chat(), cache_of(vlm), cut, WORDS)[0]
+        return generate(vlm, chat(), cut, WORDS)[0]
 
 
 def pixels(vlm: VLM) -> torch.Tensor:
@@ -46,7 +41,7 @@ def pixels(vlm: VLM) -> torch.Tensor:
 
 def test_with_the_video_first_anything_may_be_asked_at_any_moment() -> None:
     vlm = foveated("video_first")
-    watcher = StreamingReader(vlm, chat(), cache_of(vlm))
+    watcher = StreamingReader(vlm, chat())
     with pytest.raises(UserError, match="nothing was seen yet"):
         watcher.answer(ASKED[0][0])
     answers = set()
@@ -63,7 +58,7 @@ def test_with_the_question_first_its_answer_may_be_had_at_any_moment() -> None:
     vlm = foveated("question_first")
     answers = set()
     for row in ASKED:
-        watcher = StreamingReader(vlm, chat(), cache_of(vlm), row[0])
+        watcher = StreamingReader(vlm, chat(), row[0])
         for i, frame in enumerate(pixels(vlm), 1):
             watcher.read_frame(frame)
             answers.add(watcher.answer(max_new_tokens=WORDS))
@@ -76,10 +71,10 @@ def test_with_the_question_first_its_answer_may_be_had_at_any_moment() -> None:
 def test_what_cannot_watch_is_refused() -> None:
     vlm = foveated("question_first")
     with pytest.raises(UserError, match="question is needed before the first frame"):
-        StreamingReader(vlm, chat(), cache_of(vlm))
+        StreamingReader(vlm, chat())
     for vlm in (foveated("video_first", "coarse"), model(Case("video_first", (Variant("connector", "mean"),)))):
         with pytest.raises(UserError, match="needs a model with connector=foveated"):
-            StreamingReader(vlm, chat(), cache_of(vlm))
+            StreamingReader(vlm, chat())
 
 
 def test_frames_of_a_stream_are_those_of_the_sampler(tmp_path: Path) -> None:

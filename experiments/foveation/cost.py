@@ -82,6 +82,7 @@ def measure(name: str, frames: int) -> dict[str, float]:
         fusion=NoFusion(),
         language=language,
         adapter=NoAdapter(),
+        kvcache=FullCache(**language.cache_sizes),
         head=TextHead(logits=language.logits),
         order="question_first",
     )
@@ -94,9 +95,8 @@ def measure(name: str, frames: int) -> dict[str, float]:
         torch.ones(1, frames, dtype=torch.bool),
         ids, real, last[None], torch.zeros(1, dtype=torch.long), torch.full((1,), WORDS // 2),
     )  # fmt: skip
-    cache = FullCache(num_layers=language.num_layers, num_kv_heads=language.num_kv_heads, head_dim=language.head_dim)
     precision = "bf16-mixed" if has_fast_bf16() else "32-true"
-    return cost_of(model, cache, batch, precision, repeats=3)._asdict()
+    return cost_of(model, batch, precision, repeats=3)._asdict()
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
+from hvlm.caching import PastKV
 from hvlm.config.ranges import PositiveInt
 from hvlm.connector._project import Projector
 from hvlm.contracts import Connector, Language
@@ -137,20 +137,19 @@ class Foveated(Connector):
 
     def _autoregressive(self, patches: Patches, language: Language, prefix: Prefix | None, clip_K: Tensor) -> Tensor:
         """[K, T, text_dim], frame after frame: the query of each comes from the state at the token before it."""
-        mask_KT, cache = patches.frame_mask_BT[clip_K], DynamicCache()
+        mask_KT = patches.frame_mask_BT[clip_K]
+        # A cache of its own that keeps everything, whatever decoding keeps (the model's kvcache): the queries are those
+        # that the parallel fine passes converge to, and these see all that was read.
+        cache = PastKV()
         if prefix is None:
-            seen, query = mask_KT[:, :0], self.q_init.expand(len(clip_K), 1, -1)
+            query = self.q_init.expand(len(clip_K), 1, -1)
         else:
-            seen = prefix.mask_KP
-            query = self.llm_to_query(last_valid(language.hidden(prefix.x_KPD, seen, cache=cache), seen))
+            read = language.hidden(prefix.x_KPD, prefix.mask_KP, cache=cache)
+            query = self.llm_to_query(last_valid(read, prefix.mask_KP))
         tokens: list[Tensor] = []
         for t in range(mask_KT.shape[1]):
-            now = mask_KT[:, t : t + 1]
-            token = self.read_frame(patches, query, clip_K, at=t)
-            tokens.append(token)
-            seen = torch.cat([seen, now], 1)
-            place = (seen.sum(1, keepdim=True) - 1).clamp(min=0)
-            query = self.llm_to_query(language.hidden(token, seen, place, cache))
+            tokens.append(self.read_frame(patches, query, clip_K, at=t))
+            query = self.llm_to_query(language.hidden(tokens[-1], mask_KT[:, t : t + 1], cache=cache))
         return torch.cat(tokens, 1)
 
     def _gaze(self, patches: Patches, query_FQD: Tensor, reading: str, frames: Tensor | None = None) -> Tensor:

@@ -49,10 +49,10 @@ class CountFlops(TorchDispatchMode):
 
 
 @torch.no_grad()  # in inference mode the counter would see composite operations, which have no formula
-def cost_of(model: nn.Module, kvcache: Any, batch: Batch, precision: str = "32-true", repeats: int = 5) -> Cost:
+def cost_of(model: nn.Module, batch: Batch, precision: str = "32-true", repeats: int = 5) -> Cost:
     """Measure the backbone on ``batch`` (one clip, one row), on the batch's device; leaves the model in eval mode.
 
-    kvcache: the room; its ``bytes`` is asked. precision: ``32-true`` or ``bf16-mixed``.
+    precision: ``32-true`` or ``bf16-mixed``.
     """
     if batch.num_clips != 1 or len(batch.clip_K) != 1:
         raise ValueError(f"{batch.num_clips} clips and {len(batch.clip_K)} rows: the cost is that of one and one")
@@ -71,5 +71,5 @@ def cost_of(model: nn.Module, kvcache: Any, batch: Batch, precision: str = "32-t
                 torch.cuda.synchronize(device)
             taken.append(time.perf_counter() - started)
     length = int(sequence.mask_KL.sum())
-    kv_bytes = kvcache.bytes(length, bytes_per_value=2)
+    kv_bytes = model.kvcache.bytes(length, bytes_per_value=2)
     return Cost(counter.total, 1e3 * statistics.median(taken), kv_bytes, sequence.visual)

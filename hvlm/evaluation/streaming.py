@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from hvlm.caching import PastKV
 from hvlm.chat import Chat
 from hvlm.errors import UserError
 from hvlm.evaluation.generate import greedy
 from hvlm.gaze import CachedKV
-from hvlm.model import VLM, Sequence
+from hvlm.model import VLM
 from hvlm.types import Patches, Wants
 
 
@@ -20,14 +18,14 @@ class StreamingReader:
     """fVLM's autoregressive reading, kept going: the query of the next frame comes from the state at the newest one.
 
     A frame costs one pass through the encoder, one look and one position of the language model. Of the frames nothing
-    is kept but their tokens' keys and values in the language model (what ``kvcache`` keeps of them).
+    is kept but their tokens' keys and values in the language model (what the model's ``kvcache`` keeps of them).
 
     question: what is watched for. With order ``question_first`` it steers the gaze from the first frame on and must be
         given here; with ``video_first`` every ``answer`` has a question of its own.
     Raises UserError for a connector that has no steered query, and for attention that mixes whole clips.
     """
 
-    def __init__(self, model: VLM, chat: Chat, kvcache: Any, question: str | None = None):
+    def __init__(self, model: VLM, chat: Chat, question: str | None = None):
         connector = model.connector
         if not connector.steers:
             raise UserError(
@@ -46,7 +44,7 @@ class StreamingReader:
                 if question is None
                 else "order=video_first: questions are asked after frames, with answer(question)"
             )
-        self.model, self.chat, self.cache, self.question = model.eval(), chat, kvcache.new(), question
+        self.model, self.chat, self.cache, self.question = model.eval(), chat, model.kvcache.new(), question
         self.device = next(model.parameters()).device
         self.frames = 0
         with torch.inference_mode():
@@ -54,7 +52,7 @@ class StreamingReader:
                 self.query = connector.q_init.unsqueeze(0)
             else:
                 ids, at = chat.encode_prompt(question, model.order)
-                self.query = connector.llm_to_query(self._read(ids[:at])[:, -1:])
+                self.query = connector.llm_to_query(self._read(ids[:at], self.cache)[:, -1:])
 
     @torch.inference_mode()
     def read_frame(self, frame_CHW: Tensor) -> None:
@@ -80,15 +78,12 @@ class StreamingReader:
         if (question is None) != (self.question is not None):
             raise UserError(f"order={self.model.order}: " + ("give a question" if question is None else "it was asked"))
         ids, at = self.chat.encode_prompt(self.question or question, self.model.order)
-        before, self.cache = self.cache, copy.deepcopy(self.cache)
-        newest = self._read(ids[at:])[:, -1]
-        mask = torch.ones(1, self.cache.get_seq_length(), dtype=torch.bool, device=self.device)
-        read = Sequence(newest[:, None], mask, self.frames)
-        written = greedy(self.model, self.chat, self.cache, newest, read, max_new_tokens)
-        self.cache = before
+        cache = self.cache.copy()
+        newest = self._read(ids[at:], cache)[:, -1]
+        written = greedy(self.model, self.chat, cache, newest, max_new_tokens)
         return self.chat.decode(written[0].tolist())
 
-    def _read(self, ids: list[int]) -> Tensor:
-        """States [1, S, dim] of text that follows what was read so far."""
+    def _read(self, ids: list[int], cache: PastKV) -> Tensor:
+        """States [1, S, dim] of text that follows what ``cache`` has read so far."""
         language = self.model.language
-        return language.hidden(language.embed(torch.tensor([ids], device=self.device)), cache=self.cache)
+        return language.hidden(language.embed(torch.tensor([ids], device=self.device)), cache=cache)

@@ -24,6 +24,7 @@ from hvlm.fusion.none import NoFusion
 from hvlm.head.text import TextHead
 from hvlm.interop.fvlm_weights import Report, load_release, save_release
 from hvlm.io.pretrained import fetch
+from hvlm.kvcache.full import FullCache
 from hvlm.language.smollm2 import SmolLM2
 from hvlm.merger.none import NoMerger
 from hvlm.model import VLM
@@ -87,7 +88,8 @@ class FoveatedVLM(VLM):
         )  # fmt: skip
         super().__init__(
             vision=vision, merger=NoMerger(), connector=connector, attention=NoAttention(), fusion=NoFusion(),
-            language=language, adapter=NoAdapter(), head=TextHead(logits=language.logits), order="video_first",
+            language=language, adapter=NoAdapter(), kvcache=FullCache(**language.cache_sizes),
+            head=TextHead(logits=language.logits), order="video_first",
         )  # fmt: skip
 
     def forward(

@@ -73,7 +73,6 @@ class HvlmModel(nn.Module):
         self.chat = Chat.from_json(config.chat)
         settings = {**config.rooms, "order": config.order}
         self.vlm: VLM = build.model(settings, self.chat, weights=False)
-        self.kvcache = build.kvcache(settings, self.vlm)
 
     @classmethod
     def from_pretrained(cls, path: str, *, config: HvlmConfig | None = None, **_: Any) -> HvlmModel:
@@ -113,7 +112,7 @@ class HvlmModel(nn.Module):
         frames, grid = frames_TCHW.cpu().numpy(), build.motion_grid(self.vlm)
         motion = None if grid is None else motion_energy(frames, grid)
         batch = collate([Item(frames, time, [row], motion=motion)], pad_id=self.chat.pad_id, size=size, motion=grid)
-        return generate(self.vlm, self.chat, self.kvcache, batch, max_new_tokens)[0]
+        return generate(self.vlm, self.chat, batch, max_new_tokens)[0]
 
 
 def export(path: str | Path, cfg: Mapping[str, Any], chat: str, out: Path) -> Path:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from hvlm.caching import PastKV
 from hvlm.functional import attend
 
 IMPLEMENTATION = "hvlm"
@@ -22,14 +23,18 @@ def attention_forward(
     scaling: float | None = None,
     dropout: float = 0.0,
     key_bias: Tensor | None = None,
+    kept: PastKV | None = None,
     **_: Any,  # transformers passes on what other implementations need: position ids, flags of output recording
 ) -> tuple[Tensor, None]:
     """query [B, H, S, d], key and value [B, G, L, d], attention_mask [B, 1, S, L] or None = causal -> [B, S, H, d].
 
-    key_bias: see ``attend``; what the language model's own forward is called with arrives here.
+    What the language model's own forward is called with arrives here. key_bias: see ``attend``. kept: the cache that
+    key and value come from, which knows itself what may be seen of them; attention_mask is nothing then.
     """
     if dropout:
         raise NotImplementedError("attention dropout is not implemented here; use language.attention=sdpa")
+    if kept is not None:
+        return kept.attend(module.layer_idx, query, key, value, scaling).transpose(1, 2), None
     causal = attention_mask is None and module.is_causal
     return attend(query, key, value, attention_mask, causal, scaling, key_bias).transpose(1, 2), None
 

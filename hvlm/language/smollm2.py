@@ -6,22 +6,32 @@ The room speaks embeddings, not ids: the video's tokens stand among the text's, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import Cache, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
+from hvlm.caching import NOWHERE, PastKV
 from hvlm.chat import Chat
 from hvlm.config.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
 from hvlm.contracts import Language
 from hvlm.errors import UserError
+from hvlm.functional import visible
 from hvlm.language._attention import IMPLEMENTATION
 from hvlm.language._weights import load, read_tokenizer, smollm2_folder
 from hvlm.tokenizer import train_word_tokenizer
 
-_NOWHERE = -1e4  # added to a score it leaves a weight of exactly zero, and every dtype holds it
+# Names that transformers changed within version 5: the older ones, which warn now, go in 5.40 and in 6.
+_CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
+_CHECKPOINTING = (
+    "activation_checkpointing_enable"
+    if hasattr(LlamaModel, "activation_checkpointing_enable")
+    else "gradient_checkpointing_enable"
+)
 
 
 class SmolLM2(Language):
@@ -101,7 +111,7 @@ class SmolLM2(Language):
         else:
             self.model = LlamaForCausalLM(config)
         if gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            getattr(self.model, _CHECKPOINTING)({"use_reentrant": False})
 
     @staticmethod
     def chat_for(settings: Mapping[str, Any], texts: Callable[[], Iterable[str]]) -> Chat:
@@ -125,65 +135,78 @@ class SmolLM2(Language):
         x_KSD: Tensor,
         mask_KS: Tensor | None = None,
         position_KS: Tensor | None = None,
-        cache: Cache | None = None,
+        cache: PastKV | None = None,
         log_size_KS: Tensor | None = None,
     ) -> Tensor:
-        """Embeddings -> states after the final norm, [K, S, dim]. Position s sees the valid positions up to itself.
+        """Embeddings -> states after the final norm. Token s sees the valid tokens up to itself.
 
-        mask_KS: bool, False for padding, anywhere in the row: the valid positions come out exactly as if the others
-            were not there. None: everything is valid. With a ``cache`` it covers what is in the cache, too: [K, P + S].
-        position_KS: int64 positions of the S new tokens; by default the number of valid tokens before each.
-        cache: a transformers cache, read and extended; None computes the whole sequence at once.
-        log_size_KS: float, added to the attention scores of each position: ToMe's proportional attention, in which a
-            merged token counts as often as the tokens that it stands for. Shape as ``mask_KS``.
+        Args:
+            x_KSD: embeddings of the S tokens to read. All arguments speak of these alone, whatever was read before.
+            mask_KS: bool, False for padding, anywhere in the row: the valid tokens come out exactly as if the others
+                were not there. None: everything is valid.
+            position_KS: int64; by default valid tokens are counted, in a cache from the row's last valid one on.
+            cache: what is kept of the tokens read before, and grows by these; None: there were none.
+            log_size_KS: float, added to the attention scores of each token: ToMe's proportional attention, in which a
+                merged token counts as often as the tokens that it stands for.
+
+        Returns:
+            [K, S, dim].
+
+        Raises:
+            ValueError: for a mask or sizes of another shape than [K, S].
         """
-        rows, new, _ = x_KSD.shape
-        past = 0 if cache is None else cache.get_seq_length()
-        if mask_KS is not None and mask_KS.shape != (rows, past + new):
-            raise ValueError(f"mask {tuple(mask_KS.shape)}: expected ({rows}, {past} cached + {new} new positions)")
-        key_bias = None
-        if log_size_KS is not None and past == 0 and self.ours:
+        if cache is not None:
+            position_KS = cache.extend(x_KSD, mask_KS, position_KS, log_size_KS)
+            # Our attention asks the cache; the mask is there to keep transformers from making one.
+            seen = x_KSD.new_ones(1, 1, 1, 1, dtype=torch.bool) if self.ours else cache.full_mask()
+            more = {_CACHE: cache, "kept": cache} if self.ours else {_CACHE: cache}
+            with self._without_checkpointing():
+                return self._states(x_KSD, seen, position_KS, **more)
+
+        rows, length, _ = x_KSD.shape
+        if mask_KS is not None and mask_KS.shape != (rows, length):
+            raise ValueError(f"mask {tuple(mask_KS.shape)}: expected ({rows}, {length})")
+        more = {}
+        if log_size_KS is not None and self.ours:
             # Sizes, and with them padding, travel beside the keys; attention stays plainly causal.
-            key_bias = log_size_KS if mask_KS is None else log_size_KS.masked_fill(~mask_KS, _NOWHERE)
+            more["key_bias"] = log_size_KS if mask_KS is None else log_size_KS.masked_fill(~mask_KS, NOWHERE)
             if position_KS is None and mask_KS is not None:
                 position_KS = (mask_KS.cumsum(1) - 1).clamp(min=0)
-            seen = x_KSD.new_ones(rows, new, dtype=torch.bool)
+            seen = x_KSD.new_ones(rows, length, dtype=torch.bool)
         elif log_size_KS is None and (mask_KS is None or mask_KS.all()):
             # Plain causal: transformers and the attention know how to do that without a mask. (Where positions leap and
             # no mask says that all is one sequence, transformers takes them for several packed ones.)
-            seen = None if position_KS is None else x_KSD.new_ones(rows, past + new, dtype=torch.bool)
+            seen = None if position_KS is None else x_KSD.new_ones(rows, length, dtype=torch.bool)
         else:
             if mask_KS is None:
-                mask_KS = torch.ones(rows, past + new, dtype=torch.bool, device=x_KSD.device)
+                mask_KS = torch.ones(rows, length, dtype=torch.bool, device=x_KSD.device)
             if position_KS is None:
-                position_KS = (mask_KS.cumsum(1) - 1).clamp(min=0)[:, past:]
-            seen = _visible(mask_KS, past)
+                position_KS = (mask_KS.cumsum(1) - 1).clamp(min=0)
+            seen = visible(mask_KS, length)
             if log_size_KS is not None:
                 seen = torch.where(seen, log_size_KS[:, None, None, :].float(), torch.finfo(torch.float32).min)
         if position_KS is None:
-            position_KS = torch.arange(past, past + new, device=x_KSD.device).unsqueeze(0)
-        output = self.model.model(
-            inputs_embeds=x_KSD,
-            attention_mask=seen,
-            position_ids=position_KS,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            **({} if key_bias is None else {"key_bias": key_bias}),
-        )
+            position_KS = torch.arange(length, device=x_KSD.device).unsqueeze(0)
+        return self._states(x_KSD, seen, position_KS, **more)
+
+    def _states(self, x_KSD: Tensor, seen: Tensor | None, position_KS: Tensor, **more: Any) -> Tensor:
+        output = self.model.model(inputs_embeds=x_KSD, attention_mask=seen, position_ids=position_KS, **more)
         return output.last_hidden_state
+
+    @contextmanager
+    def _without_checkpointing(self) -> Iterator[None]:
+        """For a pass with a cache: layers that compute their activations again would add their keys again, so
+        transformers would leave the cache out."""
+        layers = self.model.model.layers
+        before = [layer.gradient_checkpointing for layer in layers]
+        for layer in layers:
+            layer.gradient_checkpointing = False
+        try:
+            yield
+        finally:
+            for layer, on in zip(layers, before, strict=True):
+                layer.gradient_checkpointing = on
 
     def logits(self, h: Tensor) -> Tensor:
         """States [..., dim] -> [..., vocabulary]. Pass only the places that are needed: the vocabulary is large."""
         return self.model.lm_head(h)
-
-
-def _visible(mask_KL: Tensor, past: int) -> Tensor:
-    """[K, 1, S, L]: which of all L = past + S positions each of the S new ones may see.
-
-    Valid ones up to itself. Padding also sees itself, so that no row of the softmax is empty; nobody sees padding.
-    """
-    total = mask_KL.shape[1]
-    place = torch.arange(total, device=mask_KL.device)
-    own = place[past:, None] == place
-    before = place[past:, None] > place
-    return ((mask_KL[:, None] & before) | own).unsqueeze(1)

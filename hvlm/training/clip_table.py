@@ -14,7 +14,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from hvlm.chat import Chat
 from hvlm.data.batches import clip_frames, one_row_per_clip
 from hvlm.evaluation.generate import generate
-from hvlm.kvcache.full import FullCache
 from hvlm.model import VLM
 from hvlm.types import Batch
 from hvlm.viz.gaze_maps import gaze_maps, write_maps
@@ -105,17 +104,15 @@ def _log_table(logger: WandbLogger, rows: list[dict[str, str]], videos: list[Pat
 
 def describe(model: VLM, batch: Batch, max_new_tokens: int) -> list[dict[str, str]]:
     """{"question", "answer", "prediction"} of every text row; the rows' ``answer`` comes with the batch (``rows``)."""
-    language = model.language
-    chat: Chat = language.chat
+    chat: Chat = model.language.chat
     answers = [row["answer"] for row in batch.rows]
     # Where the answer and its end token stand: the row's last tokens, whatever the stage's own loss mask covers.
     num_answer = torch.tensor([sum(chat.encode("", answer).loss_mask) for answer in answers])
     end = batch.attention_mask_KS.sum(1).cpu()
     place = torch.arange(batch.input_ids_KS.shape[1])
     is_answer = (place >= (end - num_answer).unsqueeze(1)) & (place < end.unsqueeze(1))
-    cache = FullCache(num_layers=language.num_layers, num_kv_heads=language.num_kv_heads, head_dim=language.head_dim)
     asked = batch._replace(loss_mask_KS=is_answer.to(batch.loss_mask_KS.device))
-    predictions = generate(model, chat, cache, asked, max_new_tokens)
+    predictions = generate(model, chat, asked, max_new_tokens)
     prompts = [
         chat.decode(ids[:n].tolist()) for ids, n in zip(batch.input_ids_KS, (end - num_answer).tolist(), strict=True)
     ]
