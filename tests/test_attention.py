@@ -245,6 +245,7 @@ def test_flex_masks_made_while_evaluating_serve_training():
     assert not mask.kv_indices.is_inference() and not mask.kv_num_blocks.is_inference()
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # as it must be on a CPU
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
 def test_flex_masks_are_the_same_patterns(causal, masked):

@@ -71,7 +71,7 @@ class Worker:
     def close(self) -> None:
         if self._child is not None:
             self._child.kill()
-            self._child.wait()
+            self._child.communicate()  # waits, and closes both pipes
             self._child = None
 
 
