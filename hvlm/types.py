@@ -78,9 +78,9 @@ class Batch(NamedTuple):
         return self.frames_BTCHW.shape[0]
 
     def to(self, device: torch.device) -> Batch:
-        moved = [field.to(device) if isinstance(field, Tensor) else field for field in self]
+        moved = {name: x.to(device) for name, x in zip(self._fields, self, strict=True) if isinstance(x, Tensor)}
         labels = self.labels and {name: label.to(device) for name, label in self.labels.items()}
-        return Batch(*moved)._replace(labels=labels)
+        return self._replace(**moved, labels=labels)
 
 
 class Tokens(NamedTuple):
@@ -221,12 +221,14 @@ class Sequence(NamedTuple):
     @property
     def text_place_KS(self) -> Tensor:
         """int64: where each text token stands among the L places."""
+        assert self.batch is not None, "a sequence that was laid out"
         place = torch.arange(self.batch.input_ids_KS.shape[1], device=self.x_KLD.device)
         return place + self.visual * (place >= self.batch.visual_at_K.unsqueeze(1))
 
     @property
     def visual_place_KV(self) -> Tensor:
         """int64: where each visual token stands among the L places."""
+        assert self.batch is not None, "a sequence that was laid out"
         return self.batch.visual_at_K.unsqueeze(1) + torch.arange(self.visual, device=self.x_KLD.device)
 
 

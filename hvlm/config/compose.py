@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -33,7 +33,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         missing = sorted(OmegaConf.missing_keys(cfg))
         if missing:
             raise UserError(f"{missing[0]} is mandatory and has no value: set {missing[0]}=... on the command line")
-        return OmegaConf.to_container(cfg, resolve=True)
+        return cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True))
     except OmegaConfBaseException as e:
         raise UserError(f"{e.full_key}: {str(e).splitlines()[0]}") from e
 

