@@ -12,8 +12,8 @@ import torch
 from hvlm.chat import Chat
 from hvlm.config.check import check_room, group_of, room_class
 from hvlm.config.compose import stage_name
+from hvlm.config.rooms import ROOMS
 from hvlm.config.schema import parameters
-from hvlm.config.settings import ROOMS
 from hvlm.data.datamodule import DataModule
 from hvlm.data.views import Questions, View
 from hvlm.errors import UserError

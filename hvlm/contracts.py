@@ -1,8 +1,8 @@
 """What a room of each group must have and what it may have.
 
 A class of ``hvlm/<group>/`` derives from its group's base here. What is abstract or only annotated a room must have;
-what has a value here it may leave as it is. ``ROOMS`` lists the groups in the order of the corridor, and is the only
-place that does. ``tests/test_contracts.py`` checks every variant against this file.
+what has a value here it may leave as it is. ``hvlm/config/rooms.py`` lists the groups, ``CONTRACTS`` has the base of
+each, and ``tests/test_contracts.py`` checks every variant against it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
+from hvlm.config.rooms import ROOMS
 from hvlm.errors import UserError
 from hvlm.types import KV, NOTHING_ELSE, Batch, Encoded, Patches, Prefix, Sequence, Tokens, Wants
 
@@ -23,15 +24,19 @@ if TYPE_CHECKING:
     from hvlm.data.views import View
     from hvlm.evaluation.scores import Likelihood, Prediction, Question
 
+_BASES: dict[str, type[Room]] = {}
+
 
 class Room:
-    """What all groups share.
+    """What all groups share: a base says its group with ``class Merger(Room, group="merger")``."""
 
-    supplied: keywords of the constructor that ``hvlm.build`` gives, because they follow from the neighbours. Each room
-        gets those that it names; every other argument is a setting and stands in the room's YAML.
-    """
+    group: ClassVar[str]
 
-    supplied: ClassVar[frozenset[str]] = frozenset()
+    def __init_subclass__(cls, group: str | None = None, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if group is not None:
+            cls.group = group
+            _BASES[group] = cls
 
 
 class Module(Room, nn.Module):
@@ -44,14 +49,13 @@ class Module(Room, nn.Module):
     part: ClassVar[str]
 
 
-class Stage(Room):
+class Stage(Room, group="stage"):
     """Batch to loss. ``hvlm.stage._base.Stage`` adds what a LightningModule needs.
 
     view: what the reader shows (``hvlm.data.views``); None leaves it to the head (``Head.view``). Where it needs
     labels, the constructor is given ``labels``, the dataset's number of classes by name.
     """
 
-    supplied = frozenset({"model", "labels"})
     view: ClassVar[View | None] = None
 
     def prepare(self, every_pair: Callable[[], Iterable[Batch]]) -> None:
@@ -62,7 +66,7 @@ class Stage(Room):
         """
 
 
-class Vision(Module, ABC):
+class Vision(Module, ABC, group="vision"):
     """Frames to patch features.
 
     dim: width of the features. query_dim: width of the queries of ``gaze``. image_size: side of the frames in pixels.
@@ -70,7 +74,6 @@ class Vision(Module, ABC):
     frozen encoder's features (``hvlm.feature_cache``), 0: none.
     """
 
-    supplied = frozenset({"weights"})
     part = "vision"
     dim: int
     query_dim: int
@@ -95,14 +98,13 @@ class Vision(Module, ABC):
         """
 
 
-class Merger(Module, ABC):
+class Merger(Module, ABC, group="merger"):
     """Patches to fewer patches.
 
     changes_nothing: it hands on what it gets. drops: what is not kept is lost, so sizes do not add up. wants_saliency:
     kind of score that the encoder is asked for. wants_flow: needs the patches' motion from optical flow.
     """
 
-    supplied = frozenset({"needs_frames"})
     part = "merger"
     changes_nothing: bool = False
     drops: bool = False
@@ -115,7 +117,7 @@ class Merger(Module, ABC):
         where the language model is to know of them."""
 
 
-class Connector(Module, ABC):
+class Connector(Module, ABC, group="connector"):
     """Patch features to visual tokens in the language model's width.
 
     wants_gaze: asks the encoder with queries. wants_patches: reads patch features. wants_summaries: of so many of the
@@ -129,7 +131,6 @@ class Connector(Module, ABC):
     numbers to log.
     """
 
-    supplied = frozenset({"dim", "text_dim", "query_dim", "grid"})
     part = "connector"
     wants_gaze: bool = False
     wants_patches: bool = True
@@ -166,13 +167,12 @@ class Connector(Module, ABC):
             self.mode = before
 
 
-class Attention(Module, ABC):
+class Attention(Module, ABC, group="attention"):
     """Exchange between the final visual tokens of a whole video.
 
     causal: no token sees later ones. mixes: there is any exchange. readout: every so manieth token is handed on.
     """
 
-    supplied = frozenset({"dim", "num_heads"})
     part = "attention"
     causal: bool
     readout: int
@@ -183,13 +183,12 @@ class Attention(Module, ABC):
         """(Tokens, the room's state or None). Fewer tokens than came in carry no ``position_BS``."""
 
 
-class Fusion(Module, ABC):
+class Fusion(Module, ABC, group="fusion"):
     """What the visual tokens learn of the text before the language model.
 
     reads_text: whether it looks at the text at all. Only what may be known before the answer is handed to it.
     """
 
-    supplied = frozenset({"dim", "num_heads"})
     part = "fusion"
     reads_text: bool = False
 
@@ -204,13 +203,12 @@ class Fusion(Module, ABC):
         """
 
 
-class Language(Module, ABC):
+class Language(Module, ABC, group="language"):
     """A causal language model over embeddings.
 
     chat: its tokenizer and template, or None where ids come from outside.
     """
 
-    supplied = frozenset({"chat", "weights"})
     part = "language"
     dim: int
     num_layers: int
@@ -252,14 +250,13 @@ class Language(Module, ABC):
         """States [..., dim] -> [..., vocabulary]."""
 
 
-class Adapter(Module, ABC):
+class Adapter(Module, ABC, group="adapter"):
     """What trains inside other rooms while their own weights stay: one set of weights for each name.
 
     The weights are named ``adapter.<name>.<target>...``, so every base weight keeps its name. adapts: the parts whose
     computation it changes. names: of the sets, in the order that ``Batch.adapter_K`` counts.
     """
 
-    supplied = frozenset({"name"})
     part = "adapter"
     adapts: frozenset[str] = frozenset()
     names: tuple[str, ...] = ()
@@ -276,14 +273,13 @@ class Adapter(Module, ABC):
         yield
 
 
-class KVCache(Module, ABC):
+class KVCache(Module, ABC, group="kvcache"):
     """What decoding keeps of what was read. A module, since what to keep may be learnt.
 
     Args:
         num_layers, num_kv_heads, head_dim: the language model's.
     """
 
-    supplied = frozenset({"num_layers", "num_kv_heads", "head_dim"})
     part = "kvcache"
 
     def __init__(self, *, num_layers: int, num_kv_heads: int, head_dim: int):
@@ -300,14 +296,13 @@ class KVCache(Module, ABC):
         (``PastKV.nbytes``)."""
 
 
-class Head(Module, ABC):
+class Head(Module, ABC, group="head"):
     """What comes out.
 
     view: what the reader shows to train it (``hvlm.data.views``), where the stage leaves that to the head. writes: it
     scores the next token, so that text can be generated with it.
     """
 
-    supplied = frozenset({"text_dim", "logits"})
     part = "head"
     view: ClassVar[View | None] = None
     writes: bool = False
@@ -326,7 +321,7 @@ class Head(Module, ABC):
         """(sum of the loss over its units, number of units, further sums to be divided by the same number)."""
 
 
-class Dataset(Room, ABC):
+class Dataset(Room, ABC, group="dataset"):
     """Samples. access: ``index`` (by offset; resume is exact) or ``stream``. num_frames: sampled of a clip.
     domain: of samples that name none."""
 
@@ -362,7 +357,7 @@ class Dataset(Room, ABC):
         )
 
 
-class Benchmark(Room, ABC):
+class Benchmark(Room, ABC, group="benchmark"):
     """Questions, and how answers to them become a score. split: of the dataset. batch_size: clips of a forward pass.
     blind: everything is also asked without frames. tasks: names of those that are asked, None: all."""
 
@@ -390,22 +385,6 @@ class Benchmark(Room, ABC):
         """Rows of scores."""
 
 
-# The groups of rooms, in the order of the corridor.
-ROOMS: dict[str, type[Room]] = {
-    "stage": Stage,
-    "vision": Vision,
-    "merger": Merger,
-    "connector": Connector,
-    "attention": Attention,
-    "fusion": Fusion,
-    "language": Language,
-    "adapter": Adapter,
-    "kvcache": KVCache,
-    "head": Head,
-    "dataset": Dataset,
-    "benchmark": Benchmark,
-}
-# Those that a model is made of; each is an attribute of ``hvlm.model.VLM`` under its group's name.
-OF_THE_MODEL = tuple(name for name, room in ROOMS.items() if issubclass(room, Module))
-# Those that rebuild a model which answers.
-OF_A_CHECKPOINT = tuple(name for name in ROOMS if name not in ("stage", "dataset", "benchmark"))
+CONTRACTS: dict[str, type[Room]] = {group: _BASES[group] for group in ROOMS}
+# The parts of a model: each is an attribute of ``hvlm.model.VLM`` under its group's name.
+PARTS = tuple(group for group, base in CONTRACTS.items() if issubclass(base, Module))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hvlm.caching import PastKV
 from hvlm.contracts import (
-    OF_THE_MODEL,
+    PARTS,
     Adapter,
     Attention,
     Connector,
@@ -256,7 +256,7 @@ def known_text(batch: Batch, text_KSD: Tensor) -> tuple[Tensor, Tensor]:
 def named_parts(model: VLM | Encoder) -> dict[str, list[tuple[str, nn.Parameter]]]:
     """Parameters by part. A module says its part (``part``), for itself and for what is below it: the query's own
     projections live in the encoder but train with the connector."""
-    parts: dict[str, list[tuple[str, nn.Parameter]]] = {name: [] for name in OF_THE_MODEL}
+    parts: dict[str, list[tuple[str, nn.Parameter]]] = {name: [] for name in PARTS}
     part_of = {"": ""}
     seen: set[int] = set()
     for path, module in model.named_modules():

@@ -139,7 +139,9 @@ def test_features_are_redrawn_in_training_only():
 
 
 def test_lengths_of_a_room():
-    equal, gaussian = (PerformerRoom(8, lengths=name, dim=D, num_heads=H) for name in ("equal", "gaussian"))
+    equal, gaussian = (
+        PerformerRoom(num_features=8, lengths=name, dim=D, num_heads=H) for name in ("equal", "gaussian")
+    )
     for room, same in (equal, True), (gaussian, False):
         (layer,) = (module for module in room.modules() if isinstance(module, PerformerAttention))
         assert (layer.projection.norm(dim=1).std() < 1e-4) == same

@@ -56,9 +56,9 @@ def test_calls_of_the_first_description():
 
 ROOMS = {
     "full": lambda **more: FullRoom(dim=D, num_heads=H, **more),
-    "strided": lambda **more: StridedRoom(4, dim=D, num_heads=H, **more),
-    "local_global": lambda **more: LocalGlobalRoom(5, 3, dim=D, num_heads=H, **more),
-    "performer": lambda **more: PerformerRoom(24, redraw=2, dropout=0.2, dim=D, num_heads=H, **more),
+    "strided": lambda **more: StridedRoom(stride=4, dim=D, num_heads=H, **more),
+    "local_global": lambda **more: LocalGlobalRoom(local_window=5, num_global_tokens=3, dim=D, num_heads=H, **more),
+    "performer": lambda **more: PerformerRoom(num_features=24, redraw=2, dropout=0.2, dim=D, num_heads=H, **more),
     "mamba": lambda **more: MambaRoom(dim=D, **more),
     "mamba2": lambda **more: Mamba2Room(dim=D, **more),
     "cross_memory": lambda **more: CrossMemoryRoom(8, 6, dim=D, num_heads=H, **more),

@@ -23,8 +23,8 @@ from hvlm.cli import main
 from hvlm.config.check import room_class
 from hvlm.config.compose import CONF, compose, plan, stage_name
 from hvlm.config.ranges import MinLen, NonNegativeFloat, PositiveInt, Share, Written
+from hvlm.config.rooms import ROOMS
 from hvlm.config.schema import arguments, convert, parameters
-from hvlm.config.settings import ROOMS
 from hvlm.errors import UserError
 from hvlm.precision import choose_precision
 from hvlm.training.trainer import make_trainer_kwargs

@@ -27,6 +27,7 @@ LAYERS = [
         "tokenizer",
         "precision",
         "config.ranges",
+        "config.rooms",
         "config.schema",
         "io",
     ),  # fmt: skip

@@ -14,8 +14,8 @@ import yaml
 from _tiny import CONF, ROOT
 
 from hvlm.config.compose import plan
+from hvlm.config.rooms import ROOMS
 from hvlm.config.schema import is_plain, parameters
-from hvlm.config.settings import ROOMS
 
 PACKAGE = ROOT / "hvlm"
 # Groups that say how things run: hvlm/config/settings.py or Hydra reads their YAML; there is no class behind it.

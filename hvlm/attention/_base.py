@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -40,23 +41,37 @@ def check_streams(causal: bool) -> None:
 class MixingRoom(Attention):
     """x <- x + layer(LN(x)), ``layers`` times over the visual tokens of the whole video: Tokens -> (Tokens, state).
 
-    make: builds one layer, called as ``layer(x_BSD, mask_BS)``. readout=k: hand on every k-th token.
-    gradient_checkpointing: compute the layers again in the backward pass instead of keeping what they made.
-    There is no state: what streams, streams layer by layer, by ``step``.
+    A variant says which ``layer`` (and, where there are several of one mechanism, how to ``make`` one). Its settings
+    are the layer's own, those of ``make``, and these:
+
+    readout=k: hand on every k-th token. gradient_checkpointing: compute the layers again in the backward pass instead
+    of keeping what they made. There is no state: what streams, streams layer by layer, by ``step``.
     """
+
+    layer: ClassVar[type[nn.Module]]
 
     def __init__(
         self,
-        make: Callable[[], nn.Module],
+        *,
+        layers: PositiveInt = 1,
+        readout: PositiveInt = 1,
+        gradient_checkpointing: bool = False,
         dim: int,
-        layers: PositiveInt,
-        readout: PositiveInt,
-        gradient_checkpointing: bool,
+        **layer: Any,
     ):
         super().__init__()
         self.readout, self.gradient_checkpointing = check_readout(readout), gradient_checkpointing
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(layers))
-        self.layers = nn.ModuleList(make() for _ in range(layers))
+        self.layers = nn.ModuleList(self.make(dim=dim, **layer) for _ in range(layers))
+        self.causal = self.layers[0].causal
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        cls.__signature__ = _joined(cls)  # what the checks and ``help`` read
+
+    def make(self, **layer: Any) -> nn.Module:
+        """One layer, called as ``layer(x_BSD, mask_BS)``."""
+        return self.layer(**layer)
 
     def forward(self, tokens: Tokens) -> tuple[Tokens, None]:
         x, mask = tokens.x_BSD, tokens.mask_BS
@@ -75,3 +90,15 @@ class MixingRoom(Attention):
 def no_memory(layer: nn.Module, memory: Tensor | None) -> None:
     if memory is not None:
         raise ValueError(f"{type(layer).__name__} reads no memory; CrossMemoryAttention does")
+
+
+def _joined(room: type[MixingRoom]) -> inspect.Signature:
+    """The arguments of the layer, of ``make`` and of the room itself, all by keyword. The widths have no defaults here:
+    they are those of the language model."""
+    found: dict[str, inspect.Parameter] = {}
+    for function in (room.layer, room.make, room.__init__):
+        for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+            if name != "self" and parameter.kind is not parameter.VAR_KEYWORD:
+                default = parameter.empty if name in ("dim", "num_heads") else parameter.default
+                found[name] = parameter.replace(kind=parameter.KEYWORD_ONLY, default=default)
+    return inspect.Signature(list(found.values()))

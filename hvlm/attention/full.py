@@ -7,11 +7,11 @@ never whole). A stream has to keep all keys and values: 2 S D values.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hvlm.attention._base import MixingRoom, check_streams, no_memory
 from hvlm.attention._qkv import Heads, KeysValues
-from hvlm.config.ranges import PositiveInt, Probability
+from hvlm.config.ranges import Probability
 from hvlm.functional import attend
 
 
@@ -52,19 +52,4 @@ class FullAttention(Heads):
 class FullRoom(MixingRoom):
     """See ``FullAttention`` and ``MixingRoom``."""
 
-    def __init__(
-        self,
-        causal: bool = False,
-        dropout: Probability = 0.0,
-        layers: PositiveInt = 1,
-        readout: PositiveInt = 1,
-        gradient_checkpointing: bool = False,
-        *,
-        dim: int,
-        num_heads: int,
-    ):
-        def make() -> nn.Module:
-            return FullAttention(dim, num_heads, causal, dropout)
-
-        super().__init__(make, dim, layers, readout, gradient_checkpointing)
-        self.causal = causal
+    layer = FullAttention

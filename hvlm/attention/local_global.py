@@ -24,7 +24,7 @@ from hvlm.attention._chunked_inference import Join, window_lean
 from hvlm.attention._flex import flex_attend, window_mask
 from hvlm.attention._qkv import Heads, KeysValues
 from hvlm.attention._softmax import attend_part, attend_window, join
-from hvlm.config.ranges import NonNegativeInt, PositiveInt, Probability
+from hvlm.config.ranges import NonNegativeInt, Probability
 from hvlm.functional import attend, join_heads, lowest
 
 
@@ -135,21 +135,4 @@ class LocalGlobalAttention(Heads):
 class LocalGlobalRoom(MixingRoom):
     """See ``LocalGlobalAttention`` and ``MixingRoom``."""
 
-    def __init__(
-        self,
-        local_window: NonNegativeInt = 64,
-        num_global_tokens: NonNegativeInt = 4,
-        causal: bool = False,
-        dropout: Probability = 0.0,
-        layers: PositiveInt = 1,
-        readout: PositiveInt = 1,
-        gradient_checkpointing: bool = False,
-        *,
-        dim: int,
-        num_heads: int,
-    ):
-        def make() -> nn.Module:
-            return LocalGlobalAttention(local_window, num_global_tokens, dim, num_heads, causal, dropout)
-
-        super().__init__(make, dim, layers, readout, gradient_checkpointing)
-        self.causal = causal
+    layer = LocalGlobalAttention

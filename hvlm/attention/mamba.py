@@ -42,6 +42,8 @@ class MambaLayer(nn.Module):
     """dim: D. state_size: N. expand: E / D. d_conv: width of the convolution. dt_rank: of Δ's projection, default D/16.
     dropout: on what the layer gives, in training only."""
 
+    causal = True
+
     def __init__(
         self,
         dim: int = 768,
@@ -162,15 +164,10 @@ class MambaLayer(nn.Module):
 class BidirectionalMamba(MambaLayer):
     """With a second branch that reads from the end; both share the projections in and out (VideoMamba)."""
 
-    def __init__(
-        self,
-        dim: int = 768,
-        state_size: PositiveInt = 16,
-        expand: PositiveInt = 2,
-        d_conv: PositiveInt = 4,
-        dropout: Probability = 0.0,
-    ):
-        super().__init__(dim, state_size, expand, d_conv, dropout=dropout)
+    causal = False
+
+    def __init__(self, *layer: Any, **settings: Any):
+        super().__init__(*layer, **settings)
         self._add_branch("_b")
 
     def forward(self, x_BSD: Tensor, mask_BS: Tensor | None = None, memory: Tensor | None = None) -> Tensor:
@@ -192,22 +189,7 @@ class BidirectionalMamba(MambaLayer):
 class MambaRoom(MixingRoom):
     """bidirectional: also from the end to the start; false is causal. See ``MambaLayer`` and ``MixingRoom``."""
 
-    def __init__(
-        self,
-        state_size: PositiveInt = 16,
-        expand: PositiveInt = 2,
-        d_conv: PositiveInt = 4,
-        bidirectional: bool = True,
-        dropout: Probability = 0.0,
-        layers: PositiveInt = 1,
-        readout: PositiveInt = 1,
-        gradient_checkpointing: bool = False,
-        *,
-        dim: int,
-    ):
-        def make() -> nn.Module:
-            kind = BidirectionalMamba if bidirectional else MambaLayer
-            return kind(dim, state_size, expand, d_conv, dropout=dropout)
+    layer = MambaLayer
 
-        super().__init__(make, dim, layers, readout, gradient_checkpointing)
-        self.causal = not bidirectional
+    def make(self, bidirectional: bool = True, **layer: Any) -> nn.Module:
+        return (BidirectionalMamba if bidirectional else MambaLayer)(**layer)

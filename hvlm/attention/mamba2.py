@@ -14,7 +14,7 @@ the scan: linear in S. A stream keeps E N + 3 (E + 2 N) values, whatever its len
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -105,6 +105,8 @@ class GatedRMSNorm(nn.Module):
 class Mamba2Layer(nn.Module):
     """dim: D. state_size: N. head_dim: P, by default 64 or E. expand: E / D. chunk: Q. dropout: when training."""
 
+    causal = True
+
     def __init__(
         self,
         dim: int = 768,
@@ -188,6 +190,8 @@ class Mamba2Layer(nn.Module):
 class TwoWays(nn.Module):
     """A causal layer forward and one of its own backward in time, summed."""
 
+    causal = False
+
     def __init__(self, forward: nn.Module, backward: nn.Module):
         super().__init__()
         self.onward, self.back = forward, backward
@@ -204,26 +208,7 @@ class Mamba2Room(MixingRoom):
     """bidirectional: also from the end to the start, by a second layer; false is causal. See ``Mamba2Layer`` and
     ``MixingRoom``."""
 
-    def __init__(
-        self,
-        state_size: PositiveInt = 64,
-        head_dim: PositiveInt | None = None,
-        expand: PositiveInt = 2,
-        d_conv: PositiveInt = 4,
-        chunk: PositiveInt = 64,
-        bidirectional: bool = True,
-        dropout: Probability = 0.0,
-        layers: PositiveInt = 1,
-        readout: PositiveInt = 1,
-        gradient_checkpointing: bool = False,
-        *,
-        dim: int,
-    ):
-        def one() -> nn.Module:
-            return Mamba2Layer(dim, state_size, head_dim, expand, d_conv, chunk, dropout)
+    layer = Mamba2Layer
 
-        def make() -> nn.Module:
-            return TwoWays(one(), one()) if bidirectional else one()
-
-        super().__init__(make, dim, layers, readout, gradient_checkpointing)
-        self.causal = not bidirectional
+    def make(self, bidirectional: bool = True, **layer: Any) -> nn.Module:
+        return TwoWays(Mamba2Layer(**layer), Mamba2Layer(**layer)) if bidirectional else Mamba2Layer(**layer)

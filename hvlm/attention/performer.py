@@ -176,23 +176,4 @@ def paired_features(num_features: int, dim: int, lengths: str = "equal") -> Tens
 class PerformerRoom(MixingRoom):
     """See ``PerformerAttention`` and ``MixingRoom``."""
 
-    def __init__(
-        self,
-        num_features: PositiveInt | None = None,
-        kernel: Literal["softmax", "relu", "elu"] = "softmax",
-        lengths: Literal["equal", "gaussian"] = "equal",
-        redraw: NonNegativeInt = 1000,
-        causal: bool = False,
-        dropout: Probability = 0.0,
-        layers: PositiveInt = 1,
-        readout: PositiveInt = 1,
-        gradient_checkpointing: bool = False,
-        *,
-        dim: int,
-        num_heads: int,
-    ):
-        def make() -> nn.Module:
-            return PerformerAttention(dim, num_heads, num_features, kernel, lengths, redraw, causal, dropout)
-
-        super().__init__(make, dim, layers, readout, gradient_checkpointing)
-        self.causal = causal
+    layer = PerformerAttention

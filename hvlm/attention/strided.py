@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from hvlm.attention import _softmax
 from hvlm.attention._base import MixingRoom, check_streams, no_memory
@@ -221,21 +221,4 @@ def _starts(rows: slice, chosen: slice) -> slice:
 class StridedRoom(MixingRoom):
     """See ``StridedAttention`` and ``MixingRoom``."""
 
-    def __init__(
-        self,
-        stride: PositiveInt = 4,
-        phase: NonNegativeInt = 0,
-        causal: bool = False,
-        dropout: Probability = 0.0,
-        layers: PositiveInt = 1,
-        readout: PositiveInt = 1,
-        gradient_checkpointing: bool = False,
-        *,
-        dim: int,
-        num_heads: int,
-    ):
-        def make() -> nn.Module:
-            return StridedAttention(stride, dim, num_heads, phase, causal, dropout)
-
-        super().__init__(make, dim, layers, readout, gradient_checkpointing)
-        self.causal = causal
+    layer = StridedAttention

@@ -13,8 +13,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any
 
+from hvlm.config.rooms import ROOMS
 from hvlm.config.schema import arguments, did_you_mean
-from hvlm.config.settings import ROOMS, SECTIONS, RootConfig
+from hvlm.config.settings import SECTIONS, RootConfig
 from hvlm.errors import UserError
 
 # Packages whose modules ``<package>.<group>.`` hold rooms. Only what the user names on a command line may be added to

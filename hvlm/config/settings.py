@@ -1,11 +1,10 @@
-"""The keys of a configuration that are not rooms, and the names of the rooms."""
+"""The keys of a configuration that are not rooms."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from hvlm import contracts
 from hvlm.config.ranges import (
     Ge,
     NonNegativeFloat,
@@ -15,10 +14,6 @@ from hvlm.config.ranges import (
     Seed,
     Written,
 )
-
-# The keywords that hvlm.build passes to the rooms of each group because they follow from the neighbours. Everything
-# else in a constructor is a setting and stands in the room's YAML.
-ROOMS = {group: contract.supplied for group, contract in contracts.ROOMS.items()}
 
 
 @dataclass(frozen=True)

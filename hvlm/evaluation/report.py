@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
+from hvlm.config.rooms import OF_A_MODEL
 from hvlm.console import duration
-from hvlm.contracts import OF_A_CHECKPOINT
 from hvlm.errors import UserError
 from hvlm.evaluation import results
 from hvlm.io.files import read_metrics
@@ -183,7 +183,7 @@ def _stage(folder: Path) -> list[str]:
     else:
         weights = finished["weights_sha256"][:12]
         lines.append(f"{finished['steps']} steps in {duration(finished['seconds'])}, weights `{weights}`.")
-    rooms = [f"{room}={_word(config[room])}" for room in OF_A_CHECKPOINT if isinstance(config.get(room), Mapping)]
+    rooms = [f"{room}={_word(config[room])}" for room in OF_A_MODEL if isinstance(config.get(room), Mapping)]
     if rooms:
         lines.append(f"Rooms: {', '.join(rooms)}; order={config.get('order')}, seed={config.get('seed')}.")
     for name in NUMBERS:

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModel, GenerationConfig, PretrainedConf
 
 from hvlm import build
 from hvlm.chat import Chat
-from hvlm.contracts import OF_A_CHECKPOINT
+from hvlm.config.rooms import OF_A_MODEL
 from hvlm.data.collate import Item, collate
 from hvlm.data.optical_flow import motion_energy
 from hvlm.evaluation import results
@@ -117,7 +117,7 @@ class HvlmModel(nn.Module):
 
 def export(path: str | Path, cfg: Mapping[str, Any], chat: str, out: Path) -> Path:
     """Write the checkpoint at ``path``, trained with ``cfg``, as a Hugging Face folder ``out``. Returns it."""
-    rooms = {name: dict(cfg[name]) for name in OF_A_CHECKPOINT}
+    rooms = {name: dict(cfg[name]) for name in OF_A_MODEL}
     model = HvlmModel(HvlmConfig(rooms, chat, cfg["order"], cfg["dataset"]["num_frames"], architectures=["HvlmModel"]))
     load_into(model.vlm, load_weights(path), path)
     model.save_pretrained(out)
