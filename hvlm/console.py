@@ -24,6 +24,7 @@ WARNINGS = (
     r"Checkpoint directory .* exists and is not empty",  # of course: the run continues
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # between Lightning and torch
     r"Total length of `\w+` across ranks is zero",  # data without a val split; hvlm.data.datamodule says so
+    r"Found \d+ module\(s\) in eval mode at the start of training",  # what does not train stays as it is
     r"You're resuming from a checkpoint that ended before the epoch ended",  # the datamodule keeps the place exactly
 )
 

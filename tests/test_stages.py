@@ -106,7 +106,7 @@ def test_align_scores_every_token_and_sft_the_answer(needles: list[str]) -> None
         # The token that directly follows the video has no valid place before it in every clip, and is left out.
         assert int(count) == scored - everything * len(batch.input_ids_KS)
         logp = stage.model.token_logprobs(batch)
-        assert float(total) == pytest.approx(-float(logp.sum()), rel=1e-5)
+        assert total.item() == pytest.approx(-logp.sum().item(), rel=1e-5)
         assert 0 <= float(extras["token_accuracy"]) <= int(count)
         tokens = int(batch.attention_mask_KS.sum())
         assert (scored == tokens - len(batch.input_ids_KS)) == everything, "all but each row's first, or the answer"
