@@ -167,4 +167,12 @@ FAULTS = {
         "Small ones: capital file endings, resource forks, unusual line ends, locales, pixel aspect ratio, full disks",
         "Each of them is read rightly, or refused in one line",
     ),
+    109: Fault(
+        "A first try that failed kept the run's name from being used again",
+        "A run's folder belongs to its settings once a step is saved",
+    ),
+    114: Fault(
+        "Help and mistakes on the command line waited for torch",
+        "What needs no torch is said before torch is imported",
+    ),
 }
