@@ -27,6 +27,15 @@ def demo() -> list[str]:
     return table(("", *EASY), ((label, *tasks(DEMO, EASY, variant=name)) for name, label in names.items()))
 
 
+def demo_dpo() -> list[str]:
+    names = {"coarse_fine": "after DPO", "before_dpo": "before"}
+    metrics = ("reward_accuracy", ALL)
+    head = ("", "chosen answer has the greater reward, held-out pairs", "mean accuracy")
+    return table(
+        head, ((label, *(percent(one(DEMO, metric=m, variant=v)) for m in metrics)) for v, label in names.items())
+    )
+
+
 # ------------------------------------------------------------------------------------------------------- connectors
 
 CONNECTOR_NAMES = {"coarse_fine": "coarse→fine", "dense": "dense", "mean": "mean-pooled", "static": "static query"}
@@ -229,6 +238,7 @@ def smollm2_accuracy() -> list[str]:
 
 TABLES: dict[str, Callable[[], list[str]]] = {
     "demo": demo,
+    "demo/dpo": demo_dpo,
     "connectors/hard": connectors_hard,
     "connectors/easy": connectors_easy,
     "foveation/hard": foveation_hard,
