@@ -132,6 +132,11 @@ def view_of(stage: type[Stage] | Stage, vlm: VLM | Encoder) -> View:
 def stage(cfg: Mapping[str, Any], vlm: VLM | Encoder, data: Any) -> Stage:
     view = view_of(room_class("stage", cfg["stage"]), vlm)
     built = room(cfg["stage"], model=vlm, labels=data.label_counts() if view.needs_labels else None)
+    if isinstance(vlm, VLM) and vlm.fusion.reads_text and built.scored == "all" and vlm.order == "video_first":
+        raise UserError(
+            f"stage={stage_name(cfg)} learns to write the question, too, so with order=video_first no visual token may "
+            "know it and fusion would have nothing to read; use order=question_first, or fusion=none"
+        )
     try:
         built.freeze()
     except ValueError as error:

@@ -71,7 +71,8 @@ class Vision(Module, ABC, group="vision"):
 
     dim: width of the features. query_dim: width of the queries of ``gaze``. image_size: side of the frames in pixels.
     frames_at_once: without gradients, longer batches are encoded in parts of so many frames. cache_gb: memory for a
-    frozen encoder's features (``hvlm.feature_cache``), 0: none.
+    frozen encoder's features (``hvlm.feature_cache``), 0: none. gradient_checkpointing: layers are computed again in
+    the backward pass.
     """
 
     part = "vision"
@@ -80,6 +81,7 @@ class Vision(Module, ABC, group="vision"):
     image_size: int
     frames_at_once: int
     cache_gb: float
+    gradient_checkpointing: bool = False
 
     @abstractmethod
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -206,7 +208,8 @@ class Fusion(Module, ABC, group="fusion"):
 class Language(Module, ABC, group="language"):
     """A causal language model over embeddings.
 
-    chat: its tokenizer and template, or None where ids come from outside.
+    chat: its tokenizer and template, or None where ids come from outside. gradient_checkpointing: layers are computed
+    again in the backward pass.
     """
 
     part = "language"
@@ -216,6 +219,7 @@ class Language(Module, ABC, group="language"):
     num_kv_heads: int
     head_dim: int
     chat: Chat | None
+    gradient_checkpointing: bool = False
 
     @staticmethod
     @abstractmethod
@@ -315,6 +319,10 @@ class Head(Module, ABC, group="head"):
             hidden_KLD: the language model's states of the whole laid-out rows.
             sequence: what was laid out, with the places of text and video, and the visual tokens themselves.
         """
+
+    def logits(self, h: Tensor) -> Tensor:
+        """States [..., dim] -> float32 logits of the next token [..., vocabulary], where the head ``writes``."""
+        raise ValueError(f"{type(self).__name__} gives no logits of tokens; use head=text")
 
     @abstractmethod
     def loss(self, output: Any, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

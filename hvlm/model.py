@@ -154,12 +154,18 @@ class VLM(nn.Module):
         return self.adapter.using(language=batch.adapter_K)
 
     def _check_adapters(self, batch: Batch) -> None:
-        if batch.adapter_K is not None and not 0 <= int(batch.adapter_K.min()) <= int(batch.adapter_K.max()) < len(
-            self.adapter.names
-        ):
+        if batch.adapter_K is None:
+            return
+        names = self.adapter.names
+        if not 0 <= int(batch.adapter_K.min()) <= int(batch.adapter_K.max()) < len(names):
             raise ValueError(
-                f"adapter_K={batch.adapter_K.tolist()}: the model has {len(self.adapter.names)} sets of adapter "
-                f"weights ({', '.join(self.adapter.names) or 'none'})"
+                f"adapter_K={batch.adapter_K.tolist()}: the model has {len(names)} sets of adapter weights "
+                f"({', '.join(names) or 'none'})"
+            )
+        if torch.is_grad_enabled() and (self.language.gradient_checkpointing or self.vision.gradient_checkpointing):
+            raise ValueError(
+                "adapter_K: rows cannot choose their adapter weights under gradient_checkpointing, whose second pass "
+                "no longer knows the choice; train one set at a time, or without it"
             )
 
     def _adapted_frames(self, batch: Batch) -> Adapted:

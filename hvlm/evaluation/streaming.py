@@ -38,6 +38,8 @@ class StreamingReader:
             )
         if not model.merger.changes_nothing:
             raise UserError("task=ask reads frame by frame: merger= must be none, others share tokens among all frames")
+        if model.fusion.reads_text:
+            raise UserError("task=ask reads frame by frame: fusion= must be none, others wait for the whole clip")
         if (question is not None) != (model.order == "question_first"):
             raise UserError(
                 "order=question_first: the question is needed before the first frame"

@@ -87,6 +87,7 @@ class SmolLM2(Language):
         vocab_size = chat.vocab_size if vocab_size is None else vocab_size
         if chat is not None and vocab_size < chat.vocab_size:
             raise UserError(f"language.vocab_size={vocab_size}: the tokenizer has {chat.vocab_size} ids; use null")
+        self.gradient_checkpointing = gradient_checkpointing
         self.chat, self.ours = chat, attention == "auto"
         self.dim, self.num_layers, self.num_heads, self.num_kv_heads = hidden_size, num_layers, num_heads, num_kv_heads
         self.head_dim = hidden_size // num_heads

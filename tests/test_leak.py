@@ -1,0 +1,163 @@
+"""No text reaches what stands before it: what a model says of a token never depends on that token or on later ones."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from _rooms import Cheat, IgnoresTheMask, Mix, with_fusion
+from _tiny import ASKED, ORDERS, Case, Variant, batch_of, cases, chat, clip, model, per_row, side, two_clips, variants
+from torch import Tensor
+
+from hvlm.data.collate import collate
+from hvlm.evaluation.generate import generate
+from hvlm.evaluation.likelihood import Query, answer_likelihoods
+from hvlm.model import VLM, known_text
+from hvlm.types import Batch, InputSpec
+
+CASES = [pytest.param(case, id=case.id) for case in cases()]
+# A fusion that reads the text, behind every connector in every mode, every kind of attention and every merger.
+FUSED = [
+    Case(order, (variant,))
+    for order in ORDERS
+    for group in ("connector", "attention", "merger")
+    for variant in variants(group)
+    if order == "question_first" or group == "connector"
+]
+
+
+@torch.no_grad()
+def states(vlm: VLM, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """The language model's states [K, L, D], where each text token stands [K, S], and which places are real [K, L]."""
+    sequence = vlm.sequence(batch)
+    return vlm.hidden(sequence), sequence.text_place_KS, sequence.mask_KL
+
+
+def changed_from(batch: Batch, place: int) -> Batch:
+    """Other words at ``place`` and later, in every row."""
+    later = torch.arange(batch.input_ids_KS.shape[1]) >= place
+    return batch._replace(
+        input_ids_KS=torch.where(later, (batch.input_ids_KS + 3) % chat().vocab_size, batch.input_ids_KS)
+    )
+
+
+def assert_nothing_leaks(vlm: VLM, loss: str) -> None:
+    """States before place i stay as they were, to the last bit, when the tokens at i and later change.
+
+    ``loss=all``: for any i, since every token is scored. ``loss=answer``: for those of the answer; what comes before is
+    given, and a fusion may let visual tokens know it.
+    """
+    batch = batch_of(*two_clips(vlm, loss), size=side(vlm))
+    first = int(batch.loss_mask_KS.int().argmax(1).max())  # so that it is inside every row's answer, or behind it
+    last = int(batch.attention_mask_KS.sum(1).max()) - 1
+    at = int(batch.visual_at_K[0])
+    places = {first, last} if loss == "answer" else {1, at, at + 1, first, last}
+    h, place_KS, mask = states(vlm, batch)
+    for i in sorted(places - {0}):
+        other, _, _ = states(vlm, changed_from(batch, i))
+        before = mask & (torch.arange(h.shape[1]) < place_KS[:, i : i + 1])
+        assert torch.equal(h[before], other[before]), f"states before token {i} changed with it"
+        assert not torch.equal(h[mask], other[mask]), "the change must be seen, or this test sees nothing"
+
+
+@pytest.mark.fault(65)
+@pytest.mark.parametrize("case", CASES)
+def test_tokens_at_i_and_later_leave_what_stands_before_i_as_it_was(case: Case) -> None:
+    assert_nothing_leaks(model(case), "all")
+
+
+@pytest.mark.fault(65)
+@pytest.mark.parametrize("loss", ["all", "answer"])
+@pytest.mark.parametrize("case", FUSED, ids=lambda case: case.id)
+def test_nor_does_a_fusion_with_the_text_let_the_answer_leak(case: Case, loss: str) -> None:
+    assert_nothing_leaks(with_fusion(model(case), Mix), loss)
+
+
+@pytest.mark.fault(65)
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_fusion_that_ignores_the_mask_is_handed_nothing_of_the_answer(order: str) -> None:
+    for loss in ("all", "answer"):
+        assert_nothing_leaks(with_fusion(model(Case(order, ())), IgnoresTheMask), loss)
+
+
+@pytest.mark.fault(65)
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_fusion_that_cheats_is_found_out(order: str) -> None:
+    for loss in ("all", "answer"):
+        with pytest.raises(AssertionError, match="changed with it"):
+            assert_nothing_leaks(with_fusion(model(Case(order, ())), Cheat), loss)
+
+
+@pytest.mark.fault(65)
+@pytest.mark.parametrize("order", ORDERS)
+def test_what_may_be_known_is_what_stands_before_the_answer(order: str) -> None:
+    vlm = model(Case(order, (Variant("connector", "mean"),)))
+    question, answer = ASKED[2]
+    for loss in ("answer", "all"):
+        batch = batch_of(clip(1, 2, [ASKED[0], (question, answer)], order, side(vlm), loss), size=side(vlm))
+        known = chat().decode(batch.input_ids_KS[1][batch.prompt_KS[1]].tolist())
+        head, at = chat().encode_prompt(question, order)
+        if loss == "answer":
+            assert known == question and int(batch.prompt_KS[1].sum()) == len(head)
+        else:  # every token but the first is a target; those before the video precede all visual tokens anyway
+            assert int(batch.prompt_KS[1].sum()) == max(1, at)
+        assert not (batch.prompt_KS & ~batch.attention_mask_KS).any()
+        text, mask = known_text(batch, vlm.language.embed(batch.input_ids_KS))
+        assert text.shape[1] == mask.shape[1] == batch.prompt_KS.sum(1).max() and not text[~mask].any()
+    with pytest.raises(ValueError, match="needs Batch.prompt_KS"):
+        known_text(batch._replace(prompt_KS=None), vlm.language.embed(batch.input_ids_KS))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@torch.no_grad()
+def test_fused_tokens_know_the_question(order: str) -> None:
+    """Otherwise the tests above would hold for a room that reads nothing."""
+    vlm = with_fusion(model(Case(order, (Variant("connector", "mean"),))), Mix)
+    batch = batch_of(clip(1, 3, ASKED[:2], order, side(vlm)), size=side(vlm))
+    tokens = vlm.visual_tokens(batch, vlm.language.embed(batch.input_ids_KS)).x_BSD
+    assert (tokens[0] - tokens[1]).abs().max() > 1e-3
+
+
+@pytest.mark.fault(65)
+@pytest.mark.parametrize("order", ORDERS)
+@torch.no_grad()
+def test_with_fusion_writing_goes_on_from_what_training_sees(order: str) -> None:
+    """A model writes the answers whose every token it finds likeliest in the pass that training makes."""
+    vlm = with_fusion(model(Case(order, ()), seed=3), Mix)
+    for parameter in vlm.language.parameters():
+        parameter.add_(0.3 * torch.randn_like(parameter))
+    item = clip(1, 3, ASKED, order, side(vlm))
+    ids = SimpleNamespace(end_id=chat().end_id, decode=list)  # words would leave out special tokens
+    said = generate(vlm, ids, batch_of(item, size=side(vlm)), 5)
+    assert len(set(map(tuple, said))) > 1, "the answers must differ, or this test sees nothing"
+    rows = []
+    for (question, _), written, (*_, meta) in zip(ASKED, said, item.rows, strict=True):
+        prompt, at = chat().encode_prompt(question, order)
+        until = written.index(ids.end_id) + 1 if ids.end_id in written else len(written)
+        rows.append((prompt + written[:until], [False] * len(prompt) + [True] * until, at, meta))
+    targets = vlm.targets(batch_of(item._replace(rows=rows), size=side(vlm)))
+    assert torch.equal(targets.logits_MV.argmax(-1), targets.ids_M) and len(targets.ids_M) >= 5
+
+
+@pytest.mark.fault(65)
+@pytest.mark.parametrize("order", ORDERS)
+def test_with_fusion_no_option_is_scored_with_another_ones_visual_pass(order: str) -> None:
+    """Options of a question share one pass through the encoder; what fusion makes of it must not know option 0."""
+    vlm = with_fusion(model(Case(order, (Variant("connector", "mean"),))), Mix)
+    item = clip(1, 3, ASKED[:1], order, side(vlm))
+    prompts = {"what color ?": ["red", "blue", "green"], "what shape ?": ["blue circle", "star", "red ring three"]}
+
+    def ask(answers: dict[str, list[str]]) -> dict[tuple[str, str], float]:
+        query = Query(item.frames, item.times, answers)
+        (found,) = answer_likelihoods(vlm, chat(), [query], InputSpec(order, 3, side(vlm)), "32-true")
+        return {key: value.logp for key, value in found.items()}
+
+    together = ask(prompts)
+    assert ask({p: a[::-1] for p, a in prompts.items()}) == pytest.approx(together, abs=1e-5)
+    for prompt, answers in prompts.items():
+        for answer in answers:
+            assert ask({prompt: [answer]})[prompt, answer] == pytest.approx(together[prompt, answer], abs=1e-5)
+            row = clip(1, 3, [(prompt, answer)], order, side(vlm))
+            ended = per_row(vlm, collate([row], pad_id=chat().pad_id, size=(side(vlm),) * 2))[0]
+            assert float(ended[:-1].sum()) == pytest.approx(together[prompt, answer], abs=1e-5)
