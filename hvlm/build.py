@@ -122,6 +122,11 @@ def dry_build(cfg: Mapping[str, Any]) -> None:
     with torch.device("meta"):
         vlm = model(cfg, text, weights=False)
         stage(cfg, vlm, data)
+    if data.max_tokens > vlm.language.max_positions:
+        raise UserError(
+            f"dataset.max_tokens={data.max_tokens}: the language model reads {vlm.language.max_positions} positions, "
+            "text and visual tokens together; use fewer"
+        )
 
 
 def view_of(stage: type[Stage] | Stage, vlm: VLM | Encoder) -> View:

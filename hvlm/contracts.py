@@ -210,10 +210,12 @@ class Language(Module, ABC, group="language"):
 
     chat: its tokenizer and template, or None where ids come from outside. gradient_checkpointing: layers are computed
     again in the backward pass.
+    max_positions: the longest sequence of text and visual tokens.
     """
 
     part = "language"
     dim: int
+    max_positions: int
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -331,11 +333,13 @@ class Head(Module, ABC, group="head"):
 
 class Dataset(Room, ABC, group="dataset"):
     """Samples. access: ``index`` (by offset; resume is exact) or ``stream``. num_frames: sampled of a clip.
-    domain: of samples that name none."""
+    domain: of samples that name none. max_tokens: of one text with its prompt; a sample with a longer one is a bad
+    sample."""
 
     access: str
     num_frames: int
     domain: str
+    max_tokens: int
 
     @abstractmethod
     def prepare(self) -> None:

@@ -21,6 +21,7 @@ from hvlm.contracts import (
     Merger,
     Vision,
 )  # fmt: skip
+from hvlm.errors import UserError
 from hvlm.feature_cache import FrozenFeatures
 from hvlm.gaze import Adapted, CachedKV, RecomputedKV, encode_frames, plainly
 from hvlm.types import Batch, Encoded, Patches, Prefix, Sequence, Targets, Tokens, Wants
@@ -129,8 +130,10 @@ class VLM(nn.Module):
         with self.adapter.using(language=batch.adapter_K):
             text = self.language.embed(batch.input_ids_KS)
         if not batch.frame_mask_BT.any():
+            self._check_length(text.shape[1], 0)
             return Sequence(text, batch.attention_mask_KS, 0, batch=batch)
         visual = self.visual_tokens(batch, text)
+        self._check_length(text.shape[1], visual.x_BSD.shape[1])
         source = interleave(text.shape[1], visual.x_BSD.shape[1], batch.visual_at_K)
         x = pick(source, text, visual.x_BSD.to(text.dtype))
         mask = pick(source, batch.attention_mask_KS, visual.mask_BS)
@@ -140,6 +143,14 @@ class VLM(nn.Module):
         if visual.log_size_BS is not None:
             log_size = pick(source, torch.zeros_like(text[..., 0]), visual.log_size_BS.to(text.dtype))
         return Sequence(x, mask, visual.x_BSD.shape[1], position, log_size, visual, batch)
+
+    def _check_length(self, text: int, visual: int) -> None:
+        if text + visual > self.language.max_positions:
+            raise UserError(
+                f"{visual} visual tokens and {text} tokens of text make a sequence of {visual + text}, and the "
+                f"language model reads {self.language.max_positions}; sample fewer frames (dataset.num_frames), make "
+                "fewer tokens of them (connector=mean, merger=tome), or lower dataset.max_tokens"
+            )
 
     def hidden(self, sequence: Sequence, cache: PastKV | None = None) -> Tensor:
         """The language model's states, [K, L, D]; an empty ``cache`` keeps what writing goes on from."""

@@ -230,6 +230,20 @@ def test_without_a_video_every_token_but_the_first_is_learned(order: str) -> Non
     assert (found[:, 1:] != 0).equal(valid) and torch.allclose(found[:, 1:][valid], alone[valid], atol=1e-5)
 
 
+@pytest.mark.fault(86, 98)
+def test_a_sequence_longer_than_the_language_model_reads_is_refused_in_one_line() -> None:
+    vlm = model(Case("question_first", ()))
+    batch = batch_of(clip(1, 4, ASKED[:1], vlm.order, side(vlm)), size=side(vlm))
+    vlm.language.max_positions = 4 + batch.input_ids_KS.shape[1]
+    vlm.targets(batch)
+    vlm.language.max_positions -= 1
+    with pytest.raises(UserError, match=r"^4 visual tokens and \d+ tokens of text .* dataset.max_tokens$"):
+        vlm.targets(batch)
+    text = batch_of(clip(1, None, [("one " * 9000, "two")], vlm.order, side(vlm)), size=side(vlm))
+    with pytest.raises(UserError, match="0 visual tokens"):
+        vlm.targets(text)
+
+
 def test_parts_hold_every_parameter_once() -> None:
     vlm = foveated("question_first")
     parts = named_parts(vlm)

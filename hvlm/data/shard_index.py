@@ -32,7 +32,7 @@ from webdataset import TarWriter
 
 from hvlm.data.tar import BLOCK, FIELDS, check_end, check_key, first_nonzero, is_field, members_of, open_tar
 from hvlm.errors import UserError
-from hvlm.io.files import PART, content_sha256, remember_sha256, write_atomically
+from hvlm.io.files import PART, file_sha256, remember_sha256, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def index_shard(path: Path, split: str, domains: Sequence[str] | str = "general"
     if len(names) != len(members):
         raise UserError(f"{path}: {len(members)} samples with distinct keys, but {len(names)} domains were given")
     samples = [{"key": k, "domain": d, "members": m} for (k, m), d in zip(members.items(), names, strict=True)]
-    return {"split": split, "count": len(samples), "bytes": size, "sha256": content_sha256(path), "samples": samples}
+    return {"split": split, "count": len(samples), "bytes": size, "sha256": file_sha256(path), "samples": samples}
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -191,7 +191,7 @@ class Manifest:
             size = path.stat().st_size
             if size != shard["bytes"]:
                 raise UserError(f"{path}: {size} bytes on disk, {shard['bytes']} in the manifest; copy the shard again")
-            if full and (digest := content_sha256(path)) != shard["sha256"]:
+            if full and (digest := file_sha256(path)) != shard["sha256"]:
                 raise UserError(
                     f"{path}: sha256 on disk is {digest[:12]}…, {shard['sha256'][:12]}… in the manifest; "
                     "the content changed: copy or generate the shard again"

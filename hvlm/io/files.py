@@ -85,25 +85,10 @@ def file_sha256(path: Path) -> str:
     return known[1]
 
 
-_KNOWN: dict[tuple[str, int, int, int], str] = {}  # of files that this process has read or written
-
-
-def content_sha256(path: Path) -> str:
-    """As ``file_sha256``, but a file that has not changed since (path, inode, size, time of change) is read once."""
-    known = _state(path)
-    if known not in _KNOWN:
-        _KNOWN[known] = file_sha256(path)
-    return _KNOWN[known]
-
-
 def remember_sha256(path: Path, digest: str) -> None:
-    """Tell ``content_sha256`` what was just written."""
-    _KNOWN[_state(path)] = digest
-
-
-def _state(path: Path) -> tuple[str, int, int, int]:
-    found = os.stat(path)
-    return os.path.realpath(path), found.st_ino, found.st_size, found.st_mtime_ns
+    """Tell ``file_sha256`` the sum of what was just written."""
+    path = path.absolute()
+    _SUMS[path] = (file_state(path), digest)
 
 
 def safe_name(*parts: str) -> str:

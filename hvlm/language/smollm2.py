@@ -25,6 +25,7 @@ from hvlm.language._attention import IMPLEMENTATION
 from hvlm.language._weights import load, read_tokenizer, smollm2_folder
 from hvlm.tokenizer import train_word_tokenizer
 
+MAX_POSITIONS = 8192  # SmolLM2 was trained on sequences of this length
 # Names that transformers changed within version 5: the older ones, which warn now, go in 5.40 and in 6.
 _CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
 _CHECKPOINTING = (
@@ -90,7 +91,7 @@ class SmolLM2(Language):
         self.gradient_checkpointing = gradient_checkpointing
         self.chat, self.ours = chat, attention == "auto"
         self.dim, self.num_layers, self.num_heads, self.num_kv_heads = hidden_size, num_layers, num_heads, num_kv_heads
-        self.head_dim = hidden_size // num_heads
+        self.head_dim, self.max_positions = hidden_size // num_heads, MAX_POSITIONS
         config = LlamaConfig(
             vocab_size=vocab_size,
             hidden_size=hidden_size,
@@ -99,7 +100,7 @@ class SmolLM2(Language):
             num_attention_heads=num_heads,
             num_key_value_heads=num_kv_heads,
             head_dim=self.head_dim,
-            max_position_embeddings=8192,
+            max_position_embeddings=self.max_positions,
             rms_norm_eps=norm_eps,
             initializer_range=init_std,
             rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
