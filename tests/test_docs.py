@@ -119,6 +119,15 @@ def test_a_table_that_drifted_is_noticed():
     assert rendered(page.replace(figure, "12.3 ± 4", 1)) == page
 
 
+def test_python_of_the_pages_runs():
+    inputs = {"attention.md": torch.randn(1, 100, 768), "merging.md": torch.randn(1, 4, 256, 32)}
+    for page in (ROOT / "README.md", *(ROOT / "docs" / name for name in inputs)):
+        blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        assert blocks
+        for block in blocks:
+            exec(compile(block, page, "exec"), {"x": inputs.get(page.name)})
+
+
 def test_versions_agree():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text()
