@@ -13,16 +13,32 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from hvlm.cli import main
+from hvlm.cli import main, writable
+from hvlm.config.check import check_files
+from hvlm.config.compose import compose
+from hvlm.config.overlay import of_the_command, overlay
 from hvlm.errors import UserError
 
 log = logging.getLogger(__name__)
 
 
-@main
+def configuration(overrides: list[str]) -> dict[str, Any]:
+    """What the checkpoint was trained with, and what the command line says in its place."""
+    given = of_the_command(overrides)
+    if given["task"] == "score":
+        return compose(overrides)
+    if given["checkpoint"] is None:
+        raise UserError("checkpoint= is missing: name a checkpoint file or a run folder, e.g. checkpoint=runs/demo")
+    check_files(given)
+    from hvlm.rebuild import stored_config  # seconds of imports, which a missing file does without
+
+    return overlay(stored_config(given["checkpoint"]), overrides, given["checkpoint"])
+
+
+@main(configure=configuration, folder="out")
 def evaluate(cfg: dict[str, Any], overrides: list[str]) -> Any:
     """Returns the records or lines that it wrote (task=export, release: the path)."""
-    return score(cfg) if cfg["task"] == "score" else ask(cfg, overrides)
+    return score(cfg) if cfg["task"] == "score" else ask(cfg)
 
 
 def score(cfg: dict[str, Any]) -> list[dict[str, Any]]:
@@ -34,23 +50,21 @@ def score(cfg: dict[str, Any]) -> list[dict[str, Any]]:
     if cfg["predictions"] is None:
         raise UserError("task=score needs predictions=FILE, a JSONL that eval.py or somebody else wrote")
     source = Path(cfg["predictions"])
-    out = Path(cfg["out"]) if cfg["out"] else source.parent / "score"
+    out = writable(Path(cfg["out"]) if cfg["out"] else source.parent / "score", "out")
     records = score_predictions(source, Label(out.name, "predictions", cfg["seed"]), out)
     log.info("\n".join(table(records)))
     log.info(f"results: {out / RESULTS}")
     return records
 
 
-def ask(cfg: dict[str, Any], overrides: list[str]) -> Any:
+def ask(cfg: dict[str, Any]) -> Any:
     """Rebuilds the model and lets it do the task: choose, write, watch, or be exported."""
-    from hvlm import rebuild, tasks
+    from hvlm import tasks
 
-    if cfg["checkpoint"] is None:
-        raise UserError("checkpoint= is missing: name a checkpoint file or a run folder, e.g. checkpoint=runs/demo")
-    path = Path(cfg["checkpoint"])
-    merged = rebuild.overlay(rebuild.stored_config(path), cfg, overrides)
-    folder = "eval" if cfg["task"] in ("benchmark", "generate", "ask") else cfg["task"]
+    path, task = Path(cfg["checkpoint"]), cfg["task"]
+    folder = "eval" if task in ("benchmark", "generate", "ask") else task
     out = Path(cfg["out"]) if cfg["out"] else (path if path.is_dir() else path.parent) / folder
+    writable(out.parent if task == "release" and out.suffix else out, "out")
     work = {
         "benchmark": tasks.run_benchmark,
         "cost": tasks.run_cost,
@@ -60,7 +74,7 @@ def ask(cfg: dict[str, Any], overrides: list[str]) -> Any:
         "export": tasks.export,
         "release": tasks.release,
     }
-    return work[cfg["task"]](path, merged, out)
+    return work[task](path, cfg, out)
 
 
 if __name__ == "__main__":

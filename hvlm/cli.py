@@ -6,59 +6,101 @@ line.
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import hydra
+import yaml
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from hvlm.config.check import check
+from hvlm.config.check import check_files, check_settings
 from hvlm.config.compose import CONF, compose, explain, resolved
+from hvlm.config.overlay import on_top
+from hvlm.config.words import as_given
 from hvlm.errors import UserError
 
 EntryFunction = Callable[[dict[str, Any], list[str]], Any]
+Configure = Callable[[list[str]], dict[str, Any]]
+# What a disk or a folder refuses: a matter of the machine, for which a traceback helps nobody.
+OF_THE_MACHINE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+    errno.EIO,
+}  # fmt: skip
 
 
-def main(function: EntryFunction) -> Callable[..., Any]:
+def main(
+    function: EntryFunction | None = None, *, configure: Configure = compose, folder: Literal["run", "out"] = "run"
+) -> Callable[..., Any]:
     """Makes an entry script of ``function(cfg, overrides)``.
 
-    Called without arguments it reads ``sys.argv`` through Hydra (-m, --cfg job, --help, completion), prints a
+    Called without arguments the script reads ``sys.argv`` through Hydra (-m, --cfg job, --help, completion), prints a
     ``UserError`` as ``error: ...`` and exits 1. Called with a list of overrides, as tests do, it returns what the
     function returns and lets errors through.
+
+    Args:
+        function: what the script does.
+        configure: makes the checked configuration of overrides; the same for a single run and for a job of a sweep.
+        folder: the key that says where a job of a sweep writes.
     """
+    if function is None:
+        return functools.partial(main, configure=configure, folder=folder)
 
     @functools.wraps(function)
     def entry(overrides: Sequence[str] | None = None) -> Any:
         if overrides is not None:
-            return function(compose(overrides), list(overrides))
+            return function(configure(list(overrides)), list(overrides))
         import hvlm.sweep.launcher  # noqa: F401  registers the launcher that conf/launcher/process.yaml names
 
         with error_line():
-            return _from_command_line(function)
+            return _from_command_line(function, configure, folder)
 
     return entry
 
 
 @contextmanager
 def error_line() -> Iterator[None]:
-    """Prints a ``UserError`` as one line on stderr and exits 1; HYDRA_FULL_ERROR=1 shows the whole traceback."""
+    """Prints a ``UserError``, and what a disk or a folder refuses, as one line on stderr and exits 1; after Ctrl-C
+    exits 130. HYDRA_FULL_ERROR=1 shows the whole traceback."""
     try:
         yield
-    except UserError as e:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+    except (UserError, OSError, KeyboardInterrupt) as e:
+        machine = isinstance(e, OSError) and e.errno in OF_THE_MACHINE
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or (isinstance(e, OSError) and not machine):
             raise
-        print(f"error: {e}", file=sys.stderr)
+        if isinstance(e, KeyboardInterrupt):
+            print("error: stopped by Ctrl-C", file=sys.stderr)
+            raise SystemExit(130) from None
+        text = f"{e.filename or 'writing'}: {e.strerror}; the same command continues" if machine else str(e)
+        print(f"error: {text}", file=sys.stderr)
         raise SystemExit(1) from None
 
 
-def _from_command_line(function: EntryFunction) -> Any:
+def writable(folder: Path, key: str) -> Path:
+    """``folder``, made if it is not there; UserError naming ``key`` where nothing can be written into it."""
+    probe = folder / f".{os.getpid()}.probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as e:
+        raise UserError(f"{key}={folder}: cannot be written ({e.strerror}); name another folder") from e
+    return folder
+
+
+def _from_command_line(function: EntryFunction, configure: Configure, folder: str) -> Any:
+    arguments, words = sys.argv, _words(configure)
+    if words is None:
+        return None
     name = "HYDRA_FULL_ERROR"
     before = os.environ.get(name)
     result: list[Any] = []
@@ -72,19 +114,26 @@ def _from_command_line(function: EntryFunction) -> Any:
 
     @functools.wraps(function)
     def task(cfg: DictConfig) -> None:
-        from hvlm.console import setup_logging
-        from hvlm.io.checkpoint import refuse_unsafe_loading  # seconds of imports, which --help does without
-
         nonlocal started
         started = True
         restore()
-        setup_logging()
         with error_line():
-            refuse_unsafe_loading()
-            result.append(function(check(resolved(cfg)), list(HydraConfig.get().overrides.task)))
+            # First what takes no import of torch: a missing file is named at once.
+            check_files(check_settings(resolved(cfg)))
+            from hvlm.io.checkpoint import refuse_unsafe_loading
 
+            refuse_unsafe_loading()
+            overrides = list(HydraConfig.get().overrides.task)
+            checked = configure(overrides)
+            from hvlm.console import setup_logging
+
+            setup_logging()
+            result.append(function(checked, overrides))
+
+    task.configure, task.folder = configure, folder  # what a sweep needs to know of the script whose jobs it runs
     # With this set, Hydra lets exceptions through instead of printing them: the only way to say it in our words.
     os.environ[name] = "1"
+    sys.argv = [arguments[0], *words]
     try:
         hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")(task)()
     except (HydraException, OmegaConfBaseException) as e:
@@ -92,5 +141,26 @@ def _from_command_line(function: EntryFunction) -> Any:
             raise
         raise explain(e, [a for a in sys.argv[1:] if not a.startswith("-")]) from e
     finally:
+        sys.argv = arguments
         restore()
     return result[0] if result else None
+
+
+def _words(configure: Configure) -> list[str] | None:
+    """The command line in Hydra's language; None when all that was asked for is printed already."""
+    given = sys.argv[1:]
+    asked = get_args_parser().parse_intermixed_args(given)
+    if asked.multirun and (asked.cfg or asked.info):
+        raise UserError("-m with --cfg or --info: they show one configuration; leave -m out, with one value each")
+    if asked.config_dir or asked.config_name or asked.config_path:
+        raise UserError(f"--config-dir, --config-name, --config-path: all settings are in {CONF}; add files there")
+    flags = [a for a in given if a not in asked.overrides]  # Hydra wants them together
+    overrides = [as_given(o, asked.multirun) for o in asked.overrides]
+    if configure is compose:
+        return flags + overrides
+    if asked.cfg == "job" and not asked.package:
+        print(yaml.safe_dump(configure(overrides), sort_keys=False, allow_unicode=True), end="")
+        return None
+    # Hydra knows nothing of what is stored; ``configure`` checks these against it.
+    stored = set(on_top(overrides))
+    return flags + [f"++{o.lstrip('+')}" if o in stored else o for o in overrides]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,33 +84,6 @@ def metadata_of(path: str | Path) -> dict[str, Any]:
 def stored_config(path: str | Path) -> dict[str, Any]:
     """The resolved configuration that a checkpoint was trained with."""
     return metadata_of(path)["config"]
-
-
-def overlay(stored: Mapping[str, Any], given: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The stored configuration with what the command line says in its place.
-
-    ``benchmark=needles`` replaces a whole room, ``dataset.set=hard`` one value of the stored one. ``given`` is the
-    checked configuration that the overrides make by themselves; it supplies the values.
-    """
-    stored = {**given, **stored}  # keys that are newer than the checkpoint have the values of today
-    merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in stored.items()}
-    for override in overrides:
-        key = override.split("=", 1)[0].lstrip("+~")
-        if key.startswith("hydra"):
-            continue
-        room, _, rest = key.partition(".")
-        if not rest:
-            merged[room] = given[room]
-            continue
-        value: Any = given
-        for part in key.split("."):
-            value = value[part]
-        target = merged[room]
-        *parents, leaf = rest.split(".")
-        for part in parents:
-            target = target[part]
-        target[leaf] = value
-    return merged
 
 
 def rebuild(path: str | Path, cfg: Mapping[str, Any]) -> tuple[VLM, Chat]:

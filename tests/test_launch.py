@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from _tiny import ROOT
 
 from hvlm.cli import main
+from hvlm.config.compose import compose
 from hvlm.sweep.launcher import job_name, stop
 from hvlm.sweep.table import read_accuracy
+from hvlm.training.run_dir import config_id
 
 
 @main
@@ -109,9 +112,89 @@ def test_sweep_survives_its_jobs_and_runs_what_is_missing(tmp_path: Path, sweep:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["job.py", "runs"]
 
 
+@pytest.mark.fault(90)
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("stage.trainable={vision:0}", "stage.trainable={language:1e-3}"),
+        ("stage.trainable={language:1e-3}", "stage.trainable={vision:0}"),
+        ("++stage.trainable={vision:0}", "stage.trainable.language=1e-3"),
+        ("stage.steps=3", "stage.steps=4"),
+        ("connector=mean", "connector=foveated", "connector.mode=coarse"),
+        ("connector=mean", "++benchmark.limit=3"),
+        ("ask.question=it's (a, b) = é", "init_from=a b", "logger.tags=[x,y z]", "trainer.deterministic=false"),
+        ("stage.converge_to=1e-4", "stage.schedule=converging"),
+    ],
+)
+def test_a_job_of_a_sweep_is_configured_as_the_single_run(
+    tmp_path: Path, sweep: Callable[..., Sweep], overrides: tuple[str, ...]
+) -> None:
+    (tmp_path / "job.py").write_text(
+        "import json, pathlib, sys\n"
+        "if 'seed=7' in sys.argv: pathlib.Path('argv.json').write_text(json.dumps(sys.argv[1:]))\n"
+    )
+    done = sweep(*overrides, "seed=7,8", "run=mine")
+    assert done.code == 0, done.err
+    words = json.loads((tmp_path / "argv.json").read_text())
+    job, alone = compose(words), compose([*overrides, "seed=7"])
+    assert job.pop("run") == "mine/seed-7" and job["logger"].pop("group") == "mine"
+    assert alone.pop("run") is None and alone["logger"].pop("group") is None
+    assert job == alone
+    record = json.loads((tmp_path / "runs" / "mine" / "seed-7" / "status.json").read_text())
+    assert record["config"] == config_id(alone | {"run": None, "logger": {}})
+
+
+def test_a_job_of_eval_writes_into_its_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    @main(configure=compose, folder="out")
+    def evaluation(cfg: dict, overrides: list[str]) -> None:
+        raise AssertionError
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.py").write_text("import sys; open('argv.txt', 'a').write(sys.argv[-1] + '\\n')")
+    monkeypatch.setattr(sys, "argv", ["eval.py", "-m", "hydra.launcher.script=job.py", "run=mine", "seed=1,2"])
+    evaluation()
+    assert (tmp_path / "argv.txt").read_text() == "out='runs/mine/seed-1'\nout='runs/mine/seed-2'\n"
+    monkeypatch.setattr(sys, "argv", ["eval.py", "-m", "hydra.launcher.script=job.py", "out=x", "seed=1,2"])
+    with pytest.raises(SystemExit):
+        evaluation()
+    assert "name the sweep with run=" in capsys.readouterr().err
+
+
+@pytest.mark.fault(101)
+def test_ctrl_c_twice_ends_a_sweep_in_one_line(tmp_path: Path) -> None:
+    """The first asks the jobs to save, the second kills the deaf one; the table is written and no traceback shown."""
+    (tmp_path / "job.py").write_text(
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "pathlib.Path('started').touch(); time.sleep(60)\n"
+    )
+    (tmp_path / "entry.py").write_text("from hvlm.cli import main\n@main\ndef entry(cfg, overrides): ...\nentry()\n")
+    process = subprocess.Popen(
+        [sys.executable, "entry.py", "-m", "hydra.launcher.script=job.py", "seed=1,2", "run=mine"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    while not (tmp_path / "started").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert "Ctrl-C again" in next(line for line in process.stdout if "stopping" in line)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in out + err, out + err
+    records = json.loads((tmp_path / "runs" / "mine" / "sweep.json").read_text())
+    assert [r["status"] for r in records] == ["killed", "waiting"]
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
+        (("seed=1,2", "seed=3"), ["seed is given again"]),
+        (("stage.trainable={vision:0},{vision:1}", "stage.trainable={language:1e-3}"), ["is given again"]),
+        (("--cfg", "job", "seed=1,2"), ["-m with --cfg"]),
+        (("--config-dir", "elsewhere", "seed=1,2"), ["--config-dir"]),
         (("seed=1,2", "stage.steps=5,abc"), ["stage.steps=abc", "expected int"]),
         (("connector=foveated,men",), ["connector=men", "did you mean 'mean'?"]),
         (("seed=1,2", "stage.stepz=3"), ["did you mean 'stage.steps'?"]),

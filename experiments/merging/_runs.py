@@ -16,10 +16,11 @@ from experiments import curriculum
 from experiments.connectors.__main__ import folder as connectors_folder
 from hvlm import build
 from hvlm.config.compose import plan
+from hvlm.config.overlay import overlay
 from hvlm.evaluation import results
 from hvlm.evaluation.evaluate import RESULTS, evaluate
 from hvlm.feature_cache import FrozenFeatures
-from hvlm.rebuild import Loaded, load, overlay, stored_config
+from hvlm.rebuild import Loaded, load, stored_config
 from hvlm.tasks import costs
 from hvlm.types import Wants
 
@@ -136,8 +137,7 @@ def ask(out: Path, loaded: Loaded, variant: str, seed: int, memory: dict[int, An
 
 
 def configuration(checkpoint: Path, overrides: list[str]) -> dict[str, Any]:
-    (given,) = plan(["stage=sft", "connector=patches", *overrides]).values()
-    return overlay(stored_config(checkpoint), given, overrides)
+    return overlay(stored_config(checkpoint), overrides)
 
 
 @cache

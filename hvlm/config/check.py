@@ -11,6 +11,7 @@ import importlib
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from hvlm.config.rooms import ROOMS
@@ -99,3 +100,13 @@ def room_class(group: str, node: Any) -> type:
     if not isinstance(cls, type) or not re.fullmatch(package, cls.__module__):
         raise refused
     return cls
+
+
+def check_files(checked: Mapping[str, Any]) -> None:
+    """``UserError`` for a file of the command's that does not exist. Only for a command that starts: a stage of a chain
+    may name what an earlier one is going to write."""
+    named = {key: checked[key] for key in ("init_from", "checkpoint", "predictions")}
+    named["ask.video"] = checked["ask"]["video"]
+    for key, path in named.items():
+        if path is not None and "://" not in path and not Path(path).exists():
+            raise UserError(f"{key}={path}: no such file or folder")

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 import hvlm
 from hvlm.config.check import check
 from hvlm.config.schema import did_you_mean
+from hvlm.config.words import as_given
 from hvlm.errors import UserError
 
 CONF = Path(hvlm.__file__).parent.parent / "conf"
@@ -40,7 +41,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 def compose(overrides: Sequence[str], config_name: str = "train") -> dict[str, Any]:
     """The checked configuration for these overrides, as the command line would give it: plain values only."""
-    overrides = list(overrides)
+    overrides = [as_given(o) for o in overrides]
     with explained(overrides, config_name):
         return check(resolved(_compose(tuple(overrides), config_name)))
 

@@ -43,7 +43,7 @@ class TrainerConfig:
     num_workers: NonNegativeInt
     cache_mb: NonNegativeInt
     deterministic: bool
-    max_time: Annotated[str, Written(r"\d+:\d\d:\d\d:\d\d", "dd:hh:mm:ss")] | None
+    max_time: Annotated[str, Written(r"\d+:\d+:\d+:\d+", "dd:hh:mm:ss")] | None
     max_steps: PositiveInt | None
 
 
@@ -107,3 +107,18 @@ SECTIONS = {
     "callback": CallbackConfig,
     "ask": AskConfig,
 }
+
+# Settings that hold text, of which the command line takes every character as it is: see ``hvlm.config.words``. Those of
+# the keys and sections above say so by their type; those of the rooms are listed, because a room's class is imported
+# after the command line is read.
+ROOM_TEXTS: dict[str, frozenset[str]] = {
+    "one": frozenset(
+        {
+            "vision.source", "vision.revision", "language.source", "language.revision", "language.system",
+            "dataset.root", "dataset.haystack", "dataset.domain", "benchmark.split",
+        }
+    ),
+    "list": frozenset({"dataset.domains", "benchmark.tasks"}),
+    "either": frozenset({"dataset.path"}),
+}  # fmt: skip
+FREE_TEXT = frozenset({"ask.question", "language.system"})  # sentences: a comma or ${...} is no syntax

@@ -2,7 +2,8 @@
 
 Hydra's own launchers run the jobs inside the sweeping process: a job that the system kills takes the others with it,
 and under DDP every rank would run the whole sweep. Here a job is ``python train.py <overrides> run=<sweep>/<job>``, so
-it is a single run like any other. Calling the same sweep again runs what is missing.
+it is a single run like any other: what is not swept reaches it word for word, in the order in which it was written, and
+its configuration is made by the function that makes a single run's. Calling the same sweep again runs what is missing.
 
 Hydra only instantiates plugins from a top-level package ``hydra_plugins``; the class says it lives there, and
 the file gives itself that name when it is imported, which spares the project that package.
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides, setup_globals
 from hydra.plugins.launcher import Launcher
@@ -36,15 +38,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich.console import Console
 from rich.live import Live
 
-from hvlm.config.check import check
-from hvlm.config.compose import plan, resolved
+from hvlm.config.compose import plan
+from hvlm.config.words import key_of, quoted, text_of
 from hvlm.errors import UserError
 from hvlm.io.files import write_atomically
 from hvlm.sweep.table import read_accuracy, table, write_table
 from hvlm.training.identity import config_id
 
 ROOT = Path("runs")
-RUN = re.compile(r"^\+*run=")
 
 
 @dataclass
@@ -78,14 +79,14 @@ class ProcessLauncher(Launcher):
         if jobs < 1:
             raise UserError(f"hydra.launcher.jobs={jobs}: expected 1 or more")
         self.jobs = jobs
-        self.threads = threads or max(1, (os.cpu_count() or 1) // jobs)
+        self.threads = threads or max(1, usable_processors() // jobs)
         self.script = script
         self.console = Console(highlight=False)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.hydra_context, self.config = hydra_context, config
-        self.task_overrides = list(config.hydra.overrides.task)
-        self.common = as_the_sweeper_writes(self.task_overrides)
+        self.config, self.task = config, task_function
+        self.given = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        self.common = [o.input_line for o in self.given if not o.is_sweep_override()]
         self.sweep = self._sweep_name()
         self.folder = ROOT / self.sweep
         self.finished: list[Job] = []  # of all batches: a sweeper may call launch many times
@@ -94,26 +95,34 @@ class ProcessLauncher(Launcher):
 
     def _sweep_name(self) -> str:
         """``run=NAME`` of the command line, else a name made from what is swept: the same command, the same folder."""
-        runs = [RUN.sub("", o) for o in self.task_overrides if RUN.match(o)]
+        if self.task.folder == "out" and any(key_of(o.input_line) == "out" for o in self.given):
+            raise UserError("out=: each job of a sweep writes to runs/<sweep>/<job>; name the sweep with run=...")
+        runs = [o for o in self.given if key_of(o.input_line) == "run"]
         if runs:
-            if any(c in runs[-1] for c in ",()[]{}"):
-                raise UserError(f"run={runs[-1]}: a sweep has one folder; give one name, or none")
-            return runs[-1].strip("'\"")
+            if runs[-1].is_sweep_override():
+                raise UserError(f"{runs[-1].input_line}: a sweep has one folder; give one name, or none")
+            return text_of(runs[-1].input_line)
         sweeper = OmegaConf.to_container(self.config.hydra.sweeper, resolve=False)
-        text = json.dumps([sorted(self.task_overrides), sweeper], sort_keys=True, default=str)
+        text = json.dumps([sorted(o.input_line for o in self.given), sweeper], sort_keys=True, default=str)
         return f"sweep-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Runs the jobs and returns their accuracies; a failed job's return value raises when it is read."""
         setup_globals()
-        jobs = [self._plan_job(list(filter_overrides(o))) for o in job_overrides]
+        jobs = [self._plan_job(as_a_single_run(self.given, filter_overrides(o))) for o in job_overrides]
         self.folder.mkdir(parents=True, exist_ok=True)
         self.console.print(f"sweep {self.folder}: {len(jobs)} jobs, {self.jobs} at a time, {self.threads} threads each")
         before = signal.signal(signal.SIGTERM, _exit_on_sigterm)
         try:
             self._run(jobs)
+        except KeyboardInterrupt:
+            self.console.print("stopping: the running jobs save what they have; Ctrl-C again kills them")
+            raise SystemExit(130) from None
         finally:
             stop([job.process for job in jobs if job.process is not None])
+            for job in jobs:
+                if job.status == "running":
+                    self._finish(job)
             signal.signal(signal.SIGTERM, before)
             self.finished += jobs
             write_table(self.folder, [j.record() for j in self.finished])
@@ -125,18 +134,12 @@ class ProcessLauncher(Launcher):
 
     def _plan_job(self, overrides: list[str]) -> Job:
         """Composes and checks the job's stages, before any job starts."""
-        overrides = [o for o in overrides if not RUN.match(o)]
+        overrides = [o for o in overrides if key_of(o) != "run"]
         try:
-            stages = plan(overrides, self._compose)
+            stages = plan(overrides, self.task.configure)
         except UserError as e:
             raise UserError(f"job {' '.join(overrides)}: {e}") from e
         return Job(name=job_name(overrides, self.common), overrides=overrides, config=config_id(*stages.values()))
-
-    def _compose(self, overrides: list[str]) -> dict[str, Any]:
-        cfg = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
-        with read_write(cfg), open_dict(cfg):
-            del cfg["hydra"]
-        return check(resolved(cfg))
 
     def _status_file(self, job: Job) -> Path:
         return self.folder / job.name / "status.json"
@@ -164,9 +167,10 @@ class ProcessLauncher(Launcher):
             job.status, job.error = "busy", "already runs in a process that an earlier call started"
             return
         overrides = list(job.overrides)
-        if not any(o.split("=", 1)[0] == "logger.group" for o in overrides):
-            overrides.append(f"logger.group='{self.sweep}'")
-        overrides.append(f"run='{self.sweep}/{job.name}'")
+        if not any(key_of(o) == "logger.group" for o in overrides):
+            overrides.append(f"logger.group={quoted(self.sweep)}")
+        where = str(folder) if self.task.folder == "out" else f"{self.sweep}/{job.name}"
+        overrides.append(f"{self.task.folder}={quoted(where)}")
         script = str(Path(self.script or sys.argv[0]).resolve())
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
         job.log, job.status, job.started = str(folder / "log.txt"), "running", time.monotonic()
@@ -241,15 +245,29 @@ class ProcessLauncher(Launcher):
 
 
 def stop(processes: list[subprocess.Popen], patience: float = 60.0) -> None:
-    """SIGTERM to those that still run, so that they save; SIGKILL to those that have not ended after ``patience`` s."""
+    """SIGTERM to those that still run, so that they save; SIGKILL to those that have not ended after ``patience`` s, or
+    to all at the next Ctrl-C."""
     alive = [p for p in processes if p.poll() is None]
     for process in alive:
         process.terminate()
-    for process in alive:
-        try:
-            process.wait(patience)
-        except subprocess.TimeoutExpired:
+    try:
+        until = time.monotonic() + patience
+        for process in alive:
+            process.wait(max(0.0, until - time.monotonic()))
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        for process in alive:
             process.kill()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # they end in a moment, and the table is still to be written
+    try:
+        for process in alive:
+            process.wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def usable_processors() -> int:
+    """Those that this process may run on, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _exit_on_sigterm(signum: int, frame: Any) -> None:
@@ -261,10 +279,24 @@ def _last_line(path: Path) -> str:
     return lines[-1].strip()[:200] if lines else "no output"
 
 
-def as_the_sweeper_writes(overrides: Sequence[str]) -> list[str]:
-    """The overrides that are not swept, in the words in which the jobs get them: ``x=false`` becomes ``x=False``."""
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    return [f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in parsed if not o.is_sweep_override()]
+def as_a_single_run(given: Sequence[Override], chosen: Sequence[str]) -> list[str]:
+    """A job's overrides as somebody would write them for this run alone.
+
+    Hydra's sweeper keeps one override for each key and writes it anew; alone, several of one key count (maps are laid
+    over each other), in their order.
+
+    Args:
+        given: the command line.
+        chosen: what the sweeper made of it for this job. Keys that do not stand on the command line (``sweep=<name>``
+            sets some) come first, as there.
+    """
+    values = {o.split("=", 1)[0]: o for o in chosen}
+    keys = [o.get_key_element() for o in given]
+    for override, key in zip(given, keys, strict=True):
+        if override.is_sweep_override() and keys.count(key) > 1:
+            raise UserError(f"{override.input_line}: {key} is given again; a key that is swept is given once")
+    own = [values[k] if o.is_sweep_override() else o.input_line for o, k in zip(given, keys, strict=True)]
+    return [o for key, o in values.items() if key not in keys] + own
 
 
 def job_name(overrides: Sequence[str], common: Sequence[str]) -> str:
@@ -273,7 +305,7 @@ def job_name(overrides: Sequence[str], common: Sequence[str]) -> str:
     When characters had to go, eight digits of a hash keep two jobs apart.
     """
     varied = [o for o in overrides if o not in common] or list(overrides)
-    text = "_".join(o.lstrip("+").replace("=", "-", 1) for o in varied) or "only"
+    text = "_".join(f"{key_of(o)}-{text_of(o)}" if "=" in o else o for o in varied) or "only"
     name = re.sub(r"[^\w.+-]", "-", text)[:100].strip(".")
     if name != text:
         name += "-" + hashlib.sha256(text.encode()).hexdigest()[:8]
