@@ -12,7 +12,6 @@ import torch
 from hvlm.chat import Chat
 from hvlm.config.check import check_room, group_of, room_class
 from hvlm.config.compose import stage_name
-from hvlm.config.rooms import ROOMS
 from hvlm.config.schema import parameters
 from hvlm.data.datamodule import DataModule
 from hvlm.data.views import Questions, View
@@ -45,7 +44,7 @@ def room(node: Mapping[str, Any], **shared: Any) -> Any:
             f"{node['_target_']} has no setting {', '.join(unknown)}: the configuration was written by another version "
             "of hvlm; use that one, or train again"
         )
-    arguments = check_room(group, node, {*ROOMS[group], *shared})
+    arguments = check_room(group, node, shared)
     del arguments["_target_"]
     try:
         return cls(**arguments, **{key: value for key, value in shared.items() if key in wanted})
@@ -59,7 +58,7 @@ def dataset(cfg: Mapping[str, Any]) -> Any:
 
 def chat(cfg: Mapping[str, Any], data: Any) -> Chat:
     """The tokenizer and template: the language model's own, or one trained on the dataset's text when it has none."""
-    settings = check_room("language", cfg["language"], ROOMS["language"])
+    settings = check_room("language", cfg["language"])
     return room_class("language", settings).chat_for(settings, data.texts)
 
 

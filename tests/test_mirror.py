@@ -81,12 +81,12 @@ def test_a_rooms_yaml_is_one_flat_call_of_a_class_in_the_mirrored_file(name: str
         assert not any("${" in v for v in inner if isinstance(v, str)), f"{key} interpolates another room"
 
     group = name.split("/")[0]
-    known = parameters(made)
-    plain = {n for n, (annotation, _) in known.items() if is_plain(annotation) and n not in ROOMS[group]}
+    known, supplied = parameters(made), ROOMS[group]
+    plain = {n for n, (annotation, _) in known.items() if is_plain(annotation) and n not in supplied}
     assert set(settings) <= plain, "arguments that the class does not have"
     required = {n for n in plain if known[n][1]}
     assert required <= set(settings), "arguments without a default and without a value"
-    others = {n for n, (_, needed) in known.items() if needed} - plain - ROOMS[group]
+    others = {n for n, (_, needed) in known.items() if needed} - plain - supplied
     assert not others, "arguments that neither the YAML nor hvlm.build can give"
 
 
@@ -164,7 +164,10 @@ def test_rooms_know_only_what_they_may(path: Path) -> None:
             assert rest[1].startswith("_"), f"imports its sibling {name}; shared code belongs into a file _*.py"
 
 
-READS_CFG = {"build", "config/compose", "config/settings", "cli", "sweep/launcher", "training/chain"}
+READS_CFG = {
+    "build", "config/compose", "config/overlay", "config/settings", "config/words", "cli", "sweep/launcher",
+    "training/chain",
+}  # fmt: skip
 # These take the resolved configuration as a plain mapping: one rebuilds a model from it, one hands it to a logger.
 TAKES_PLAIN_CFG = {"rebuild", "tasks", "interop/hf_export", "training/wandb_logger"}
 

@@ -1,4 +1,4 @@
-"""eval.py: the checkpoint's configuration with the command line's words over it; what does not fit is said before work."""
+"""eval.py: the checkpoint's configuration with the command line over it; what does not fit is said before work."""
 
 from __future__ import annotations
 

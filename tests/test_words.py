@@ -11,8 +11,9 @@ from omegaconf import OmegaConf
 
 from hvlm.config.check import room_class
 from hvlm.config.compose import CONF, compose
+from hvlm.config.rooms import ROOMS
 from hvlm.config.schema import parameters
-from hvlm.config.settings import ROOM_TEXTS, ROOMS
+from hvlm.config.settings import ROOM_TEXTS
 from hvlm.config.words import as_given, lists_of_texts, quoted, text_of, texts
 from hvlm.errors import UserError
 

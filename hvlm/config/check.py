@@ -32,8 +32,8 @@ def check(plain: Mapping[str, Any]) -> dict[str, Any]:
             value, or a room whose node is not one flat call of a class of its group.
     """
     checked = check_settings(plain)
-    for group, supplied in ROOMS.items():
-        checked[group] = check_room(group, plain[group], supplied)
+    for group in ROOMS:
+        checked[group] = check_room(group, plain[group])
     return {key: checked[key] for key in plain}
 
 
@@ -59,7 +59,8 @@ def check_room(group: str, node: Any, supplied: Collection[str] = ()) -> dict[st
     Args:
         group: the room's group, e.g. ``connector``.
         node: what the configuration holds under that name.
-        supplied: arguments that the program passes itself and that the node must not hold.
+        supplied: arguments that the program passes itself, beside those of the group (``ROOMS``); the node must not
+            hold them.
 
     Raises:
         UserError: see ``check``.
@@ -70,6 +71,7 @@ def check_room(group: str, node: Any, supplied: Collection[str] = ()) -> dict[st
         if any(isinstance(v, Mapping | list | tuple) for v in inner):
             raise UserError(f"{group}.{key}: holds nested values; a room takes scalars, flat lists and flat maps")
     settings = {k: v for k, v in node.items() if k != "_target_"}
+    supplied = {*ROOMS[group], *supplied}
     return {"_target_": node["_target_"], **arguments(settings, cls, group, supplied)}
 
 

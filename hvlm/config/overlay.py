@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 
 from hvlm.config.check import check, check_room
 from hvlm.config.compose import compose, explained, resolved
-from hvlm.config.settings import ROOMS, SECTIONS
+from hvlm.config.rooms import ROOMS
+from hvlm.config.settings import SECTIONS
 from hvlm.config.words import as_given, key_of
 from hvlm.errors import UserError
 
@@ -79,7 +80,7 @@ def overlay(stored: Mapping[str, Any], overrides: Sequence[str], source: str = "
 
 def _of_this_version(group: str, node: Any, source: str) -> dict[str, Any]:
     try:
-        return check_room(group, node, ROOMS[group])
+        return check_room(group, node)
     except UserError as error:
         raise UserError(
             f"{source}: its configuration is damaged or of another version of hvlm ({error}); use that one, or train "
