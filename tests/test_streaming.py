@@ -11,7 +11,8 @@ import torch
 from _tiny import ASKED, Case, Variant, batch_of, chat, clip, model, side
 
 import eval as evaluation
-from hvlm.data.decode import VideoDecodeError, decode, frames_of
+from hvlm.data.decode import decode, frames_of
+from hvlm.data.video import VideoDecodeError
 from hvlm.errors import UserError
 from hvlm.evaluation.generate import generate
 from hvlm.evaluation.streaming import StreamingReader

@@ -1,195 +1,218 @@
 """Encoded video or still images → sampled uint8 frames with their times.
 
-decord comes first: it seeks to the frames asked for instead of reading all. PyAV takes over where decord raises (it
-refuses, for example, videos with a 90-degree rotation flag) and applies the rotation that it reads; each cause is
-logged once. Both decode on one thread: parallelism comes from the loader's worker processes, which can also be killed
-when a decoder hangs.
-
-What a container still holds is what is sampled: a file whose end is missing is read as far as PyAV can read it without
-an error. Damaged pixels inside a valid stream are not a decoder's business; the shard's sha256 catches those.
+``video.py`` decodes (or decord, where it is asked for and can be trusted: ``decord_reader.py``); here is decided which
+frames are taken and what size they get.
 """
 
 from __future__ import annotations
 
 import io
-import logging
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
-import av
 import numpy as np
-import torch
-from torch.nn.functional import interpolate
+from PIL import Image
 
-from hvlm.data.quarantine import SampleError
-from hvlm.data.sampling import nearest_frames, uniform_times
+from hvlm.data import decord_reader
+from hvlm.data.orientation import UPRIGHT, from_exif, upright
+from hvlm.data.sampling import nearest_frames, shown_frames, uniform_times
+from hvlm.data.sources import Source
+from hvlm.data.video import MAX_PIXELS, Picture, Video, VideoDecodeError, still, too_large
 
-try:
-    import decord
-except ImportError:  # there are wheels for Linux on x86 only
-    decord = None
-
-log = logging.getLogger(__name__)
-
-MAX_PIXELS = 50_000_000  # of one image or frame; larger headers are refused before anything is allocated
-CHUNK = 8  # frames decoded before they are resized, so that a long high-resolution clip does not fill the memory
-_logged: set[str] = set()
-
-Fit = Callable[[np.ndarray], np.ndarray]
+CHUNK_BYTES = 4 << 20  # decoded pixels handed on at a time, or one frame where that is larger
+DECODERS = ("pyav", "decord")
 
 
-class VideoDecodeError(SampleError):
-    """Neither decoder could read the video (or the image decoder the image). Attributes: name, field, reason."""
+class Chunk(NamedTuple):
+    """Neighbouring frames: uint8 [n, h, w, 3], float64 [n] seconds, and (height, width) with square pixels."""
+
+    frames: np.ndarray
+    seconds: np.ndarray
+    shape: tuple[int, int]
 
 
 def decode(
-    video: bytes, num_frames: int, *, name: str, size: tuple[int, int] | None = None
+    video: Source,
+    num_frames: int,
+    *,
+    name: str,
+    size: tuple[int, int] | None = None,
+    decoder: Literal["pyav", "decord"] = "pyav",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sample ``num_frames`` frames evenly in time over the whole clip.
 
-    Returns uint8 [T, 3, H, W] and float32 [T] seconds from the clip's first frame. T < ``num_frames`` only if the clip
-    has fewer frames (each is then returned once). ``size`` = (H, W): a clip of another size is scaled until it covers
-    that and cropped around its centre; None keeps the clip's own size. ``name`` stands in errors.
+    Args:
+        video: the encoded bytes, or where they lie.
+        num_frames: how many; a clip with fewer gives each of its frames once.
+        name: stands in errors.
+        size: (H, W); a clip of another size is scaled until it covers that and cropped around its centre. None keeps
+            the clip's own size.
+        decoder: "decord" lets decord decode what it can be trusted with.
 
-    Raises VideoDecodeError.
+    Returns:
+        uint8 [T, 3, H, W] and float32 [T] seconds from the clip's first frame.
+
+    Raises:
+        VideoDecodeError: the video cannot be read, or is larger than is allowed.
     """
-    fit = _fit(size)
-    try:
-        frames, times = _decord(video, num_frames, fit)
-    except Exception as error:  # decord raises plain RuntimeErrors of its own class, and IndexErrors for empty streams
-        first = _one_line(error)
-        try:
-            frames, times = _pyav(video, num_frames, fit)
-        except VideoDecodeError as second:
-            raise VideoDecodeError(name, "video", second.reason) from error
-        except Exception as second:
-            raise VideoDecodeError(name, "video", f"decord: {first}; PyAV: {_one_line(second)}") from second
-        _log_once(first, name)
-    return np.ascontiguousarray(frames.transpose(0, 3, 1, 2)), times.astype(np.float32)
+    return gathered(sampled(video, num_frames, decoder), name=name, field="video", size=size)
 
 
 def decode_images(
     images: Sequence[bytes], num_frames: int, *, name: str, fps: float, size: tuple[int, int] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same for a clip stored as JPEG or PNG stills, ``fps`` of them a second; only the sampled ones are decoded."""
-    pts = np.arange(len(images)) / fps
-    chosen = nearest_frames(pts, uniform_times(len(images) / fps, num_frames))
-    fit = _fit(size)
-    try:
-        frames = np.concatenate([fit(_image(images[i])[None]) for i in chosen])
-    except VideoDecodeError as error:
-        raise VideoDecodeError(name, "image", error.reason) from error
-    except Exception as error:
-        raise VideoDecodeError(name, "image", _one_line(error)) from error
-    return np.ascontiguousarray(frames.transpose(0, 3, 1, 2)), pts[chosen].astype(np.float32)
+    chosen, seconds = chosen_stills(len(images), num_frames, fps)
+    return gathered(decoded_stills([images[i] for i in chosen], seconds), name=name, field="image", size=size)
 
 
 def frames_of(path: Path, fps: float, size: tuple[int, int]) -> Iterator[tuple[np.ndarray, float]]:
     """A video as a stream: (uint8 [3, H, W], seconds) of the frame that is shown at every moment (k + 1/2) / fps.
 
-    One frame is held at a time, whatever the length. Raises VideoDecodeError.
+    A few frames are held at a time, whatever the length. Raises VideoDecodeError.
     """
-    fit, tick, shown = _fit(size), 0, None
+    yield from streamed(shown(path, fps), fps, name=str(path), size=size)
+
+
+# --------------------------------------------------------------------------- what is decoded, wherever that is
+
+
+def sampled(video: Source, num_frames: int, decoder: str = "pyav") -> Iterator[Chunk]:
+    """Frames nearest to the middles of ``num_frames`` equal parts of the clip. Raises VideoDecodeError."""
+
+    def choose(seconds: np.ndarray, duration: float) -> np.ndarray:
+        return nearest_frames(seconds, uniform_times(duration, num_frames))
+
+    with Video(video) as file:
+        if decoder == "decord":
+            reader = decord_reader.trusted(video, file)
+            if reader is not None:
+                chosen = choose(file.seconds, file.duration)
+                size = max(1, CHUNK_BYTES // (3 * file.height * file.width))
+                for part in (chosen[i : i + size] for i in range(0, len(chosen), size)):
+                    frames = decord_reader.frames(reader, part)
+                    yield Chunk(frames, file.seconds[part], frames.shape[1:3])
+                return
+        yield from _chunks(file.sample(choose))
+
+
+def shown(video: Source, fps: float) -> Iterator[Chunk]:
+    """The frames that are shown at the moments (k + 1/2) / fps, each once, and how long: one more chunk without frames
+    whose ``seconds`` hold the duration. Raises VideoDecodeError."""
+
+    def choose(seconds: np.ndarray, duration: float) -> np.ndarray:
+        moments = _moment(np.arange(int(duration * fps) + 1), fps)
+        return shown_frames(seconds, moments[moments < duration])
+
+    with Video(video) as file:
+        yield from _chunks(file.sample(choose))
+        yield Chunk(np.empty((0, 1, 1, 3), np.uint8), np.array([file.duration]), (1, 1))
+
+
+def decoded_stills(images: Iterable[bytes], seconds: np.ndarray) -> Iterator[Chunk]:
+    """Pictures, upright. Raises VideoDecodeError."""
+    last: tuple[bytes, np.ndarray] | None = None
+    for data, second in zip(images, seconds, strict=True):
+        if last is None or last[0] is not data:
+            last = data, _still(data)
+        yield Chunk(last[1][None], np.array([second]), last[1].shape[:2])
+
+
+def chosen_stills(count: int, num_frames: int, fps: float) -> tuple[np.ndarray, np.ndarray]:
+    """Which of ``count`` stills are sampled, and their seconds."""
+    seconds = np.arange(count) / fps
+    chosen = nearest_frames(seconds, uniform_times(count / fps, num_frames))
+    return chosen, seconds[chosen]
+
+
+# --------------------------------------------------------------------------------- what becomes of the chunks
+
+
+def gathered(
+    chunks: Iterable[Chunk], *, name: str, field: str, size: tuple[int, int] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Chunks → uint8 [T, 3, H, W] and float32 [T]; without ``size`` the frames get that of the first one."""
+    frames, seconds = [], []
     try:
-        with av.open(str(path)) as file:
-            stream = _video_stream(file)
-            stream.thread_type = "NONE"
-            for frame in file.decode(stream):
-                if frame.pts is None:
-                    raise VideoDecodeError(str(path), "video", "a frame has no time stamp")
-                seconds = float((frame.pts - (stream.start_time or 0)) * stream.time_base)
-                while shown is not None and (tick + 0.5) / fps < seconds:
-                    yield fit(shown[None])[0].transpose(2, 0, 1), (tick + 0.5) / fps
+        for chunk in chunks:
+            size = size or chunk.shape
+            frames.append(fitted(chunk, size))
+            seconds.append(chunk.seconds)
+    except VideoDecodeError as error:
+        raise type(error)(name, field, error.reason) from error
+    return np.ascontiguousarray(np.concatenate(frames).transpose(0, 3, 1, 2)), np.concatenate(seconds).astype(
+        np.float32
+    )
+
+
+def streamed(
+    chunks: Iterable[Chunk], fps: float, *, name: str, size: tuple[int, int]
+) -> Iterator[tuple[np.ndarray, float]]:
+    """What ``shown`` gives → (uint8 [3, H, W], seconds) at every moment (k + 1/2) / fps."""
+    tick, current = 0, None
+    try:
+        for chunk in chunks:
+            fit = fitted(chunk, size) if len(chunk.frames) else [None]
+            for frame, seconds in zip(fit, chunk.seconds, strict=True):
+                while current is not None and _moment(tick, fps) < seconds:
+                    yield current, _moment(tick, fps)
                     tick += 1
-                shown = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                last = float((frame.duration or 0) * stream.time_base)
-        while shown is not None and (tick + 0.5) / fps < seconds + last:
-            yield fit(shown[None])[0].transpose(2, 0, 1), (tick + 0.5) / fps
-            tick += 1
-    except (av.FFmpegError, OSError) as error:
-        raise VideoDecodeError(str(path), "video", _one_line(error)) from error
+                current = None if frame is None else np.ascontiguousarray(frame.transpose(2, 0, 1))
+    except VideoDecodeError as error:
+        raise type(error)(name, "video", error.reason) from error
 
 
-def _decord(video: bytes, num_frames: int, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
-    if decord is None:
-        raise ImportError("it is not installed")
-    reader = decord.VideoReader(io.BytesIO(video), num_threads=1)
-    spans = reader.get_frame_timestamp(range(len(reader)))  # [frames, 2]: start and end of each frame, seconds
-    start = spans[0, 0]
-    chosen = nearest_frames(spans[:, 0] - start, uniform_times(spans[-1, 1] - start, num_frames))
-    parts = [fit(reader.get_batch(chosen[i : i + CHUNK]).asnumpy()) for i in range(0, len(chosen), CHUNK)]
-    return np.concatenate(parts), spans[chosen, 0] - start
+def fitted(chunk: Chunk, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [n, H, W, 3]: the frames scaled to cover ``size``, with square pixels, then cropped around the centre."""
+    frames, (tall, wide), (height, width) = chunk.frames, chunk.shape, size
+    scale = max(height / tall, width / wide)
+    covering = [max(height, round(tall * scale)), max(width, round(wide * scale))]
+    if list(frames.shape[1:3]) != covering:
+        import torch  # not before it is needed: a process that only decodes starts in a tenth of the time without it
+        from torch.nn.functional import interpolate
 
-
-def _pyav(video: bytes, num_frames: int, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
-    with av.open(io.BytesIO(video)) as file:  # first pass: timestamps only, nothing is decoded
-        stream = _video_stream(file)
-        stamps = sorted((p.pts, p.duration or 0) for p in file.demux(stream) if p.pts is not None and p.size)
-        if not stamps:
-            raise VideoDecodeError("", "video", "the video stream holds no frames")
-        pts = np.array([stamp[0] for stamp in stamps])
-        seconds = (pts - pts[0]) * float(stream.time_base)
-        last = stamps[-1][1] * float(stream.time_base)  # how long the last frame is shown
-        chosen = nearest_frames(seconds, uniform_times(seconds[-1] + last, num_frames))
-    wanted = {int(pts[i]): i for i in chosen}
-    frames: dict[int, np.ndarray] = {}
-    with av.open(io.BytesIO(video)) as file:
-        stream = _video_stream(file)
-        stream.thread_type = "NONE"
-        for frame in file.decode(stream):
-            if (index := wanted.pop(frame.pts, None)) is not None:
-                upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))  # counter-clockwise
-                frames[index] = fit(upright[None])
-            if not wanted:
-                break
-    if wanted:
-        raise VideoDecodeError("", "video", f"{len(wanted)} of {len(chosen)} sampled frames could not be decoded")
-    order = sorted(frames)
-    return np.concatenate([frames[i] for i in order]), seconds[order]
-
-
-def _image(data: bytes) -> np.ndarray:
-    """uint8 [H, W, 3] of one still."""
-    with av.open(io.BytesIO(data)) as file:
-        return next(file.decode(_video_stream(file))).to_ndarray(format="rgb24")
-
-
-def _video_stream(file: av.container.InputContainer) -> av.VideoStream:
-    if not file.streams.video:
-        raise VideoDecodeError("", "video", "the file has no video stream")
-    stream = file.streams.video[0]
-    if stream.width * stream.height > MAX_PIXELS:
-        raise VideoDecodeError(
-            "", "video", f"{stream.width}x{stream.height} pixels are refused, at most {MAX_PIXELS:,}"
-        )
-    return stream
-
-
-def _fit(size: tuple[int, int] | None) -> Fit:
-    """uint8 [T, h, w, 3] → [T, H, W, 3]: scale to cover ``size``, then crop around the centre."""
-
-    def fit(frames: np.ndarray) -> np.ndarray:
-        if size is None or frames.shape[1:3] == tuple(size):
-            return frames
-        height, width = size
-        scale = max(height / frames.shape[1], width / frames.shape[2])
-        covering = [max(height, round(frames.shape[1] * scale)), max(width, round(frames.shape[2] * scale))]
         x = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
         x = interpolate(x, covering, mode="bilinear", antialias=True, align_corners=False)
-        top, left = (covering[0] - height) // 2, (covering[1] - width) // 2
-        return x[..., top : top + height, left : left + width].permute(0, 2, 3, 1).numpy()
-
-    return fit
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return re.sub(r"^\[\d\d:\d\d:\d\d\] \S+: ?", "", text)[:200]  # decord puts a clock and a source line in front
+        frames = x.permute(0, 2, 3, 1).numpy()
+    top, left = (covering[0] - height) // 2, (covering[1] - width) // 2
+    return frames[:, top : top + height, left : left + width]
 
 
-def _log_once(cause: str, name: str) -> None:
-    kind = re.sub(r"0x[0-9a-f]+|\d+", "#", cause)
-    if kind not in _logged:
-        _logged.add(kind)
-        log.warning("%s: decord could not read it (%s); PyAV reads it and others with the same cause", name, cause)
+# ---------------------------------------------------------------------------------------------------- decoding
+
+
+def _chunks(pictures: Iterable[tuple[float, Picture]]) -> Iterator[Chunk]:
+    """Neighbours of one size together, up to ``CHUNK_BYTES``."""
+    frames: list[np.ndarray] = []
+    seconds: list[float] = []
+    shape, held = (0, 0), 0
+    for second, picture in pictures:
+        pixels = picture.pixels()
+        kind = (picture.height, picture.width)
+        if frames and (held + pixels.nbytes > CHUNK_BYTES or kind != shape or pixels.shape != frames[0].shape):
+            yield Chunk(np.stack(frames), np.array(seconds), shape)
+            frames, seconds, held = [], [], 0
+        frames.append(pixels)
+        seconds.append(second)
+        shape, held = kind, held + pixels.nbytes
+    if frames:
+        yield Chunk(np.stack(frames), np.array(seconds), shape)
+
+
+def _still(data: bytes) -> np.ndarray:
+    """uint8 [H, W, 3] of one picture, turned as its EXIF says."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:  # reads the header only
+            width, height = image.size
+            orientation = from_exif(image.getexif().get(0x0112, 1))
+    except Exception:  # Pillow knows fewer kinds of pictures than PyAV, and fails in many ways on damaged ones
+        width = height = 0
+        orientation = UPRIGHT
+    if width * height > MAX_PIXELS:
+        raise too_large(width, height)
+    return np.ascontiguousarray(upright(still(data), orientation))
+
+
+def _moment(tick: Any, fps: float) -> Any:
+    return (tick + 0.5) / fps

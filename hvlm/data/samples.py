@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 
-from hvlm.data.decode import VideoDecodeError, decode, decode_images
+from hvlm.data.decode import decode, decode_images
 from hvlm.data.sample_json import parse
+from hvlm.data.video import VideoDecodeError
 from hvlm.image import IMAGE_FRAMES
 
 __all__ = ["frames", "parse"]
@@ -23,10 +25,15 @@ def frames(
     for field in ("mp4", "webm"):
         if field in members:
             return decode(members[field], num_frames, name=key, size=size)
-    stills = sorted(field for field in members if field.rsplit(".", 1)[-1] in ("jpg", "jpeg", "png"))
+    stills = sorted((field for field in members if field.rsplit(".", 1)[-1] in ("jpg", "jpeg", "png")), key=natural)
     if not stills:
         raise VideoDecodeError(key, "mp4", f"no video or image; the sample has {', '.join(sorted(members))}")
     if len(stills) == 1:
         stills = stills * min(IMAGE_FRAMES, num_frames)
     fps = float(sample.get("fps", 1.0))
     return decode_images([members[field] for field in stills], num_frames, name=key, fps=fps, size=size)
+
+
+def natural(name: str) -> tuple:
+    """A key to sort by in which numbers count as numbers: 2 before 10, whether or not they are padded."""
+    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)), name

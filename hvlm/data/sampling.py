@@ -32,6 +32,11 @@ def nearest_frames(pts: np.ndarray, times: np.ndarray) -> np.ndarray:
     return np.unique(np.where(nearer_left, left, right))
 
 
+def shown_frames(pts: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Index of the frame that is shown at each of ``times`` (the last one that has begun), ascending, each once."""
+    return np.unique((np.searchsorted(pts, times, side="right") - 1).clip(0))
+
+
 def is_shown(evidence: Sequence[Sequence[float]], times: np.ndarray) -> bool:
     """Whether every half-open interval [t0, t1) of ``evidence`` holds at least one of the sampled ``times``."""
     return all(np.any((times >= t0 - TOLERANCE) & (times < t1 - TOLERANCE)) for t0, t1 in evidence)

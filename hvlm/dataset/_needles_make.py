@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from hvlm.data.shard_index import write_shard
+from hvlm.data.video import VideoDecodeError
 from hvlm.dataset import _needles_text as text
 from hvlm.dataset._haystack import Haystack, Stretch, Video, decode_source
 from hvlm.dataset._needles_draw import encode, render
@@ -27,8 +28,8 @@ def decode(video: Video, out: Path, size: int) -> dict[str, Stretch] | str:
     """The decoded stretches by split, or in one line why there are none."""
     try:
         return decode_source(video, out, size)
-    except ValueError as error:
-        return str(error)
+    except VideoDecodeError as error:
+        return error.reason
 
 
 def make_shard(recipe: Recipe, path: Path, split: str, numbers: Iterable[int], stretches: list[Stretch]) -> dict:
