@@ -96,7 +96,7 @@ def model(cfg: Mapping[str, Any], chat: Chat, weights: bool = True) -> VLM:
         attention=attention,
         fusion=room(cfg["fusion"], **text),
         language=language,
-        adapter=room(cfg["adapter"], name=cfg["domain"]["adapter"] if "domain" in cfg else "all"),
+        adapter=room(cfg["adapter"], name=cfg["domain"]["adapter"]),
         kvcache=room(cfg["kvcache"], **language.cache_sizes),
         head=room(cfg["head"], text_dim=language.dim, logits=language.logits),
         order=order,

@@ -46,7 +46,7 @@ TEMPLATES = {  # as Chat writes a conversation, in the language of chat template
 
 class HvlmConfig(PretrainedConfig):
     """rooms: {room: its settings with ``_target_``}. chat: the tokenizer, ``Chat.to_json``. order, num_frames: as
-    trained."""
+    trained. adapter: the name of the adapter's weights that are used."""
 
     model_type = "hvlm"
 
@@ -56,10 +56,12 @@ class HvlmConfig(PretrainedConfig):
         chat: str | None = None,
         order: str = "question_first",
         num_frames: int = 8,
+        adapter: str = "all",
         **other: Any,
     ):
         super().__init__(**other)
         self.rooms, self.chat, self.order, self.num_frames = rooms or {}, chat, order, num_frames
+        self.adapter = adapter
 
 
 class HvlmModel(nn.Module):
@@ -71,7 +73,7 @@ class HvlmModel(nn.Module):
         super().__init__()
         self.config = config
         self.chat = Chat.from_json(config.chat)
-        settings = {**config.rooms, "order": config.order}
+        settings = {**config.rooms, "order": config.order, "domain": {"adapter": config.adapter}}
         self.vlm: VLM = build.model(settings, self.chat, weights=False)
 
     @classmethod
@@ -118,7 +120,8 @@ class HvlmModel(nn.Module):
 def export(path: str | Path, cfg: Mapping[str, Any], chat: str, out: Path) -> Path:
     """Write the checkpoint at ``path``, trained with ``cfg``, as a Hugging Face folder ``out``. Returns it."""
     rooms = {name: dict(cfg[name]) for name in OF_A_MODEL}
-    model = HvlmModel(HvlmConfig(rooms, chat, cfg["order"], cfg["dataset"]["num_frames"], architectures=["HvlmModel"]))
+    frames, adapter = cfg["dataset"]["num_frames"], cfg["domain"]["adapter"]
+    model = HvlmModel(HvlmConfig(rooms, chat, cfg["order"], frames, adapter, architectures=["HvlmModel"]))
     load_into(model.vlm, load_weights(path), path)
     model.save_pretrained(out)
     (out / "README.md").write_text(model_card(path, cfg, rooms), encoding="utf-8")
