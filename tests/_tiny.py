@@ -94,7 +94,9 @@ class Case(NamedTuple):
     @property
     def config(self) -> dict[str, Any]:
         named = {room.group: room.settings for room in self.rooms}
-        return {"order": self.order, "domain": {"adapter": "all"}} | {g: named.get(g) or Variant(g, n).settings for g, n in USUAL.items()}
+        return {"order": self.order, "domain": {"adapter": "all"}} | {
+            g: named.get(g) or Variant(g, n).settings for g, n in USUAL.items()
+        }
 
     def room(self, group: str) -> dict[str, Any]:
         return self.config[group]

@@ -5,15 +5,34 @@ The folders are globbed: a new variant is tested here the moment its YAML exists
 
 from __future__ import annotations
 
+import inspect
 import io
+import re
 from functools import cache
 
 import pytest
 import torch
-from _tiny import ASKED, Case, Variant, batch_of, cases, chat, clip, model, per_row, side, two_clips, variants
+from _tiny import (
+    ASKED,
+    ROOT,
+    Case,
+    Variant,
+    batch_of,
+    cases,
+    chat,
+    clip,
+    model,
+    per_row,
+    side,
+    target,
+    two_clips,
+    variants,
+)
 from torch import Tensor
 
 from hvlm import build
+from hvlm.config.rooms import ROOMS
+from hvlm.contracts import CONTRACTS, PARTS
 from hvlm.evaluation.generate import generate
 from hvlm.functional import last_true
 from hvlm.io.checkpoint import load_into
@@ -33,6 +52,65 @@ def shared_model(case: Case) -> VLM:
 def same(a: list[Tensor], b: list[Tensor]) -> None:
     for x, y in zip(a, b, strict=True):
         torch.testing.assert_close(x, y, **CLOSE)
+
+
+# ---------------------------------------------------------------------------------------------------- what a room is
+
+EVERY = [pytest.param(variant, id=f"{group}/{variant.id}") for group in ROOMS for variant in variants(group)]
+
+
+def methods(base: type) -> dict[str, inspect.Signature]:
+    """{name: signature without self} of what a contract says can be called."""
+    public = {name: member for name, member in vars(base).items() if name == "forward" or not name.startswith("_")}
+    found = {name: getattr(base, name) for name, member in public.items() if inspect.isroutine(member)}
+    return {name: inspect.signature(function) for name, function in found.items()}
+
+
+def named(signature: inspect.Signature) -> list[inspect.Parameter]:
+    return [p for name, p in signature.parameters.items() if name != "self"]
+
+
+def test_the_contracts_cover_every_group() -> None:
+    assert list(CONTRACTS) == list(ROOMS) and all(base.group == group for group, base in CONTRACTS.items())
+
+
+@pytest.mark.parametrize("variant", EVERY)
+def test_every_variant_has_what_its_contract_says(variant: Variant) -> None:
+    """It derives from the base, leaves nothing of it open, and can be called as the base says; what it takes beyond
+    that it must not need."""
+    made, base = target(variant.settings), CONTRACTS[variant.group]
+    assert issubclass(made, base) and not inspect.isabstract(made)
+    for name, said in methods(base).items():
+        theirs, ours = named(said), named(inspect.signature(getattr(made, name)))
+        for wanted, found in zip(theirs, ours, strict=False):
+            assert (found.name, found.kind) == (wanted.name, wanted.kind), f"{name}: another argument than the contract"
+        assert len(ours) >= len(theirs), f"{name}: fewer arguments than the contract"
+        needed = [p.name for p in ours[len(theirs) :] if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+        assert not needed, f"{name} needs more than the contract gives"
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in cases()])
+def test_every_built_room_has_the_attributes_of_its_contract(case: Case) -> None:
+    vlm = shared_model(case)
+    for part in PARTS:
+        room = getattr(vlm, part)
+        assert isinstance(room, CONTRACTS[part]) and type(room).part == part
+        for name in inspect.get_annotations(CONTRACTS[part]):
+            assert hasattr(room, name), f"{part} has no {name}"
+
+
+def test_nobody_asks_rooms_what_they_have_by_its_name() -> None:
+    """What a room may leave out has a value in its contract."""
+    asked = [
+        f"{path.name}: {line.strip()}"
+        for folder in (".", "stage", "training", "evaluation", "attention", "connector", "merger")
+        for path in sorted((ROOT / "hvlm" / folder).glob("*.py"))
+        for line in path.read_text().splitlines()
+        if re.search(
+            r"(has|get)attr\((self\.)?(\w+\.)*(model|connector|merger|attention|stage|head|adapter|layer)\b", line
+        )
+    ]
+    assert not asked
 
 
 # ---------------------------------------------------------------------------------------------------- whole models
@@ -229,7 +307,7 @@ def test_merger(variant: Variant) -> None:
     assert all(field is None or field.shape[:2] == (b, s) for field in out.tokens)
     assert s <= came.tokens.x_BSD.shape[1] and torch.equal(out.frame_mask_BT, came.frame_mask_BT)
     total = (out.tokens.size_BS * out.tokens.mask_BS).sum()
-    if not getattr(room, "drops", False):
+    if not room.drops:
         assert total == came.tokens.mask_BS.sum()
     assert total > 0
     padded = room(visual(3, padded_to=5)).tokens

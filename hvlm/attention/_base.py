@@ -73,14 +73,16 @@ class MixingRoom(Attention):
         """One layer, called as ``layer(x_BSD, mask_BS)``."""
         return self.layer(**layer)
 
+    def mixed_again(self, layer: nn.Module, x_BSD: Tensor, mask_BS: Tensor | None) -> Tensor:
+        """What the layer gives, computed again in the backward pass."""
+        return checkpoint(layer, x_BSD, mask_BS, use_reentrant=False)
+
     def forward(self, tokens: Tokens) -> tuple[Tokens, None]:
         x, mask = tokens.x_BSD, tokens.mask_BS
         mask = None if bool(mask.all()) else mask
         for norm, layer in zip(self.norms, self.layers, strict=True):
             if self.gradient_checkpointing and self.training:
-                if hasattr(layer, "count"):
-                    layer.count()  # here, once, and not when the layer is computed again
-                y = checkpoint(getattr(layer, "mix", layer), norm(x), mask, use_reentrant=False)
+                y = self.mixed_again(layer, norm(x), mask)
             else:
                 y = layer(norm(x), mask)
             x = x + y

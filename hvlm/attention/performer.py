@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hvlm.attention import _gpu
 from hvlm.attention._base import MixingRoom, no_memory
@@ -177,3 +178,7 @@ class PerformerRoom(MixingRoom):
     """See ``PerformerAttention`` and ``MixingRoom``."""
 
     layer = PerformerAttention
+
+    def mixed_again(self, layer: nn.Module, x_BSD: Tensor, mask_BS: Tensor | None) -> Tensor:
+        layer.count()  # here, once, and not when the layer is computed again
+        return checkpoint(layer.mix, x_BSD, mask_BS, use_reentrant=False)
