@@ -330,6 +330,11 @@ class Head(Module, ABC, group="head"):
     def loss(self, output: Any, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """(sum of the loss over its units, number of units, further sums to be divided by the same number)."""
 
+    def units(self, batch: Batch) -> int:
+        """The number of units as ``loss`` counts them, without a pass through the model; what is learned in parts
+        (``trainer.accumulate``) needs it. NotImplementedError where it cannot be told from the batch."""
+        raise NotImplementedError(f"{type(self).__name__} does not count its units: use trainer.accumulate=1")
+
 
 class Dataset(Room, ABC, group="dataset"):
     """Samples. access: ``index`` (by offset; resume is exact) or ``stream``. num_frames: sampled of a clip.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -274,13 +275,18 @@ def named_parts(model: VLM | Encoder) -> dict[str, list[tuple[str, nn.Parameter]
     """Parameters by part. A module says its part (``part``), for itself and for what is below it: the query's own
     projections live in the encoder but train with the connector."""
     parts: dict[str, list[tuple[str, nn.Parameter]]] = {name: [] for name in PARTS}
-    part_of = {"": ""}
     seen: set[int] = set()
-    for path, module in model.named_modules():
-        above = part_of[path.rpartition(".")[0]]
-        part_of[path] = part = getattr(type(module), "part", above)
+    for path, module, part in parts_of_modules(model):
         for name, parameter in module.named_parameters(path, recurse=False):
             if id(parameter) not in seen:
                 seen.add(id(parameter))
                 parts.setdefault(part, []).append((name, parameter))
     return {name: members for name, members in parts.items() if members}
+
+
+def parts_of_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """(path, module, part) of every module below ``model``, each once; "" is the part of what says none."""
+    part_of = {"": ""}
+    for path, module in model.named_modules():
+        part_of[path] = part = getattr(type(module), "part", part_of[path.rpartition(".")[0]])
+        yield path, module, part

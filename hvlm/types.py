@@ -56,6 +56,8 @@ class Batch(NamedTuple):
     prompt_KS: bool, what of the text may be known before the answer, and so may reach visual tokens: what stands before
         the video, and before the first target. None: nobody may ask for it.
     adapter_K: int64, which of the adapter's sets of weights each text row uses; None: the one that is trained.
+    step_units: {term of the loss: its units} of all batches of this optimiser step in this process, where there are
+        several (``trainer.accumulate``).
     """
 
     frames_BTCHW: Tensor
@@ -72,6 +74,7 @@ class Batch(NamedTuple):
     motion_BTYX: Tensor | None = None
     prompt_KS: Tensor | None = None
     adapter_K: Tensor | None = None
+    step_units: dict[str, float] | None = None
 
     @property
     def num_clips(self) -> int:

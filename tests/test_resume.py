@@ -32,6 +32,7 @@ class Tiny(lightning.LightningModule):
         self.seen: list[list[str]] = []
 
     def training_step(self, batch, index):
+        assert self.trainer.accumulate_grad_batches == 1 or batch.step_units == {"rows": 2.0}
         self.seen.append([f"{row['key']}:{row.get('question_id')}" for row in batch.rows])
         pixels = batch.frames_BTCHW.float().mean((1, 3, 4))[batch.clip_K] / 255
         length = batch.attention_mask_KS.sum(1, keepdim=True) / 20
@@ -62,7 +63,8 @@ def fit(
 ):
     arguments = dict(
         view=Questions(), rows_per_clip=1, loss="answer", batch_size=2,
-        steps=STEPS * accumulate, num_workers=workers, seed=5, interleave=0.2,
+        steps=STEPS, accumulate=accumulate, units=lambda batch: {"rows": len(batch.rows)},
+        num_workers=workers, seed=5, interleave=0.2,
     )  # fmt: skip
     module = Tiny()
     callbacks = [ModelCheckpoint(folder, every_n_train_steps=1, save_last=True)] + [Stop()] * stop
@@ -107,7 +109,7 @@ def test_resume_is_exact_for_any_number_of_workers(data, whole, tmp_path, monkey
 def test_state_counts_finished_optimiser_steps(data, tmp_path):
     fit(data, tmp_path, 0, accumulate=2, stop=True)
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)["DataModule"]
-    assert state["consumed"] == STOP * 2 * 2 and state["batch_size"] == 2
+    assert state["consumed"] == STOP * 2 and state["batch_size"] == 2
     whole = fit(data, tmp_path / "whole", 0, accumulate=2)
     rest = fit(data, tmp_path, 0, accumulate=2, resume=True)
     assert rest.seen == whole.seen[STOP * 2 :] and rest.digest() == whole.digest()

@@ -15,6 +15,10 @@ import torch
 from hvlm import build
 from hvlm.config.compose import compose
 from hvlm.data.datamodule import DataModule
+from hvlm.data.loader import counted
+from hvlm.data.order import Order, SampleRef
+from hvlm.data.quarantine import Quarantine
+from hvlm.data.reader import Reader
 from hvlm.errors import UserError
 from hvlm.model import VLM
 from hvlm.stage._base import Stage
@@ -31,6 +35,7 @@ def start(overrides: list[str], *more: str) -> tuple[Stage, DataModule]:
     data = build.dataset(cfg)
     data.prepare(progress=False)
     stage, chat = start_stage(cfg, data, None)
+    stage.configure_model()
     return stage, build.datamodule(cfg, stage, data, chat, None)
 
 
@@ -61,10 +66,10 @@ def loss_of(stage: Stage, batch: Batch) -> float:
     modes = {m: m.training for m in stage.modules()}
     stage.eval()
     with torch.no_grad():
-        total, count, _ = stage.losses(batch)
+        terms, _ = stage.losses(batch)
     for module, mode in modes.items():
         module.training = mode
-    return float(total / count)
+    return float(sum(term.total / term.count for term in terms.values()))
 
 
 def clips(reading: DataModule, n: int = 8) -> Batch:
@@ -101,13 +106,14 @@ def test_align_scores_every_token_and_sft_the_answer(needles: list[str]) -> None
     for name, everything in (("align", True), ("sft", False)):
         stage, reading = start(needles, f"stage={name}")
         batch = clips(reading)
-        total, count, extras = stage.losses(batch)
+        terms, measures = stage.losses(batch)
+        total, count = terms["text"]
         scored = int((batch.loss_mask_KS & batch.attention_mask_KS).sum())
         # The token that directly follows the video has no valid place before it in every clip, and is left out.
         assert int(count) == scored - everything * len(batch.input_ids_KS)
         logp = stage.model.token_logprobs(batch)
         assert total.item() == pytest.approx(-logp.sum().item(), rel=1e-5)
-        assert 0 <= float(extras["token_accuracy"]) <= int(count)
+        assert 0 <= float(measures["token_accuracy"].total) <= int(count)
         tokens = int(batch.attention_mask_KS.sum())
         assert (scored == tokens - len(batch.input_ids_KS)) == everything, "all but each row's first, or the answer"
 
@@ -256,8 +262,8 @@ def perturb(model: VLM) -> None:
 def values(stage: Stage, batch: Batch) -> dict[str, float]:
     stage.eval()
     with torch.no_grad():
-        total, count, extras = stage.losses(batch)
-    return {name: float(value / count) for name, value in {"loss": total, **extras}.items()}
+        terms, measures = stage.losses(batch)
+    return {name: float(mean.total / mean.count) for name, mean in {"loss": terms["pairs"], **measures}.items()}
 
 
 def test_dpo_starts_at_ln_2_and_a_swap_flips_the_margin(needles: list[str]) -> None:
@@ -328,12 +334,12 @@ def test_vision_heads_answer_for_every_cell(needles: list[str]) -> None:
     batch = clips(reading, 4)
     b, t = batch.frame_mask_BT.shape
     assert batch.labels["shape"].shape == (b, t, 4, 4) and (batch.labels["shape"] > 0).any()
-    total, count, extras = stage.losses(batch)
+    terms, measures = stage.losses(batch)
     things = int((batch.labels["shape"] > 0).sum())
     empty = b * t * 16 - things
-    assert float(count) == pytest.approx(things + 0.15 * empty, rel=1e-5)
-    assert 0 <= float(extras["object_accuracy"] / count) <= 1
-    (total / count).backward()
+    assert float(terms["cells"].count) == pytest.approx(things + 0.15 * empty, rel=1e-5)
+    assert int(measures["object_accuracy"].count) == things and 0 <= float(measures["object_accuracy"].total) <= things
+    sum(term.total / term.count for term in terms.values()).backward()
     used = {n.split(".")[1] for n, p in stage.named_parameters() if p.grad is not None and p.grad.any() and n[0] == "m"}
     assert used == {"vision"} and stage.patch_heads.weight.grad.any()
 
@@ -373,3 +379,139 @@ def test_rooms_in_between_learn_as_the_connector_does(trained) -> None:
     assert "merger" not in stage.trainable and "fusion" not in stage.trainable  # none has no weights
     groups = {g["name"] for g in stage.configure_optimizers()["optimizer"].param_groups}
     assert groups == {"vision", "connector", "attention", "language"}
+
+
+# ---------------------------------------------------------------------------------------------------- frozen, decayed
+
+
+@pytest.mark.fault(69)
+@pytest.mark.parametrize("connector", ["foveated", "mean"])
+def test_a_frozen_part_keeps_its_whole_state(needles: list[str], tmp_path: Path, connector: str) -> None:
+    """Weights, running statistics and counters, and no dropout; what is trained moves."""
+    frozen = "stage.trainable={vision:3.0e-3,connector:0,language:3.0e-3}"
+    stage, reading = start(needles, "stage=sft", "stage.steps=5", frozen, f"connector={connector}")
+    before = {name: value.clone() for name, value in stage.state_dict().items()}
+    fit(stage, reading, tmp_path, 5)
+    stage.train()
+    assert not any(m.training for m in stage.model.connector.modules()) and stage.model.vision.training
+    after = stage.state_dict()
+    part = {name for name in after if name.startswith(("model.connector.", "model.vision.query."))}
+    assert any("var" in name or "updates" in name for name in part)
+    assert all(torch.equal(after[name], before[name]) for name in part)
+    assert any(not torch.equal(after[name], before[name]) for name in set(after) - part)
+
+
+@pytest.mark.fault(86)
+@pytest.mark.parametrize("attention", ["mamba", "mamba2"])
+def test_what_says_that_it_is_not_decayed_is_not(needles: list[str], attention: str) -> None:
+    stage, _ = start(needles, "stage=sft", "stage.weight_decay=0.5", f"attention={attention}", "connector=mean")
+    groups = stage.configure_optimizers()["optimizer"].param_groups
+    decayed = {id(p) for g in groups if g["weight_decay"] == 0.5 for p in g["params"]}
+    names = {id(p): n for n, p in stage.named_parameters()}
+    assert any("in_proj.weight" in names[key] for key in decayed)
+    for key, name in names.items():
+        if name.rpartition(".")[2] in ("A_log", "A_b_log", "D", "D_b"):
+            assert key not in decayed, name
+
+
+# ---------------------------------------------------------------------------------------------------- accumulation
+
+
+class Parts:
+    """A loader that gives the parts of one step, as the reader would."""
+
+    def __init__(self, batches: list[Batch], stage: Stage) -> None:
+        self.batches, self.stage = batches, stage
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return counted(iter(self.batches), len(self.batches), self.stage.units)
+
+
+class Gradients(lightning.Callback):
+    """The gradients of the first optimiser step."""
+
+    def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+        self.found = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+
+
+def gradients(stage: Stage, batches: list[Batch], folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """Of one optimiser step over these parts, and what is logged of it."""
+    seen = Gradients()
+    trainer = lightning.Trainer(
+        accelerator="cpu", max_steps=1, max_epochs=-1, limit_val_batches=0, logger=False, callbacks=[seen],
+        accumulate_grad_batches=len(batches), enable_progress_bar=False, enable_checkpointing=False,
+        enable_model_summary=False, log_every_n_steps=1, use_distributed_sampler=False, default_root_dir=folder,
+    )  # fmt: skip
+    trainer.fit(stage, Parts(batches, stage))
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
+    return seen.found, {"train/reward_accuracy": 0.5} | logged
+
+
+@pytest.mark.fault(70)
+@pytest.mark.parametrize("name", ["vision", "align", "sft", "dpo"])
+def test_a_step_in_parts_is_the_step_at_once(needles: list[str], tmp_path: Path, name: str) -> None:
+    """Ragged rows and frames, and a part of text-only chats among the others."""
+    settings = [f"stage={name}", "connector.standardise=false", "stage.batch_size=6"]
+    stage, reading = start(needles, *settings)
+    spec = reading._show(reading.view, 3)
+    clips, texts = reading._manifest.split("train"), reading._manifest.split("text")
+    read = Reader(clips, texts, spec, Quarantine(0.5, None, 0), replace=True)
+    items = [read._item(SampleRef(0, index)) for index in range(6)]
+    for i, frames in enumerate((4, 2, 3, 4, 1, 2)):  # of other lengths
+        labels = items[i].labels and {label: value[:frames] for label, value in items[i].labels.items()}
+        items[i] = items[i]._replace(frames=items[i].frames[:frames], times=items[i].times[:frames], labels=labels)
+    groups = [items[:2], items[2:4], items[4:]]
+    if name in ("align", "sft"):
+        groups[1] = [read._item(SampleRef(0, index, text=True)) for index in range(2)]
+    whole, one = gradients(stage, [spec.collate([item for group in groups for item in group])], tmp_path)
+    stage, _ = start(needles, *settings)
+    parts, other = gradients(stage, [spec.collate(group) for group in groups], tmp_path)
+    assert whole.keys() == parts.keys()
+    scale = max(float(value.abs().max()) for value in whole.values())
+    for parameter, value in whole.items():
+        assert float((parts[parameter] - value).abs().max()) <= 1e-6 * max(1.0, scale), parameter
+    del one["train/reward_accuracy"], other["train/reward_accuracy"]  # before the first step all pairs are ties
+    assert other == pytest.approx(one, rel=1e-5, abs=1e-6) and "train/loss" in one
+
+
+@pytest.mark.fault(70)
+def test_the_parts_of_a_step_are_its_batch(needles: list[str]) -> None:
+    """batch_size is the optimiser step's, however many processes and parts share it; both must fit into it."""
+
+    def seen(world: int, accumulate: int) -> list[set[int]]:
+        made = [
+            Order(["a"] * 24, batch_size=8, steps=3, seed=1, rank=rank, world=world, accumulate=accumulate)
+            for rank in range(world)
+        ]
+        assert all(len(order) == 3 * accumulate for order in made)
+        batches = [list(order) for order in made]
+        assert all(len(batch) == 8 // world // accumulate for order in batches for batch in order)
+        steps = [slice(i * accumulate, (i + 1) * accumulate) for i in range(3)]
+        return [{pick.index for order in batches for batch in order[step] for pick in batch} for step in steps]
+
+    assert seen(1, 1) == seen(1, 4) == seen(2, 2)
+    with pytest.raises(UserError, match=r"stage.batch_size=8 .* 2 processes, 3 parts each .*a multiple of 6"):
+        seen(2, 3)
+
+
+@pytest.mark.fault(81)
+@pytest.mark.parametrize("reference", ["copy", "precomputed"])
+def test_dpo_reads_policy_and_reference_from_the_same_kept_features(needles: list[str], reference: str) -> None:
+    settings = ["stage=dpo", "stage.trainable={vision:0,connector:1.0e-3,language:1.0e-3}", "vision.cache_gb=1"]
+    stage, reading = start(needles, *settings, f"stage.reference={reference}")
+    cfg = compose([*needles, *settings])
+    stage.model.features = build.frozen_features(cfg, stage, build.dataset(cfg))
+    stage.prepare(lambda: every_pair(reading, stage))
+    batch = clips(reading)
+    encoded = []
+    for module in {stage.model.vision, *(reference.vision for reference in stage._reference)}:
+        module.register_forward_hook(lambda *_: encoded.append(1))
+        original = module.encode
+        module.encode = lambda *a, original=original, **k: (encoded.append(1), original(*a, **k))[1]
+    first = values(stage, batch)
+    number = len(encoded)
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6) and abs(first["reward_margin"]) < 1e-6
+    assert values(stage, batch) == first and len(encoded) == number, "nothing is encoded a second time"

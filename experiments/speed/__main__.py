@@ -81,14 +81,15 @@ def stage_step(label: str) -> tuple[Callable[[], None], int]:
         chat = build.chat(cfg, data)
         model = build.model(cfg, chat)
     stage = build.stage(cfg, model, data)
+    stage.configure_model()
     reading = build.datamodule(cfg, stage, data, chat, None)
     batch = next(iter(reading.loader("train", stage.view, stage.rows_per_clip, stage.batch_size, stage.batch_size)))
     optimizer = stage.configure_optimizers()["optimizer"]
 
     def step() -> None:
-        total, count, _ = stage.losses(batch)
+        loss = sum(term.total / term.count for term in stage.losses(batch).terms.values())
         with torch.autocast("cpu", enabled=False):
-            (total / count).backward()
+            loss.backward()
             optimizer.step()
             optimizer.zero_grad()
 

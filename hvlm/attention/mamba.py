@@ -43,6 +43,8 @@ class MambaLayer(nn.Module):
     dropout: on what the layer gives, in training only."""
 
     causal = True
+    # A = -exp(A_log) would be drawn to -1, and the skip D to 0: neither is a weight that should be small.
+    no_weight_decay = frozenset({"A_log", "A_b_log", "D", "D_b"})
 
     def __init__(
         self,

@@ -47,6 +47,8 @@ class Foveated(Connector):
     wants_gaze, wants_patches, needs_frames = True, False, True
     modes = MODES
 
+    no_weight_decay = frozenset({"q_static", "q_init"})
+
     def __init__(
         self,
         mode: Literal["coarse", "coarse_fine", "autoregressive"] = "coarse_fine",

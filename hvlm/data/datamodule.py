@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import lightning
 
-from hvlm.data.loader import Loader, StreamLoader
+from hvlm.data.loader import Loader, StreamLoader, Units
 from hvlm.data.optical_flow import opencv
-from hvlm.data.order import InOrder, Order
+from hvlm.data.order import InOrder, Order, check_shares
 from hvlm.data.quarantine import Quarantine
 from hvlm.data.reader import Reader, SampleSpec
 from hvlm.data.shard_index import Manifest, ShardSplit
@@ -37,8 +37,10 @@ class DataModule(lightning.LightningDataModule):
     dataset: has ``access``, ``prepare()`` and ``manifest()``. chat: has ``encode`` and ``pad_id``.
     inputs: how the model wants its clips; UserError at construction if OpenCV, which computes motion, is missing.
     view: what is asked of a clip (``data/views.py``). rows_per_clip: texts drawn per clip in training.
-    loss: as ``chat.encode`` takes it. batch_size: clips of one batch over all processes. steps: batches of the
-    whole run. num_workers: reading processes. interleave: share of text-only batches. mixture: see ``Order``.
+    loss: as ``chat.encode`` takes it. batch_size: clips of one optimiser step over all processes. steps: optimiser
+    steps of the whole run. accumulate, units: in how many batches a step is read, and what of a batch is counted for it
+    (``data/loader.py``). num_workers: reading processes. interleave: share of text-only batches. mixture: see
+    ``Order``.
     grid: (rows, columns) of the patches, for a view that needs labels. val_clips: how many clips of the val split are
     used between steps.
     timeout: seconds to wait for a batch. max_bad_rate, quarantine: see ``Quarantine``. cache_mb: decoded clips kept in
@@ -66,6 +68,8 @@ class DataModule(lightning.LightningDataModule):
         max_bad_rate: float = 0.01,
         quarantine: Path | None = None,
         cache_mb: int = 0,
+        accumulate: int = 1,
+        units: Units | None = None,
     ) -> None:
         super().__init__()
         if view.needs_labels != (grid is not None):
@@ -79,6 +83,7 @@ class DataModule(lightning.LightningDataModule):
         self.batch_size, self.steps, self.num_workers, self.seed = batch_size, steps, num_workers, seed
         self.interleave, self.mixture = interleave, None if mixture is None else dict(mixture)
         self.val_clips, self.timeout = val_clips, timeout
+        self.accumulate, self.units = accumulate, units
         self.max_bad_rate, self.quarantine_path = max_bad_rate, quarantine
         self.cache_bytes = cache_mb << 20
         self.quarantine: Quarantine | None = None  # of the training data: counts to be logged
@@ -118,9 +123,10 @@ class DataModule(lightning.LightningDataModule):
             rank=rank,
             world=world,
             start=self._start(),
+            accumulate=self.accumulate,
         )
         reader = Reader(clips, texts, show, self.quarantine, replace=True, cache_bytes=self.cache_bytes)
-        return Loader(reader, sampler, num_workers=self.num_workers, timeout=self.timeout)
+        return Loader(reader, sampler, **self._loading())
 
     def val_dataloader(self) -> Loader | list:
         """The first ``val_clips`` clips of the val split in the mixture's domains; [] if there is no such split."""
@@ -133,7 +139,7 @@ class DataModule(lightning.LightningDataModule):
         wanted = set(clips.domains) if self.mixture is None else {d for d, w in self.mixture.items() if w > 0}
         indices = [i for i, domain in enumerate(clips.domains) if domain in wanted][: self.val_clips]
         indices = indices[: len(indices) // world * world]  # so that every process has as many batches as the others
-        sampler = InOrder(indices, batch_size=self.batch_size, rank=rank, world=world)
+        sampler = InOrder(indices, batch_size=self.clips_at_once, rank=rank, world=world)
         return self._once(clips, self._show(self.view, self.rows_per_clip), sampler)
 
     def loader(
@@ -153,26 +159,23 @@ class DataModule(lightning.LightningDataModule):
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        accumulate = self.trainer.accumulate_grad_batches
-        consumed = self.trainer.global_step * accumulate * self.batch_size
-        return {"consumed": consumed, "accumulate": accumulate, **self._identity()}
+        return {"consumed": self.trainer.global_step * self.batch_size, **self._identity()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = dict(state_dict)
 
     def _identity(self) -> dict[str, Any]:
         """What the order of samples depends on; a resumed run must agree with it."""
-        order = {name: getattr(self, name) for name in ("batch_size", "seed", "interleave", "mixture")}
+        order = {name: getattr(self, name) for name in ("batch_size", "accumulate", "seed", "interleave", "mixture")}
         if self.dataset.access == "stream":
             return order
         return order | {"clips": sum(s["count"] for s in self._manifest.shards.values() if s["split"] == "train")}
 
     def _start(self) -> int:
-        """The batch to begin with: 0, or where the restored run stood."""
+        """The optimiser step to begin with: 0, or where the restored run stood."""
         if self._restored is None:
             return 0
-        now = self._identity() | {"accumulate": self.trainer.accumulate_grad_batches}
-        for name, value in now.items():
+        for name, value in self._identity().items():
             if self._restored.get(name) != value:
                 before = self._restored.get(name)
                 raise UserError(
@@ -204,22 +207,31 @@ class DataModule(lightning.LightningDataModule):
     def _stream(self, show: SampleSpec, rank: int, world: int) -> StreamLoader:
         if self.interleave > 0:
             raise UserError("dataset.access=stream cannot interleave text-only batches; set stage.interleave=0")
-        if self.batch_size % world:
-            raise UserError(f"batch_size={self.batch_size} cannot be shared by {world} processes")
+        check_shares(self.batch_size, world, self.accumulate)
         start = self._start()
         log.warning("dataset.access=stream: a resumed run sees other samples than an uninterrupted one would have seen")
         stream = Stream(
             self.dataset.urls(),
             show,
             self.quarantine,
-            batch_size=self.batch_size // world,
+            batch_size=self.batch_size // world // self.accumulate,
             domain=self.dataset.domain,
             seed=self.seed,
             start=start,
             rank=rank,
             world=world,
         )
-        return StreamLoader(stream, steps=self.steps, start=start, num_workers=self.num_workers, timeout=self.timeout)
+        return StreamLoader(stream, steps=self.steps, start=start, **self._loading())
+
+    def _loading(self) -> dict[str, Any]:
+        """What the training loaders are told beside their data."""
+        names = ("num_workers", "timeout", "accumulate", "units")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def clips_at_once(self) -> int:
+        """Clips of all processes that go through the model together."""
+        return self.batch_size // self.accumulate
 
     def _new_quarantine(self) -> Quarantine:
         return Quarantine(self.max_bad_rate, self.quarantine_path, self._rank_and_world()[0])

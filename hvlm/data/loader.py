@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -18,6 +18,8 @@ from hvlm.data.reader import Failure, Reader
 from hvlm.errors import UserError
 from hvlm.types import Batch
 
+Units = Callable[[Batch], Mapping[str, float]]  # of a stage: {term of the loss: its units in the batch}
+
 
 def _as_is(batch: Any) -> Any:
     return batch
@@ -28,9 +30,20 @@ class Loader:
 
     num_workers: processes that read and decode (0: in this process, without ``timeout``). timeout: seconds after which
     a batch that does not come (a decoder that hangs, a dead disk) is an error that names the clips being read.
+    accumulate, units: see ``counted``.
     """
 
-    def __init__(self, reader: Reader, sampler: Order | InOrder, *, num_workers: int, timeout: float) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        sampler: Order | InOrder,
+        *,
+        num_workers: int,
+        timeout: float,
+        accumulate: int = 1,
+        units: Units | None = None,
+    ) -> None:
+        self.accumulate, self.units = accumulate, units
         # Not named ``sampler``: Lightning would take this for a torch DataLoader and look for its parts.
         self.reader, self.order, self.num_workers, self.timeout = reader, sampler, num_workers, timeout
 
@@ -42,7 +55,7 @@ class Loader:
         self.reader.busy = busy
         loader = _torch_loader(self.reader, self.num_workers, self.timeout, batch_sampler=self.order)
         try:
-            yield from _batches(loader)
+            yield from counted(_batches(loader), self.accumulate, self.units)
         except RuntimeError as error:
             if "DataLoader" not in str(error):
                 raise
@@ -52,18 +65,46 @@ class Loader:
 
 
 class StreamLoader:
-    """The same over an iterable dataset that makes whole batches, cut at ``steps`` (``start`` of them already done)."""
+    """The same over an iterable dataset that makes whole batches, cut at ``steps`` of ``accumulate`` batches each
+    (``start`` of them already done)."""
 
-    def __init__(self, stream: IterableDataset, *, steps: int, start: int, num_workers: int, timeout: float) -> None:
+    def __init__(
+        self,
+        stream: IterableDataset,
+        *,
+        steps: int,
+        start: int,
+        num_workers: int,
+        timeout: float,
+        accumulate: int = 1,
+        units: Units | None = None,
+    ) -> None:
         self.stream, self.steps, self.start = stream, steps, start
         self.num_workers, self.timeout = num_workers, timeout
+        self.accumulate, self.units = accumulate, units
 
     def __len__(self) -> int:
-        return self.steps
+        return self.steps * self.accumulate
 
     def __iter__(self) -> Iterator[Batch]:
         loader = _torch_loader(self.stream, self.num_workers, self.timeout, batch_size=None)
-        return islice(_batches(loader), self.steps - self.start)
+        batches = islice(_batches(loader), (self.steps - self.start) * self.accumulate)
+        return counted(batches, self.accumulate, self.units)
+
+
+def counted(batches: Iterator[Batch], accumulate: int, units: Units | None) -> Iterator[Batch]:
+    """The same batches, each with the ``step_units`` of the ``accumulate`` batches that make up its optimiser step.
+
+    They are read ahead: what the loss is divided by must be known before the first of them is learned from. The price
+    is the memory of a whole step's pixels, uint8, beside the model's.
+    """
+    if accumulate == 1 or units is None:
+        yield from batches
+        return
+    while step := list(islice(batches, accumulate)):
+        each = [units(batch) for batch in step]
+        summed = {name: float(sum(part[name] for part in each)) for name in each[0]}
+        yield from (batch._replace(step_units=summed) for batch in step)
 
 
 def _torch_loader(dataset: Any, num_workers: int, timeout: float, **how: Any) -> DataLoader:

@@ -35,7 +35,8 @@ class Order:
     mixture: {domain: weight}. In every epoch a domain gives the share weight / (largest weight) of its clips, another
         random part each time; a domain that is not named gives none. None: all clips.
     texts: number of text-only chats; interleave: probability that a whole batch is made of them.
-    start: the first batch to hand out; ``len`` is the length of the whole run wherever it starts.
+    accumulate: in how many parts, one after the other, each batch is handed out.
+    start: the first batch to hand out; ``len`` is the length of the whole run, in parts, wherever it starts.
     """
 
     def __init__(
@@ -51,18 +52,16 @@ class Order:
         rank: int = 0,
         world: int = 1,
         start: int = 0,
+        accumulate: int = 1,
     ) -> None:
-        if batch_size % world:
-            raise UserError(
-                f"batch_size={batch_size} cannot be shared by {world} processes; make it a multiple of {world}"
-            )
+        check_shares(batch_size, world, accumulate)
         if interleave > 0 and not texts:
             raise UserError(
                 f"stage.interleave={interleave:g} asks for text-only batches, but the data has no text split; set "
                 "stage.interleave=0"
             )
         self.batch_size, self.steps, self.seed, self.texts = batch_size, steps, seed, texts
-        self.rank, self.world, self.start = rank, world, start
+        self.rank, self.world, self.start, self.accumulate = rank, world, start, accumulate
         self._pools = _pools(domains, mixture)
         self._per_epoch = sum(take for _, take in self._pools)
         # The first k draws do not depend on how many follow, so a longer run begins like a shorter one.
@@ -72,12 +71,14 @@ class Order:
         self._text_epoch = lru_cache(2)(self._text_permutation)
 
     def __len__(self) -> int:
-        return self.steps
+        return self.steps * self.accumulate
 
     def __iter__(self) -> Iterator[list[SampleRef]]:
         share = self.batch_size // self.world
+        part = share // self.accumulate
         for step in range(self.start, self.steps):
-            yield self.at(step)[self.rank * share : (self.rank + 1) * share]
+            own = self.at(step)[self.rank * share : (self.rank + 1) * share]
+            yield from (own[first : first + part] for first in range(0, share, part))
 
     def at(self, step: int) -> list[SampleRef]:
         """All picks of batch ``step``, of every rank."""
@@ -94,6 +95,16 @@ class Order:
 
     def _text_permutation(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, epoch, _TEXTS]).permutation(self.texts)
+
+
+def check_shares(batch_size: int, world: int, accumulate: int) -> None:
+    """UserError where a batch cannot be cut into equal shares of the processes, and these into equal parts."""
+    if batch_size % (world * accumulate):
+        parts = f", {accumulate} parts each (trainer.accumulate)" if accumulate > 1 else ""
+        raise UserError(
+            f"stage.batch_size={batch_size} cannot be shared by {world} processes{parts}; make it a multiple of "
+            f"{world * accumulate}"
+        )
 
 
 def _pools(domains: Sequence[str], mixture: Mapping[str, float] | None) -> list[tuple[np.ndarray, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -39,6 +40,11 @@ class TextHead(Head):
         row_M, place_M = (batch.loss_mask_KS & batch.attention_mask_KS & ~follows).nonzero(as_tuple=True)
         logits = self.logits(hidden_KLD[row_M, place_KS[row_M, place_M] - 1])
         return Targets(logits, batch.input_ids_KS[row_M, place_M], row_M, place_M)
+
+    def units(self, batch: Batch) -> int:
+        place_KS = torch.arange(batch.input_ids_KS.shape[1], device=batch.input_ids_KS.device)
+        follows = (place_KS == batch.visual_at_K.unsqueeze(1)) | (place_KS == 0)
+        return int((batch.loss_mask_KS & batch.attention_mask_KS & ~follows).sum())
 
     def loss(self, output: Targets, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Cross-entropy over the scored tokens, their number, and how many are the likeliest."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import lightning
 import torch
@@ -15,10 +15,25 @@ from torchmetrics import SumMetric
 from hvlm import contracts
 from hvlm.config.ranges import Fraction, NonNegativeFloat, PositiveInt, Probability
 from hvlm.data.views import View
-from hvlm.model import VLM, Encoder, named_parts
+from hvlm.model import VLM, Encoder, named_parts, parts_of_modules
 from hvlm.types import Batch
 
 SCHEDULES = ("constant", "cosine", "converging")
+
+
+class Mean(NamedTuple):
+    """A mean over units, as its two sums, so that it can be taken over several batches and processes."""
+
+    total: Tensor
+    count: Tensor
+
+
+class Losses(NamedTuple):
+    """What a batch gives. The loss is the sum of the means of ``terms``, each over its own units; ``measures`` are
+    logged only."""
+
+    terms: dict[str, Mean]
+    measures: dict[str, Mean]
 
 
 class Stage(contracts.Stage, lightning.LightningModule):
@@ -29,9 +44,9 @@ class Stage(contracts.Stage, lightning.LightningModule):
     schedule: ``constant``; ``cosine`` down to ``floor`` times the peak; ``converging`` (fVLM): after the warm-up every
         part moves on a cosine from its own rate to the common ``converge_to``, so that all meet there.
     warmup: share of ``steps`` with a linear rise from 0.
-    batch_size: clips of one optimiser step over all processes.
+    batch_size: clips of one optimiser step, over all its parts (``trainer.accumulate``) and all processes.
     rows_per_clip: text rows that share a clip's vision pass.
-    interleave: share of the batches that are text-only chats.
+    interleave: share of the optimiser steps whose batch is text-only chats.
     """
 
     view: ClassVar[View | None]
@@ -65,6 +80,9 @@ class Stage(contracts.Stage, lightning.LightningModule):
         self.trainable = {part: rate for part, rate in rates.items() if rate}
         self._named = tuple(part for part, rate in trainable.items() if rate is not None)
         self.metadata: dict[str, Any] = {}
+        self.frozen: frozenset[str] = frozenset()
+        self._parts_done = 0  # of the optimiser step that is under way
+        self._step: dict[str, Tensor] = {}  # {name: (total, count)} of its parts so far
         self._validated: dict[str, SumMetric] = {}  # over the validation batches so far
 
     # -- parts ---------------------------------------------------------------------------------------------------------
@@ -74,7 +92,8 @@ class Stage(contracts.Stage, lightning.LightningModule):
         return named_parts(self.model)
 
     def freeze(self) -> None:
-        """Let exactly the parts under ``trainable`` learn. Raises ValueError for a part that does not exist."""
+        """Let exactly the parts under ``trainable`` learn; the others keep their weights and their running statistics.
+        Raises ValueError for a part that does not exist."""
         parts = self.parts()
         self.trainable = {part: rate for part, rate in self.trainable.items() if part in parts or part in self._named}
         if unknown := set(self._named) - set(parts):
@@ -88,23 +107,43 @@ class Stage(contracts.Stage, lightning.LightningModule):
         for name, members in parts.items():
             for _, parameter in members:
                 parameter.requires_grad_(name in self.trainable)
+        self.frozen = frozenset({*parts, *self._named} - set(self.trainable))
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Stage:
+        """Frozen parts stay in evaluation mode: nothing is dropped there, and no buffer moves."""
+        super().train(mode)
+        for _, module, part in parts_of_modules(self.model):
+            if part in self.frozen:
+                module.training = False
+        return self
 
     # -- optimiser -----------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> dict[str, Any]:
         groups, factors = [], []
+        spared = self._not_decayed()
         for part, peak in self.trainable.items():
-            members = self.parts()[part]
-            # Norms, biases and queries (anything with fewer than two real dimensions) are not decayed.
-            matrices = [p for _, p in members if p.squeeze().ndim >= 2]
-            vectors = [p for _, p in members if p.squeeze().ndim < 2]
-            for parameters, decay in ((matrices, self.weight_decay), (vectors, 0.0)):
+            members = [parameter for _, parameter in self.parts()[part]]
+            decayed = [p for p in members if id(p) not in spared]
+            rest = [p for p in members if id(p) in spared]
+            for parameters, decay in ((decayed, self.weight_decay), (rest, 0.0)):
                 if parameters:
                     groups.append({"params": parameters, "lr": peak, "weight_decay": decay, "name": part})
                     factors.append(self._factor(peak))
         optimizer = torch.optim.AdamW(groups, fused=not self._scales_gradients())
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _not_decayed(self) -> set[int]:
+        """Ids of the parameters that no weight decay pulls to 0: norms and biases, and what a module names itself in
+        ``no_weight_decay`` (queries, and decay rates, for which 0 is no neutral value)."""
+        return {
+            id(parameter)
+            for module in self.modules()
+            for name, parameter in module.named_parameters(recurse=False)
+            if parameter.ndim < 2 or name in getattr(module, "no_weight_decay", ())
+        }
 
     def configure_gradient_clipping(
         self,
@@ -137,33 +176,74 @@ class Stage(contracts.Stage, lightning.LightningModule):
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
-    def losses(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """(sum of the loss over its units, number of units, further sums to be divided by the same number)."""
+    def losses(self, batch: Batch) -> Losses:
+        """The terms of the loss and what else is measured, of one batch."""
+        raise NotImplementedError
+
+    def units(self, batch: Batch) -> dict[str, float]:
+        """{term: number of its units in the batch}, as ``losses`` counts them, without a pass through the model.
+
+        Only what is divided by all units of an optimiser step is the same however the step is cut into parts; with
+        ``trainer.accumulate`` above 1 they are therefore counted before its first part is learned from.
+        """
         raise NotImplementedError
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         connector = None if isinstance(self.model, Encoder) else self.model.connector
         if connector is not None:
             connector.monitor = self.trainer.global_step % self.trainer.log_every_n_steps == 0
-        total, count, extras = self.losses(batch)
-        # Every rank divides by the mean count per rank: gradients averaged over ranks are then those of one process.
-        mean_count = self._reduce(count.float()).clamp(min=1.0)
-        loss = total / mean_count
-        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
-        for name, value in extras.items():
-            self.log(f"train/{name}", value.detach() / mean_count, sync_dist=True)
+        terms, measures = self.losses(batch)
+        parts = self.trainer.accumulate_grad_batches
+        units = self._units_of_step({name: term.count for name, term in terms.items()} if parts == 1 else None, batch)
+        loss = sum(term.total / units[name] for name, term in terms.items())
+        self._log_step(terms, measures, units, parts)
         if connector is not None and connector.monitor:
             for name, value in connector.metrics.items():
                 self.log(f"gaze/{name}", value)
             connector.metrics.clear()
-        return loss
+        return loss * parts  # the trainer divides by it
+
+    def _units_of_step(self, counts: dict[str, Tensor] | None, batch: Batch) -> dict[str, Tensor]:
+        """{term: units of the whole optimiser step, per process}: gradients are averaged over processes, and are then
+        those of one process. ``counts``: of this batch, where it is the whole step."""
+        if counts is None:
+            if batch.step_units is None:
+                raise RuntimeError("trainer.accumulate: the reader did not count the units of the step's parts")
+            counts = {name: torch.tensor(count, device=self.device) for name, count in batch.step_units.items()}
+        summed = self._sum(torch.stack([count.float() for count in counts.values()]))
+        return dict(zip(counts, (summed.clamp(min=1.0) / self._world()).unbind(), strict=True))
+
+    def _log_step(
+        self, terms: dict[str, Mean], measures: dict[str, Mean], units: dict[str, Tensor], parts: int
+    ) -> None:
+        """Log the means over the whole step when its last part is there."""
+        means = {f"term {name}": mean for name, mean in terms.items()} | measures
+        for name, mean in means.items():
+            pair = torch.stack([mean.total.detach().float(), mean.count.detach().float()])
+            self._step[name] = self._step[name] + pair if name in self._step else pair
+        self._parts_done += 1
+        if self._parts_done < parts:
+            return
+        names, pairs = list(self._step), self._sum(torch.stack(list(self._step.values())))
+        self._parts_done, self._step = 0, {}
+        totals = dict(zip(names, pairs[:, 0].unbind(), strict=True))
+        world = self._world()
+        loss = sum(totals.pop(f"term {name}") / (units[name] * world) for name in terms)
+        self.log("train/loss", loss, prog_bar=True)
+        counts = dict(zip(names, pairs[:, 1].unbind(), strict=True))
+        for name, total in totals.items():
+            self.log(f"train/{name}", total / counts[name].clamp(min=1.0))
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        total, count, extras = self.losses(batch)
-        for name, value in {"count": count, "loss": total, **extras}.items():
+        terms, measures = self.losses(batch)
+        means = {f"term {name}": mean for name, mean in terms.items()} | measures
+        for name, value in ((f"{n}/{i}", mean[i]) for n, mean in means.items() for i in (0, 1)):
             if name not in self._validated:  # "disable": a loss that is not a number must show
                 self._validated[name] = SumMetric(nan_strategy="disable").to(value.device)
             self._validated[name].update(value.detach().float())
+
+    def on_train_start(self) -> None:
+        self._parts_done, self._step = 0, {}
 
     def on_validation_epoch_start(self) -> None:
         self._validated = {}
@@ -172,17 +252,26 @@ class Stage(contracts.Stage, lightning.LightningModule):
         """Sums over all batches and processes, divided by their number of units. (Lightning's own weighted mean takes
         whole numbers as weights, and over several processes rounds the average weight down.)"""
         sums = {name: metric.compute() for name, metric in self._validated.items()}
-        size = sums.pop("count", torch.zeros(())).clamp(min=1.0)
-        for name, value in sums.items():
-            self.log(f"val/{name}", value / size, sync_dist=True, prog_bar=name == "loss")
+        names = dict.fromkeys(name.rpartition("/")[0] for name in sums)
+        means = {name: sums[f"{name}/0"] / sums[f"{name}/1"].clamp(min=1.0) for name in names}
+        if means:
+            loss = sum(mean for name, mean in means.items() if name.startswith("term "))
+            self.log("val/loss", loss, sync_dist=True, prog_bar=True)
+        for name, mean in means.items():
+            if not name.startswith("term "):
+                self.log(f"val/{name}", mean, sync_dist=True)
 
     @staticmethod
-    def _reduce(count: Tensor) -> Tensor:
-        if not (dist.is_available() and dist.is_initialized()):
-            return count
-        count = count.clone()
-        dist.all_reduce(count)
-        return count / dist.get_world_size()
+    def _world() -> int:
+        return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+    @classmethod
+    def _sum(cls, value: Tensor) -> Tensor:
+        """Over all processes."""
+        if cls._world() > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+        return value
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """``card``: what rebuilds the model from this file alone (resolved configuration, tokenizer, stage)."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from hvlm.config.ranges import NonNegativeFloat
-from hvlm.stage._base import Stage
+from hvlm.stage._base import Losses, Mean, Stage
 from hvlm.types import Batch
 
 
@@ -24,11 +22,14 @@ class TextStage(Stage):
             raise ValueError(f"stage.coarse_weight={coarse_weight:g}: only connector=foveated has coarse tokens; use 0")
         self.coarse_weight = coarse_weight
 
-    def losses(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def units(self, batch: Batch) -> dict[str, float]:
+        return {"text": self.model.head.units(batch)}
+
+    def losses(self, batch: Batch) -> Losses:
         head = self.model.head
         total, count, extras = head.loss(self.model.output(batch), batch)
         if self.coarse_weight:
             with self.model.connector.using("coarse"):
                 coarse, *_ = head.loss(self.model.output(batch), batch)
             total, extras["coarse_loss"] = total + self.coarse_weight * coarse, coarse
-        return total, count, extras
+        return Losses({"text": Mean(total, count)}, {name: Mean(value, count) for name, value in extras.items()})

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from hvlm.config.ranges import NonNegativeFloat, PositiveFloat
 from hvlm.data.views import Pairs
-from hvlm.stage._base import Stage
+from hvlm.model import VLM
+from hvlm.stage._base import Losses, Mean, Stage
 from hvlm.types import Batch
 
 
@@ -41,8 +42,23 @@ class DPO(Stage):
             raise ValueError(f"stage.reference={reference!r}: expected copy or precomputed")
         self.beta, self.nll_weight, self.reference_kind = beta, nll_weight, reference
         # In a tuple, so that it is neither trained nor stored: resuming makes it again from the same starting weights.
-        self._reference = (copy.deepcopy(self.model).requires_grad_(False).eval(),) if reference == "copy" else ()
+        self._reference: tuple[VLM, ...] = ()
         self.table: dict[str, float] = {}
+
+    def train(self, mode: bool = True) -> Stage:
+        """The policy never leaves evaluation mode: see above."""
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    def configure_model(self) -> None:
+        """Make the reference, once, of the weights that the model then has: those that the stage starts from. Called by
+        the trainer before a checkpoint is put back and before weights are sharded."""
+        if self.reference_kind == "copy" and not self._reference:
+            features, self.model.features = self.model.features, None  # many gigabytes, and shared below
+            self._reference = (copy.deepcopy(self.model).requires_grad_(False).eval(),)
+            self.model.features = features
+        super().configure_model()
 
     def prepare(self, every_pair: Any) -> None:
         """Fill the table for ``reference=precomputed``. ``every_pair`` makes an iterable of batches with all pairs of
@@ -63,17 +79,21 @@ class DPO(Stage):
     def _reference_sums(self, batch: Batch, like: Tensor) -> Tensor:
         if self._reference:
             reference = self._reference[0].to(like.device)
+            # Kept features are rounded, and the encoder is frozen: both read the same, or neither does.
+            reference.features = self.model.features
             with torch.no_grad():
                 return self._sums(reference, batch)
+        if self.reference_kind == "copy":
+            raise RuntimeError("the reference is made in configure_model(): call it while the weights are the start's")
         missing = [pair_key(row) for row in batch.rows if pair_key(row) not in self.table]
         if missing:
             raise KeyError(f"stage.reference=precomputed: no reference log-prob for {missing[0]}; run prepare() first")
         return like.new_tensor([self.table[pair_key(row)] for row in batch.rows])
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        self.model.eval()
+    def units(self, batch: Batch) -> dict[str, float]:
+        return {"pairs": len(batch.input_ids_KS) // 2}
 
-    def losses(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def losses(self, batch: Batch) -> Losses:
         """Rows come in pairs: chosen, rejected, chosen, rejected, ..."""
         logp = self._sums(self.model, batch)
         reward_w, reward_l = (self.beta * (logp - self._reference_sums(batch, logp))).reshape(-1, 2).unbind(1)
@@ -93,7 +113,8 @@ class DPO(Stage):
             "answer_tokens_chosen": tokens.reshape(-1, 2)[:, 0].sum().float(),
             "answer_tokens_rejected": tokens.reshape(-1, 2)[:, 1].sum().float(),
         }
-        return loss.sum(), torch.tensor(len(margin), device=logp.device), extras
+        count = torch.tensor(len(margin), device=logp.device)
+        return Losses({"pairs": Mean(loss.sum(), count)}, {name: Mean(value, count) for name, value in extras.items()})
 
 
 def pair_key(row: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from hvlm.config.ranges import NonNegativeFloat, PositiveInt
 from hvlm.data.views import PatchLabels
-from hvlm.stage._base import Stage
+from hvlm.stage._base import Losses, Mean, Stage
 from hvlm.types import Batch, Wants
 
 
@@ -64,7 +64,14 @@ class VisionPretraining(Stage):
     def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         return super().parts() | {"heads": [(n, p) for n, p in self.named_parameters() if not n.startswith("model.")]}
 
-    def losses(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def units(self, batch: Batch) -> dict[str, float]:
+        counts = {"cells": self._weight(batch)[0].sum()}
+        if self.gaze_weight:
+            there = self._kinds(batch)[2]
+            counts |= {"gaze_asked": batch.frame_mask_BT.sum() * there.shape[1], "gaze_there": there.sum()}
+        return {name: float(count) for name, count in counts.items()}
+
+    def losses(self, batch: Batch) -> Losses:
         if self.model.features is not None:
             tokens, kv, _ = self.model.features.encode(batch)
         else:
@@ -76,42 +83,44 @@ class VisionPretraining(Stage):
         logits = to_cells(logits, (b, t, rows, cols), self.cells)
         shape, colour, domain = logits.split([self.labels[name] for name in ("shape", "colour", "domain")], -1)
         want_shape, want_colour = batch.labels["shape"], batch.labels["colour"]
-        seen = batch.frame_mask_BT[:, :, None, None].expand_as(want_shape)
-        thing = seen & (want_shape > 0)
-        weight = torch.where(thing, 1.0, self.background_weight) * seen
+        weight, thing = self._weight(batch)
         shape_loss = F.cross_entropy(shape.flatten(0, 3), want_shape.flatten(), reduction="none")
         total = (shape_loss * weight.flatten()).sum()
         total = total + F.cross_entropy(colour[thing], want_colour[thing], reduction="sum")
         domain_loss = F.cross_entropy(domain.flatten(0, 3), batch.labels["domain"].flatten(), reduction="none")
         total = total + self.domain_weight * (domain_loss * weight.flatten()).sum()
         right = (shape.argmax(-1) == want_shape) & (colour.argmax(-1) == want_colour) & thing
-        count = weight.sum()
-        extras = {"object_accuracy": right.sum() / thing.sum().clamp(min=1) * count}
+        found = Losses({"cells": Mean(total, weight.sum())}, {"object_accuracy": Mean(right.sum(), thing.sum())})
         if self.gaze_weight:
-            gaze_loss, right = self._gaze_loss(batch, kv)
-            total = total + self.gaze_weight * gaze_loss * self._reduce(count)
-            extras["gaze_accuracy"] = right * count
-        return total, count, extras
+            gaze = self._gaze_losses(batch, kv)
+            found = Losses(found.terms | gaze.terms, found.measures | gaze.measures)
+        return found
 
-    def _gaze_loss(self, batch: Batch, kv: Any) -> tuple[Tensor, Tensor]:
-        """(loss, share of the things that are there whose shape and colour are right).
+    def _weight(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(weight of every cell, 0 in padded frames; where there is a thing), each [B, T, rows, columns]."""
+        want_shape = batch.labels["shape"]
+        seen = batch.frame_mask_BT[:, :, None, None].expand_as(want_shape)
+        thing = seen & (want_shape > 0)
+        return torch.where(thing, 1.0, self.background_weight) * seen, thing
 
-        The loss's means are over the frames and things of all processes, as if one had them all; the share's is over
-        this process's.
-        """
-        shape, colour = (
-            batch.labels["shape"].flatten(0, 1),
-            batch.labels["colour"].flatten(0, 1),
-        )  # [frames, rows, cols]
-        z, _ = self.model.vision.gaze(self.kinds.weight.expand(len(shape), -1, -1), kv, shallow=self.shallow)
+    def _kinds(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(cells of each kind [frames, cells, kinds], each cell's shape [frames, cells, classes], whether the kind is
+        in the frame at all [frames, kinds], each cell's colour)."""
+        shape, colour = batch.labels["shape"].flatten(0, 1), batch.labels["colour"].flatten(0, 1)
+        by_shape = F.one_hot(shape.clamp(min=0), self.labels["shape"]).flatten(1, 2).float()
+        by_colour = F.one_hot(colour.clamp(min=0), self.labels["colour"]).flatten(1, 2).float()
+        by_colour = by_colour * (shape > 0).flatten(1).unsqueeze(-1)
+        cells = torch.cat([by_shape[..., 1:], by_colour], -1)
+        return cells, by_shape, cells.any(1), by_colour
+
+    def _gaze_losses(self, batch: Batch, kv: Any) -> Losses:
+        """Terms over all frames and kinds, and over the things that are there; of these the share whose shape and
+        colour are right."""
+        cells, by_shape, there, by_colour = self._kinds(batch)
+        z, _ = self.model.vision.gaze(self.kinds.weight.expand(len(there), -1, -1), kv, shallow=self.shallow)
         answers = self.gaze_heads(z).float().split(self.gaze_widths, -1)
         there_logits, shape_logits, colour_logits, *place_logits = answers
 
-        by_shape = F.one_hot(shape.clamp(min=0), self.labels["shape"]).flatten(1, 2).float()  # [frames, cells, classes]
-        by_colour = F.one_hot(colour.clamp(min=0), self.labels["colour"]).flatten(1, 2).float()
-        by_colour = by_colour * (shape > 0).flatten(1).unsqueeze(-1)
-        cells = torch.cat([by_shape[..., 1:], by_colour], -1)  # of each kind
-        there = cells.any(1)
         # What most of a kind's cells say: a colour may stand on an object and on a flash, and the object is larger.
         want_shape = torch.einsum("fnk,fnc->fkc", cells, by_shape).argmax(-1)
         want_colour = torch.einsum("fnk,fnc->fkc", cells, by_colour).argmax(-1)
@@ -119,15 +128,17 @@ class VisionPretraining(Stage):
         places = [middle(by_place.sum(2)), middle(by_place.sum(1))]
 
         seen = batch.frame_mask_BT.flatten()
-        asked = self._reduce(seen.sum().float() * there.shape[1]).clamp(min=1)
-        num = self._reduce(there.sum().float()).clamp(min=1)
-        loss = F.cross_entropy(there_logits[seen].flatten(0, 1), there[seen].flatten().long(), reduction="sum") / asked
-        loss = loss + F.cross_entropy(shape_logits[there], want_shape[there], reduction="sum") / num
-        loss = loss + F.cross_entropy(colour_logits[there], want_colour[there], reduction="sum") / num
+        asked = F.cross_entropy(there_logits[seen].flatten(0, 1), there[seen].flatten().long(), reduction="sum")
+        things = F.cross_entropy(shape_logits[there], want_shape[there], reduction="sum")
+        things = things + F.cross_entropy(colour_logits[there], want_colour[there], reduction="sum")
         for logits, want in zip(place_logits, places, strict=True):
-            loss = loss + self.place_weight * F.cross_entropy(logits[there], want[there], reduction="sum") / num
+            things = things + self.place_weight * F.cross_entropy(logits[there], want[there], reduction="sum")
         hits = (shape_logits.argmax(-1) == want_shape) & (colour_logits.argmax(-1) == want_colour) & there
-        return loss, hits.sum() / there.sum().clamp(min=1)
+        terms = {
+            "gaze_asked": Mean(self.gaze_weight * asked, seen.sum() * there.shape[1]),
+            "gaze_there": Mean(self.gaze_weight * things, there.sum()),
+        }
+        return Losses(terms, {"gaze_accuracy": Mean(hits.sum(), there.sum())})
 
 
 def middle(count_FNK: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from hvlm import build
 from hvlm.chat import Chat
 from hvlm.config.compose import plan, stage_name
+from hvlm.data.order import check_shares
 from hvlm.errors import UserError
 from hvlm.evaluation import results
 from hvlm.interop.fvlm_weights import is_release, load_release, read_release
@@ -68,6 +69,9 @@ def run(overrides: Sequence[str], command: str | None = None) -> Outcome:
     for cfg in stages.values():
         refuse_left_over_rank(cfg["trainer"])
         max_seconds(cfg["trainer"])
+        if cfg["trainer"]["devices"] != "auto":
+            world = cfg["trainer"]["devices"] * cfg["trainer"]["num_nodes"]
+            check_shares(cfg["stage"]["batch_size"], world, cfg["trainer"]["accumulate"])
         build.dry_build(cfg)
     first = next(iter(stages.values()))
     whole = _whole_chain(stages, overrides)
@@ -384,7 +388,7 @@ def callbacks(cfg: Mapping[str, Any], folder: RunDir, deadline: float | None = N
 def every_pair(reading: Any, stage: Stage) -> Any:
     """Batches with every pair of the training and validation clips."""
     for split in ("train", "val"):
-        yield from reading.loader(split, stage.view, None, stage.batch_size)
+        yield from reading.loader(split, stage.view, None, reading.clips_at_once)
 
 
 def describe(stage: Stage) -> str:
