@@ -10,15 +10,15 @@ from _tiny import ASKED, Case, Variant, batch_of, clip, model, side, two_clips
 from hvlm import build
 from hvlm.data.views import Questions
 from hvlm.model import VLM, named_parts
-from hvlm.stage._base import Stage
+from hvlm.stage._base import Losses, Stage
 from hvlm.types import Batch
 
 
 class OfTheHead(Stage):
     """A stage that leaves view and loss to the head."""
 
-    def losses(self, batch: Batch):
-        return self.model.head.loss(self.model.output(batch), batch)
+    def losses(self, batch: Batch) -> Losses:
+        return Losses.of("head", *self.model.head.loss(self.model.output(batch), batch))
 
 
 def with_head(order: str, connector: str = "mean", classes: int = 2) -> VLM:
@@ -60,11 +60,12 @@ def test_a_stage_that_leaves_it_to_the_head_learns_its_loss() -> None:
     assert {name for name, _ in named_parts(vlm)["head"]} == {"head.scores.weight", "head.scores.bias"}
     optimizer = stage.configure_optimizers()["optimizer"]
     for _ in range(30):
-        total, count, extras = stage.losses(batch)
+        terms, measures = stage.losses(batch)
+        total, count = terms["head"]
         optimizer.zero_grad()
         (total / count).backward()
         optimizer.step()
-    assert extras["accuracy"] == count == 6
+    assert measures["accuracy"].total == count == 6
 
 
 def test_the_view_is_the_stages_or_the_heads() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import lightning
@@ -34,6 +34,11 @@ class Losses(NamedTuple):
 
     terms: dict[str, Mean]
     measures: dict[str, Mean]
+
+    @classmethod
+    def of(cls, name: str, total: Tensor, count: Tensor, further: Mapping[str, Tensor]) -> Losses:
+        """One term, and measures over the same units: what a head's ``loss`` gives."""
+        return cls({name: Mean(total, count)}, {measure: Mean(value, count) for measure, value in further.items()})
 
 
 class Stage(contracts.Stage, lightning.LightningModule):

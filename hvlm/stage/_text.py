@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hvlm.config.ranges import NonNegativeFloat
-from hvlm.stage._base import Losses, Mean, Stage
+from hvlm.stage._base import Losses, Stage
 from hvlm.types import Batch
 
 
@@ -32,4 +32,4 @@ class TextStage(Stage):
             with self.model.connector.using("coarse"):
                 coarse, *_ = head.loss(self.model.output(batch), batch)
             total, extras["coarse_loss"] = total + self.coarse_weight * coarse, coarse
-        return Losses({"text": Mean(total, count)}, {name: Mean(value, count) for name, value in extras.items()})
+        return Losses.of("text", total, count, extras)

@@ -19,7 +19,7 @@ from torch import Tensor
 from hvlm.config.ranges import NonNegativeFloat, PositiveFloat
 from hvlm.data.views import Pairs
 from hvlm.model import VLM
-from hvlm.stage._base import Losses, Mean, Stage
+from hvlm.stage._base import Losses, Stage
 from hvlm.types import Batch
 
 
@@ -114,7 +114,7 @@ class DPO(Stage):
             "answer_tokens_rejected": tokens.reshape(-1, 2)[:, 1].sum().float(),
         }
         count = torch.tensor(len(margin), device=logp.device)
-        return Losses({"pairs": Mean(loss.sum(), count)}, {name: Mean(value, count) for name, value in extras.items()})
+        return Losses.of("pairs", loss.sum(), count, extras)
 
 
 def pair_key(row: dict[str, Any]) -> str:
