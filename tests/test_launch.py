@@ -98,7 +98,7 @@ def test_sweep_survives_its_jobs_and_runs_what_is_missing(tmp_path: Path, sweep:
     assert "Traceback" in (folder / "seed-2" / "log.txt").read_text()
     assert records["seed=3"]["signal"] == "SIGKILL"
     assert json.loads((folder / "seed-3" / "status.json").read_text())["status"] == "killed"
-    rows = list(csv.DictReader((folder / "sweep.csv").open()))
+    rows = list(csv.DictReader((folder / "sweep.csv").read_text().splitlines()))
     assert [r["status"] for r in rows] == ["done", "failed", "killed"] and rows[0]["accuracy"] == "0.600"
     assert "| stage.steps=3 seed=1 | done | 0.600 |" in (folder / "sweep.md").read_text()
 
@@ -107,7 +107,7 @@ def test_sweep_survives_its_jobs_and_runs_what_is_missing(tmp_path: Path, sweep:
     assert second.code == 0, second.err
     assert sorted(j["seed"] for j in ran(tmp_path)) == ["2", "3"]
     assert "1 of 3 jobs are already done" in second.out
-    rows = list(csv.DictReader((folder / "sweep.csv").open()))
+    rows = list(csv.DictReader((folder / "sweep.csv").read_text().splitlines()))
     assert [(r["status"], r["accuracy"]) for r in rows] == [("done", "0.600"), ("done", "0.700"), ("done", "0.800")]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["job.py", "runs"]
 
