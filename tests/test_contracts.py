@@ -1,4 +1,4 @@
-"""Every variant of every room against its contract (``hvlm/types.py`` and the rooms' docstrings).
+"""Every variant of every room against its contract (``hvlm/contracts.py`` and the rooms' docstrings).
 
 The folders are globbed: a new variant is tested here the moment its YAML exists.
 """
