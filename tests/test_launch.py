@@ -21,7 +21,7 @@ from hvlm.cli import main
 from hvlm.config.compose import compose
 from hvlm.sweep.launcher import job_name, stop
 from hvlm.sweep.table import read_accuracy
-from hvlm.training.run_dir import config_id
+from hvlm.training.identity import config_id
 
 
 @main

@@ -16,6 +16,7 @@ from hvlm import contracts
 from hvlm.config.ranges import Fraction, NonNegativeFloat, PositiveInt, Probability
 from hvlm.data.views import View
 from hvlm.model import VLM, Encoder, named_parts, parts_of_modules
+from hvlm.stage._sharding import shard
 from hvlm.types import Batch
 
 SCHEDULES = ("constant", "cosine", "converging")
@@ -86,6 +87,7 @@ class Stage(contracts.Stage, lightning.LightningModule):
         self._named = tuple(part for part, rate in trainable.items() if rate is not None)
         self.metadata: dict[str, Any] = {}
         self.frozen: frozenset[str] = frozenset()
+        self._is_sharded = False
         self._parts_done = 0  # of the optimiser step that is under way
         self._step: dict[str, Tensor] = {}  # {name: (total, count)} of its parts so far
         self._validated: dict[str, SumMetric] = {}  # over the validation batches so far
@@ -122,6 +124,12 @@ class Stage(contracts.Stage, lightning.LightningModule):
             if part in self.frozen:
                 module.training = False
         return self
+
+    def configure_model(self) -> None:
+        """Divide the weights among the processes where the trainer's strategy says so (``trainer.strategy=fsdp``)."""
+        if self.device_mesh is not None and not self._is_sharded:
+            shard(self, self.model, ("losses",), self.device_mesh["data_parallel"])
+            self._is_sharded = True
 
     # -- optimiser -----------------------------------------------------------------------------------------------------
 

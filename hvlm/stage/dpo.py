@@ -20,6 +20,7 @@ from hvlm.config.ranges import NonNegativeFloat, PositiveFloat
 from hvlm.data.views import Pairs
 from hvlm.model import VLM
 from hvlm.stage._base import Losses, Stage
+from hvlm.stage._sharding import shard
 from hvlm.types import Batch
 
 
@@ -58,6 +59,9 @@ class DPO(Stage):
             features, self.model.features = self.model.features, None  # many gigabytes, and shared below
             self._reference = (copy.deepcopy(self.model).requires_grad_(False).eval(),)
             self.model.features = features
+            if self.device_mesh is not None:
+                reference = self._reference[0]
+                shard(reference, reference, ("token_logprobs",), self.device_mesh["data_parallel"])
         super().configure_model()
 
     def prepare(self, every_pair: Any) -> None:

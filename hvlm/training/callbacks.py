@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.utilities import rank_zero_only
+from torch.distributed.tensor import DTensor
 
 from hvlm.console import duration
 from hvlm.types import Batch
@@ -65,7 +66,8 @@ class Norms(Callback):
             return
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if gradients:
-            pl_module.log("grad_norm", torch.nn.utils.get_total_norm(gradients))
+            norm = torch.nn.utils.get_total_norm(gradients)
+            pl_module.log("grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
         pl_module.log_dict({f"lr/{group['name']}": float(group["lr"]) for group in optimizer.param_groups})
 
 

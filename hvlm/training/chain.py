@@ -239,8 +239,9 @@ def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None, 
         trainer.limit_val_batches = 1.0  # 0 while fitting unless trainer.val_every asks for it
         validated = trainer.validate(stage, datamodule=reading, verbose=False, weights_only=True)
     trainer.save_checkpoint(folder.last)
+    whole = trainer.strategy.lightning_module_state_dict()  # of all processes: sharded weights are put together
     if trainer.is_global_zero:
-        state = {k.removeprefix("model."): v for k, v in stage.state_dict().items() if k.startswith("model.")}
+        state = {k.removeprefix("model."): v for k, v in whole.items() if k.startswith("model.")}
         metrics = {k: float(v) for v in validated for k, v in v.items()}
         folder.finish(weights_hash(state), trainer.global_step, took)
         shown = [f"done in {took['seconds']:.0f} s", *(f"{k} {v:.4g}" for k, v in metrics.items())]
@@ -380,7 +381,9 @@ def callbacks(cfg: Mapping[str, Any], folder: RunDir, deadline: float | None = N
     ]
     if settings["progress"]:
         made.append(progress(folder.path.name))
-    if settings["media"]:
+    if settings["media"] and cfg["trainer"]["strategy"] == "fsdp":
+        log.info("callback.media: no clips are shown with trainer.strategy=fsdp, for no process has the whole model")
+    elif settings["media"]:
         made.append(ClipTable(folder.path / "clips", settings["media"]))
     return made
 

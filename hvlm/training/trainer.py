@@ -12,6 +12,7 @@ import lightning
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from hvlm.errors import UserError
 from hvlm.io.checkpoint import AtomicCheckpointIO
@@ -20,6 +21,20 @@ from hvlm.precision import choose_precision
 log = logging.getLogger(__name__)
 
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # Lightning believes the first of them that is set
+
+
+class Sharded(ModelParallelStrategy):
+    """``trainer.strategy=fsdp``: FSDP2 over all processes, on GPUs or on CPUs; checkpoints are whole, in one file.
+
+    (Lightning's own ``fsdp`` is the first FSDP, which needs GPUs and flattens parameters of one unit together.)
+    """
+
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def _setup_distributed(self) -> None:
+        super()._setup_distributed()
+        self._data_parallel_size = self.world_size
 
 
 def max_seconds(trainer: Mapping[str, Any]) -> float | None:
@@ -83,7 +98,7 @@ def make_trainer_kwargs(trainer: Mapping[str, Any], steps: int) -> dict[str, Any
         "accelerator": trainer["accelerator"],
         "devices": trainer["devices"],
         "num_nodes": trainer["num_nodes"],
-        "strategy": trainer["strategy"],
+        "strategy": Sharded() if trainer["strategy"] == "fsdp" else trainer["strategy"],
         "precision": precision,
         "max_steps": steps if limit is None else min(steps, limit),
         "max_epochs": -1,
