@@ -3,7 +3,7 @@
     import hvlm.interop.hf_export                                    # registers the architecture
     from transformers import AutoModel, AutoTokenizer
     model = AutoModel.from_pretrained("folder")        # or a hub id
-    model.answer(frames, "what color is the ring ?")   # frames: uint8 [T, 3, H, W], or transformed ones
+    model.answer(frames, "what color is the ring ?")   # frames: uint8 [T, 3, H, W], or normalised floats
 
 The folder holds config.json (the resolved rooms), model.safetensors, the tokenizer with its chat template,
 generation_config.json and README.md, a model card with the run's own figures.
@@ -11,6 +11,7 @@ generation_config.json and README.md, a model card with the run's own figures.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,20 +29,11 @@ from hvlm.evaluation import results
 from hvlm.evaluation.evaluate import RESULTS
 from hvlm.evaluation.generate import generate
 from hvlm.evaluation.report import table
+from hvlm.interop.hf_template import tokenizer_with_template
 from hvlm.io.checkpoint import load_into, load_weights
 from hvlm.model import VLM
 
 WEIGHTS = "model.safetensors"
-TEMPLATES = {  # as Chat writes a conversation, in the language of chat templates
-    "chatml": (
-        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    ),
-    "tiny": (
-        "{% for m in messages %}{% if m['role'] == 'user' %}<|user|> {{ m['content'] }}{% else %}<|assistant|> "
-        "{{ m['content'] }}<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-    ),
-}
 
 
 class HvlmConfig(PretrainedConfig):
@@ -77,18 +69,65 @@ class HvlmModel(nn.Module):
         self.vlm: VLM = build.model(settings, self.chat, weights=False)
 
     @classmethod
-    def from_pretrained(cls, path: str, *, config: HvlmConfig | None = None, **_: Any) -> HvlmModel:
-        """From a folder or a hub id. Raises ``UserError`` where weights are missing, left over or of other shapes."""
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        config: HvlmConfig | None = None,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        device_map: str | torch.device | dict[str, str | torch.device] | None = None,
+        attn_implementation: str | None = None,
+        revision: str | None = None,
+        subfolder: str = "",
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        trust_remote_code: bool | None = None,
+        adapter_kwargs: dict[str, Any] | None = None,
+        _from_auto: bool = False,
+    ) -> HvlmModel:
+        """Load an exported model from a folder or a hub id, in evaluation mode.
+
+        Args:
+            path: the folder, or the hub's id.
+            config: instead of the folder's config.json.
+            dtype: of the weights: a floating-point dtype or its name; None or ``auto``: as they are stored. Below
+                float32, ``answer`` computes under autocast.
+            torch_dtype: the older name of ``dtype``.
+            device_map: where the model goes: one device, ``{"": device}``, or ``auto`` (the GPU if there is one); None:
+                the CPU. A model is never split.
+            attn_implementation: of the language model: ``auto`` (ours) or ``sdpa``; None: as configured.
+            revision: branch, tag or commit of a hub id, for configuration and weights alike.
+            subfolder, cache_dir, force_download, local_files_only, token: see ``transformers``.
+            trust_remote_code, adapter_kwargs, _from_auto: ``AutoModel`` passes these on. No code of a folder is ever
+                run, whatever the first says; there are no adapters of peft's.
+
+        Raises:
+            UserError: weights that are missing, left over or of other shapes; rooms that are none of this package.
+            ValueError: an argument that cannot be honoured.
+        """
         from safetensors.torch import load_file
         from transformers.utils import cached_file
 
-        config = HvlmConfig.from_pretrained(path) if config is None else config
-        model = cls(config)
-        state = load_file(cached_file(path, WEIGHTS))
+        if adapter_kwargs:
+            raise ValueError(f"adapter_kwargs={adapter_kwargs}: adapters of peft cannot be loaded into this model")
+        hub = {
+            "revision": revision, "subfolder": subfolder, "cache_dir": cache_dir, "force_download": force_download,
+            "local_files_only": local_files_only, "token": token,
+        }  # fmt: skip
+        config = HvlmConfig.from_pretrained(path, **hub) if config is None else config
+        wanted, device = _dtype(torch_dtype if dtype is None else dtype), _device(device_map)
+        model = cls(_with_attention(config, attn_implementation or config._attn_implementation))
+        state = load_file(cached_file(str(path), WEIGHTS, **hub))
         for name, source in _shared(model.vlm).items():
             state.setdefault(name, state[source])
         load_into(model.vlm, state, path)
-        return model.eval()
+        for name, parameter in model.vlm.named_parameters():  # buffers, as running statistics, keep their digits
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(wanted or state[name].dtype)
+        return model.to(device).eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Everything but the model card."""
@@ -100,21 +139,78 @@ class HvlmModel(nn.Module):
         skipped = set(_shared(self.vlm))
         state = {n: t.detach().cpu().contiguous() for n, t in self.vlm.state_dict().items() if n not in skipped}
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-        tokenizer = self.chat.to_fast()
-        tokenizer.chat_template = TEMPLATES[self.chat.template]
-        tokenizer.save_pretrained(folder)
+        tokenizer_with_template(self.chat).save_pretrained(folder)
         end = self.chat.end_id
         GenerationConfig(eos_token_id=end, pad_token_id=end, do_sample=False, max_new_tokens=32).save_pretrained(folder)
 
     def answer(self, frames_TCHW: Tensor, question: str, max_new_tokens: int = 32) -> str:
-        """What the model says about a clip: uint8 [T, 3, H, W] of the size it was trained with, evenly sampled."""
-        size = tuple(frames_TCHW.shape[-2:])
+        """What the model says about a clip, greedily.
+
+        Args:
+            frames_TCHW: [T, 3, H, W] of the size it was trained with, evenly sampled: uint8 pixels, or floating point
+                and then normalised with ImageNet's statistics, as ``hvlm.image.transform`` does.
+            question: as a user writes it; special tokens in it are text.
+            max_new_tokens: where to stop at the latest.
+
+        Raises:
+            ValueError: frames of another shape or size, or normalised ones where the merger wants optical flow.
+        """
+        side = self.vlm.vision.image_size
+        if frames_TCHW.dim() != 4 or tuple(frames_TCHW.shape[1:]) != (3, side, side) or not len(frames_TCHW):
+            raise ValueError(f"frames of shape {tuple(frames_TCHW.shape)}: expected [T, 3, {side}, {side}]")
+        if not (frames_TCHW.is_floating_point() or frames_TCHW.dtype == torch.uint8):
+            raise ValueError(f"frames of {frames_TCHW.dtype}: expected uint8, or floating point and normalised")
         time = torch.arange(len(frames_TCHW), dtype=torch.float32).numpy()
         row = (*self.chat.encode(question, "", order=self.config.order), {})
-        frames, grid = frames_TCHW.cpu().numpy(), build.motion_grid(self.vlm)
-        motion = None if grid is None else motion_energy(frames, grid)
-        batch = collate([Item(frames, time, [row], motion=motion)], pad_id=self.chat.pad_id, size=size, motion=grid)
-        return generate(self.vlm, self.chat, batch, max_new_tokens)[0]
+        frames, grid = frames_TCHW.cpu(), build.motion_grid(self.vlm)
+        normalised = frames.is_floating_point()
+        if grid is not None and normalised:
+            raise ValueError("frames that are normalised: this model's merger reads optical flow, which needs uint8")
+        motion = None if grid is None else motion_energy(frames.numpy(), grid)
+        pixels = torch.zeros(frames.shape, dtype=torch.uint8) if normalised else frames
+        item = Item(pixels.numpy(), time, [row], motion=motion)
+        batch = collate([item], pad_id=self.chat.pad_id, size=(side, side), motion=grid)
+        if normalised:
+            batch = batch._replace(frames_BTCHW=frames.float().unsqueeze(0))
+        weight = next(self.parameters())
+        with torch.autocast(weight.device.type, weight.dtype, enabled=weight.dtype != torch.float32):
+            return generate(self.vlm, self.chat, batch, max_new_tokens)[0]
+
+
+def _dtype(given: torch.dtype | str | None) -> torch.dtype | None:
+    """None: as stored."""
+    found = getattr(torch, given.removeprefix("torch."), None) if isinstance(given, str) else given
+    if given in (None, "auto"):
+        return None
+    if found not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype={given}: expected float32, bfloat16, float16 or auto")
+    return found
+
+
+def _device(given: str | torch.device | dict[str, str | torch.device] | None) -> torch.device:
+    if isinstance(given, dict):
+        if set(given) != {""}:
+            raise ValueError(f"device_map={given}: this model is not split; give one device, or {{'': device}}")
+        given = given[""]
+    if given == "auto":
+        given = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device("cpu" if given is None else given)
+    except RuntimeError as error:
+        raise ValueError(f"device_map={given}: expected one device, {{'': device}} or auto") from error
+    if device.type == "meta":
+        raise ValueError("device_map=meta: a model without weights cannot answer; use HvlmModel(config)")
+    return device
+
+
+def _with_attention(config: HvlmConfig, asked: str | None) -> HvlmConfig:
+    if asked is None:
+        return config
+    if asked not in ("auto", "sdpa"):
+        raise ValueError(f"attn_implementation={asked}: expected auto or sdpa")
+    config = copy.deepcopy(config)
+    config.rooms["language"]["attention"] = asked
+    return config
 
 
 def export(path: str | Path, cfg: Mapping[str, Any], chat: str, out: Path) -> Path:
