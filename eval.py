@@ -43,6 +43,7 @@ def evaluate(cfg: dict[str, Any], overrides: list[str]) -> Any:
 
 def score(cfg: dict[str, Any]) -> list[dict[str, Any]]:
     """Scores a file of predictions; no model and no videos are needed."""
+    from hvlm import build
     from hvlm.evaluation.evaluate import RESULTS, score_predictions
     from hvlm.evaluation.report import table
     from hvlm.evaluation.results import Label
@@ -51,7 +52,8 @@ def score(cfg: dict[str, Any]) -> list[dict[str, Any]]:
         raise UserError("task=score needs predictions=FILE, a JSONL that eval.py or somebody else wrote")
     source = Path(cfg["predictions"])
     out = writable(Path(cfg["out"]) if cfg["out"] else source.parent / "score", "out")
-    records = score_predictions(source, Label(out.name, "predictions", cfg["seed"]), out)
+    benchmark = build.room(cfg["benchmark"])
+    records = score_predictions(source, Label(out.name, "predictions", cfg["seed"]), out, benchmark)
     log.info("\n".join(table(records)))
     log.info(f"results: {out / RESULTS}")
     return records

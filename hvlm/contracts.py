@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hvlm.config.rooms import ROOMS
 from hvlm.errors import UserError
-from hvlm.types import KV, NOTHING_ELSE, Batch, Encoded, Patches, Prefix, Sequence, Tokens, Wants
+from hvlm.types import KV, NOTHING_ELSE, Batch, Encoded, InputSpec, Patches, Prefix, Sequence, Tokens, Wants
 
 if TYPE_CHECKING:
     from hvlm.caching import PastKV
@@ -375,8 +375,12 @@ class Dataset(Room, ABC, group="dataset"):
 
 
 class Benchmark(Room, ABC, group="benchmark"):
-    """Questions, and how answers to them become a score. split: of the dataset. batch_size: clips of a forward pass.
-    blind: everything is also asked without frames. tasks: names of those that are asked, None: all."""
+    """Questions about clips of its own, and how answers to them become a score. ``hvlm.benchmark._base`` has what most
+    of them share.
+
+    split: of the dataset, where the clips are the dataset's. tasks: names of those that are asked, None: all.
+    batch_size: clips of a forward pass. blind: everything is also asked without frames.
+    """
 
     split: str
     tasks: list[str] | None
@@ -384,12 +388,28 @@ class Benchmark(Room, ABC, group="benchmark"):
     blind: bool
 
     @abstractmethod
-    def select(self, num_clips: int) -> list[int]:
-        """Indices of the clips to ask about."""
+    def source(self, dataset: Any) -> Any:
+        """The clips that are asked about, as the reader takes them (``hvlm.data.shard_index.ShardSplit``).
+
+        Args:
+            dataset: the configured one, perhaps not prepared yet.
+        """
 
     @abstractmethod
-    def questions(self, sample: Mapping[str, Any]) -> list[Question]:
-        """The questions of one sample (its JSON)."""
+    def select(self, num_clips: int, limit: int | None = None) -> list[int]:
+        """Indices of the clips to ask about; at most ``limit`` where the benchmark has no limit of its own."""
+
+    @abstractmethod
+    def inputs(self, inputs: InputSpec) -> InputSpec:
+        """How its clips are read for a model that wants ``inputs``."""
+
+    @abstractmethod
+    def questions(self, sample: Mapping[str, Any], open_questions: bool = False) -> list[Question]:
+        """The questions of one sample (its JSON); open_questions: those without options, too."""
+
+    @abstractmethod
+    def check(self, dataset: Any) -> None:
+        """Raise UserError, before any work, for what will turn out to be impossible."""
 
     @abstractmethod
     def predict(
@@ -398,8 +418,12 @@ class Benchmark(Room, ABC, group="benchmark"):
         """Predictions from {(prompt, answer): likelihood}."""
 
     @abstractmethod
+    def read(self, question: Question, written: Mapping[str, str], variant: str) -> list[Prediction]:
+        """Predictions from {prompt: what the model wrote}."""
+
+    @abstractmethod
     def score(self, predictions: Iterable[Prediction]) -> list[dict[str, Any]]:
-        """Rows of scores."""
+        """Rows of scores: {variant, metric, value, stderr, n, videos, chance}."""
 
 
 CONTRACTS: dict[str, type[Room]] = {group: _BASES[group] for group in ROOMS}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
@@ -20,13 +19,15 @@ from hvlm.data.views import Pairs, Questions
 from hvlm.errors import UserError
 from hvlm.evaluation import results
 from hvlm.evaluation.cost import cost_of
-from hvlm.evaluation.evaluate import RESULTS, evaluate
-from hvlm.evaluation.generate import generate
+from hvlm.evaluation.evaluate import RESULTS, ask, evaluate, warn_of_problems
+from hvlm.evaluation.generate import InWords
+from hvlm.evaluation.predictions import write_predictions
 from hvlm.evaluation.preference import reward_accuracy
 from hvlm.evaluation.report import table, write_report
 from hvlm.evaluation.streaming import StreamingReader
 from hvlm.interop.fvlm_weights import is_release, load_release, save_release
 from hvlm.io.files import safe_name
+from hvlm.io.json_lines import read_lines, write_lines
 from hvlm.model import VLM
 from hvlm.rebuild import Loaded, load, metadata_of
 from hvlm.viz.gaze_maps import gaze_maps, write_maps
@@ -164,9 +165,7 @@ def watch(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str,
         raise UserError(f"ask.video={asked['video']}: shorter than half a frame at ask.fps={asked['fps']:g}; raise it")
     for moment in moments or ([] if asked["at"] else [seconds]):
         say(moment)
-    out.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps({"question": asked["question"], **line}, ensure_ascii=False) + "\n" for line in lines)
-    (out / "asked.jsonl").write_text(text, encoding="utf-8")
+    write_lines(out / "asked.jsonl", [{"question": asked["question"], **line} for line in lines])
     return lines
 
 
@@ -207,31 +206,22 @@ def look(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str, 
             line = {"key": key, "task": info["task"], "question": question}
             line |= {name: file.name for name, file in files.items()}
             lines.append(line | {"entropy_nats": np.round(maps.entropy_TL, 4).tolist(), **merging})
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    (out / "look.jsonl").write_text(text, encoding="utf-8")
+    write_lines(out / "look.jsonl", lines)
     drawn = ["sheets, films and paths; entropies (nats, frames by layers)"] if gazes else []
     drawn += ["where patches went; tokens of each frame"] if merges else []
     log.info(f"{out}: {len(lines)} lines in look.jsonl: {'; '.join(drawn)}")
     return lines
 
 
-def write_answers(
-    path: str | Path, cfg: Mapping[str, Any], out: Path, max_new_tokens: int = 32
-) -> list[dict[str, str]]:
-    """The model's own answers to the benchmark's clips, one JSON line per question, in ``out/answers.jsonl``."""
+def write_answers(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str, Any]]:
+    """The model's own answers to the benchmark's questions in ``out/answers.jsonl``, a predictions file that
+    ``task=score`` reads."""
     loaded = load(path, cfg)
-    loaded.data.prepare()
-    asked = loaded.benchmark()
-    batches = loaded.reader().loader(asked.split, Questions(), None, asked.batch_size, asked.limit)
-    lines: list[dict[str, str]] = []
-    for batch in track(batches, "answering"):
-        written = generate(loaded.model, loaded.chat, batch.to(loaded.device), max_new_tokens)
-        for row, text in zip(batch.rows, written, strict=True):
-            names = ("key", "question_id", "task", "answer")
-            lines.append({name: row[name] for name in names} | {"prediction": text})
-    out.mkdir(parents=True, exist_ok=True)
+    benchmark = loaded.benchmark()
+    asked = ask(loaded, benchmark, loaded.variant, out, InWords())
+    warn_of_problems(asked.predictions)
     target = out / "answers.jsonl"
-    target.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    same = sum(line["prediction"] == line["answer"] for line in lines)
-    log.info(f"{target}: {len(lines)} answers, {same} word for word the expected ones")
-    return lines
+    write_predictions(target, asked.predictions)
+    right = sum(p.right for p in asked.predictions)
+    log.info(f"{target}: {len(asked.predictions)} answers, {right} right; task=score predictions={target} scores them")
+    return read_lines(target)

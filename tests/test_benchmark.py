@@ -1,6 +1,7 @@
 """Needles benchmark: statistics against a bootstrap and by hand, scoring rules, the fast path, the files."""
 
 import json
+import logging
 import math
 import pickle
 
@@ -12,12 +13,16 @@ from hvlm import build
 from hvlm.benchmark.needles import Needles
 from hvlm.chat import Chat
 from hvlm.data import samples
+from hvlm.data.quarantine import SampleError
+from hvlm.data.sample_json import parse
 from hvlm.errors import UserError
 from hvlm.evaluation import evaluate as evaluation
-from hvlm.evaluation.evaluate import evaluate, score_predictions
-from hvlm.evaluation.likelihood import Query, answer_likelihoods
+from hvlm.evaluation.asking import Query
+from hvlm.evaluation.evaluate import blind_batches, evaluate, score_predictions
+from hvlm.evaluation.likelihood import answer_likelihoods
+from hvlm.evaluation.predictions import read_predictions, write_predictions
 from hvlm.evaluation.results import Label
-from hvlm.evaluation.scores import Prediction, choose, read_predictions, score, write_predictions
+from hvlm.evaluation.scores import Prediction, Question, Try, choose, score
 from hvlm.evaluation.stats import clustered_mean, group_mean
 from hvlm.prompts import lettered_prompt
 from hvlm.rebuild import Loaded
@@ -105,13 +110,24 @@ def test_direction_stands_beside_the_mean_and_chance_follows_the_options():
                 prediction("p", 0, 1),
                 prediction("q", 0, 0, task="direction"),
                 prediction("r", 0, 1, task="count", options=("a", "b")),
-            ]
+            ],
+            apart=["direction"],
         )
     )
     assert rows["accuracy_mean"]["value"] == 1.0
     assert rows["accuracy_mean"]["chance"] == pytest.approx((0.25 + 0.5) / 2)
     assert rows["accuracy/direction"]["value"] == 0.0
-    assert list(by_metric(score([prediction("q", 0, 0, task="direction")]))) == ["accuracy/direction"]
+    alone = score([prediction("q", 0, 0, task="direction")], apart=["direction"])
+    assert list(by_metric(alone)) == ["accuracy/direction"]
+    assert rows["accuracy_mean"]["left_out"] == "direction" and "left_out" not in rows["accuracy/direction"]
+
+
+def test_a_task_is_left_out_of_the_means_only_where_a_benchmark_says_so():
+    """Somebody's own questions about directions count like all others."""
+    rows = by_metric(score([prediction("p", 0, 1), prediction("q", 0, 0, task="direction")]))
+    assert rows["accuracy_mean"]["value"] == 0.5 and "left_out" not in rows["accuracy_mean"]
+    own = by_metric(Needles(apart=["shape"]).score([prediction("p", 0, 1), prediction("q", 0, 0, task="direction")]))
+    assert (own["accuracy_mean"]["value"], own["accuracy_mean"]["left_out"]) == (0.0, "shape")
 
 
 def test_no_answer_is_wrong_and_variants_stay_apart():
@@ -145,7 +161,7 @@ def foreign(**changes):
 
 @pytest.mark.parametrize(
     ("pred", "expected"),
-    [(1, 1), ("blue", 1), ("Blue", 1), ("B", 1), ("B.", 1), ("b", None), ("Because", None), ("", None), (None, None)],
+    [(1, 1), ("blue", 1), ("Blue", 1), ("B", 1), ("B.", 1), ("b", 1), ("Because", None), ("", None), (None, None)],
 )
 def test_foreign_predictions(tmp_path, pred, expected):
     (tmp_path / "p.jsonl").write_text(json.dumps(foreign(pred=pred)) + "\n")
@@ -221,8 +237,13 @@ def ask(model, chat, clips, **changes):
     return answer_likelihoods(model, chat, clips, **settings)
 
 
+def about(answers):
+    """{prompt: answers} as questions."""
+    return [Question(p, "k", "t", (Try(p, tuple(given), tuple(given), 0),), ()) for p, given in answers.items()]
+
+
 def clip(value, answers):
-    return Query(np.full((2, 3, 4, 4), value, np.uint8), np.array([0.5, 1.5], np.float32), answers)
+    return Query(np.full((2, 3, 4, 4), value, np.uint8), np.array([0.5, 1.5], np.float32), about(answers))
 
 
 def test_one_row_per_question_equals_one_row_per_answer():
@@ -322,13 +343,18 @@ class Split:
     def uid(self, index):
         return f"test/test-000000/{self.keys[index]}"
 
-    def read(self, index):
+    def read(self, index, endings=()):
         return {"mp4": self.videos[index], "json": json.dumps(self.samples[index]).encode()}
 
 
 class Dataset:
+    splits = ["test"]
+
     def __init__(self, split):
         self._split = split
+
+    def prepare(self):
+        pass
 
     def manifest(self):
         return self
@@ -440,5 +466,97 @@ def test_a_diverged_model_is_wrong_not_lucky(dataset, tmp_path, caplog):
     model.weight.data.fill_(math.nan)
     loaded = Loaded(model, chat, dataset, InputSpec("question_first", 2, 64), "32-true", {})
     records = evaluate(loaded, Needles(blind=False), LABEL, tmp_path)
-    assert {r["value"] for r in records} == {0.0}
+    assert {r["value"] for r in records if "accuracy" in r["metric"]} == {0.0}
+    assert {r["metric"]: r["value"] for r in records}["answers_missing"] == 12
     assert "not finite" in caplog.text
+
+
+@pytest.mark.fault(74)
+def test_the_blind_control_goes_in_batches_as_the_rest_does(dataset, tmp_path):
+    """Lettered questions have a prompt of their own each, so that nothing is shared between clips."""
+    dataset._split.samples = [sample_of("one", "vnbench"), sample_of("two", "vnbench")]
+    for i, sample in enumerate(dataset._split.samples):
+        for question in sample["questions"]:
+            question["evidence"], question["question"] = [], f"{question['question']} {'red blue'.split()[i]}"
+    _, model = run(dataset, tmp_path / "small", Needles(batch_size=1))
+    _, large = run(dataset, tmp_path / "large", Needles(batch_size=64))
+    assert len(large.calls) == 2, "all clips, and all questions without frames"
+    assert len(model.calls) > 3, "one clip at a time, and no more questions at once without frames"
+    small, whole = (read_predictions(tmp_path / name / "predictions.jsonl") for name in ("small", "large"))
+    assert small == whole and {p.variant for p in small} == {"fake", "blind"}
+
+
+def test_batches_of_blind_questions_share_prompts():
+    def question(name, prompt, options):
+        return Question(name, "k", "t", (Try(prompt, options, options, 0),), ())
+
+    shared = [question(f"s{i}", "what ?", ("x", f"{i % 3}")) for i in range(9)]
+    own = [question(f"o{i}", f"what {i} ?", ("x", "y")) for i in range(6)]
+    mixed = [q for pair in zip(shared, own, strict=False) for q in pair] + shared[6:]
+    batches = list(blind_batches(mixed, 4))
+    assert [q.id for q in batches[0]] == [q.id for q in shared], "four distinct pairs, however many questions"
+    assert [len(batch) for batch in batches[1:]] == [2, 2, 2]
+    assert sorted(q.id for batch in batches for q in batch) == sorted(q.id for q in mixed)
+    big = question("b", "?", tuple("abcdef"))
+    assert [len(batch) for batch in blind_batches([big, big], 4)] == [2], "a question is never torn apart"
+
+
+# ----------------------------------------------------------------------------------------- whose questions, whose clips
+
+
+FOREIGN = {"user": "what is it ?", "assistant": "a red ring", "source": "theirs"}
+
+
+@pytest.mark.fault(101)
+def test_samples_without_its_questions_are_not_bad(dataset, tmp_path, caplog):
+    dataset._split.samples[1] = FOREIGN
+    with caplog.at_level(logging.INFO):
+        records, _ = run(dataset, tmp_path)
+    assert {r["n"] for r in records if r["metric"] == "accuracy/where"} == {1}
+    assert "1 of 2 clips have no question of this benchmark" in caplog.text
+    assert not (tmp_path / "quarantine.jsonl").exists()
+
+
+def test_own_questions_need_only_options_and_an_answer():
+    def questions(**changes):
+        asked = {"question": "what color is the ring ?", "answer": "blue"} | changes
+        sample = parse({"json": json.dumps({"questions": [asked]}).encode()}, "k", "general")
+        return Needles().all_questions(sample)
+
+    (question,) = questions(options=["red", "blue"])
+    assert (question.task, question.evidence, question.tries[0].gold, len(question.tries)) == ("question", (), 1, 1)
+    (asked,) = questions()
+    assert asked.tries == (Try("what color is the ring ?", (), ("blue",), 0),)
+    with pytest.raises(SampleError, match="expected exactly one of the options"):
+        questions(options=["red", "green"])
+
+
+@pytest.mark.fault(85, 101)
+def test_what_cannot_be_asked_is_said_by_check(dataset):
+    Needles().check(dataset)
+    with pytest.raises(UserError, match="benchmark.split=dev: the dataset has no such split, it has test.*evaluate="):
+        Needles(split="dev").check(dataset)
+    with pytest.raises(UserError, match=r"benchmark.tasks=\['color'\]: the questions are of the tasks colour, where"):
+        Needles(tasks=["color"]).check(dataset)
+    dataset._split.samples = [FOREIGN, FOREIGN]
+    with pytest.raises(UserError, match='2 clips of split .test. hold no question of Needles .the JSON needs "quest'):
+        Needles().check(dataset)
+
+
+class Elsewhere(Needles):
+    """A benchmark whose clips have nothing to do with the dataset."""
+
+    def __init__(self, clips, **settings):
+        super().__init__(**settings)
+        self.clips = clips
+
+    def source(self, dataset):
+        return self.clips
+
+
+def test_a_benchmark_may_own_its_clips_and_its_number_of_frames(dataset, tmp_path):
+    benchmark = Elsewhere(dataset._split, num_frames=8)
+    records, _ = run(None, tmp_path, benchmark)
+    assert {r["n"] for r in records if r["metric"] == "accuracy/where"} == {2}
+    assert {r["n"] for r in records if r["metric"] == "accuracy/colour"} == {2}, "more frames show the second's, too"
+    benchmark.check(None)

@@ -141,7 +141,10 @@ def test_eval_needs_nothing_but_the_run_folder(copy: list[str]) -> None:
 def test_the_model_writes_its_own_answers(copy: list[str]) -> None:
     answers = evaluation.evaluate(["checkpoint=runs/tiny", "task=generate", "out=words", "benchmark.limit=4"])
     assert answers == lines(Path("words/answers.jsonl"))
-    assert {a["task"] for a in answers} >= {"shape", "colour"} and all("prediction" in a for a in answers)
+    assert {a["task"] for a in answers} >= {"shape", "colour"} and all("text" in a for a in answers)
+    scored = evaluation.evaluate(["task=score", "predictions=words/answers.jsonl", "out=words/score"])
+    (mean,) = [r for r in scored if r["metric"] == "accuracy_mean"]
+    assert mean["variant"] == "coarse_fine" and mean["n"] == len({a["question_id"] for a in answers})
 
 
 def test_a_checkpoint_of_another_architecture_names_part_and_shapes(copy: list[str]) -> None:

@@ -141,7 +141,7 @@ OF_THE_PROJECT = {
     "language": OF_TENSORS | {"io", "chat", "tokenizer"},
     "stage": OF_TENSORS | {"model", "data"},
     "dataset": OF_TENSORS | {"data", "prompts", "image", "io"},
-    "benchmark": {"types", "contracts", "errors", "prompts", "evaluation"},
+    "benchmark": {"types", "contracts", "errors", "prompts", "evaluation", "data"},
 }
 # Libraries that decide how a program runs. Stages are LightningModules, and nothing else in a room is.
 RUNNING = {"lightning", "pytorch_lightning", "hydra", "omegaconf", "wandb"}

@@ -24,7 +24,8 @@ from hvlm.data.optical_flow import GONE, LIMIT, motion_energy
 from hvlm.data.views import PatchLabels, Questions
 from hvlm.dataset.shards import Shards
 from hvlm.errors import UserError
-from hvlm.evaluation.likelihood import Query, _batch
+from hvlm.evaluation.asking import Query
+from hvlm.evaluation.likelihood import _batch
 from hvlm.types import Batch, InputSpec
 
 GRID = (8, 8)
@@ -308,8 +309,8 @@ def test_frames_without_the_motion_that_was_asked_for_are_refused():
 
 def test_the_benchmarks_batches_carry_it_and_the_blind_ones_zeros():
     frames, _ = scene(32)
-    times, answers = np.arange(FRAMES, dtype=np.float32), {"what ?": ["a"]}
-    clips = [Query(frames, times, answers, motion_energy(frames, GRID)), Query(None, None, answers)]
+    times = np.arange(FRAMES, dtype=np.float32)
+    clips = [Query(frames, times, [], motion_energy(frames, GRID)), Query(None, None, [])]
     rows = [SimpleNamespace(clip=i, row=FakeChat().encode("what ?", "a", "answer", "question_first")) for i in (0, 1)]
     batch = _batch(FakeChat(), clips, rows, InputSpec("question_first", FRAMES, 32, GRID))
     assert torch.equal(batch.motion_BTYX[0], torch.from_numpy(clips[0].motion_TYX)) and batch.motion_BTYX[0].any()

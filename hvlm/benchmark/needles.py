@@ -1,33 +1,41 @@
-"""The held-out questions of a needles dataset: multiple choice by log-likelihood, four tries, a blind control.
+"""The held-out questions of a needles dataset, and anybody's multiple choice: four tries, a blind control.
 
-Each question carries four tries, the same question with its options permuted or drawn anew. Easy and hard sets: the
-prompt is the bare question and each distinct option is scored once as the answer; a try chooses the best of its own
-options. VNBench set: the prompt lists the options with letters, as VideoNIAH's own evaluation does, and the letter is
-scored.
+Each question carries tries, the same question with its options permuted or drawn anew. Easy and hard sets: the prompt
+is the bare question and each distinct option is scored once as the answer; a try chooses the best of its own options.
+VNBench set: the prompt lists the options with letters, as VideoNIAH's own evaluation does, and the letter is scored.
+
+A sample's JSON holds ``questions``, each one of
+
+    {"id", "question", "tries": [{"options": [...], "gold": 0}, ...], "task", "evidence": [[t0, t1], ...]}
+    {"id", "question", "options": [...], "answer": "one of them", "task", "evidence"}
+
+``task`` (default "question") and ``evidence`` (default none: any frames will do) may be left out. A question without
+options is open: it is asked where the model writes its answers itself (``task=generate``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-import numpy as np
-
+from hvlm.benchmark._base import QuestionBenchmark, from_scores
 from hvlm.config.ranges import Ge, Le, PositiveInt
-from hvlm.contracts import Benchmark
 from hvlm.errors import UserError
-from hvlm.evaluation.scores import Likelihood, Prediction, Question, Try, choose, score
+from hvlm.evaluation.scores import Likelihood, Prediction, Question, Try
 from hvlm.prompts import LETTERS, lettered_prompt
 
 
-class Needles(Benchmark):
+class Needles(QuestionBenchmark):
     """split: of the dataset. tasks: names to ask about, or None for all.
-    tries: how many of a question's four tries are asked; the 4-of-4 score needs all.
+    tries: how many of a question's tries are asked, if it has so many; the 4-of-4 score needs four.
     scoring: ``loglik_mean`` (mean over the answer's tokens) or ``loglik_sum`` over them; ``loglik_letter`` lists the
         options in every prompt and scores the letter (what the VNBench set does under any scoring).
     batch_size: clips per forward pass. limit: that many clips, evenly spread over the split, or None for all.
-    blind: also ask everything without frames.
+    blind: also ask everything without frames. num_frames: sampled per clip, None: as many as the model was trained
+    with. apart: tasks that are reported, but left out of accuracy_mean and accuracy_4of4.
     """
+
+    form = 'the JSON needs "questions" with "tries" or "options"'
 
     def __init__(
         self,
@@ -38,33 +46,27 @@ class Needles(Benchmark):
         batch_size: PositiveInt = 32,
         limit: PositiveInt | None = None,
         blind: bool = True,
+        num_frames: PositiveInt | None = None,
+        apart: Sequence[str] = ("direction",),
     ):
+        super().__init__(
+            split=split, tasks=tasks, batch_size=batch_size, limit=limit, blind=blind, num_frames=num_frames,
+            apart=apart,
+        )  # fmt: skip
         if scoring not in ("loglik_mean", "loglik_sum", "loglik_letter"):
             raise UserError(f"benchmark.scoring={scoring}: expected loglik_mean, loglik_sum or loglik_letter")
-        self.split, self.tasks, self.tries, self.scoring = split, tasks, tries, scoring
-        self.batch_size, self.limit, self.blind = batch_size, limit, blind
+        self.tries, self.scoring = tries, scoring
 
-    def select(self, num_clips: int) -> list[int]:
-        """Indices of the clips to ask about, out of ``num_clips`` of the split."""
-        if self.limit is None or self.limit >= num_clips:
-            return list(range(num_clips))
-        return np.linspace(0, num_clips - 1, self.limit).round().astype(int).tolist()
-
-    def questions(self, sample: Mapping[str, Any]) -> list[Question]:
-        """The questions of one sample (as ``hvlm.data.samples.parse`` gives it), of the wanted tasks, as they are put
-        to the model."""
+    def all_questions(self, sample: Mapping[str, Any]) -> list[Question]:
+        """The questions of one sample (as ``hvlm.data.samples.parse`` gives it), as they are put to the model."""
         out = []
         for q in sample["questions"]:
-            if self.tasks is not None and q["task"] not in self.tasks:
-                continue
-            if len(q["tries"]) < self.tries:
-                raise UserError(
-                    f"benchmark.tries={self.tries}: {sample['uid']}/{q['id']} has {len(q['tries'])}; ask for fewer"
-                )
             lettered = self.scoring == "loglik_letter" or q["lettered"]
-            tries = tuple(_try(q["question"], t["options"], t["gold"], lettered) for t in q["tries"][: self.tries])
+            tries = q.get("tries", [])[: self.tries]
+            offered = [_try(q["question"], t["options"], t["gold"], lettered) for t in tries]
+            asked = tuple(offered) or (Try(q["question"], (), (q["answer"],), 0),)
             evidence = tuple((float(start), float(stop)) for start, stop in q["evidence"])
-            out.append(Question(f"{sample['uid']}/{q['id']}", sample["uid"], q["task"], tries, evidence))
+            out.append(Question(f"{sample['uid']}/{q['id']}", sample["uid"], q["task"], asked, evidence))
         return out
 
     def predict(
@@ -72,23 +74,15 @@ class Needles(Benchmark):
     ) -> list[Prediction]:
         """One prediction per try, from {(prompt, answer): Likelihood} of its clip."""
         out = []
-        for attempt, (prompt, options, answers, gold) in enumerate(question.tries):
-            found = [likelihoods[prompt, answer] for answer in answers]
-            scores = tuple(f.logp if self.scoring == "loglik_sum" else f.logp / f.tokens for f in found)
-            out.append(
-                Prediction(
-                    question.id, question.key, question.task, attempt, options, gold, choose(scores), scores, variant
-                )
-            )
+        for attempt, one in enumerate(question.tries):
+            found = [likelihoods[one.prompt, answer] for answer in one.answers]
+            scores = [f.logp if self.scoring == "loglik_sum" else f.logp / f.tokens for f in found]
+            out.append(from_scores(question, attempt, one, scores, variant))
         return out
 
-    def score(self, predictions: Iterable[Prediction]) -> list[dict[str, Any]]:
-        """Accuracy per task, their mean and the 4-of-4 score; see ``hvlm.evaluation.scores.score``."""
-        return score(predictions)
 
-
-def _try(question: str, options: Iterable[Any], gold: int, lettered: bool) -> Try:
-    options = tuple(str(option) for option in options)
+def _try(question: str, options: Iterable[str], gold: int, lettered: bool) -> Try:
+    options = tuple(options)
     if lettered:
         return Try(lettered_prompt(question, options), options, tuple(LETTERS[: len(options)]), gold)
     return Try(question, options, options, gold)

@@ -166,9 +166,19 @@ def _question(item: Any, number: int, where: str, lettered: bool) -> dict[str, A
         question["tries"] = [_try(one, f"{where}.tries[{i}]") for i, one in enumerate(tries)]
         if not tries:
             raise FieldError(f"{where}.tries is empty")
+    elif "options" in item:
+        question["tries"] = [_only_try(item, question["answer"], where)]
     elif question["lettered"]:
         raise FieldError(f"{where}.tries is missing: a lettered question lists options")
     return question
+
+
+def _only_try(item: dict[str, Any], answer: str, where: str) -> dict[str, Any]:
+    """Of a question with options in one order: the answer says which is right."""
+    tries = _try({"options": item["options"], "gold": 0}, where)
+    if tries["options"].count(answer) != 1:
+        raise FieldError(f"{where}.answer is {_shown(answer)}, expected exactly one of the options")
+    return tries | {"gold": tries["options"].index(answer)}
 
 
 def _try(item: Any, where: str) -> dict[str, Any]:

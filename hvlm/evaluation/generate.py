@@ -2,14 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Several
+
 import torch
 from torch import Tensor
 
 from hvlm.caching import PastKV
 from hvlm.chat import Chat
+from hvlm.contracts import Benchmark
+from hvlm.data.collate import Item, collate
+from hvlm.evaluation.asking import Query
+from hvlm.evaluation.scores import Prediction
 from hvlm.functional import last_true
 from hvlm.model import VLM
+from hvlm.precision import autocast
+from hvlm.rebuild import Loaded
 from hvlm.types import Batch
+
+
+class InWords:
+    """Answers in the model's own words, one for each distinct prompt of a clip.
+
+    max_new_tokens: of an answer.
+    """
+
+    open_questions = True
+
+    def __init__(self, max_new_tokens: int = 32) -> None:
+        self.max_new_tokens = max_new_tokens
+
+    def __call__(
+        self, loaded: Loaded, benchmark: Benchmark, clips: Several[Query], variant: str
+    ) -> list[list[Prediction]]:
+        """The predictions about each clip."""
+        chat, inputs = loaded.chat, loaded.inputs
+        prompts = [list(clip.answers) for clip in clips]
+        items = []
+        for clip, asked in zip(clips, prompts, strict=True):
+            rows = [(*chat.encode(prompt, "", order=inputs.order), {}) for prompt in asked]
+            items.append(Item(clip.frames_TCHW, clip.time_T, rows, uid=clip.uid, motion=clip.motion_TYX))
+        if not items:
+            return []
+        batch = collate(items, pad_id=chat.pad_id, size=inputs.size, motion=inputs.motion).to(loaded.device)
+        with autocast(loaded.device, loaded.precision):
+            texts = iter(generate(loaded.model, chat, batch, self.max_new_tokens))
+        written = [{prompt: next(texts) for prompt in asked} for asked in prompts]
+        return [
+            [p for question in clip.questions for p in benchmark.read(question, of_clip, variant)]
+            for clip, of_clip in zip(clips, written, strict=True)
+        ]
 
 
 @torch.inference_mode()

@@ -11,31 +11,21 @@ answer's own tokens not diluted by a token that all answers share (which favours
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hvlm.chat import Chat, Encoded
+from hvlm.contracts import Benchmark
 from hvlm.data.collate import Item, collate
 from hvlm.errors import UserError
-from hvlm.evaluation.scores import Likelihood
+from hvlm.evaluation.asking import Query
+from hvlm.evaluation.scores import Likelihood, Prediction
 from hvlm.precision import autocast
+from hvlm.rebuild import Loaded
 from hvlm.types import Batch, InputSpec
-
-
-class Query(NamedTuple):
-    """A clip and what is asked about it. frames_TCHW uint8 and time_T float32 seconds, or None without a video (the
-    blind control); answers: prompt -> its distinct answers. motion_TYX: float32 where the model wants it. uid: the
-    sample's one name, for features that are kept."""
-
-    frames_TCHW: np.ndarray | None
-    time_T: np.ndarray | None
-    answers: Mapping[str, Sequence[str]]
-    motion_TYX: np.ndarray | None = None
-    uid: str = ""
 
 
 class Scores(Protocol):
@@ -55,6 +45,22 @@ class _Row(NamedTuple):
     prompt: str
     answer: str
     row: Encoded
+
+
+class ByLikelihood:
+    """Answers by the likelihood of what may be answered."""
+
+    open_questions = False
+
+    def __call__(
+        self, loaded: Loaded, benchmark: Benchmark, clips: Sequence[Query], variant: str
+    ) -> list[list[Prediction]]:
+        """The predictions about each clip."""
+        found = answer_likelihoods(loaded.model, loaded.chat, clips, loaded.inputs, loaded.precision)
+        return [
+            [p for question in clip.questions for p in benchmark.predict(question, likelihoods, variant)]
+            for clip, likelihoods in zip(clips, found, strict=True)
+        ]
 
 
 @torch.inference_mode()

@@ -22,6 +22,7 @@ from hvlm.console import duration
 from hvlm.errors import UserError
 from hvlm.evaluation import results
 from hvlm.io.files import read_metrics
+from hvlm.io.json_lines import read_lines
 
 BARS = "▁▂▃▄▅▆▇█"
 CURVE_WIDTH = 48
@@ -213,8 +214,7 @@ def _clips(folder: Path) -> list[str]:
     if not (folder / "clips.jsonl").exists():
         return []
     sheets: dict[str, list[dict[str, Any]]] = {}
-    for line in (folder / "clips.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_lines(folder / "clips.jsonl"):
         sheets.setdefault(row["sheet"], []).append(row)
     lines = ["## Some of the clips", ""]
     for sheet, rows in sheets.items():

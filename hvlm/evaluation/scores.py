@@ -1,27 +1,21 @@
-"""From predictions to scores, and the predictions file: one JSON object per line, one line per question and try.
+"""Questions, answers, and what answers are worth.
 
-    {"question_id", "key", "task", "try", "options", "gold", "pred", "scores", "variant"}
-
-``options`` are what was offered, ``gold`` the index of the right one, ``pred`` the index that was chosen. Files made by
-other programs may leave out ``scores`` and ``variant``, may give ``pred`` as the letter or the text of an option, and
-may give null where there was no answer. No answer, and a text that is none of the options, count as wrong: leaving
-them out would reward a model for staying silent.
+``Question`` is what a benchmark asks, ``Prediction`` what came back, whoever answered: by the likelihood of each option
+(``hvlm.evaluation.likelihood``), in the model's own words (``hvlm.evaluation.generate``), or another program
+(``hvlm.evaluation.predictions`` reads its file).
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from hvlm.errors import UserError
+from hvlm.evaluation.answers import AMBIGUOUS, MISSING, UNREAD, same
 from hvlm.evaluation.stats import clustered_mean, group_mean
-from hvlm.prompts import LETTERS
 
-BESIDE_THE_MEAN = ("direction",)  # reported, but not part of accuracy_mean and accuracy_4of4
+PROBLEMS = (MISSING, UNREAD, AMBIGUOUS)
 
 
 class Likelihood(NamedTuple):
@@ -32,13 +26,22 @@ class Likelihood(NamedTuple):
 
 
 class Try(NamedTuple):
-    """One way to ask a question. ``answers[i]`` is the text whose likelihood stands for ``options[i]``: the option
-    itself, or its letter when the prompt lists the options."""
+    """One way to ask a question.
+
+    options: what is offered, () for an open question. answers: ``answers[i]`` is the text whose likelihood stands for
+    ``options[i]``: the option itself, or its letter when the prompt lists the options; of an open question the one
+    right answer. gold: index into answers.
+    """
 
     prompt: str
     options: tuple[str, ...]
     answers: tuple[str, ...]
     gold: int
+
+    @property
+    def lettered(self) -> bool:
+        """Whether the prompt lists the options with letters, so that a letter is an answer."""
+        return self.options != self.answers
 
 
 class Question(NamedTuple):
@@ -53,21 +56,33 @@ class Question(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """One line of the predictions file. pred: index into options, or None for no (valid) answer."""
+    """One answer to one try of a question; one line of a predictions file.
+
+    options: what was offered, () for an open question. gold: index of the right option, None for an open question.
+    pred: index of the chosen option, None where there is none. scores: of each option, where options were scored.
+    text: what was written, where something was. answer: the right answer of an open question.
+    problem: why there is no ``pred``: "missing" (no answer), "unread" (a text that is no option), "ambiguous" (it could
+    mean two), or "".
+    """
 
     question_id: str
     key: str
     task: str
     attempt: int  # "try" in the file
     options: tuple[str, ...]
-    gold: int
+    gold: int | None
     pred: int | None
     scores: tuple[float, ...] | None
     variant: str
+    text: str | None = None
+    answer: str | None = None
+    problem: str = ""
 
     @property
     def right(self) -> bool:
-        return self.pred == self.gold
+        if self.options:
+            return self.pred is not None and self.pred == self.gold
+        return self.answer is not None and same(self.text, self.answer)
 
 
 def choose(scores: Sequence[float]) -> int | None:
@@ -77,50 +92,60 @@ def choose(scores: Sequence[float]) -> int | None:
     return max(range(len(scores)), key=lambda i: (scores[i], -i))
 
 
-# ------------------------------------------------------------------------------------------------------------ scores
-
-
-def score(predictions: Iterable[Prediction]) -> list[dict[str, Any]]:
+def score(predictions: Iterable[Prediction], apart: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Predictions -> {variant, metric, value, stderr, n, videos, chance}, for each variant in order of appearance.
 
     accuracy/<task>: share of right tries. accuracy_mean: mean over tasks, each weighing the same.
     accuracy_4of4 (and per task): share of questions whose four tries are all right; only where all have four.
-    The two means leave out the tasks in BESIDE_THE_MEAN. n counts questions (the tries of a question are not new
-    evidence); the standard error is clustered by video. chance is that of guessing each try independently.
+    n counts questions (the tries of a question are not new evidence); the standard error is clustered by video. chance
+    is that of guessing each try independently, None where a question is open.
+    answers_<problem>: how many tries have no answer, a text that is none of the options, or one that could mean two;
+    all of them count as wrong. Only where there are some; n then counts tries.
+
+    Args:
+        apart: tasks that the two means leave out. Rows of these means then have ``left_out``, the tasks' names.
     """
     by_variant: dict[str, dict[str, list[Prediction]]] = {}
     for p in predictions:
         by_variant.setdefault(p.variant, {}).setdefault(p.question_id, []).append(p)
     out = []
     for variant, questions in by_variant.items():
-        for row in _score_variant(list(questions.values())):
+        for row in _score_variant(list(questions.values()), apart):
             out.append({"variant": variant, **row})
     return out
 
 
-def _score_variant(questions: list[list[Prediction]]) -> list[dict[str, Any]]:
+def _score_variant(questions: list[list[Prediction]], apart: Sequence[str]) -> list[dict[str, Any]]:
     tasks = sorted({tries[0].task for tries in questions})
-    in_mean = [q for q in questions if q[0].task not in BESIDE_THE_MEAN]
+    in_mean = [q for q in questions if q[0].task not in apart]
+    left_out = {"left_out": ",".join(out)} if (out := [task for task in tasks if task in apart]) else {}
     rows = []
     if in_mean:
-        rows.append(_row("accuracy_mean", in_mean, _share_right, _chance_each))
+        rows.append(_row("accuracy_mean", in_mean, _share_right, _chance_each) | left_out)
     for task in tasks:
         rows.append(_row(f"accuracy/{task}", [q for q in questions if q[0].task == task], _share_right, _chance_each))
     if all(len(q) == 4 for q in questions):
         if in_mean:
-            rows.append(_row("accuracy_4of4", in_mean, _all_right, _chance_all))
+            rows.append(_row("accuracy_4of4", in_mean, _all_right, _chance_all) | left_out)
         for task in tasks:
             rows.append(
                 _row(f"accuracy_4of4/{task}", [q for q in questions if q[0].task == task], _all_right, _chance_all)
             )
-    return rows
+    return rows + _problems([p for tries in questions for p in tries])
+
+
+def _problems(tries: Sequence[Prediction]) -> list[dict[str, Any]]:
+    count = Counter(p.problem for p in tries)
+    shared = {"stderr": None, "n": len(tries), "videos": len({p.key for p in tries}), "chance": None}
+    return [{"metric": f"answers_{name}", "value": float(count[name]), **shared} for name in PROBLEMS if count[name]]
 
 
 def _row(metric: str, questions: list[list[Prediction]], value_of: Any, chance_of: Any) -> dict[str, Any]:
     videos = [q[0].key for q in questions]
     tasks = [q[0].task for q in questions]
     value, stderr = clustered_mean([value_of(q) for q in questions], videos, tasks)
-    chance = group_mean([chance_of(q) for q in questions], tasks)
+    closed = all(p.options for tries in questions for p in tries)
+    chance = group_mean([chance_of(q) for q in questions], tasks) if closed else None
     return {
         "metric": metric, "value": value, "stderr": stderr, "n": len(questions), "videos": len(set(videos)),
         "chance": chance,
@@ -141,101 +166,3 @@ def _chance_each(tries: list[Prediction]) -> float:
 
 def _chance_all(tries: list[Prediction]) -> float:
     return math.prod(1 / len(p.options) for p in tries)
-
-
-# -------------------------------------------------------------------------------------------------------------- file
-
-
-def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
-    """One line per prediction; the file appears under its name only when complete. Scores that are not finite
-    numbers become null (JSON has no NaN)."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    with open(part, "w", encoding="utf-8") as file:
-        for p in predictions:
-            line = p._asdict()
-            line["try"] = line.pop("attempt")
-            if p.scores is not None:
-                line["scores"] = [round(s, 6) if math.isfinite(s) else None for s in p.scores]
-            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-    os.replace(part, path)
-
-
-def read_predictions(path: Path, variant: str = "predictions") -> list[Prediction]:
-    """Read a predictions file, whoever made it; ``variant`` names lines that name none.
-
-    Raises UserError with the line number for what cannot be scored: a missing key, a gold or pred index outside the
-    options, the same question and try twice, tries that do not count 0, 1, 2, ... within a question.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"predictions={path}: cannot be read ({error.strerror}); give a predictions.jsonl") from error
-    predictions: dict[tuple[str, str, int], Prediction] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        p = _parse(line, f"{path}, line {number}", variant)
-        name = (p.variant, p.question_id, p.attempt)
-        if name in predictions:
-            raise UserError(f"{path}, line {number}: question {p.question_id!r}, try {p.attempt} stands here twice")
-        predictions[name] = p
-    if not predictions:
-        raise UserError(f"predictions={path}: the file holds no predictions")
-    tries: dict[tuple[str, str], list[int]] = {}
-    for of_variant, question, attempt in predictions:
-        tries.setdefault((of_variant, question), []).append(attempt)
-    for (_, question), found in tries.items():
-        if sorted(found) != list(range(len(found))):
-            raise UserError(
-                f"{path}: question {question!r} has tries {sorted(found)}, expected {list(range(len(found)))}; "
-                "a try without an answer is written with pred null"
-            )
-    return list(predictions.values())
-
-
-def _parse(line: str, where: str, variant: str) -> Prediction:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: not valid JSON ({error})") from error
-    needed = ("question_id", "key", "task", "try", "options", "gold", "pred")
-    missing = [k for k in needed if not isinstance(value, dict) or k not in value]
-    if missing:
-        raise UserError(f"{where}: {', '.join(missing)} missing; a line needs {', '.join(needed)}")
-    options, gold, attempt = value["options"], value["gold"], value["try"]
-    if not isinstance(options, list) or not options:
-        raise UserError(f"{where}: options is {options!r}, expected a list of the answers that were offered")
-    if not _is_index(gold, len(options)):
-        raise UserError(f"{where}: gold is {gold!r}, expected an index from 0 to {len(options) - 1}")
-    if not _is_index(attempt, 2**31):
-        raise UserError(f"{where}: try is {attempt!r}, expected 0, 1, 2, ...")
-    options = tuple(str(option) for option in options)
-    scores = value.get("scores")
-    if scores is not None:
-        scores = tuple(math.nan if s is None else float(s) for s in scores)
-    return Prediction(
-        question_id=str(value["question_id"]), key=str(value["key"]), task=str(value["task"]), attempt=attempt,
-        options=options, gold=gold, pred=_parse_pred(value["pred"], options, where), scores=scores,
-        variant=str(value.get("variant", variant)),
-    )  # fmt: skip
-
-
-def _parse_pred(pred: Any, options: tuple[str, ...], where: str) -> int | None:
-    """An index, the text of exactly one option, or its letter; nothing is guessed from longer text."""
-    if pred is None:
-        return None
-    if isinstance(pred, str):
-        text, folded = pred.strip().casefold(), [option.casefold() for option in options]
-        if folded.count(text) == 1:
-            return folded.index(text)
-        letter = pred.strip().removesuffix(".")  # capitals only: the article "a" is not option A
-        return LETTERS.index(letter) if len(letter) == 1 and letter in LETTERS[: len(options)] else None
-    if not _is_index(pred, len(options)):
-        raise UserError(f"{where}: pred is {pred!r}, expected null, an option or an index, 0 to {len(options) - 1}")
-    return pred
-
-
-def _is_index(value: Any, stop: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < stop

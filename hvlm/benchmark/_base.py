@@ -1,0 +1,148 @@
+"""What every benchmark is: where its clips come from, what it asks about them, and how answers become a score.
+
+A benchmark knows nothing about models. It owns its data: by default a split of the configured dataset, but ``source``
+may open anything that the reader can read. There are two ways to answer, and both give predictions: by the likelihood
+of the offered answers (``predict``) and in the model's own words (``read``).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from hvlm.contracts import Benchmark
+from hvlm.data import samples
+from hvlm.data.quarantine import SampleError
+from hvlm.errors import UserError
+from hvlm.evaluation.answers import MISSING, read_answer
+from hvlm.evaluation.scores import Likelihood, Prediction, Question, Try, choose, score
+from hvlm.types import InputSpec
+
+TEXTS = ("json", "txt")  # members that are read to see what is asked
+PEEKED = 64  # clips whose questions are looked at before any work
+
+
+class QuestionBenchmark(Benchmark):
+    """split: of the dataset. tasks: names of those to ask, None: all. batch_size: clips per forward pass. limit: that
+    many clips, evenly spread, or None: all. blind: also ask everything without frames. num_frames: sampled per clip,
+    None: as many as the model was trained with. apart: tasks that the means over tasks leave out.
+
+    form: what a sample must hold so that there is something to ask, in words for whoever writes shards.
+    """
+
+    form: ClassVar[str]
+
+    def __init__(
+        self, *, split: str, tasks: list[str] | None, batch_size: int, limit: int | None, blind: bool,
+        num_frames: int | None, apart: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        self.split, self.tasks, self.batch_size, self.limit, self.blind = split, tasks, batch_size, limit, blind
+        self.num_frames, self.apart = num_frames, tuple(apart)
+
+    # -- what is asked -------------------------------------------------------------------------------------------------
+
+    def source(self, dataset: Any) -> Any:
+        """The clips that are asked about, as the reader takes them.
+
+        Args:
+            dataset: the configured one. It is prepared here if its split is what the benchmark asks about.
+
+        Raises:
+            UserError: the dataset has no such split.
+        """
+        dataset.prepare()
+        manifest = dataset.manifest()
+        if self.split not in manifest.splits:
+            raise UserError(
+                f"benchmark.split={self.split}: the dataset has no such split, it has {', '.join(manifest.splits)}; "
+                "set benchmark.split to one of them, or train with evaluate=false"
+            )
+        manifest.verify(full=False)
+        return manifest.split(self.split)
+
+    def select(self, num_clips: int, limit: int | None = None) -> list[int]:
+        """Indices of the clips to ask about, out of ``num_clips`` of the source; ``limit``: where the benchmark has
+        none of its own."""
+        limit = self.limit or limit
+        if limit is None or limit >= num_clips:
+            return list(range(num_clips))
+        return np.linspace(0, num_clips - 1, limit).round().astype(int).tolist()
+
+    def inputs(self, inputs: InputSpec) -> InputSpec:
+        """How clips are read: as the model wants them, with the benchmark's number of frames."""
+        return inputs if self.num_frames is None else inputs._replace(num_frames=self.num_frames)
+
+    @abstractmethod
+    def all_questions(self, sample: Mapping[str, Any]) -> list[Question]:
+        """What can be asked about one sample (its JSON): [] where it holds no question of this benchmark.
+
+        Raises ValueError, KeyError or TypeError for a sample that is malformed.
+        """
+
+    def questions(self, sample: Mapping[str, Any], open_questions: bool = False) -> list[Question]:
+        """The questions of the wanted tasks; those without options only where these can be answered."""
+        asked = [q for q in self.all_questions(sample) if self.tasks is None or q.task in self.tasks]
+        return [q for q in asked if open_questions or all(one.options for one in q.tries)]
+
+    def check(self, dataset: Any) -> None:
+        """Look at the source and at some of its questions, so that what cannot be asked is said before any work.
+
+        Raises:
+            UserError: no such split, or no question (of the wanted tasks) in the first clips that are looked at.
+        """
+        clips = self.source(dataset)
+        chosen = self.select(len(clips), PEEKED)[:PEEKED]
+        tasks: set[str] = set()
+        for index in chosen:
+            try:
+                sample = samples.parse(
+                    clips.read(index, TEXTS), clips.keys[index], clips.domains[index], clips.uid(index)
+                )
+                tasks |= {q.task for q in self.all_questions(sample) if q.tries[0].options}
+            except (SampleError, ValueError, KeyError, TypeError):
+                continue  # it is named and counted when it is asked about
+        if not tasks:
+            raise UserError(
+                f"benchmark: {len(chosen)} clips of split {self.split!r} hold no question of {type(self).__name__} "
+                f"({self.form}); choose another benchmark or split, or set evaluate=false"
+            )
+        if self.tasks is not None and not tasks & set(self.tasks):
+            raise UserError(f"benchmark.tasks={self.tasks}: the questions are of the tasks {', '.join(sorted(tasks))}")
+
+    # -- how it is answered --------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def predict(
+        self, question: Question, likelihoods: Mapping[tuple[str, str], Likelihood], variant: str
+    ) -> list[Prediction]:
+        """One prediction per try, from {(prompt, answer): Likelihood} of its clip."""
+
+    def read(self, question: Question, written: Mapping[str, str], variant: str) -> list[Prediction]:
+        """One prediction per try, from {prompt: what the model wrote} of its clip."""
+        return [from_text(question, i, one, written[one.prompt], variant) for i, one in enumerate(question.tries)]
+
+    def score(self, predictions: Iterable[Prediction]) -> list[dict[str, Any]]:
+        """Accuracy per task, their mean and the 4-of-4 score; see ``hvlm.evaluation.scores.score``."""
+        return score(predictions, self.apart)
+
+
+def from_scores(question: Question, attempt: int, one: Try, scores: Sequence[float], variant: str) -> Prediction:
+    """The option with the best score; none where a score is not a finite number."""
+    pred = choose(scores)
+    return Prediction(
+        question.id, question.key, question.task, attempt, one.options, one.gold, pred, tuple(scores), variant,
+        problem=MISSING if pred is None else "",
+    )  # fmt: skip
+
+
+def from_text(question: Question, attempt: int, one: Try, text: str, variant: str) -> Prediction:
+    """What the model wrote, and the option that it means if there are options."""
+    shared = (question.id, question.key, question.task, attempt)
+    if not one.options:
+        problem = "" if text.strip() else MISSING
+        return Prediction(*shared, (), None, None, None, variant, text, one.answers[one.gold], problem)
+    reading = read_answer(text, one.options, one.lettered)
+    return Prediction(*shared, one.options, one.gold, reading.index, None, variant, text, None, reading.problem)
