@@ -224,10 +224,12 @@ def datamodule(
     )
 
 
-def reader(cfg: Mapping[str, Any], inputs: InputSpec, data: Any, chat: Chat) -> DataModule:
+def reader(
+    cfg: Mapping[str, Any], inputs: InputSpec, data: Any, chat: Chat, quarantine: Path | None = None
+) -> DataModule:
     """The reader without a stage, for its ``loader`` alone."""
     plain = {"view": Questions(), "rows_per_clip": 1, "loss": "answer", "batch_size": 1, "steps": 1}
-    return DataModule(data, chat, inputs, **plain, **_reading(cfg))
+    return DataModule(data, chat, inputs, quarantine=quarantine, **plain, **_reading(cfg))
 
 
 def _reading(cfg: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,9 +51,9 @@ class Loaded(NamedTuple):
         """The configured benchmark, with ``changes`` of its settings."""
         return build.room({**self.config["benchmark"], **changes})
 
-    def reader(self) -> DataModule:
-        """Reads any split of the dataset as the model wants it; for its ``loader``."""
-        return build.reader(self.config, self.inputs, self.data, self.chat)
+    def reader(self, quarantine: Path | None = None) -> DataModule:
+        """Reads clips as the model wants them, with ``loader`` and ``read``; quarantine: file that names bad ones."""
+        return build.reader(self.config, self.inputs, self.data, self.chat, quarantine)
 
 
 def load(path: str | Path, cfg: Mapping[str, Any]) -> Loaded:

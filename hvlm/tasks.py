@@ -15,9 +15,10 @@ from rich.progress import track
 from hvlm import build
 from hvlm.data.batches import clip_frames, one_row
 from hvlm.data.decode import frames_of
-from hvlm.data.views import Pairs, Questions
+from hvlm.data.views import Pairs
 from hvlm.errors import UserError
 from hvlm.evaluation import results
+from hvlm.evaluation.asking import clips_of
 from hvlm.evaluation.cost import cost_of
 from hvlm.evaluation.evaluate import RESULTS, ask, evaluate, warn_of_problems
 from hvlm.evaluation.generate import InWords
@@ -29,6 +30,7 @@ from hvlm.interop.fvlm_weights import is_release, load_release, save_release
 from hvlm.io.files import safe_name
 from hvlm.io.json_lines import read_lines, write_lines
 from hvlm.model import VLM
+from hvlm.precision import PRECISIONS, choose_precision
 from hvlm.rebuild import Loaded, load, metadata_of
 from hvlm.viz.gaze_maps import gaze_maps, write_maps
 from hvlm.viz.merge_maps import merge_maps, write_merging
@@ -36,6 +38,7 @@ from hvlm.viz.merge_maps import merge_maps, write_merging
 log = logging.getLogger(__name__)
 
 BEFORE = "before_dpo"
+LOOKED_AT = 4  # clips
 
 
 def run_benchmark(
@@ -44,7 +47,6 @@ def run_benchmark(
     """Evaluate a checkpoint on ``cfg``'s benchmark and dataset; results, predictions and report go into ``out``."""
     loaded = load(path, cfg)
     label = results.Label(out.name, loaded.variant, cfg["seed"], command)
-    loaded.data.prepare()
     records = evaluate(loaded, loaded.benchmark(), label, out)
     records += costs(loaded, label)
     results.write(out / RESULTS, records)
@@ -54,10 +56,29 @@ def run_benchmark(
     return records
 
 
+def check_benchmark(cfg: Mapping[str, Any]) -> None:
+    """What the benchmark after training would refuse, before any training; makes or indexes the data it asks about.
+
+    Raises:
+        UserError: a precision that evaluation does not know, a split or questions that are not there.
+    """
+    precision, _ = choose_precision(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])
+    if precision not in PRECISIONS:
+        raise UserError(
+            f"trainer.precision={precision}: the benchmark after training knows {', '.join(PRECISIONS)}; use one of "
+            "them, or set evaluate=false"
+        )
+    build.room(cfg["benchmark"]).check(build.dataset(cfg))
+
+
 def costs(loaded: Loaded, label: results.Label) -> list[results.Record]:
     """``hvlm.evaluation.cost`` of the first question about the first clip of the benchmark's split, as records."""
     started = time.monotonic()
-    batch = next(iter(loaded.reader().loader(loaded.benchmark().split, Questions(), None, 1, 1)))
+    batch = next(iter(clips_of(loaded, loaded.benchmark(), batch_size=1)), None)
+    if batch is None:
+        raise UserError(
+            "benchmark: there is no clip with a question that its frames can answer; nothing costs anything"
+        )
     found = cost_of(loaded.model, one_row(batch, 0).to(loaded.device), loaded.precision)
     seconds = time.monotonic() - started
     return [label.record(metric, value, n=1, seconds=seconds) for metric, value in found._asdict().items()]
@@ -66,7 +87,6 @@ def costs(loaded: Loaded, label: results.Label) -> list[results.Record]:
 def run_cost(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[results.Record]:
     """The cost of an answer alone, in ``out/results.json``."""
     loaded = load(path, cfg)
-    loaded.data.prepare()
     records = costs(loaded, results.Label(out.name, loaded.variant, cfg["seed"]))
     results.update(out / RESULTS, records)
     log.info("\n".join(table(records)))
@@ -84,13 +104,11 @@ def run_preference(
     policy = load(path, cfg)
     reference = policy._replace(model=_start_of(policy, start))
     label = results.Label(out.name, policy.variant, cfg["seed"], command)
-    policy.data.prepare()
     asked = policy.benchmark(blind=False)
     records = evaluate(reference, asked, label._replace(variant=BEFORE), out / BEFORE, contact_sheets=0)
-    reading = policy.reader()
     for variant, loaded in ((BEFORE, reference), (label.variant, policy)):
         started = time.monotonic()
-        pairs = reading.loader(asked.split, Pairs(), None, asked.batch_size, asked.limit)
+        pairs = clips_of(policy, asked, Pairs())
         value, stderr, n = reward_accuracy(loaded.model, reference.model, pairs, policy.precision)
         seconds = time.monotonic() - started
         records.append(
@@ -170,7 +188,7 @@ def watch(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str,
 
 
 def look(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str, Any]]:
-    """Pictures of the first clips of the benchmark's split (``benchmark.limit``, 4 by default), and what they are of in
+    """Pictures of some of the benchmark's clips (``benchmark.limit``, 4 by default), and what they are of in
     ``out/look.jsonl``: where the model looks, a sheet, a film and a path for each question, if its connector gazes, and
     what its merger did to the clip. Without a gaze there is a line for each clip."""
     loaded = load(path, cfg)
@@ -183,10 +201,8 @@ def look(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str, 
             f"{connector} and merger=none: name a checkpoint that was trained with connector=foveated, or add a merger "
             "to this one (merger=tome)"
         )
-    loaded.data.prepare()
-    asked = loaded.benchmark()
     lines = []
-    for batch in track(loaded.reader().loader(asked.split, Questions(), None, 1, asked.limit or 4), "looking"):
+    for batch in track(clips_of(loaded, loaded.benchmark(), batch_size=1, limit=LOOKED_AT), "looking"):
         batch = batch.to(loaded.device)
         merging: dict[str, Any] = {}
         uid, key = batch.uids[0], batch.rows[0]["key"]

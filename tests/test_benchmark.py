@@ -4,6 +4,8 @@ import json
 import logging
 import math
 import pickle
+import uuid
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +14,10 @@ import torch
 from hvlm import build
 from hvlm.benchmark.needles import Needles
 from hvlm.chat import Chat
-from hvlm.data import samples
+from hvlm.data import reader, samples
 from hvlm.data.quarantine import SampleError
 from hvlm.data.sample_json import parse
 from hvlm.errors import UserError
-from hvlm.evaluation import evaluate as evaluation
 from hvlm.evaluation.asking import Query
 from hvlm.evaluation.evaluate import blind_batches, evaluate, score_predictions
 from hvlm.evaluation.likelihood import answer_likelihoods
@@ -327,6 +328,7 @@ def test_settings_are_checked_and_clips_spread():
 # ---------------------------------------------------------------------------------------------------- the whole of it
 
 LABEL = Label("demo", "fake", 3)
+CONFIG = {"trainer": {"num_workers": 0, "cache_mb": 0}, "domain": {"mixture": None}, "seed": 0}
 
 
 class Split:
@@ -334,6 +336,7 @@ class Split:
 
     def __init__(self, samples, videos):
         self.samples, self.videos = samples, videos
+        self.folder, self.identity = Path("nowhere"), uuid.uuid4().hex
         self.keys = [s["key"] for s in samples]
         self.domains, self.shards = ["general"] * len(samples), ["test-000000.tar"] * len(samples)
 
@@ -348,7 +351,7 @@ class Split:
 
 
 class Dataset:
-    splits = ["test"]
+    access, splits, max_tokens = "index", ["test"], 100
 
     def __init__(self, split):
         self._split = split
@@ -383,7 +386,7 @@ def dataset(tmp_path):
 def run(dataset, out, benchmark=None, motion=None, label=LABEL):
     chat = make_chat()
     model = FakeModel(chat.vocab_size)
-    loaded = Loaded(model, chat, dataset, InputSpec("question_first", 2, 64, motion), "32-true", {})
+    loaded = Loaded(model, chat, dataset, InputSpec("question_first", 2, 64, motion), "32-true", CONFIG)
     return evaluate(loaded, benchmark or Needles(batch_size=1), label, out), model
 
 
@@ -432,7 +435,7 @@ def test_evaluate_hands_on_the_motion_that_is_asked_for(dataset, tmp_path, monke
         return np.tile(frames.mean((1, 2, 3), dtype=np.float32)[:, None, None], (1, *grid))
 
     monkeypatch.setattr(FakeModel, "distribution", remember)
-    monkeypatch.setattr(evaluation, "motion_energy", brightness)
+    monkeypatch.setattr(reader, "motion_energy", brightness)
     run(dataset, tmp_path / "a", motion=(4, 4))
     shapes = {batch.motion_BTYX.shape[1:] for batch in seen}
     assert shapes == {(2, 4, 4), (1, 4, 4)}, "clips of two frames and the blind control"
@@ -464,7 +467,7 @@ def test_a_diverged_model_is_wrong_not_lucky(dataset, tmp_path, caplog):
     chat = make_chat()
     model = FakeModel(chat.vocab_size)
     model.weight.data.fill_(math.nan)
-    loaded = Loaded(model, chat, dataset, InputSpec("question_first", 2, 64), "32-true", {})
+    loaded = Loaded(model, chat, dataset, InputSpec("question_first", 2, 64), "32-true", CONFIG)
     records = evaluate(loaded, Needles(blind=False), LABEL, tmp_path)
     assert {r["value"] for r in records if "accuracy" in r["metric"]} == {0.0}
     assert {r["metric"]: r["value"] for r in records}["answers_missing"] == 12
@@ -556,7 +559,7 @@ class Elsewhere(Needles):
 
 def test_a_benchmark_may_own_its_clips_and_its_number_of_frames(dataset, tmp_path):
     benchmark = Elsewhere(dataset._split, num_frames=8)
-    records, _ = run(None, tmp_path, benchmark)
+    records, _ = run(dataset, tmp_path, benchmark)
     assert {r["n"] for r in records if r["metric"] == "accuracy/where"} == {2}
     assert {r["n"] for r in records if r["metric"] == "accuracy/colour"} == {2}, "more frames show the second's, too"
     benchmark.check(None)

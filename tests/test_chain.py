@@ -138,7 +138,8 @@ def test_eval_needs_nothing_but_the_run_folder(copy: list[str]) -> None:
     assert {r["metric"] for r in fewer} >= {"accuracy/shape"} and not {"accuracy/colour"} & {r["metric"] for r in fewer}
 
 
-def test_the_model_writes_its_own_answers(copy: list[str]) -> None:
+@pytest.mark.fault(101)
+def test_the_model_writes_its_own_answers_and_they_are_scored(copy: list[str]) -> None:
     answers = evaluation.evaluate(["checkpoint=runs/tiny", "task=generate", "out=words", "benchmark.limit=4"])
     assert answers == lines(Path("words/answers.jsonl"))
     assert {a["task"] for a in answers} >= {"shape", "colour"} and all("text" in a for a in answers)
@@ -266,3 +267,18 @@ def test_stage_0_is_rehearsed_without_its_language_model(tmp_path: Path) -> None
         build.dry_build(
             *plan(["stage=sft", "language=smollm2_135m", f"language.source={tmp_path / 'absent'}"]).values()
         )
+
+
+@pytest.mark.fault(85, 101)
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (["benchmark.split=dev"], "benchmark.split=dev: the dataset has no such split, it has .*test"),
+        (["benchmark.tasks=[color]"], "benchmark.tasks=.'color'.: the questions are of the tasks .*colour"),
+    ],
+)
+def test_what_the_benchmark_will_refuse_is_said_before_training(needles, tmp_path, monkeypatch, change, words) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=words):
+        run(["stage=sft", "run=late", "stage.steps=1", "stage.batch_size=2", *needles, *change])
+    assert not list(tmp_path.rglob("*.ckpt")) and not list(tmp_path.rglob("metrics.*")), "nothing was trained"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import _tiny
 import cv2
 import numpy as np
 import pytest
@@ -321,11 +322,11 @@ def test_the_benchmarks_batches_carry_it_and_the_blind_ones_zeros():
 
 
 def test_the_merger_asks_for_it():
-    vision = SimpleNamespace(image_size=64, grid=lambda h, w: (h // 8, w // 8))
-    wanted = {"wants_flow": True}, {"wants_flow": False}, {}
-    grids = [build.motion_grid(SimpleNamespace(vision=vision, merger=SimpleNamespace(**w))) for w in wanted]
-    assert grids == [(8, 8), None, None]
-    assert build.motion_grid(SimpleNamespace(vision=vision)) is None, "stage 0 has no merger"
+    flow, features = (_tiny.Variant("merger", "motion", (("motion", how),)) for how in ("flow", "features"))
+    wanting, other = (_tiny.model(_tiny.Case("question_first", (merger,))) for merger in (flow, features))
+    assert build.motion_grid(wanting) == wanting.vision.grid(*[wanting.vision.image_size] * 2)
+    assert build.motion_grid(other) is None
+    assert build.motion_grid(build.Encoder(wanting.vision)) is None, "stage 0 has no merger"
 
 
 def test_without_opencv_the_error_says_what_to_do(folder, monkeypatch):

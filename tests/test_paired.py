@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from experiments.merging._paired import ahead
-from hvlm.evaluation.scores import Prediction, write_predictions
+from hvlm.evaluation.predictions import write_predictions
+from hvlm.evaluation.scores import Prediction
 
 
 def written(folder: Path, right: list[bool]) -> Path:

@@ -6,7 +6,6 @@ All in one process: its clips are read once, and for reading without training en
 from __future__ import annotations
 
 import logging
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ MODEL_PARTS = ("free", "trained")
 KEEPS = (0.5, 0.25, 0.125, 0.0625)
 TRAINED_STEPS = 100
 NONE = "none"
+CACHE_MB = 8192  # the benchmark's clips are decoded, and their flow computed, once
 DROPS = ("random", "stride", "dycoke")  # their tokens are single patches: sizes say nothing
 MERGERS = ("adaptive", "motion", "saliency", "tome", "fastvid", *DROPS)
 PROPORTIONAL = "merger.proportional=true"
@@ -99,7 +99,7 @@ def all_of(part: str, seed: int, label: str) -> None:
             cfg = configuration(run / label, [] if outline else PLAIN_CLIPS)
             out = trained_folder(seed, label, outline, merger, keep)
             if not (out / RESULTS).exists():
-                ask(out, load(run / label, cfg), merger, seed, _clips(label, outline))
+                ask(out, load(run / label, cfg), merger, seed)
 
 
 def read_merged(checkpoint: Path, seed: int, label: str, outline: bool) -> None:
@@ -116,7 +116,7 @@ def read_merged(checkpoint: Path, seed: int, label: str, outline: bool) -> None:
         model.merger = build.room(given["merger"], needs_frames=model.connector.needs_frames)
         model.features = features
         out = free_folder(seed, label, outline, variant, keep)
-        ask(out, loaded, variant, seed, _clips(label, outline))
+        ask(out, loaded, variant, seed)
         if outline:
             model.features = None  # the cost holds the encoder's
             merged = loaded._replace(config=given, inputs=build.input_spec(given, model))
@@ -125,7 +125,7 @@ def read_merged(checkpoint: Path, seed: int, label: str, outline: bool) -> None:
         log.info("%s %g", variant, keep)
 
 
-def ask(out: Path, loaded: Loaded, variant: str, seed: int, memory: dict[int, Any]) -> None:
+def ask(out: Path, loaded: Loaded, variant: str, seed: int) -> None:
     """The benchmark, unless its result is there; blind, too, for the model that merges nothing."""
     if (out / RESULTS).exists():
         return
@@ -133,14 +133,8 @@ def ask(out: Path, loaded: Loaded, variant: str, seed: int, memory: dict[int, An
     inputs = loaded.inputs._replace(motion=loaded.model.vision.grid(*loaded.inputs.size))  # all read the same clips
     label = results.Label(QUESTION, variant, seed, COMMAND)
     asked = loaded._replace(inputs=inputs)
-    evaluate(asked, loaded.benchmark(blind=variant == NONE), label, out, contact_sheets=0, memory=memory)
+    evaluate(asked, loaded.benchmark(blind=variant == NONE), label, out, contact_sheets=0)
 
 
 def configuration(checkpoint: Path, overrides: list[str]) -> dict[str, Any]:
-    return overlay(stored_config(checkpoint), overrides)
-
-
-@cache
-def _clips(label: str, outline: bool) -> dict[int, Any]:
-    """The benchmark's clips with their flow, read once."""
-    return {}
+    return overlay(stored_config(checkpoint), [*overrides, f"trainer.cache_mb={CACHE_MB}"])

@@ -16,13 +16,11 @@ import numpy as np
 from hvlm.contracts import Benchmark
 from hvlm.data import samples
 from hvlm.data.quarantine import SampleError
+from hvlm.data.tar import TEXT_FIELDS
 from hvlm.errors import UserError
 from hvlm.evaluation.answers import MISSING, read_answer
 from hvlm.evaluation.scores import Likelihood, Prediction, Question, Try, choose, score
 from hvlm.types import InputSpec
-
-TEXTS = ("json", "txt")  # members that are read to see what is asked
-PEEKED = 64  # clips whose questions are looked at before any work
 
 
 class QuestionBenchmark(Benchmark):
@@ -53,6 +51,11 @@ class QuestionBenchmark(Benchmark):
         Raises:
             UserError: the dataset has no such split.
         """
+        if dataset.access != "index":
+            raise UserError(
+                f"dataset.access={dataset.access} has no split that a benchmark could ask about; use "
+                "dataset.access=index, or train with evaluate=false"
+            )
         dataset.prepare()
         manifest = dataset.manifest()
         if self.split not in manifest.splits:
@@ -79,7 +82,7 @@ class QuestionBenchmark(Benchmark):
     def all_questions(self, sample: Mapping[str, Any]) -> list[Question]:
         """What can be asked about one sample (its JSON): [] where it holds no question of this benchmark.
 
-        Raises ValueError, KeyError or TypeError for a sample that is malformed.
+        Raises ValueError, LookupError or TypeError for a sample that is malformed.
         """
 
     def questions(self, sample: Mapping[str, Any], open_questions: bool = False) -> list[Question]:
@@ -88,29 +91,29 @@ class QuestionBenchmark(Benchmark):
         return [q for q in asked if open_questions or all(one.options for one in q.tries)]
 
     def check(self, dataset: Any) -> None:
-        """Look at the source and at some of its questions, so that what cannot be asked is said before any work.
+        """Look at the source until there is something to ask, so that what cannot be asked is said before any work.
 
         Raises:
-            UserError: no such split, or no question (of the wanted tasks) in the first clips that are looked at.
+            UserError: no such split, or no question (of the wanted tasks) in it.
         """
         clips = self.source(dataset)
-        chosen = self.select(len(clips), PEEKED)[:PEEKED]
         tasks: set[str] = set()
+        chosen = self.select(len(clips))
         for index in chosen:
+            key, domain, uid = clips.keys[index], clips.domains[index], clips.uid(index)
             try:
-                sample = samples.parse(
-                    clips.read(index, TEXTS), clips.keys[index], clips.domains[index], clips.uid(index)
-                )
+                sample = samples.parse(clips.read(index, TEXT_FIELDS), key, domain, uid)
                 tasks |= {q.task for q in self.all_questions(sample) if q.tries[0].options}
-            except (SampleError, ValueError, KeyError, TypeError):
+            except (SampleError, ValueError, LookupError, TypeError):
                 continue  # it is named and counted when it is asked about
+            if tasks and (self.tasks is None or tasks & set(self.tasks)):
+                return
         if not tasks:
             raise UserError(
                 f"benchmark: {len(chosen)} clips of split {self.split!r} hold no question of {type(self).__name__} "
                 f"({self.form}); choose another benchmark or split, or set evaluate=false"
             )
-        if self.tasks is not None and not tasks & set(self.tasks):
-            raise UserError(f"benchmark.tasks={self.tasks}: the questions are of the tasks {', '.join(sorted(tasks))}")
+        raise UserError(f"benchmark.tasks={self.tasks}: the questions are of the tasks {', '.join(sorted(tasks))}")
 
     # -- how it is answered --------------------------------------------------------------------------------------------
 

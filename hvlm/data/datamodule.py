@@ -8,7 +8,7 @@ with another number of workers or processes as long as the global batch stays th
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -145,15 +145,28 @@ class DataModule(lightning.LightningDataModule):
     def loader(
         self, split: str, view: View, rows_per_clip: int | None, batch_size: int, limit: int | None = None
     ) -> Loader:
-        """A split in its own order, for evaluation: each clip once, ``rows_per_clip=None`` with all its texts.
-
-        A clip that cannot be read, or whose sampled frames answer none of its texts, is left out (and counted).
-        ``limit``: only the first so many clips.
-        """
+        """A split in its own order: each clip once; see ``read``. ``limit``: only the first so many clips."""
         if not self._prepared:
             self.prepare_data()
         clips = self._manifest.split(split)
-        sampler = InOrder(range(len(clips))[:limit], batch_size=batch_size)
+        return self.read(clips, view, rows_per_clip, batch_size, range(len(clips))[:limit])
+
+    def read(
+        self, clips: ShardSplit, view: View, rows_per_clip: int | None, batch_size: int, indices: Sequence[int]
+    ) -> Loader:
+        """Clips as they are, for evaluation: each of ``indices`` once, in order.
+
+        A clip that cannot be read, or whose sampled frames answer none of its texts, is left out; ``reader.quarantine``
+        of the result counts them.
+
+        Args:
+            clips: of the dataset or of anybody else.
+            view: what is asked of a clip.
+            rows_per_clip: texts of a clip; None: all.
+            batch_size: clips of one batch.
+            indices: of the clips.
+        """
+        sampler = InOrder(indices, batch_size=batch_size)
         return self._once(clips, self._show(view, rows_per_clip), sampler)
 
     # -- state ---------------------------------------------------------------------------------------------------------

@@ -61,6 +61,13 @@ class SampleSpec:
         sample = samples.parse(members, key, domain, uid)
         return Clip(sample, *samples.frames(members, sample, self.inputs.num_frames, self.inputs.size))
 
+    def passes_over(self, clips: ShardSplit, index: int) -> bool:
+        """Whether a sample's JSON alone says that there is nothing to show. Raises SampleError."""
+        if type(self.view).passes_over is View.passes_over:
+            return False
+        members, uid = clips.read(index, TEXT_FIELDS), clips.uid(index)
+        return self.view.passes_over(samples.parse(members, clips.keys[index], clips.domains[index], uid))
+
     def motion_of(self, clip: Clip) -> np.ndarray | None:
         """float32 [T, rows, columns] where motion is asked for, else None. Raises UserError without OpenCV."""
         return None if self.inputs.motion is None else motion_energy(clip.frames, self.inputs.motion)
@@ -165,6 +172,8 @@ class Reader(Dataset):
         try:
             if pick.text:
                 return self.show.text(source.read(index, TEXT_FIELDS), key, source.uid(index))
+            if self.show.passes_over(source, index):
+                return None
             item = self.show.clip(*self._decoded(source, index), pick.epoch)
         except SampleError as error:
             self.quarantine.add(str(source.folder / source.shards[index]), key, error, source.uid(index))

@@ -50,6 +50,10 @@ class View:
         """Which of the sampled frames are shown: by default all."""
         return slice(None)
 
+    def passes_over(self, sample: dict[str, Any]) -> bool:
+        """Whether the JSON alone says that nothing of the sample will be shown, so that nothing need be decoded."""
+        return False
+
 
 class Captions(View):
     """Each caption is one exchange."""

@@ -1,23 +1,90 @@
-"""What the two ways of answering share: a clip with its questions, and what a way of answering is."""
+"""What the ways of answering share: a benchmark's clips as the reader gives them, with the questions about each."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from hvlm.contracts import Benchmark
+from hvlm.data.batches import clip_frames
+from hvlm.data.loader import Loader
+from hvlm.data.quarantine import SampleError
+from hvlm.data.sampling import is_shown
+from hvlm.data.views import Row, View
 from hvlm.evaluation.scores import Prediction, Question
 from hvlm.rebuild import Loaded
+from hvlm.types import Batch
+
+
+@dataclass(frozen=True)
+class Asked(View):
+    """The questions of a benchmark that the sampled frames can answer: one row each, with its first try's prompt and
+    right answer. Its meta holds the ``question`` itself, and ``hidden``, how many of the clip need other frames.
+
+    open_questions: those without options, too.
+    """
+
+    benchmark: Benchmark
+    open_questions: bool = False
+    name = "questions of the benchmark"
+
+    def rows(self, sample: dict[str, Any], times: np.ndarray, rng: np.random.Generator, n: int | None) -> list[Row]:
+        questions = self._questions(sample)
+        shown = [q for q in questions if is_shown(q.evidence, times)]
+        about = {"key": sample["key"], "uid": sample["uid"], "hidden": len(questions) - len(shown)}
+        return [
+            Row(first.prompt, first.answers[first.gold], about | {
+                "task": q.task, "question_id": q.id.removeprefix(f"{sample['uid']}/"),
+                "answer": first.answers[first.gold], "question": q,
+            })
+            for q, first in ((q, q.tries[0]) for q in shown)
+        ]  # fmt: skip
+
+    def passes_over(self, sample: dict[str, Any]) -> bool:
+        return not self._questions(sample)
+
+    def _questions(self, sample: dict[str, Any]) -> list[Question]:
+        try:
+            return self.benchmark.questions(sample, self.open_questions)
+        except (ValueError, LookupError, TypeError) as error:
+            raise SampleError(sample["key"], "json", f"{type(error).__name__}: {error}") from error
+
+
+def clips_of(
+    loaded: Loaded,
+    benchmark: Benchmark,
+    view: View | None = None,
+    *,
+    batch_size: int | None = None,
+    limit: int | None = None,
+    quarantine: Path | None = None,
+) -> Loader:
+    """Batches of the clips that a benchmark asks about: the one place that opens them.
+
+    Args:
+        loaded: its dataset may be where the clips come from; its model says how they are read.
+        benchmark: its source, selection and number of frames.
+        view: what is shown of them; None: all its questions, open ones, too.
+        batch_size: clips of a batch; None: the benchmark's.
+        limit: of clips, where the benchmark has none.
+        quarantine: file that names bad clips.
+    """
+    source = benchmark.source(loaded.data)
+    reader = loaded._replace(inputs=benchmark.inputs(loaded.inputs)).reader(quarantine)
+    indices = benchmark.select(len(source), limit)
+    return reader.read(source, view or Asked(benchmark, True), None, batch_size or benchmark.batch_size, indices)
 
 
 class Query(NamedTuple):
     """A clip and what is asked about it.
 
     frames_TCHW: uint8, and time_T: float32 seconds, or None without a video (the blind control). questions: each about
-    this clip, or without a video about any. motion_TYX: float32 where the model wants it. uid: the sample's one
-    name, for features that are kept.
+    this clip, or without a video about any. motion_TYX: float32 where the model wants it. uid: the sample's one name,
+    for features that are kept.
     """
 
     frames_TCHW: np.ndarray | None
@@ -33,6 +100,17 @@ class Query(NamedTuple):
         for one in (t for q in self.questions for t in q.tries):
             out.setdefault(one.prompt, {}).update(dict.fromkeys(one.answers))
         return {prompt: list(answers) for prompt, answers in out.items()}
+
+
+def queries(batch: Batch) -> Iterator[Query]:
+    """The clips of a batch that the view ``Asked`` made."""
+    assert batch.rows is not None and batch.uids is not None
+    clip_K = batch.clip_K.tolist()
+    for i in range(batch.num_clips):
+        questions = [row["question"] for clip, row in zip(clip_K, batch.rows, strict=True) if clip == i]
+        seen = batch.frame_mask_BT[i]
+        motion = None if batch.motion_BTYX is None else batch.motion_BTYX[i][seen].numpy()
+        yield Query(clip_frames(batch, i), batch.frame_time_BT[i][seen].numpy(), questions, motion, batch.uids[i])
 
 
 class Answer(Protocol):

@@ -12,24 +12,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from hvlm.contracts import Benchmark
-from hvlm.data import samples
-from hvlm.data.optical_flow import motion_energy
-from hvlm.data.quarantine import Quarantine, SampleError
-from hvlm.data.sampling import is_shown
 from hvlm.errors import UserError
 from hvlm.evaluation import results
 from hvlm.evaluation.answers import AMBIGUOUS, MISSING, UNREAD
-from hvlm.evaluation.asking import Answer, Query
+from hvlm.evaluation.asking import Answer, Asked, Query, clips_of, queries
 from hvlm.evaluation.likelihood import ByLikelihood
 from hvlm.evaluation.predictions import read_predictions, write_predictions
 from hvlm.evaluation.scores import Prediction, Question, score
 from hvlm.io.json_lines import write_lines
 from hvlm.rebuild import Loaded
-from hvlm.types import InputSpec
 from hvlm.viz.media import contact_sheet
 
 log = logging.getLogger(__name__)
@@ -40,7 +34,7 @@ BY_LIKELIHOOD = ByLikelihood()
 PAIRS_PER_CLIP = 16  # prompts with an answer that a clip usually has: what the blind control's batches are counted in
 
 
-class Asked(NamedTuple):
+class Answered(NamedTuple):
     """The predictions about all clips, clip by clip; questions: those that were asked; clips: a few, for pictures."""
 
     predictions: list[Prediction]
@@ -55,9 +49,7 @@ def evaluate(
     out_dir: Path,
     *,
     answer: Answer = BY_LIKELIHOOD,
-    max_bad_rate: float = 0.01,
     contact_sheets: int = 4,
-    memory: dict[int, Any] | None = None,
 ) -> list[results.Record]:
     """Run ``benchmark`` and return its records, having written both files into ``out_dir``.
 
@@ -65,13 +57,12 @@ def evaluate(
         loaded: the model, left in eval mode; the dataset, how the model wants its clips, and the precision.
         label: stands in the records; those of the blind control have the variant ``blind``.
         answer: the way to answer.
-        max_bad_rate: share of clips that may be unreadable (named in ``out_dir/quarantine.jsonl``) before it stops.
         contact_sheets: so many asked clips become ``out_dir/clips/<n>.png`` with their answers in ``clips.jsonl``
             beside them.
-        memory: an empty dict keeps the clips for further calls with the same benchmark and inputs.
 
     Questions whose evidence the sampled frames do not show are not asked; how many is logged. The blind control asks
-    exactly the questions that were asked with frames.
+    exactly the questions that were asked with frames. Clips that cannot be read are named in
+    ``out_dir/quarantine.jsonl``; too many of them are an error.
 
     Raises:
         UserError: nothing can be asked.
@@ -80,7 +71,7 @@ def evaluate(
         raise ValueError(f"variant={BLIND!r} is the name of the control without frames; choose another")
     out_dir = Path(out_dir)
     started = time.monotonic()
-    asked = ask(loaded, benchmark, label.variant, out_dir, answer, max_bad_rate, contact_sheets, memory)
+    asked = ask(loaded, benchmark, label.variant, out_dir, answer, contact_sheets)
     predictions, seconds = asked.predictions, {label.variant: time.monotonic() - started}
     if benchmark.blind:
         started = time.monotonic()
@@ -100,35 +91,43 @@ def ask(
     variant: str,
     out_dir: Path,
     answer: Answer = BY_LIKELIHOOD,
-    max_bad_rate: float = 0.01,
     pictured: int = 0,
-    memory: dict[int, Any] | None = None,
-) -> Asked:
+) -> Answered:
     """Put every question of the benchmark to the model; see ``evaluate``. Bad clips are named in ``out_dir``."""
-    loaded = loaded._replace(inputs=benchmark.inputs(loaded.inputs))
     loaded.model.eval()
-    source = benchmark.source(loaded.data)
-    indices = benchmark.select(len(source))
-    quarantine = Quarantine(max_bad_rate, Path(out_dir) / "quarantine.jsonl")
-    clips, found, shown = _Reading(source, benchmark, answer, quarantine, loaded.inputs, memory), [], []
+    view = Asked(benchmark, answer.open_questions)
+    clips = clips_of(loaded, benchmark, view, quarantine=Path(out_dir) / "quarantine.jsonl")
+    as_read = loaded._replace(inputs=benchmark.inputs(loaded.inputs))
+    found: list[Prediction] = []
+    asked: list[Question] = []
+    shown: list[tuple[Query, list[Prediction]]] = []
+    hidden = seen = 0
     with _bar() as bar:
-        for chunk in bar.track(_chunks(indices, benchmark.batch_size), description=f"asking ({variant})"):
-            seen = clips.read(chunk)
-            for clip, predictions in zip(seen, answer(loaded, benchmark, seen, variant), strict=True):
+        for batch in bar.track(clips, description=f"asking ({variant})"):
+            about = list(queries(batch))
+            hidden += sum({row["uid"]: row["hidden"] for row in batch.rows}.values())
+            seen += len(about)
+            for clip, predictions in zip(about, answer(as_read, benchmark, about, variant), strict=True):
                 found += predictions
+                asked += clip.questions
                 if len(shown) < pictured:
                     shown.append((clip, predictions))
+    count = clips.reader.quarantine
+    without = count.read - count.bad - count.unanswerable - seen
     if not found:
         raise UserError(
-            f"benchmark: nothing to ask in {len(indices)} clips of split {benchmark.split!r} with "
-            f"tasks={benchmark.tasks} and {loaded.inputs.num_frames} frames ({clips.hidden} questions need frames that "
-            f"are not sampled, {clips.without} clips have no question of this benchmark); widen benchmark.tasks or "
-            "raise dataset.num_frames"
+            f"benchmark: nothing to ask in {count.read} clips with tasks={benchmark.tasks} and "
+            f"{as_read.inputs.num_frames} frames: {count.unanswerable} need frames that are not sampled, {without} "
+            f"have no question of this benchmark, {count.bad} cannot be read; widen benchmark.tasks or raise "
+            "dataset.num_frames"
         )
-    log.info("%d questions asked; %d need a frame that is not sampled", len(clips.asked), clips.hidden)
-    if clips.without:
-        log.info("%d of %d clips have no question of this benchmark", clips.without, len(indices))
-    return Asked(found, clips.asked, shown)
+    log.info(
+        "%d questions asked; %d more, and all those of %d clips, need a frame that is not sampled", len(asked), hidden,
+        count.unanswerable,
+    )  # fmt: skip
+    if without:
+        log.info("%d of %d clips have no question of this benchmark", without, count.read)
+    return Answered(found, asked, shown)
 
 
 def ask_blind(
@@ -198,66 +197,6 @@ def warn_of_problems(predictions: Iterable[Prediction]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- parts
-
-
-class _Reading:
-    """Reads, decodes and filters; remembers what was asked and how many questions were not answerable."""
-
-    def __init__(
-        self,
-        split: Any,
-        benchmark: Benchmark,
-        answer: Answer,
-        quarantine: Quarantine,
-        inputs: InputSpec,
-        memory: dict[int, Any] | None = None,
-    ):
-        self.split, self.benchmark, self.quarantine, self.inputs = split, benchmark, quarantine, inputs
-        self.open_questions, self.memory = answer.open_questions, memory
-        self.asked: list[Question] = []
-        self.hidden = self.without = 0
-
-    def read(self, indices: Sequence[int]) -> list[Query]:
-        """The clips with at least one question to ask."""
-        out = []
-        for index in indices:
-            key = self.split.keys[index]
-            self.quarantine.count_read()
-            try:
-                clip, questions = (self.memory or {}).get(index) or self._read(index, key)
-            except SampleError as error:
-                self.quarantine.add(self.split.shards[index], key, error, self.split.uid(index))
-                continue
-            if self.memory is not None:
-                self.memory[index] = clip, questions
-            self.hidden += questions - len(clip.questions)
-            self.without += not questions
-            if clip.questions:
-                self.asked += clip.questions
-                out.append(clip)
-        return out
-
-    def _read(self, index: int, key: str) -> tuple[Query, int]:
-        """The clip with what its frames can answer, and how many questions there are."""
-        members = self.split.read(index)
-        sample = samples.parse(members, key, self.split.domains[index], self.split.uid(index))
-        try:
-            questions = self.benchmark.questions(sample, self.open_questions)
-        except (ValueError, LookupError, TypeError) as error:
-            raise SampleError(key, "json", f"{type(error).__name__}: {error}") from error
-        if not questions:
-            return Query(
-                np.empty(0), np.empty(0), [], uid=self.split.uid(index)
-            ), 0  # nothing to ask, so nothing to decode
-        frames, times = samples.frames(members, sample, self.inputs.num_frames, self.inputs.size)
-        answerable = [q for q in questions if is_shown(q.evidence, times)]
-        grid = self.inputs.motion
-        moving = motion_energy(frames, grid) if grid is not None and answerable else None
-        return Query(frames, times, answerable, moving, self.split.uid(index)), len(questions)
-
-
-def _chunks(indices: Sequence[int], size: int) -> list[Sequence[int]]:
-    return [indices[i : i + size] for i in range(0, len(indices), size)]
 
 
 def _bar() -> Progress:

@@ -30,7 +30,7 @@ from hvlm.io.lock import locked
 from hvlm.model import VLM, Encoder
 from hvlm.rebuild import metadata_of, with_own_merger
 from hvlm.stage._base import Stage
-from hvlm.tasks import run_benchmark, run_preference
+from hvlm.tasks import check_benchmark, run_benchmark, run_preference
 from hvlm.training.callbacks import Norms, Throughput, progress
 from hvlm.training.clip_table import ClipTable
 from hvlm.training.file_logger import FileLogger
@@ -96,6 +96,10 @@ def _train_and_evaluate(
     began: float,
     command: str | None,
 ) -> Outcome:
+    last = list(stages.values())[-1]
+    asked = last["evaluate"] and stage_name(last) != "vision"
+    if asked:
+        check_benchmark(last)  # before hours of training
     start: Path | None = None  # what the last stage began with
     finished: dict[str, dict[str, Any]] = {}
     labels = [label for label, cfg in stages.items() if not _is_skipped(label, cfg)]
@@ -111,9 +115,8 @@ def _train_and_evaluate(
             train_stage(cfg, folder, previous, began)
         finished[label] = folder.finished()
         start, previous = previous, folder.path
-    last = list(stages.values())[-1]
     records: list[results.Record] = []
-    if last["evaluate"] and finished and stage_name(last) != "vision" and rank_zero_only.rank == 0:
+    if asked and finished and rank_zero_only.rank == 0:
         records = run_benchmark(previous, last, root, command)
         if stage_name(last) == "dpo" and start is not None and (is_release(start) or metadata_of(start)["chat"]):
             records = run_preference(previous, start, last, root, command)
