@@ -178,6 +178,10 @@ def visible(mask_KL: Tensor, new: int) -> Tensor:
     Valid ones up to itself. Padding also sees itself, so that no row of the softmax is empty; nobody sees padding.
     """
     total = mask_KL.shape[1]
+    if new == 1:
+        seen = mask_KL.clone()
+        seen[:, -1] = True
+        return seen[:, None, None]
     place = torch.arange(total, device=mask_KL.device)
     own = place[total - new :, None] == place
     before = place[total - new :, None] > place

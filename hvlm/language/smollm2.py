@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -162,7 +162,8 @@ class SmolLM2(Language):
             # Our attention asks the cache; the mask is there to keep transformers from making one.
             seen = x_KSD.new_ones(1, 1, 1, 1, dtype=torch.bool) if self.ours else cache.full_mask()
             more = {_CACHE: cache, "kept": cache} if self.ours else {_CACHE: cache}
-            with self._without_checkpointing():
+            checkpoints = self.training and torch.is_grad_enabled()
+            with self._without_checkpointing() if checkpoints else nullcontext():
                 return self._states(x_KSD, seen, position_KS, **more)
 
         rows, length, _ = x_KSD.shape
@@ -198,7 +199,7 @@ class SmolLM2(Language):
     @contextmanager
     def _without_checkpointing(self) -> Iterator[None]:
         """For a pass with a cache: layers that compute their activations again would add their keys again, so
-        transformers would leave the cache out."""
+        transformers leaves the cache out of them."""
         layers = self.model.model.layers
         before = [layer.gradient_checkpointing for layer in layers]
         for layer in layers:
