@@ -53,10 +53,13 @@ class Stage(Room, group="stage"):
     """Batch to loss. ``hvlm.stage._base.Stage`` adds what a LightningModule needs.
 
     view: what the reader shows (``hvlm.data.views``); None leaves it to the head (``Head.view``). Where it needs
-    labels, the constructor is given ``labels``, the dataset's number of classes by name.
+    labels, the constructor is given ``labels``, the dataset's number of classes by name. cells: labels are those of
+    each patch's ``cells`` x ``cells`` parts. shallow: its own queries read the encoder's last layer alone.
     """
 
     view: ClassVar[View | None] = None
+    cells: int = 1
+    shallow: bool = False
 
     def prepare(self, every_pair: Callable[[], Iterable[Batch]]) -> None:
         """Work before ``fit`` with the starting weights in the model; by default there is none.

@@ -28,7 +28,6 @@ from hvlm.types import Batch
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
-CORRIDOR = ("vision", "merger", "connector", "attention", "fusion", "language", "adapter", "head")
 USUAL = {
     "vision": "convvit", "merger": "none", "connector": "foveated", "attention": "none", "fusion": "none",
     "language": "smollm2_tiny", "adapter": "none", "kvcache": "full", "head": "text",

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from hvlm.config.rooms import ROOMS
+
 ROOT = Path(__file__).parent.parent
-ROOM_GROUPS = (
-    "vision", "merger", "connector", "attention", "fusion", "language", "adapter", "kvcache", "head", "dataset",
-    "benchmark",
-)  # fmt: skip
+ROOM_GROUPS = tuple(group for group in ROOMS if group != "stage")
 # From the bottom to the top, as in docs/architecture.md. A file belongs to the longest name that it begins with.
 LAYERS = [
     ("errors",),
