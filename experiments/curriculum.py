@@ -108,7 +108,7 @@ def _call(script: str, folder: Path, *overrides: str) -> None:
     """Run a script; its output goes to a log beside the folder that it fills."""
     print(script, *overrides, flush=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f"{folder.name}.log"), "a") as log:
+    with open(folder.with_name(f"{folder.name}.log"), "a", encoding="utf-8") as log:
         done = subprocess.run([sys.executable, script, *overrides], stdout=log, stderr=subprocess.STDOUT)
     if done.returncode:
         raise SystemExit(f"{script} {' '.join(overrides)} failed, see {log.name}")

@@ -57,7 +57,7 @@ def run(which: tuple[str, int, str]) -> None:
     part, seed, label = which
     log = runs.ROOT / f"seed{seed}" / f"{label}-{part}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a") as file:
+    with open(log, "a", encoding="utf-8") as file:
         done = subprocess.run([sys.executable, "-m", "experiments.merging", "--one", part, str(seed), label],
                               stdout=file, stderr=subprocess.STDOUT)  # fmt: skip
     if done.returncode:

@@ -21,7 +21,7 @@ def read_accuracy(results: Path) -> float | None:
     """``accuracy_mean`` of the model itself (not of its blind control) from a results.json, or None without one."""
     if not results.exists():
         return None
-    for record in json.loads(results.read_text()):
+    for record in json.loads(results.read_text(encoding="utf-8")):
         if record["metric"] == "accuracy_mean" and record["variant"] != "blind":
             return record["value"]
     return None
