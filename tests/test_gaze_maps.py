@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from _clips import VIDEO
 from _tiny import ASKED, Case, Variant, batch_of, clip, model, side, two_clips
 from PIL import Image
 
 import eval as evaluation
 from hvlm.data.batches import one_row, one_row_per_clip
+from hvlm.data.shard_index import write_shard
 from hvlm.viz.gaze_maps import Maps, centres, gaze_maps, lit, write_maps
 
 FRAMES = 3
@@ -83,3 +85,25 @@ def test_from_the_command_line(
     assert {line["task"] for line in lines} >= {"shape", "colour"}
     assert all((tmp_path / line[name]).exists() for line in lines for name in ("sheet", "film", "path"))
     assert torch.tensor(lines[0]["entropy_nats"]).ndim == 2
+
+
+@pytest.mark.fault(67)
+def test_a_samples_json_names_no_file_outside_of_out(
+    trained: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained[0])
+    before = set(trained[0].rglob("*"))
+    question = {"id": "../../../up", "question": "what color ?", "answer": "red"}
+    value = {"key": "../../../../evil", "questions": [question | {"task": "/x"}]}
+    rows = [("a/b", {"mp4": VIDEO, "json": json.dumps(value).encode()})]
+    data = tmp_path / "data"
+    data.mkdir()
+    write_shard(data / "train-0.tar", rows, "train", ["general"])
+    out = tmp_path / "deep" / "out"
+    lines = evaluation.evaluate(
+        ["task=look", "checkpoint=runs/tiny", "dataset=shards", f"dataset.path={data}", "dataset.num_frames=4",
+         "benchmark.split=train", "benchmark.limit=1", f"out={out}"]
+    )  # fmt: skip
+    assert lines[0]["key"] == "a/b" and (out / lines[0]["film"]).is_file() and "/" not in lines[0]["film"]
+    made = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert {path.parent for path in made} == {out, data} and set(trained[0].rglob("*")) == before

@@ -8,6 +8,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -406,6 +408,34 @@ def test_two_runs_may_index_one_folder_at_once(tmp_path):
         process.join(60)
         assert process.exitcode == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["manifest.json", "train-0.tar"]
+
+
+STARTS = """
+import locale, sys
+from hvlm.dataset.shards import Shards
+from hvlm.training.run_dir import RunDir
+assert locale.getpreferredencoding(False).lower().replace("_", "-") not in ("utf-8", "utf8"), "the locale was not taken"
+for _ in range(2):
+    data = Shards(sys.argv[1])
+    data.prepare()
+    folder = RunDir("a", "sft", sys.argv[2])
+    folder.prepare({"dataset": {"path": sys.argv[1], "domain": "caf\\xe9"}, "stage": {}, "trainer": {}})
+    (folder.checkpoints / "step-1.ckpt").touch()
+print(ascii(data.manifest().split("train").keys))
+"""
+
+
+@pytest.mark.fault(101)
+def test_a_second_start_works_in_a_folder_with_accents_whatever_the_locale(tmp_path):
+    folder = tmp_path / "données"
+    tar(folder / "train-0.tar", clip("clé"))
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # text is ASCII, which is less than Latin-1
+    done = subprocess.run(
+        [sys.executable, "-c", STARTS, folder, tmp_path / "runs"],
+        env=os.environ | plain, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ascii(["clé"])
 
 
 @pytest.mark.fault(84)
