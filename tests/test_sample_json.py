@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import random
 
 import numpy as np
 import pytest
-from _clips import sample
+from _clips import FakeChat, sample
 
 from hvlm.data import samples
+from hvlm.data.cache import Clip
 from hvlm.data.quarantine import SampleError
-from hvlm.data.sample_json import MAX_BYTES, FieldError
-from hvlm.data.views import Captions, Pairs, Questions, chat_row
+from hvlm.data.reader import SampleSpec
+from hvlm.data.sample_json import MAX_BYTES
+from hvlm.data.views import Captions, Pairs, PatchLabels, Questions, chat_row
 from hvlm.dataset._needles_labels import patch_labels
+from hvlm.types import InputSpec
 
 TIMES = np.arange(16) / 8
+FRAMES = np.zeros((16, 3, 64, 64), np.uint8)
 
 
 def parse(value, key: str = "k", **more) -> dict:
@@ -167,6 +172,7 @@ def mutated(rng: random.Random):
 @pytest.mark.fault(72, 96)
 def test_whatever_the_json_holds_it_is_read_or_refused_by_name():
     rng, read, refused, labelled = random.Random(0), 0, 0, 0
+    spec = SampleSpec(FakeChat(), Captions(), None, "answer", InputSpec("question_first", 16, 64), None, 0)
     for _ in range(800):
         data = json.dumps(mutated(rng)).encode()
         if rng.random() < 0.1:
@@ -175,12 +181,16 @@ def test_whatever_the_json_holds_it_is_read_or_refused_by_name():
         try:
             found = samples.parse({"json": data}, "k", "general")
             for view in (Captions(), Questions(), Pairs()):
-                for row in view.rows(found, TIMES, np.random.default_rng(0), rng.choice([None, 2])):
-                    assert row.prompt.encode() and row.answer.encode()
+                shown = dataclasses.replace(spec, view=view, rows_per_clip=rng.choice([None, 2]))
+                shown.clip(Clip(found, FRAMES, TIMES), None, 0)
+                for row in view.rows(found, TIMES, np.random.default_rng(0), None):
+                    assert row.prompt.encode() and row.answer.encode(), "what a tokenizer takes"
             read += 1
-            patch_labels(found, TIMES, (4, 4))
+            spec.text({"json": data}, "k", "text/a/k")
+            labels = dataclasses.replace(spec, view=PatchLabels(), grid=(4, 4), patch_labels=patch_labels)
+            labels.clip(Clip(found, FRAMES, TIMES), None, 0)
             labelled += 1
-        except (SampleError, FieldError) as error:
+        except SampleError as error:
             assert "\n" not in str(error) and len(str(error)) < 400
             refused += 1
     assert read > 100 and refused > 200 and labelled > 5

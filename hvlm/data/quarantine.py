@@ -79,6 +79,6 @@ class Quarantine:
         if bad > max(self.always_allowed, self.max_rate * read):
             where = f"; all of them are listed in {self.path}" if self.path is not None else ""
             raise UserError(
-                f"{bad} of {read} samples read are bad, more than max_bad_rate={self.max_rate:g} allows; the last one: "
-                f"{shard}, {error}{where}. Repair the data or raise max_bad_rate"
+                f"{bad} of {read} samples read are bad, more than the {self.max_rate:g} that may be; the last one: "
+                f"{shard}, {error}{where}. Repair these samples, or leave them out of the shards"
             )

@@ -87,7 +87,12 @@ class SampleSpec:
 
     def text(self, members: dict[str, bytes], key: str, uid: str) -> Item:
         """One text-only chat. Raises SampleError."""
-        return Item(None, None, self._encode([chat_row(samples.parse(members, key, "text", uid))], key))
+        sample = samples.parse(members, key, "text", uid)
+        try:
+            row = chat_row(sample)
+        except FieldError as error:
+            raise SampleError(key, "json", str(error)) from error
+        return Item(None, None, self._encode([row], key))
 
     def collate(self, items: list[Item]) -> Batch:
         pad_id = 0 if self.chat is None else self.chat.pad_id

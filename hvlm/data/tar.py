@@ -14,6 +14,7 @@ from hvlm.errors import UserError
 
 FIELDS = ("mp4", "webm", "jpg", "jpeg", "png", "json", "txt")  # what a member may be; the rest is never read
 TEXT_FIELDS = ("json", "txt")  # those of them that hold a sample's text
+LONGEST_NAME = 255  # of a file, in characters; no file system has longer ones
 BLOCK = 512
 END_MARK = 2 * BLOCK  # zeros that close an archive
 _CHUNK = 1 << 20
@@ -50,7 +51,7 @@ def split_name(name: str, where: str) -> tuple[str, str] | None:
     """
     head, _, base = name.rpartition("/")
     stem, dot, field = base.partition(".")
-    if not dot or not stem or not is_field(field):
+    if not dot or not stem or len(base) > LONGEST_NAME or not is_field(field):
         return None
     return check_key(f"{head}/{stem}" if head or name.startswith("/") else stem, where), field.lower()
 

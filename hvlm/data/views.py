@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from hvlm.data.sample_json import FieldError
 from hvlm.data.sampling import is_shown
 from hvlm.prompts import LETTERS, lettered_prompt
 
@@ -116,10 +117,13 @@ class PatchLabels(View):
 
 
 def chat_row(sample: dict[str, Any]) -> Row:
-    """The exchange of a text-only chat."""
-    (text,) = sample["captions"][:1]
-    meta = {"key": sample["key"], "uid": sample["uid"], "task": "chat", "answer": text["text"]}
-    return Row(text["prompt"], text["text"], meta)
+    """The first exchange of a text-only chat. Raises FieldError where there is none."""
+    exchanges = [(text["prompt"], text["text"]) for text in sample["captions"]]
+    exchanges += [(q["question"], q["answer"]) for q in sample["questions"]]
+    if not exchanges:
+        raise FieldError("no exchange of a prompt and an answer in it")
+    prompt, answer = exchanges[0]
+    return Row(prompt, answer, {"key": sample["key"], "uid": sample["uid"], "task": "chat", "answer": answer})
 
 
 def _wording(q: dict[str, Any], attempt: int) -> tuple[str, str, str | None]:
