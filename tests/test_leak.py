@@ -10,9 +10,12 @@ from _rooms import Cheat, IgnoresTheMask, Mix, with_fusion
 from _tiny import ASKED, ORDERS, Case, Variant, batch_of, cases, chat, clip, model, per_row, side, two_clips, variants
 from torch import Tensor
 
+from hvlm import build
 from hvlm.data.collate import collate
+from hvlm.errors import UserError
 from hvlm.evaluation.generate import generate
 from hvlm.evaluation.likelihood import Query, answer_likelihoods
+from hvlm.evaluation.streaming import StreamingReader
 from hvlm.model import VLM, known_text
 from hvlm.types import Batch, InputSpec
 
@@ -161,3 +164,17 @@ def test_with_fusion_no_option_is_scored_with_another_ones_visual_pass(order: st
             row = clip(1, 3, [(prompt, answer)], order, side(vlm))
             ended = per_row(vlm, collate([row], pad_id=chat().pad_id, size=(side(vlm),) * 2))[0]
             assert float(ended[:-1].sum()) == pytest.approx(together[prompt, answer], abs=1e-5)
+
+
+@pytest.mark.fault(65)
+def test_what_a_fusion_cannot_do_is_said_before_the_work() -> None:
+    """A stream has no whole clip to fuse with; a stage that scores the question leaves nothing to read behind it."""
+    vlm = with_fusion(model(Case("video_first", ())), Mix)
+    with pytest.raises(UserError, match="fusion= must be none, others wait for the whole clip"):
+        StreamingReader(vlm, chat())
+    align = Variant("stage", "align").settings | {"steps": 1, "trainable": {"language": 1e-3}}
+    with pytest.raises(UserError, match="stage=align learns to write the question, too.*order=question_first"):
+        build.stage({"stage": align}, vlm, None)
+    build.stage({"stage": align}, with_fusion(model(Case("question_first", ())), Mix), None)
+    sft = Variant("stage", "sft").settings | {"steps": 1, "trainable": {"language": 1e-3}}
+    build.stage({"stage": sft}, vlm, None)
