@@ -1,6 +1,7 @@
 """Sparse patterns for torch's FlexAttention: on GPUs one fused kernel that skips the blocks nobody sees.
 
-Not tested on a GPU. On a CPU the same masks run unfused, which is how they are tested against our own path.
+Untested on GPUs until `make test-gpu` (`tests/test_gpu.py`) has run on one. On a CPU the same
+masks run unfused, which is how they are tested against our own path.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Fused kernels for GPUs from mamba_ssm, causal_conv1d and flash-linear-attention (fla), where those are installed.
 
-None of this has been run on a GPU yet. Every function here computes what a tested path in pure torch beside its call
-computes; a name is None where its package is missing.
+Untested on GPUs until `make test-gpu` (`tests/test_gpu.py`) has run on one. Every function here computes what a tested
+path in pure torch beside its call computes; a name is None where its package is missing.
 """
 
 from __future__ import annotations
