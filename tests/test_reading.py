@@ -1,12 +1,10 @@
-"""Shards, decoding, sampling, views, batches, and what happens to bad input."""
+"""Sampling, decoding, batches, their order, streams, and what happens to bad input."""
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
 import signal
-import tarfile
 import time
 from collections import Counter
 from fractions import Fraction
@@ -16,18 +14,16 @@ import av
 import numpy as np
 import pytest
 import torch
-from _clips import VIDEO, FakeChat, dataset, encode, pictures, rotate_flag, sample
+from _clips import VIDEO, FakeChat, dataset, encode, pictures, rotate_flag
 
-from hvlm.data import decord_reader, samples, shard_index, stream
+from hvlm.data import decord_reader, samples
 from hvlm.data.datamodule import DataModule
 from hvlm.data.decode import decode
 from hvlm.data.order import Order
 from hvlm.data.quarantine import SampleError
 from hvlm.data.sampling import is_shown, nearest_frames, uniform_times
-from hvlm.data.shard_index import index_shard, load_manifest, write_manifest, write_shard
 from hvlm.data.video import VideoDecodeError
 from hvlm.data.views import Captions, Pairs, PatchLabels, Questions
-from hvlm.dataset._needles_labels import LABELS, patch_labels
 from hvlm.dataset.shards import Shards
 from hvlm.errors import UserError
 from hvlm.types import InputSpec
@@ -48,95 +44,6 @@ def keys(batch) -> list[str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return dataset(tmp_path_factory.mktemp("data"), {"train": 20, "val": 6}, texts=5)
-
-
-# ------------------------------------------------------------------------------------------------------------- shards
-
-
-def test_a_shard_depends_on_its_samples_alone_and_reads_back_by_offset(tmp_path):
-    rows = [(f"k{i}", {"json": b"{}" * i, "mp4": bytes([i]) * 700 * i}) for i in range(5)]
-    first = write_shard(tmp_path / "train-0.tar", rows, "train", ["general"] * 5)
-    second = write_shard(tmp_path / "again.tar", iter(rows), "train", ["general"] * 5)
-    assert first == second and first["count"] == 5
-    (tmp_path / "again.tar").unlink()
-    write_manifest(tmp_path, {"a": 1}, {"train-0.tar": first}, [])
-    manifest = load_manifest(tmp_path)
-    manifest.verify(full=True)
-    split = manifest.split("train")
-    assert [split.read(i) for i in range(5)] == [fields for _, fields in rows]
-    assert pickle.loads(pickle.dumps(split)).read(3) == rows[3][1]
-    assert not list(tmp_path.glob("*.part"))
-    with pytest.raises(UserError, match="no split 'val'.*train"):
-        manifest.split("val")
-
-
-def test_verify_names_the_shard_and_both_numbers(tmp_path):
-    dataset(tmp_path, {"train": 3})
-    path = tmp_path / "train-000000.tar"
-    whole = path.read_bytes()
-    flipped = bytearray(whole)
-    flipped[whole.index(b"moov") + 20] ^= 1
-    path.write_bytes(flipped)
-    load_manifest(tmp_path).verify(full=False)
-    with pytest.raises(UserError, match="train-000000.tar: sha256"):
-        load_manifest(tmp_path).verify(full=True)
-    with pytest.raises(UserError, match="sha256"):  # a run compares hashes of data this small
-        module(tmp_path).prepare_data()
-    path.write_bytes(whole[:-512])
-    with pytest.raises(UserError, match=f"{len(whole) - 512} bytes on disk, {len(whole)} in the manifest"):
-        load_manifest(tmp_path).verify(full=False)
-    path.unlink()
-    with pytest.raises(UserError, match="shard is missing"):
-        load_manifest(tmp_path).verify(full=False)
-    value = json.loads((tmp_path / "manifest.json").read_text())
-    value["shards"]["train-000000.tar"]["count"] = 4
-    (tmp_path / "manifest.json").write_text(json.dumps(value))
-    path.write_bytes(whole)
-    with pytest.raises(UserError, match="count is 4, but 3"):
-        load_manifest(tmp_path).verify(full=False)
-
-
-@pytest.mark.parametrize("damage", ["inside a member", "between members", "header", "compressed", "not a tar"])
-def test_indexing_notices_what_tarfile_passes_over(tmp_path, damage):
-    path = tmp_path / "train-000000.tar"
-    rows = [(f"k{i}", {"json": b"{}", "mp4": b"x" * 900}) for i in range(4)]
-    entry = write_shard(path, rows, "train", ["general"] * 4)
-    whole = path.read_bytes()
-    header = entry["samples"][2]["members"]["json"][0] - 512
-    if damage == "inside a member":
-        path.write_bytes(whole[: header - 600])
-    elif damage == "between members":
-        path.write_bytes(whole[:header])
-    elif damage == "header":
-        path.write_bytes(whole[: header + 100] + b"\xff\xff" + whole[header + 102 :])
-    elif damage == "compressed":
-        path.unlink()
-        with tarfile.open(path, "w:gz") as tar:
-            tar.add(__file__, "k.txt")
-    else:
-        path.write_bytes(b"<html>404</html>" * 100)
-    with pytest.raises(UserError, match="train-000000.tar"):
-        index_shard(path, "train")
-
-
-def test_keys_and_members_that_could_do_harm(tmp_path):
-    for key in ("../up", "/root", "a\0b", "a/../b", ""):
-        with pytest.raises(UserError, match="refused"):
-            write_shard(tmp_path / "a.tar", [(key, {"json": b"{}"})], "train", ["general"])
-    with pytest.raises(UserError, match="'pth'"):
-        write_shard(tmp_path / "a.tar", [("k", {"pth": b""})], "train", ["general"])
-    assert not list(tmp_path.iterdir())
-    with tarfile.open(tmp_path / "b.tar", "w") as tar:
-        for name in ("k.json", "k.pyd", "k.mp4"):
-            tar.addfile(tarfile.TarInfo(name))
-    assert set(index_shard(tmp_path / "b.tar", "train")["samples"][0]["members"]) == {"json", "mp4"}
-    with tarfile.open(tmp_path / "b.tar", "w") as tar:
-        tar.addfile(tarfile.TarInfo("../k.json"))
-    with pytest.raises(UserError, match="refused"):
-        index_shard(tmp_path / "b.tar", "train")
-    for url in ("pipe:touch owned", "s3://b/a.tar", "file:/a.tar", "a.tar.gz"):
-        with pytest.raises(UserError, match="refused"):
-            stream.check_url(url)
 
 
 # ------------------------------------------------------------------------------------------------ sampling and decoding
@@ -230,29 +137,6 @@ def test_stills_and_foreign_json():
 
 
 # ---------------------------------------------------------------------------------------------------- views and batches
-
-
-def test_only_what_the_frames_show_is_asked():
-    info, rng = sample("k"), np.random.default_rng(0)
-    every, few = np.arange(16) / 8, np.array([0.25, 1.25])
-    assert [row.meta["question_id"] for row in Questions().rows(info, every, rng, None)] == ["q0", "q1", "q2"]
-    assert [row.meta["question_id"] for row in Questions().rows(info, few, rng, None)] == ["q0", "q1"]
-    row = Questions().rows(info, every, rng, None)[0]
-    assert (
-        row.meta["tries"][0]["options"][0] == "red" and row.meta["task"] == "shape" and row.meta["domain"] == "general"
-    )
-
-
-def test_patch_labels_follow_the_object_and_the_flash():
-    clip = sample("k")
-    labels = patch_labels(clip, np.array([0, 5]) / clip["fps"], (8, 8))
-    circle, ring = LABELS["shape"].index("circle"), LABELS["shape"].index("ring")
-    assert labels["shape"].shape == (2, 8, 8) and labels["shape"].dtype == np.int64
-    assert labels["shape"][0, 2, 0] == circle and labels["shape"][0, 2, 5] == 0  # x 8, y 20
-    assert labels["shape"][1, 2, 2] == circle  # x 23
-    assert labels["shape"][1, 6, 6] == ring and not np.any(labels["shape"][0] == ring)  # smaller than a cell
-    assert labels["colour"][1, 6, 6] == LABELS["colour"].index("blue")
-    assert np.array_equal(labels["colour"] == -100, labels["shape"] == 0)
 
 
 def test_a_batch_has_the_shapes_and_masks_of_its_contract(folder):
@@ -376,27 +260,7 @@ def test_a_hanging_or_killed_worker_is_an_error_that_names_the_clip(folder, monk
     assert time.monotonic() - started < 60  # noticed at once, not when the loader's timeout is over
 
 
-# ------------------------------------------------------------------------------------------------------ external shards
-
-
-def test_a_folder_without_manifest_is_indexed_once(tmp_path):
-    dataset(tmp_path, {"train": 9, "val": 2})
-    made = json.loads((tmp_path / "manifest.json").read_text())["shards"]
-    (tmp_path / "manifest.json").unlink()
-    (tmp_path / "train-000001.tar").rename(tmp_path / "more.tar")
-    data = Shards(str(tmp_path))
-    data.prepare()
-    found = data.manifest().shards
-    assert found["train-000000.tar"]["sha256"] == made["train-000000.tar"]["sha256"]
-    assert found["more.tar"]["split"] == "train" and found["val-000000.tar"]["split"] == "val"
-    assert "what shape ?" in set(data.texts())
-    (tmp_path / "new.tar").write_bytes((tmp_path / "more.tar").read_bytes())
-    with pytest.raises(UserError, match="1 shards are not in manifest.json"):
-        data.prepare()
-    with pytest.raises(UserError, match="one existing folder"):
-        Shards(str(tmp_path / "nowhere")).prepare()
-    with pytest.raises(UserError, match="per-patch labels"):
-        data.label_counts()
+# ------------------------------------------------------------------------------------------------------------- streams
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -415,12 +279,3 @@ def test_a_stream_has_a_length_and_stops_at_a_bad_shard(tmp_path, workers, caplo
     os.truncate(tmp_path / "train-000001.tar", 5000)
     with pytest.raises(UserError, match="train-000001.tar: the shard cannot be read"):
         list(make().train_dataloader())
-
-
-def test_opening_many_shards_keeps_few_files_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(shard_index, "MAX_OPEN", 2)
-    split = load_manifest(dataset(tmp_path, {"train": 30})).split("train")
-    before = len(os.listdir("/proc/self/fd"))
-    for i in range(30):
-        split.read(i)
-    assert len(os.listdir("/proc/self/fd")) <= before + 2

@@ -7,6 +7,7 @@ import io
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -26,8 +27,8 @@ from hvlm.data.datamodule import DataModule
 from hvlm.data.order import SampleRef
 from hvlm.data.quarantine import Quarantine
 from hvlm.data.reader import Reader, SampleSpec
-from hvlm.data.shard_index import index_shard, load_manifest
-from hvlm.data.stream import samples_of
+from hvlm.data.shard_index import index_shard, load_manifest, write_manifest, write_shard
+from hvlm.data.stream import check_url, samples_of
 from hvlm.data.views import Captions, Pairs, Questions
 from hvlm.dataset.shards import Shards, split_of
 from hvlm.errors import UserError
@@ -66,8 +67,133 @@ def reader(data: Shards, view=None, split: str = "train", **more) -> Reader:
     return Reader(data.manifest().split(split), None, spec, Quarantine(1.0), replace=False)
 
 
+def module(folder: Path, access: str = "index", view=None, **settings) -> DataModule:
+    return DataModule(
+        Shards(str(folder), access=access, **settings), FakeChat(), InputSpec("question_first", 4, 64),
+        view=view or Captions(), rows_per_clip=1, loss="answer", batch_size=1, steps=12, num_workers=0, seed=3,
+    )  # fmt: skip
+
+
 def batch_of(reading: Reader):
     return reading.__getitems__([SampleRef(0, i) for i in range(len(reading.clips))])
+
+
+# ------------------------------------------------------------------------------------------------- writing and indexing
+
+
+def test_a_shard_depends_on_its_samples_alone_and_reads_back_by_offset(tmp_path):
+    rows = [(f"k{i}", {"json": b"{}" * i, "mp4": bytes([i]) * 700 * i}) for i in range(5)]
+    first = write_shard(tmp_path / "train-0.tar", rows, "train", ["general"] * 5)
+    second = write_shard(tmp_path / "again.tar", iter(rows), "train", ["general"] * 5)
+    assert first == second and first["count"] == 5
+    (tmp_path / "again.tar").unlink()
+    write_manifest(tmp_path, {"a": 1}, {"train-0.tar": first}, [])
+    manifest = load_manifest(tmp_path)
+    manifest.verify(full=True)
+    split = manifest.split("train")
+    assert [split.read(i) for i in range(5)] == [fields for _, fields in rows]
+    assert pickle.loads(pickle.dumps(split)).read(3) == rows[3][1]
+    assert not list(tmp_path.glob("*.part"))
+    with pytest.raises(UserError, match="no split 'val'.*train"):
+        manifest.split("val")
+
+
+def test_verify_names_the_shard_and_both_numbers(tmp_path):
+    dataset(tmp_path, {"train": 3})
+    path = tmp_path / "train-000000.tar"
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[whole.index(b"moov") + 20] ^= 1
+    path.write_bytes(flipped)
+    load_manifest(tmp_path).verify(full=False)
+    with pytest.raises(UserError, match="train-000000.tar: sha256"):
+        load_manifest(tmp_path).verify(full=True)
+    with pytest.raises(UserError, match="sha256"):  # a run compares hashes of data this small
+        module(tmp_path).prepare_data()
+    path.write_bytes(whole[:-512])
+    with pytest.raises(UserError, match=f"{len(whole) - 512} bytes on disk, {len(whole)} in the manifest"):
+        load_manifest(tmp_path).verify(full=False)
+    path.unlink()
+    with pytest.raises(UserError, match="shard is missing"):
+        load_manifest(tmp_path).verify(full=False)
+    value = json.loads((tmp_path / "manifest.json").read_text())
+    value["shards"]["train-000000.tar"]["count"] = 4
+    (tmp_path / "manifest.json").write_text(json.dumps(value))
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match="count is 4, but 3"):
+        load_manifest(tmp_path).verify(full=False)
+
+
+@pytest.mark.parametrize("damage", ["inside a member", "between members", "header", "compressed", "not a tar"])
+def test_indexing_notices_what_tarfile_passes_over(tmp_path, damage):
+    path = tmp_path / "train-000000.tar"
+    rows = [(f"k{i}", {"json": b"{}", "mp4": b"x" * 900}) for i in range(4)]
+    entry = write_shard(path, rows, "train", ["general"] * 4)
+    whole = path.read_bytes()
+    header = entry["samples"][2]["members"]["json"][0] - 512
+    if damage == "inside a member":
+        path.write_bytes(whole[: header - 600])
+    elif damage == "between members":
+        path.write_bytes(whole[:header])
+    elif damage == "header":
+        path.write_bytes(whole[: header + 100] + b"\xff\xff" + whole[header + 102 :])
+    elif damage == "compressed":
+        path.unlink()
+        with tarfile.open(path, "w:gz") as tar:
+            tar.add(__file__, "k.txt")
+    else:
+        path.write_bytes(b"<html>404</html>" * 100)
+    with pytest.raises(UserError, match="train-000000.tar"):
+        index_shard(path, "train")
+
+
+def test_keys_and_members_that_could_do_harm(tmp_path):
+    for key in ("../up", "/root", "a\0b", "a/../b", ""):
+        with pytest.raises(UserError, match="refused"):
+            write_shard(tmp_path / "a.tar", [(key, {"json": b"{}"})], "train", ["general"])
+    with pytest.raises(UserError, match="'pth'"):
+        write_shard(tmp_path / "a.tar", [("k", {"pth": b""})], "train", ["general"])
+    assert not list(tmp_path.iterdir())
+    with tarfile.open(tmp_path / "b.tar", "w") as tar:
+        for name in ("k.json", "k.pyd", "k.mp4"):
+            tar.addfile(tarfile.TarInfo(name))
+    assert set(index_shard(tmp_path / "b.tar", "train")["samples"][0]["members"]) == {"json", "mp4"}
+    with tarfile.open(tmp_path / "b.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("../k.json"))
+    with pytest.raises(UserError, match="refused"):
+        index_shard(tmp_path / "b.tar", "train")
+    for url in ("pipe:touch owned", "s3://b/a.tar", "file:/a.tar", "a.tar.gz"):
+        with pytest.raises(UserError, match="refused"):
+            check_url(url)
+
+
+def test_a_folder_without_manifest_is_indexed_once(tmp_path):
+    dataset(tmp_path, {"train": 9, "val": 2})
+    made = json.loads((tmp_path / "manifest.json").read_text())["shards"]
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "train-000001.tar").rename(tmp_path / "more.tar")
+    data = Shards(str(tmp_path))
+    data.prepare()
+    found = data.manifest().shards
+    assert found["train-000000.tar"]["sha256"] == made["train-000000.tar"]["sha256"]
+    assert found["more.tar"]["split"] == "train" and found["val-000000.tar"]["split"] == "val"
+    assert "what shape ?" in set(data.texts())
+    (tmp_path / "new.tar").write_bytes((tmp_path / "more.tar").read_bytes())
+    with pytest.raises(UserError, match="1 shards are not in manifest.json"):
+        data.prepare()
+    with pytest.raises(UserError, match="one existing folder"):
+        Shards(str(tmp_path / "nowhere")).prepare()
+    with pytest.raises(UserError, match="per-patch labels"):
+        data.label_counts()
+
+
+def test_opening_many_shards_keeps_few_files_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(shard_index, "MAX_OPEN", 2)
+    split = load_manifest(dataset(tmp_path, {"train": 30})).split("train")
+    before = len(os.listdir("/proc/self/fd"))
+    for i in range(30):
+        split.read(i)
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
 
 
 # ------------------------------------------------------------------------------------------------------- who is who
@@ -356,10 +482,7 @@ def test_a_text_beyond_max_tokens_is_a_bad_sample(tmp_path):
     assert batch_of(reading).input_ids_KS.shape == (1, len("Describe this.a dog"))
     line = json.loads((tmp_path / "quarantine.jsonl").read_text(encoding="utf-8"))
     assert line["key"] == "long" and "50,014 tokens" in line["error"] and "dataset.max_tokens=2048" in line["error"]
-    made = DataModule(
-        Shards(str(tmp_path), max_tokens=10), FakeChat(), InputSpec("question_first", 4, 64), view=Captions(),
-        rows_per_clip=1, loss="answer", batch_size=1, steps=1, num_workers=0, seed=0,
-    )  # fmt: skip
+    made = module(tmp_path, max_tokens=10)
     with pytest.raises(UserError, match="no sample of domain 'general' has captions to show"):
         next(iter(made.train_dataloader()))
 
@@ -473,10 +596,7 @@ def test_what_was_just_written_is_not_read_again(tmp_path, monkeypatch):
 def test_a_stream_varies_a_sample_when_it_comes_back(tmp_path):
     questions = [{"question": f"q{i}", "answer": "a"} for i in range(6)]
     tar(tmp_path / "train-0.tar", [("a.mp4", VIDEO), ("a.json", {"questions": questions})])
-    made = DataModule(
-        Shards(str(tmp_path), access="stream"), FakeChat(), InputSpec("question_first", 4, 64), view=Questions(),
-        rows_per_clip=1, loss="answer", batch_size=1, steps=12, num_workers=0, seed=3,
-    )  # fmt: skip
+    made = module(tmp_path, "stream", Questions())
     stream = made.train_dataloader().stream
     samples = [
         sample for sample, _ in zip(stream._samples([{"url": u} for u in stream.urls * 4]), range(4), strict=False)

@@ -101,7 +101,11 @@ def _sample(value: dict[str, Any], key: str, domain: str, uid: str) -> dict[str,
     prompt, answer, rejected = _exchange(value)
     sample["captions"] = [{"prompt": prompt, "text": answer, "evidence": []}]
     if "caption" not in value:
-        question = {"id": "q0", "task": as_text(value.get("source", "question"), "source"), "question": prompt}
+        question: dict[str, Any] = {
+            "id": "q0",
+            "task": as_text(value.get("source", "question"), "source"),
+            "question": prompt,
+        }
         question |= {"answer": answer, "lettered": False, "evidence": []}
         sample["questions"] = [question | ({} if rejected is None else {"rejected": rejected})]
     return sample
@@ -151,7 +155,7 @@ def _caption(item: Any, where: str) -> dict[str, Any]:
 
 def _question(item: Any, number: int, where: str, lettered: bool) -> dict[str, Any]:
     item = {name: field for name, field in as_object(item, where).items() if field is not None}
-    question = {
+    question: dict[str, Any] = {
         "id": as_text(item.get("id", f"q{number}"), f"{where}.id"),
         "task": as_text(item.get("task", "question"), f"{where}.task"),
         "question": as_text(item.get("question"), f"{where}.question"),
@@ -175,7 +179,7 @@ def _question(item: Any, number: int, where: str, lettered: bool) -> dict[str, A
 
 def _only_try(item: dict[str, Any], answer: str, where: str) -> dict[str, Any]:
     """Of a question with options in one order: the answer says which is right."""
-    tries = _try({"options": item["options"], "gold": 0}, where)
+    tries: dict[str, Any] = _try({"options": item["options"], "gold": 0}, where)
     if tries["options"].count(answer) != 1:
         raise FieldError(f"{where}.answer is {_shown(answer)}, expected exactly one of the options")
     return tries | {"gold": tries["options"].index(answer)}
