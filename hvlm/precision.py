@@ -8,7 +8,9 @@ import torch
 
 from hvlm.errors import UserError
 
-PRECISIONS = ("32-true", "bf16-mixed")  # that evaluation knows
+# What a run may compute in, each for training and evaluation alike: weights stay float32, and what autocast knows to be
+# safe is computed in the dtype that stands here.
+DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def has_fast_bf16() -> bool:
@@ -17,8 +19,8 @@ def has_fast_bf16() -> bool:
 
 
 def choose_precision(precision: str, accelerator: str) -> tuple[str, str]:
-    """(Lightning's precision, why). float16 on a CPU is refused: it is slower than float32 there and overflows."""
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+    """(one of ``DTYPES``, why). float16 on a CPU is refused: it is slower than float32 there and overflows."""
+    on_cpu = accelerator == "cpu" or not torch.cuda.is_available()
     if on_cpu and precision.startswith("16"):
         raise UserError(f"trainer.precision={precision} needs a GPU; on a CPU use trainer.precision=auto or 32-true")
     if precision != "auto":
@@ -33,9 +35,9 @@ def choose_precision(precision: str, accelerator: str) -> tuple[str, str]:
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """The context of a forward pass: ``32-true`` nothing, ``bf16-mixed`` bfloat16 autocast."""
-    if precision not in PRECISIONS:
-        raise UserError(f"precision={precision}: evaluation knows {', '.join(PRECISIONS)}")
+    """The context of a forward pass in one of ``DTYPES``."""
+    if precision not in DTYPES:
+        raise UserError(f"precision={precision}: expected one of {', '.join(DTYPES)}")
     if precision == "32-true":
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    return torch.autocast(device.type, dtype=DTYPES[precision])

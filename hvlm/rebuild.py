@@ -27,7 +27,7 @@ class Loaded(NamedTuple):
 
     model: on the device that it is to run on. chat: its tokenizer and template. data: the dataset of the configuration;
     ``data.prepare()`` makes or indexes it. inputs: how the model wants its clips. precision: what to compute in,
-    "32-true" or "bf16-mixed". config: the resolved configuration, with what the command line put on top.
+    one of ``hvlm.precision.DTYPES``. config: the resolved configuration, with what the command line put on top.
     """
 
     model: VLM

@@ -15,6 +15,7 @@ from rich.progress import track
 from hvlm import build
 from hvlm.data.batches import clip_frames, one_row
 from hvlm.data.decode import frames_of
+from hvlm.data.video import Video
 from hvlm.data.views import Pairs
 from hvlm.errors import UserError
 from hvlm.evaluation import results
@@ -162,8 +163,10 @@ def watch(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str,
             raise UserError(f"task=ask needs ask.{name}=...")
     if not Path(asked["video"]).is_file():
         raise UserError(f"ask.video={asked['video']}: no such file")
-    if asked["fps"] <= 0:
-        raise UserError(f"ask.fps={asked['fps']:g}: expected frames a second, above 0")
+    with Video(Path(asked["video"])) as video:
+        late = [moment for moment in asked["at"] or [] if moment > video.duration]
+    if late:
+        raise UserError(f"ask.at={late[0]:g}: {asked['video']} ends at {video.duration:.2f} s; ask within it")
     loaded = load(path, cfg)
     first = asked["question"] if loaded.inputs.order == "question_first" else None
     later = None if first else asked["question"]

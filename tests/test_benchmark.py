@@ -281,8 +281,8 @@ def test_answers_that_cannot_be_scored_are_refused():
         ask(model, chat, [clip(5, {"where ?": [""]})])
     with pytest.raises(UserError, match="cannot tell the answers 'zebra' and 'yak' apart"):
         ask(model, chat, [clip(5, {"where ?": ["red", "zebra", "yak"]})])
-    with pytest.raises(UserError, match="precision=16-mixed"):
-        ask(model, chat, [clip(5, {"where ?": ["red"]})], precision="16-mixed")
+    with pytest.raises(UserError, match="precision=16-true"):
+        ask(model, chat, [clip(5, {"where ?": ["red"]})], precision="16-true")
 
 
 def test_lettered_prompt_is_vnbench():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import time
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from hvlm.precision import autocast
 from hvlm.types import Batch
 
 
@@ -52,14 +52,13 @@ class CountFlops(TorchDispatchMode):
 def cost_of(model: nn.Module, batch: Batch, precision: str = "32-true", repeats: int = 5) -> Cost:
     """Measure the backbone on ``batch`` (one clip, one row), on the batch's device; leaves the model in eval mode.
 
-    precision: ``32-true`` or ``bf16-mixed``.
+    precision: one of ``hvlm.precision.DTYPES``.
     """
     if batch.num_clips != 1 or len(batch.clip_K) != 1:
         raise ValueError(f"{batch.num_clips} clips and {len(batch.clip_K)} rows: the cost is that of one and one")
     model.eval()
     device = batch.frames_BTCHW.device
-    half = torch.autocast(device.type, torch.bfloat16) if precision == "bf16-mixed" else contextlib.nullcontext()
-    with half:
+    with autocast(device, precision):
         sequence = model.sequence(batch)
         with CountFlops() as counter:
             model.next_token_logprobs(batch)

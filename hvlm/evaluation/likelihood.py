@@ -73,7 +73,7 @@ def answer_likelihoods(
 ) -> list[dict[tuple[str, str], Likelihood]]:
     """For each clip {(prompt, answer): Likelihood}. The caller puts the model into eval mode.
 
-    inputs: how the model wants its clips. precision: ``32-true`` or ``bf16-mixed``.
+    inputs: how the model wants its clips. precision: one of ``hvlm.precision.DTYPES``.
     Raises UserError for an answer of no tokens and for answers that the tokenizer cannot tell apart.
     """
     next_token, whole = _rows(chat, clips, inputs.order)

@@ -1,0 +1,138 @@
+"""What is known before the work is said before the work; what a disk refuses is one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+import torch
+from _tiny import ROOT
+from conftest import write_haystack
+
+import eval as evaluation
+from hvlm.cli import main
+from hvlm.config.settings import TrainerConfig
+from hvlm.errors import UserError
+from hvlm.precision import DTYPES, choose_precision
+from hvlm.rebuild import load, stored_config
+from hvlm.training.chain import run
+
+FEW = ["stage=sft", "stage.steps=1", "stage.batch_size=2", "stage.interleave=0", "callback.media=0"]
+ASKED = ["benchmark.limit=2", "benchmark.blind=false", "benchmark.tries=1"]
+OFFERED = typing.get_args(typing.get_type_hints(TrainerConfig)["precision"])
+
+
+@pytest.mark.fault(85, 101)
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("benchmark.split=nope", "benchmark.split=nope: the dataset has no such split"),
+        ("benchmark.tasks=[nope]", "nope"),
+        ("dataset.access=stream", "dataset.access=stream"),
+    ],
+)
+def test_what_the_benchmark_would_refuse_is_said_before_training(
+    needles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=words):
+        run([*FEW, *needles, "run=late", override])
+    assert not list((tmp_path / "runs").rglob("*.ckpt"))
+
+
+@pytest.mark.fault(76)
+def test_the_precisions_that_are_offered_are_those_that_both_know() -> None:
+    assert set(OFFERED) == {"auto", *DTYPES}
+
+
+@pytest.mark.fault(76)
+@pytest.mark.parametrize("precision", OFFERED)
+def test_an_offered_precision_trains_and_evaluates_or_is_refused_before_work(
+    needles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = [*FEW, *ASKED, *needles, "run=p", f"trainer.precision={precision}"]
+    if precision == "16-mixed":
+        with pytest.raises(UserError, match="needs a GPU; on a CPU use trainer.precision=auto or 32-true"):
+            run(command)
+        assert not list((tmp_path / "runs").rglob("*.ckpt"))
+        return
+    assert run(command).records
+    checkpoint = tmp_path / "runs" / "p"
+    assert evaluation.evaluate([f"checkpoint={checkpoint}", "benchmark.limit=1"])
+    with pytest.raises(UserError, match="needs a GPU"):
+        load(checkpoint, stored_config(checkpoint) | {"trainer": {"precision": "16-mixed", "accelerator": "gpu"}})
+
+
+@pytest.mark.gpu
+@pytest.mark.fault(76)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("precision", OFFERED)
+def test_an_offered_precision_trains_and_evaluates_on_a_gpu(
+    needles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run([*FEW, *ASKED, *needles, "run=p", "trainer.accelerator=gpu", f"trainer.precision={precision}"]).records
+
+
+def test_16_mixed_without_a_gpu_is_refused_whatever_the_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for accelerator in ("cpu", "gpu", "auto"):
+        with pytest.raises(UserError, match="needs a GPU"):
+            choose_precision("16-mixed", accelerator)
+        assert choose_precision("auto", accelerator)[0] in DTYPES
+
+
+@pytest.mark.fault(100)
+def test_a_moment_after_the_video_is_refused(trained: tuple[Path, list[str]], tmp_path: Path) -> None:
+    write_haystack(tmp_path)  # 6 seconds
+    asked = [f"checkpoint={trained[0] / 'runs/tiny'}", "task=ask", f"ask.video={tmp_path / 'a.mp4'}",
+             "ask.question=what's (this), é = 1 ?", f"out={tmp_path / 'out'}"]  # fmt: skip
+    with pytest.raises(UserError, match=r"ask.at=100: .*a.mp4 ends at 6.00 s"):
+        evaluation.evaluate([*asked, "ask.at=[3,100]"])
+    with pytest.raises(UserError, match=r"ask.at\[0\]=-3: expected float of 0 or more"):
+        evaluation.evaluate([*asked, "ask.at=[-3,5]"])
+    lines = evaluation.evaluate([*asked, "ask.at=[3,6]"])
+    assert [line["seconds"] for line in lines] == [3.0, 6.0]
+
+
+# -------------------------------------------------------------------------------------------- what a disk refuses
+
+
+def script(folder: Path, body: str, *arguments: str) -> subprocess.CompletedProcess:
+    (folder / "entry.py").write_text(
+        f"from hvlm.cli import main\n@main\ndef entry(cfg, overrides):\n    {body}\nentry()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "entry.py", *arguments]
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.fault(101)
+@pytest.mark.parametrize(
+    "body, code, line",
+    [
+        ("raise OSError(28, 'No space left on device', 'runs/x')", 1, "error: runs/x: No space left on device;"),
+        ("open('/proc/no/such', 'w')", 1, ""),
+        ("open(__file__ + '/below', 'w')", 1, "entry.py/below: Not a directory"),
+        ("raise KeyboardInterrupt", 130, "error: stopped by Ctrl-C"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(tmp_path: Path, body: str, code: int, line: str) -> None:
+    done = script(tmp_path, body)
+    assert done.returncode == code and line in done.stderr
+    assert ("Traceback" in done.stderr) == (line == ""), "a file that the program itself does not find is its mistake"
+
+
+def test_other_mistakes_keep_their_traceback() -> None:
+    @main
+    def entry(cfg: dict, overrides: list[str]) -> None:
+        raise OSError(errno.ECONNRESET, "reset")
+
+    with pytest.raises(OSError):
+        entry([])
