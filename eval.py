@@ -62,7 +62,9 @@ def score(cfg: dict[str, Any]) -> list[dict[str, Any]]:
 def ask(cfg: dict[str, Any]) -> Any:
     """Rebuilds the model and lets it do the task: choose, write, watch, or be exported."""
     from hvlm import tasks
+    from hvlm.training.trainer import refuse_left_over_rank
 
+    refuse_left_over_rank({"devices": 1, "num_nodes": 1})  # an evaluation is one process
     path, task = Path(cfg["checkpoint"]), cfg["task"]
     folder = "eval" if task in ("benchmark", "generate", "ask") else task
     out = Path(cfg["out"]) if cfg["out"] else (path if path.is_dir() else path.parent) / folder

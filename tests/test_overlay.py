@@ -126,6 +126,13 @@ def test_eval_says_it_in_one_line_before_work(trained: tuple[Path, list[str]], t
         assert words in str(e.value)
 
 
+@pytest.mark.fault(101)
+def test_a_rank_left_in_the_environment_is_refused(trained: tuple[Path, list[str]], monkeypatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(UserError, match="RANK=1"):
+        evaluation.evaluate([f"checkpoint={trained[0] / 'runs/tiny'}", "benchmark.limit=1"])
+
+
 @pytest.mark.fault(85, 114)
 def test_the_entry_script_names_a_missing_file_without_torch(tmp_path: Path) -> None:
     for arguments in (["checkpoint=gone"], ["task=ask", "checkpoint=.", "ask.video=gone.mp4"], ["seed=-1"]):
