@@ -62,6 +62,7 @@ def score(cfg: dict[str, Any]) -> list[dict[str, Any]]:
 def ask(cfg: dict[str, Any]) -> Any:
     """Rebuilds the model and lets it do the task: choose, write, watch, or be exported."""
     from hvlm import tasks
+    from hvlm.io.checkpoint import find_checkpoint
     from hvlm.training.trainer import refuse_left_over_rank
 
     refuse_left_over_rank({"devices": 1, "num_nodes": 1})  # an evaluation is one process
@@ -78,7 +79,10 @@ def ask(cfg: dict[str, Any]) -> Any:
         "export": tasks.export,
         "release": tasks.release,
     }
-    return work[task](path, cfg, out)
+    file = find_checkpoint(path)
+    if file != path:
+        log.info(f"checkpoint={path}: {file}")
+    return work[task](file, cfg, out)
 
 
 if __name__ == "__main__":

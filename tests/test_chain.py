@@ -7,6 +7,8 @@ import multiprocessing
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import lightning
 import pytest
 import torch
+from _tiny import ROOT
 
 import eval as evaluation
 from hvlm import build
@@ -269,6 +272,7 @@ def test_stage_0_is_rehearsed_without_its_language_model(tmp_path: Path) -> None
         )
 
 
+<<<<<<< HEAD
 @pytest.mark.fault(85, 101)
 @pytest.mark.parametrize(
     "change, words",
@@ -282,3 +286,93 @@ def test_what_the_benchmark_will_refuse_is_said_before_training(needles, tmp_pat
     with pytest.raises(UserError, match=words):
         run(["stage=sft", "run=late", "stage.steps=1", "stage.batch_size=2", *needles, *change])
     assert not list(tmp_path.rglob("*.ckpt")) and not list(tmp_path.rglob("metrics.*")), "nothing was trained"
+=======
+# ------------------------------------------------------------------------------------------------- what comes before
+
+
+def done(stage: str, run: str = "tiny") -> dict[str, Any]:
+    return json.loads((Path("runs") / run / stage / "finished.json").read_text())
+
+
+@pytest.mark.fault(68)
+def test_a_stage_of_a_chain_alone_starts_from_the_stage_before_it(copy: list[str]) -> None:
+    whole = done("sft")
+    shutil.rmtree("runs/tiny/sft")
+    outcome = run([*copy, "stage=sft", "evaluate=false"])
+    assert outcome.stages["sft"]["weights_sha256"] == whole["weights_sha256"]
+    begun = load_checkpoint("runs/tiny/sft")["hvlm"]["start"]
+    assert (
+        begun["weights_sha256"] == done("align")["weights_sha256"] == outcome.stages["sft"]["start"]["weights_sha256"]
+    )
+    with pytest.raises(UserError, match=r"stage=sft starts from the end of stage align, and .*other/align is not"):
+        run([*copy, "stage=sft", "run=other"])
+    assert not Path("runs/other").exists()
+    with pytest.raises(UserError, match=r"stage=dpo: this chain's stages are called a, b"):
+        run([*copy, "chain={a:['stage=align'],b:['stage=sft']}", "stage=dpo", "run=other"])
+
+
+@pytest.mark.fault(68)
+def test_a_stage_that_began_with_other_weights_was_not_finished_before(copy: list[str]) -> None:
+    begun = [*copy, "run=b", "stage=sft", "stage.steps=1", "evaluate=false"]
+    run([*begun, "init_from=runs/tiny/align"])
+    shutil.copytree("runs/tiny/align", "runs/moved/align")
+    run([*begun, "init_from=runs/moved/align/"])  # the same weights elsewhere are the same start
+    with pytest.raises(UserError, match=r"runs/b/sft was made with other .*start.weights_sha256: .* -> .*resume=never"):
+        run([*begun, "init_from=runs/tiny/dpo"])
+    before = done("sft", "b")["weights_sha256"]
+    run([*begun, "init_from=runs/tiny/dpo", "resume=never"])
+    assert done("sft", "b")["weights_sha256"] != before
+
+
+@pytest.mark.fault(83)
+def test_a_finished_stage_whose_checkpoint_is_damaged_is_made_again_from_what_is_sound(copy: list[str]) -> None:
+    whole, last = done("dpo"), Path("runs/tiny/dpo/checkpoints/last.ckpt")
+    last.write_bytes(last.read_bytes()[:-1])
+    outcome = run([*copy, "evaluate=false"])
+    assert outcome.stages["dpo"]["weights_sha256"] == whole["weights_sha256"]
+    assert load_checkpoint("runs/tiny")["hvlm"]["stage"] == "dpo"
+
+
+@pytest.mark.fault(88)
+def test_eval_and_the_final_table_are_of_the_chains_last_stage_whatever_the_clock_says(
+    copy: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    file = Path("runs/tiny/align/finished.json")
+    file.write_text(json.dumps(done("align") | {"finished_at": time.time() + 3600}))
+    with caplog.at_level("INFO"):
+        run(copy)
+        assert "runs/tiny/dpo/checkpoints/last.ckpt: computing" in caplog.text
+        caplog.clear()
+        evaluation.evaluate(["checkpoint=runs/tiny", "out=out", "benchmark.limit=2", "benchmark.blind=false"])
+    assert "runs/tiny/dpo/checkpoints/last.ckpt" in caplog.text and "align" not in caplog.text
+
+
+@pytest.mark.fault(71)
+def test_the_time_of_a_call_is_over_and_the_next_call_goes_on(
+    needles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["stage=sft", "stage.steps=3", "stage.batch_size=2", "run=a", "evaluate=false", "callback.media=0"]
+    command += [*needles, "connector=mean"]
+    for step in (1, 2):
+        with pytest.raises(UserError, match=rf"max_time is over: step {step} of 3 is saved .* the same command"):
+            run([*command, "trainer.max_time=00:00:00:00"])
+    assert run([*command, "trainer.max_time=00:01:00:00"]).stages["sft"]["steps_here"] == 1
+
+
+@pytest.mark.fault(99)
+def test_resume_never_does_not_touch_a_run_that_another_process_writes(copy: list[str]) -> None:
+    files = sorted(Path("runs").rglob("*.ckpt"))
+    script = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n" + (
+        "from pathlib import Path; from hvlm.io.lock import locked\n"
+        "with locked(Path('runs/tiny'), 'x'): print('held', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=rf"run=tiny: process {other.pid} on .* has been writing"):
+            run([*copy, "resume=never"])
+        assert sorted(Path("runs").rglob("*.ckpt")) == files
+        other.communicate("\n")
+>>>>>>> 33ca6b3 (Two processes, sharded or not, and then another number of them: tests; what comes before a stage of a chain)

@@ -28,22 +28,38 @@ def logged(folder: Path) -> dict[str, list[float]]:
     return found
 
 
-def test_two_processes_train_like_one(needles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The demo's chain with text-only batches: every stage's losses, gradients, validation and weights."""
-    monkeypatch.chdir(tmp_path)
-    command = [
-        "experiment=demo", "trainer.precision=32-true", "stage.steps=5", "stage.batch_size=4", "evaluate=false",
-        "dataset.val_clips=8", *needles,
-    ]  # fmt: skip
+def train(*overrides: str) -> None:
+    """A whole train.py of its own, which starts the second process itself."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | {"OMP_NUM_THREADS": "1"}
     child = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *command, "run=two", "trainer=ddp", "trainer.accelerator=cpu"],
+        [sys.executable, str(ROOT / "train.py"), *overrides],
         env=environment,
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert child.returncode == 0, (child.stdout + child.stderr)[-4000:]
+
+
+def far(one: Path, other: Path) -> tuple[float, float]:
+    """(largest, root mean square) difference of the weights."""
+    alone, together = load_weights(one), load_weights(other)
+    assert alone.keys() == together.keys()
+    apart = torch.cat([(together[name] - value).float().flatten() for name, value in alone.items()])
+    return apart.abs().max().item(), apart.square().mean().sqrt().item()
+
+
+@pytest.mark.parametrize("strategy", ["ddp_find_unused_parameters_true", "fsdp"])
+def test_two_processes_train_like_one(
+    strategy: str, needles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The demo's chain with text-only batches: every stage's losses, gradients, validation and weights."""
+    monkeypatch.chdir(tmp_path)
+    command = [
+        "experiment=demo", "trainer.precision=32-true", "stage.steps=5", "stage.batch_size=4", "evaluate=false",
+        "dataset.val_clips=8", *needles,
+    ]  # fmt: skip
+    train(*command, "run=two", "trainer=ddp", "trainer.accelerator=cpu", f"trainer.strategy={strategy}")
     outcome = run([*command, "run=one"])
     assert list(outcome.stages) == STAGES
     for stage in STAGES:
@@ -54,7 +70,31 @@ def test_two_processes_train_like_one(needles: list[str], tmp_path: Path, monkey
         close = {"rel": 1e-4, "abs": 1e-6} if stage == STAGES[0] else {"rel": 3e-3, "abs": 3e-4}
         for name, values in one.items():
             assert two[name] == pytest.approx(values, **close), f"{stage}: {name}"
-        alone, together = load_weights(Path("runs/one") / stage), load_weights(Path("runs/two") / stage)
-        assert alone.keys() == together.keys()
-        apart = torch.cat([(together[name] - value).float().flatten() for name, value in alone.items()])
-        assert apart.abs().max() < 2e-3 and apart.square().mean().sqrt() < 2e-5, stage
+        largest, mean = far(Path("runs/one") / stage, Path("runs/two") / stage)
+        assert largest < 2e-3 and mean < 2e-5, stage
+
+
+@pytest.mark.fault(77, 82)
+@pytest.mark.parametrize("strategy", ["ddp_find_unused_parameters_true", "fsdp"])
+def test_another_number_of_processes_goes_on_where_two_stopped(
+    strategy: str, needles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two begin, anew where something was before; then one goes on, in parts, and ends like one that did it all."""
+    monkeypatch.chdir(tmp_path)
+    command = [
+        "stage=sft", "connector=mean", "connector.standardise=false", "trainer.precision=32-true", "stage.steps=4",
+        "stage.batch_size=4", "stage.interleave=0.5", "trainer.accumulate=2", "evaluate=false", "callback.media=0",
+        *needles,
+    ]  # fmt: skip
+    whole = run([*command, "run=whole"])
+    two = ["run=cut", "trainer=ddp", "trainer.accelerator=cpu", f"trainer.strategy={strategy}", "trainer.max_steps=2"]
+    run([*command, "run=cut", "trainer.max_steps=1"])
+    train(*command, "trainer.accumulate=2", *two, "resume=never")
+    assert json.loads(Path("runs/cut/sft/finished.json").read_text())["steps_here"] == 2
+    rest = run([*command, "run=cut"])
+    assert rest.stages["sft"]["steps"] == 4 and rest.stages["sft"]["steps_here"] == 2
+    assert logged(Path("runs/cut/sft"))["train/loss"] == pytest.approx(
+        logged(whole.run / "sft")["train/loss"], rel=1e-4, abs=1e-6
+    )
+    largest, mean = far(whole.run / "sft", rest.run / "sft")
+    assert largest < 2e-4 and mean < 2e-5

@@ -117,9 +117,10 @@ def _train_and_evaluate(
         start, previous = previous, folder.path
     records: list[results.Record] = []
     if asked and finished and rank_zero_only.rank == 0:
-        records = run_benchmark(previous, last, root, command)
+        made = find_checkpoint(previous)
+        records = run_benchmark(made, last, root, command)
         if stage_name(last) == "dpo" and start is not None and (is_release(start) or metadata_of(start)["chat"]):
-            records = run_preference(previous, start, last, root, command)
+            records = run_preference(made, start, last, root, command)
     return Outcome(root, finished, records)
 
 
