@@ -383,10 +383,11 @@ def dataset(tmp_path):
     return Dataset(Split(samples, videos))
 
 
-def run(dataset, out, benchmark=None, motion=None, label=LABEL):
+def run(dataset, out, benchmark=None, motion=None, label=LABEL, trainer=None):
     chat = make_chat()
     model = FakeModel(chat.vocab_size)
-    loaded = Loaded(model, chat, dataset, InputSpec("question_first", 2, 64, motion), "32-true", CONFIG)
+    config = CONFIG if trainer is None else {**CONFIG, "trainer": trainer}
+    loaded = Loaded(model, chat, dataset, InputSpec("question_first", 2, 64, motion), "32-true", config)
     return evaluate(loaded, benchmark or Needles(batch_size=1), label, out), model
 
 
@@ -422,6 +423,23 @@ def test_evaluate_does_not_depend_on_the_batch(dataset, tmp_path):
     two, _ = run(dataset, tmp_path / "b", Needles(batch_size=2, blind=False))
     assert (tmp_path / "a/predictions.jsonl").read_text() == (tmp_path / "b/predictions.jsonl").read_text()
     assert {r["variant"] for r in one + two} == {"fake"}
+
+
+def test_evaluate_reads_in_worker_processes_too(dataset, tmp_path, caplog):
+    dataset._split.samples.append(sample_of("three"))
+    dataset._split.samples.append({"user": "what is it ?", "assistant": "a red ring"})
+    dataset._split.keys += ["three", "four"]
+    dataset._split.domains, dataset._split.shards = ["general"] * 4, ["test-000000.tar"] * 4
+    dataset._split.videos += [b"no video", b""]
+    with caplog.at_level(logging.INFO):
+        here, _ = run(dataset, tmp_path / "a")
+        there, _ = run(dataset, tmp_path / "b", trainer={"num_workers": 2, "cache_mb": 1})
+    assert (tmp_path / "a/predictions.jsonl").read_text() == (tmp_path / "b/predictions.jsonl").read_text()
+    said = [m for m in caplog.messages if "questions asked" in m or "no question of this benchmark" in m]
+    assert len(said) == 4 and said[:2] == said[2:] and said[1].startswith("1 of 4 clips")
+    for folder in ("a", "b"):
+        (line,) = (tmp_path / folder / "quarantine.jsonl").read_text().splitlines()
+        assert json.loads(line)["key"] == "three"
 
 
 def test_evaluate_hands_on_the_motion_that_is_asked_for(dataset, tmp_path, monkeypatch):

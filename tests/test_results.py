@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 
 import lightning
 import numpy as np
@@ -143,6 +144,35 @@ def test_report(tmp_path):
         assert part in text, part
     with pytest.raises(UserError, match="neither results.json"):
         write_report(stage)
+
+
+@pytest.mark.fault(88)
+def test_stages_stand_in_the_order_of_their_weights_and_of_their_chain(tmp_path):
+    """Whatever the files' times and names say."""
+
+    def stage(name, weights=None, start=None, chain=None):
+        folder = tmp_path / "run" / name
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(json.dumps({"chain": chain}))
+        if weights:
+            record = {"steps": 1, "seconds": 1.0, "weights_sha256": weights, "start": {"weights_sha256": start}}
+            (folder / "finished.json").write_text(json.dumps(record))
+
+    stage("dpo", "c", "b")
+    stage("sft", "b", "a")
+    stage("vision", "a")
+    text = write_report(tmp_path / "run").read_text()
+    assert text.index("### vision") < text.index("### sft") < text.index("### dpo")
+    shutil.rmtree(tmp_path / "run")
+    stage("last", chain={"one": [], "two": [], "last": []})
+    stage("one")
+    stage("two")
+    text = write_report(tmp_path / "run").read_text()
+    assert text.index("### one") < text.index("### two") < text.index("### last"), "none is finished"
+    shutil.rmtree(tmp_path / "run")
+    stage("a", "x", "y")
+    stage("b", "y", "x")
+    assert write_report(tmp_path / "run").read_text().count("### ") == 2, "a circle ends"
 
 
 # ------------------------------------------------------------------------------------------------------------ media

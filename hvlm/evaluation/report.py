@@ -39,8 +39,7 @@ def write_report(run_dir: Path, extra: Sequence[str] = ()) -> Path:
     Raises UserError when the folder holds neither results nor a stage.
     """
     run_dir = Path(run_dir)
-    configs = sorted(run_dir.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)  # in the order they ran
-    stages = [path.parent for path in configs]
+    stages = _in_order([path.parent for path in sorted(run_dir.glob("*/config.yaml"))])
     records = results.read(run_dir / "results.json") if (run_dir / "results.json").exists() else []
     if not stages and not records:
         raise UserError(f"{run_dir}: neither results.json nor a stage folder with config.yaml; give a run folder")
@@ -172,6 +171,35 @@ def _provenance(records: Sequence[results.Record]) -> list[str]:
         "",
         f"`{distinct('command')}` · commit {distinct('commit')}{dirty} · {distinct('cpu')} · torch {distinct('torch')}",
     ]
+
+
+def _in_order(stages: Sequence[Path]) -> list[Path]:
+    """The folders of a run's stages as they came one after the other: each after the one whose weights it started from,
+    and otherwise as their chain lists them. No clock is asked."""
+    chain: list[str] = []
+    for stage in stages:
+        chain = chain or list(
+            (yaml.safe_load((stage / "config.yaml").read_text(encoding="utf-8")) or {}).get("chain") or []
+        )
+    listed = sorted(stages, key=lambda stage: chain.index(stage.name) if stage.name in chain else len(chain))
+    finished = {
+        stage: json.loads((stage / "finished.json").read_text())
+        for stage in listed
+        if (stage / "finished.json").exists()
+    }
+    made = {record["weights_sha256"]: stage for stage, record in finished.items()}
+    order: list[Path] = []
+
+    def place(stage: Path, way: tuple[Path, ...] = ()) -> None:
+        before = made.get((finished.get(stage, {}).get("start") or {}).get("weights_sha256"))
+        if before is not None and before not in (stage, *way):
+            place(before, (*way, stage))
+        if stage not in order:
+            order.append(stage)
+
+    for stage in listed:
+        place(stage)
+    return order
 
 
 def _stage(folder: Path) -> list[str]:
