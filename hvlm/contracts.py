@@ -411,8 +411,8 @@ class Benchmark(Room, ABC, group="benchmark"):
         """The questions of one sample (its JSON); open_questions: those without options, too."""
 
     @abstractmethod
-    def check(self, dataset: Any) -> None:
-        """Raise UserError, before any work, for what will turn out to be impossible."""
+    def check(self, dataset: Any) -> list[Question]:
+        """Some of the questions, before any work. UserError for what will turn out to be impossible."""
 
     @abstractmethod
     def predict(

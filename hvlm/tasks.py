@@ -13,6 +13,7 @@ import torch
 from rich.progress import track
 
 from hvlm import build
+from hvlm.chat import Chat
 from hvlm.data.batches import clip_frames, one_row
 from hvlm.data.decode import frames_of
 from hvlm.data.video import Video
@@ -23,6 +24,7 @@ from hvlm.evaluation.asking import clips_of
 from hvlm.evaluation.cost import cost_of
 from hvlm.evaluation.evaluate import RESULTS, ask, evaluate, warn_of_problems
 from hvlm.evaluation.generate import InWords
+from hvlm.evaluation.likelihood import check_answers
 from hvlm.evaluation.predictions import write_predictions
 from hvlm.evaluation.preference import reward_accuracy
 from hvlm.evaluation.report import table, write_report
@@ -57,14 +59,20 @@ def run_benchmark(
     return records
 
 
-def check_benchmark(cfg: Mapping[str, Any]) -> None:
+def check_benchmark(cfg: Mapping[str, Any], chat: Chat) -> None:
     """What the benchmark after training would refuse, before any training; makes or indexes the data it asks about.
 
+    Args:
+        cfg: of the stage that will be evaluated.
+        chat: its tokenizer.
+
     Raises:
-        UserError: a precision that this machine does not compute in, a split or questions that are not there.
+        UserError: a precision that this machine does not compute in, a split or questions that are not there, answers
+            that the tokenizer cannot tell apart.
     """
     choose_precision(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])
-    build.room(cfg["benchmark"]).check(build.dataset(cfg))
+    benchmark = build.room(cfg["benchmark"])
+    check_answers(chat, benchmark.check(build.dataset(cfg)), cfg["order"])
 
 
 def costs(loaded: Loaded, label: results.Label) -> list[results.Record]:

@@ -20,7 +20,7 @@ from hvlm.data.sample_json import parse
 from hvlm.errors import UserError
 from hvlm.evaluation.asking import Query
 from hvlm.evaluation.evaluate import blind_batches, evaluate, score_predictions
-from hvlm.evaluation.likelihood import answer_likelihoods
+from hvlm.evaluation.likelihood import answer_likelihoods, check_answers
 from hvlm.evaluation.predictions import read_predictions, write_predictions
 from hvlm.evaluation.results import Label
 from hvlm.evaluation.scores import Prediction, Question, Try, choose, score
@@ -281,6 +281,8 @@ def test_answers_that_cannot_be_scored_are_refused():
         ask(model, chat, [clip(5, {"where ?": [""]})])
     with pytest.raises(UserError, match="cannot tell the answers 'zebra' and 'yak' apart"):
         ask(model, chat, [clip(5, {"where ?": ["red", "zebra", "yak"]})])
+    with pytest.raises(UserError, match="cannot tell the answers 'zebra' and 'yak' apart"):
+        check_answers(chat, about({"where ?": ["red", "zebra", "yak"]}), "question_first")
     with pytest.raises(UserError, match="precision=16-true"):
         ask(model, chat, [clip(5, {"where ?": ["red"]})], precision="16-true")
 

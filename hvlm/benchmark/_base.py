@@ -22,6 +22,8 @@ from hvlm.evaluation.answers import MISSING, read_answer
 from hvlm.evaluation.scores import Likelihood, Prediction, Question, Try, choose, score
 from hvlm.types import InputSpec
 
+PEEKED = 64  # clips whose questions are looked at before any work
+
 
 class QuestionBenchmark(Benchmark):
     """split: of the dataset. tasks: names of those to ask, None: all. batch_size: clips per forward pass. limit: that
@@ -90,24 +92,34 @@ class QuestionBenchmark(Benchmark):
         asked = [q for q in self.all_questions(sample) if self.tasks is None or q.task in self.tasks]
         return [q for q in asked if open_questions or all(one.options for one in q.tries)]
 
-    def check(self, dataset: Any) -> None:
+    def check(self, dataset: Any) -> list[Question]:
         """Look at the source until there is something to ask, so that what cannot be asked is said before any work.
+
+        Returns:
+            The multiple-choice questions of some clips.
 
         Raises:
             UserError: no such split, or no question (of the wanted tasks) in it.
         """
         clips = self.source(dataset)
         tasks: set[str] = set()
+        found: list[Question] = []
+        asked = 0
         chosen = self.select(len(clips))
         for index in chosen:
             key, domain, uid = clips.keys[index], clips.domains[index], clips.uid(index)
             try:
                 sample = samples.parse(clips.read(index, TEXT_FIELDS), key, domain, uid)
                 tasks |= {q.task for q in self.all_questions(sample) if q.tries[0].options}
+                wanted = self.questions(sample)
             except (SampleError, ValueError, LookupError, TypeError):
                 continue  # it is named and counted when it is asked about
-            if tasks and (self.tasks is None or tasks & set(self.tasks)):
-                return
+            found += wanted
+            asked += bool(wanted)
+            if asked == PEEKED:
+                break
+        if found:
+            return found
         if not tasks:
             raise UserError(
                 f"benchmark: {len(chosen)} clips of split {self.split!r} hold no question of {type(self).__name__} "

@@ -22,7 +22,7 @@ from hvlm.contracts import Benchmark
 from hvlm.data.collate import Item, collate
 from hvlm.errors import UserError
 from hvlm.evaluation.asking import Query
-from hvlm.evaluation.scores import Likelihood, Prediction
+from hvlm.evaluation.scores import Likelihood, Prediction, Question
 from hvlm.precision import autocast
 from hvlm.rebuild import Loaded
 from hvlm.types import Batch, InputSpec
@@ -90,6 +90,11 @@ def answer_likelihoods(
             for (clip, prompt, answer, row), total in zip(whole, logp_KS.sum(1).tolist(), strict=True):
                 out[clip][prompt, answer] = Likelihood(total, sum(row.loss_mask))
     return out
+
+
+def check_answers(chat: Chat, questions: Sequence[Question], order: str) -> None:
+    """UserError for an answer of no tokens and for answers that the tokenizer cannot tell apart."""
+    _rows(chat, [Query(None, None, questions)], order)
 
 
 def _rows(chat: Chat, clips: Sequence[Query], order: str) -> tuple[list[list[_Row]], list[_Row]]:

@@ -98,11 +98,12 @@ def _train_and_evaluate(
 ) -> Outcome:
     last = list(stages.values())[-1]
     asked = last["evaluate"] and stage_name(last) != "vision"
-    if asked:
-        check_benchmark(last)  # before hours of training
+    labels = [label for label, cfg in stages.items() if not _is_skipped(label, cfg)]
+    if asked and labels and not folders[labels[-1]].finished_file.exists():  # before hours of training
+        with_text = next(stages[label] for label in labels if stage_name(stages[label]) != "vision")
+        check_benchmark(last, _chat_of(with_text, previous))
     start: Path | None = None  # what the last stage began with
     finished: dict[str, dict[str, Any]] = {}
-    labels = [label for label, cfg in stages.items() if not _is_skipped(label, cfg)]
     for label, following in zip_longest(labels, labels[1:]):
         cfg, folder = stages[label], folders[label]
         # Whole on the disk must be what the next stage starts from, and what is evaluated in the end.
@@ -264,6 +265,17 @@ def find_start(path: str) -> Path:
     return found
 
 
+def _chat_of(cfg: Mapping[str, Any], init_from: Path | None, data: Any = None) -> Chat:
+    """The tokenizer of a stage with text: that of the weights it starts from, if there is one, else the configured
+    language model's own, which may have to be made from the data."""
+    if init_from is not None and not is_release(init_from) and metadata_of(init_from)["stage"] != "vision":
+        return Chat.from_json(metadata_of(init_from)["chat"])
+    if data is None:
+        data = build.dataset(cfg)
+        data.prepare()
+    return build.chat(cfg, data)
+
+
 def start_stage(cfg: Mapping[str, Any], data: Any, init_from: Path | None) -> tuple[Stage, Chat | None]:
     """The stage around a backbone with its starting weights, and the tokenizer that belongs to them (None: no text).
 
@@ -276,12 +288,9 @@ def start_stage(cfg: Mapping[str, Any], data: Any, init_from: Path | None) -> tu
     metadata = None if init_from is None else metadata_of(init_from)
     if name == "vision":
         chat, model = None, build.encoder(cfg)
-    elif metadata is None or metadata["stage"] == "vision":
-        chat = build.chat(cfg, data)
-        model = build.model(cfg, chat)
     else:
-        chat = Chat.from_json(metadata["chat"])
-        model = build.model(cfg, chat, weights=False)
+        chat, begun = _chat_of(cfg, init_from, data), metadata is not None and metadata["stage"] != "vision"
+        model = build.model(cfg, chat, weights=not begun)
     if init_from is not None:
         weights = load_weights(init_from)
         if metadata["stage"] == "vision" or name == "vision":
