@@ -74,13 +74,13 @@ def error_line() -> Iterator[None]:
     try:
         yield
     except (UserError, OSError, KeyboardInterrupt) as e:
-        machine = isinstance(e, OSError) and e.errno in OF_THE_MACHINE
-        if os.environ.get("HYDRA_FULL_ERROR") == "1" or (isinstance(e, OSError) and not machine):
+        machine = e if isinstance(e, OSError) and e.errno in OF_THE_MACHINE else None
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or (isinstance(e, OSError) and machine is None):
             raise
         if isinstance(e, KeyboardInterrupt):
             print("error: stopped by Ctrl-C", file=sys.stderr)
             raise SystemExit(130) from None
-        text = f"{e.filename or 'writing'}: {e.strerror}; the same command continues" if machine else str(e)
+        text = f"{machine.filename or 'writing'}: {machine.strerror}; the same command continues" if machine else str(e)
         print(f"error: {text}", file=sys.stderr)
         raise SystemExit(1) from None
 
@@ -130,7 +130,7 @@ def _from_command_line(function: EntryFunction, configure: Configure, folder: st
             setup_logging()
             result.append(function(checked, overrides))
 
-    task.configure, task.folder = configure, folder  # what a sweep needs to know of the script whose jobs it runs
+    vars(task).update(configure=configure, folder=folder)  # what a sweep needs to know of the script whose jobs it runs
     # With this set, Hydra lets exceptions through instead of printing them: the only way to say it in our words.
     os.environ[name] = "1"
     sys.argv = [arguments[0], *words]
