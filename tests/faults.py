@@ -17,7 +17,7 @@ class Fault(NamedTuple):
 FAULTS = {
     64: Fault(
         "A checkpoint or an exported folder could name any class to build, and so run commands",
-        "Every configuration passes one check; only rooms of hvlm and packages that the user named are built",
+        "Every configuration passes one check, wherever it comes from, and only classes of the rooms are built",
     ),
     65: Fault(
         "A room between encoder and language model could read the answer that it was to predict",
