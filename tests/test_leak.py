@@ -77,6 +77,21 @@ def test_nor_does_a_fusion_with_the_text_let_the_answer_leak(case: Case, loss: s
     assert_nothing_leaks(with_fusion(model(case), Mix), loss)
 
 
+@pytest.mark.slow
+@pytest.mark.fault(65)
+@pytest.mark.parametrize("connector", variants("connector"), ids=lambda connector: connector.id)
+@pytest.mark.parametrize("order", ORDERS)
+def test_no_combination_of_merger_connector_and_attention_lets_it_leak(order: str, connector: Variant) -> None:
+    for merger in variants("merger"):
+        for attention in variants("attention"):
+            try:
+                vlm = model(Case(order, (merger, connector, attention)))
+            except UserError:  # attention that sees ahead behind a connector that reads forward
+                assert connector.id == "foveated-autoregressive"
+                continue
+            assert_nothing_leaks(with_fusion(vlm, Mix), "all")
+
+
 @pytest.mark.fault(65)
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_fusion_that_ignores_the_mask_is_handed_nothing_of_the_answer(order: str) -> None:
