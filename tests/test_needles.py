@@ -125,6 +125,18 @@ def test_what_is_there_is_reused_and_what_is_missing_made_again(tmp_path, haysta
     assert not [p.name for p in made.folder.iterdir() if p.name.startswith(".") and p.name != ".lock"]
 
 
+@pytest.mark.fault(99)
+def test_a_finished_set_may_lie_in_a_read_only_folder(tmp_path, haystack, sets, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(Path, "touch", refuse)
+    sets["easy"].prepare(progress=False)
+    with pytest.raises(UserError, match="dataset.root=.*cannot be made: Permission denied; name a folder"):
+        Needles(root=str(tmp_path), haystack=str(haystack)).prepare(progress=False)
+
+
 def test_two_processes_may_prepare_at_once(tmp_path, haystack):
     context = multiprocessing.get_context("fork")
     both = [context.Process(target=small, args=(tmp_path, haystack)) for _ in range(2)]
