@@ -18,6 +18,9 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+import yaml
+from _tiny import ROOT
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from omegaconf import OmegaConf
 
 from hvlm.errors import UserError
@@ -38,7 +41,7 @@ from hvlm.training.file_logger import FileLogger
 from hvlm.training.identity import config_id, default_run
 from hvlm.training.resume_callbacks import GracefulStop, RngState, requeue
 from hvlm.training.run_dir import RunDir
-from hvlm.training.trainer import max_seconds, refuse_left_over_rank
+from hvlm.training.trainer import make_trainer, make_trainer_kwargs, max_seconds, refuse_left_over_rank
 
 IO = AtomicCheckpointIO()
 
@@ -561,3 +564,18 @@ def test_max_time_is_days_hours_minutes_seconds() -> None:
     for wrong in ("5", "10:00", "a"):
         with pytest.raises(UserError, match=f"trainer.max_time={wrong}: expected days"):
             max_seconds({"max_time": wrong})
+
+
+@pytest.mark.fault(97, 101)
+def test_slurm_brings_no_checkpoints_of_its_own_and_a_wrong_trainer_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"NTASKS": "1", "JOB_NAME": "train", "JOB_ID": "1", "PROCID": "0", "LOCALID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    settings = yaml.safe_load((ROOT / "conf" / "trainer" / "cpu.yaml").read_text())
+    arguments = make_trainer_kwargs(settings | {"precision": "32-true"}, 3)
+    environments = [plugin for plugin in arguments["plugins"] if isinstance(plugin, SLURMEnvironment)]
+    assert [environment.auto_requeue for environment in environments] == [False]
+    assert make_trainer(arguments | {"logger": False}).max_steps == 3
+    with pytest.raises(UserError, match="trainer.strategy, trainer.devices, trainer.accelerator: .*nonsense"):
+        make_trainer(arguments | {"strategy": "nonsense"})
