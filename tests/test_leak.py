@@ -167,7 +167,8 @@ def test_with_fusion_no_option_is_scored_with_another_ones_visual_pass(order: st
     prompts = {"what color ?": ["red", "blue", "green"], "what shape ?": ["blue circle", "star", "red ring three"]}
 
     def ask(answers: dict[str, list[str]]) -> dict[tuple[str, str], float]:
-        query = Query(item.frames, item.times, answers)
+        tries = [SimpleNamespace(prompt=prompt, answers=options) for prompt, options in answers.items()]
+        query = Query(item.frames, item.times, [SimpleNamespace(tries=[one]) for one in tries])
         (found,) = answer_likelihoods(vlm, chat(), [query], InputSpec(order, 3, side(vlm)), "32-true")
         return {key: value.logp for key, value in found.items()}
 
