@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -342,12 +342,15 @@ class Head(Module, ABC, group="head"):
 class Dataset(Room, ABC, group="dataset"):
     """Samples. access: ``index`` (by offset; resume is exact) or ``stream``. num_frames: sampled of a clip.
     domain: of samples that name none. max_tokens: of one text with its prompt; a sample with a longer one is a bad
-    sample."""
+    sample. decoder: of videos (``hvlm.data.decode``). decode_timeout: seconds, after which a clip whose decoder hangs
+    is a bad sample."""
 
     access: str
     num_frames: int
     domain: str
     max_tokens: int
+    decoder: Literal["pyav", "decord"] = "pyav"
+    decode_timeout: float = 60.0
 
     @abstractmethod
     def prepare(self) -> None:

@@ -180,8 +180,8 @@ def watch(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str,
         lines.append({"seconds": seconds, "frames": watcher.frames, "answer": watcher.answer(later)})
         log.info(f"{seconds:8.2f} s, {watcher.frames} frames: {lines[-1]['answer']}")
 
-    seconds = 0.0
-    for frame, seconds in frames_of(Path(asked["video"]), asked["fps"], loaded.inputs.size):
+    seconds, limit = 0.0, cfg["dataset"]["decode_timeout"]
+    for frame, seconds in frames_of(Path(asked["video"]), asked["fps"], loaded.inputs.size, limit):
         while moments and moments[0] < seconds and watcher.frames:
             say(moments.pop(0))
         watcher.read_frame(torch.from_numpy(np.ascontiguousarray(frame)))

@@ -250,8 +250,10 @@ def test_a_cut_shard_stops_the_run(tmp_path):
 
 def test_a_hanging_or_killed_worker_is_an_error_that_names_the_clip(folder, monkeypatch):
     monkeypatch.setattr(samples, "frames", lambda *_: time.sleep(60))  # before the fork, so the workers inherit it
+    data = module(folder, num_workers=1, timeout=1)
+    data.dataset.decode_timeout = 0.1  # four clips of a batch may take so long each
     with pytest.raises(UserError, match=r"timed out.*train-00000\d.tar:train"):
-        list(module(folder, num_workers=1, timeout=1).train_dataloader())
+        list(data.train_dataloader())
     started = time.monotonic()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # as a finished Trainer leaves it
     monkeypatch.setattr(samples, "frames", lambda *_: os.kill(os.getpid(), signal.SIGKILL))

@@ -43,8 +43,8 @@ class DataModule(lightning.LightningDataModule):
     ``Order``.
     grid: (rows, columns) of the patches, for a view that needs labels. val_clips: how many clips of the val split are
     used between steps.
-    timeout: seconds to wait for a batch. max_bad_rate, quarantine: see ``Quarantine``. cache_mb: decoded clips kept in
-    memory.
+    timeout: seconds to wait for a batch beyond those that the dataset gives its clips. max_bad_rate, quarantine: see
+    ``Quarantine``. cache_mb: decoded clips kept in memory.
     """
 
     def __init__(
@@ -210,12 +210,14 @@ class DataModule(lightning.LightningDataModule):
             seed=self.seed,
             patch_labels=self.dataset.patch_labels if view.needs_labels else None,
             max_tokens=self.dataset.max_tokens,
+            decoder=self.dataset.decoder,
+            decode_timeout=self.dataset.decode_timeout,
         )
 
     def _once(self, clips: ShardSplit, show: SampleSpec, sampler: InOrder) -> Loader:
         """Clips as they are, none replaced by another."""
         reader = Reader(clips, None, show, self._new_quarantine(), replace=False, cache_bytes=self.cache_bytes)
-        return Loader(reader, sampler, num_workers=self.num_workers, timeout=self.timeout)
+        return Loader(reader, sampler, num_workers=self.num_workers, timeout=self._wait(sampler.batch_size))
 
     def _stream(self, show: SampleSpec, rank: int, world: int) -> StreamLoader:
         if self.interleave > 0:
@@ -238,13 +240,17 @@ class DataModule(lightning.LightningDataModule):
 
     def _loading(self) -> dict[str, Any]:
         """What the training loaders are told beside their data."""
-        names = ("num_workers", "timeout", "accumulate", "units")
-        return {name: getattr(self, name) for name in names}
+        names = ("num_workers", "accumulate", "units")
+        return {name: getattr(self, name) for name in names} | {"timeout": self._wait(self.clips_at_once)}
 
     @property
     def clips_at_once(self) -> int:
         """Clips of all processes that go through the model together."""
         return self.batch_size // self.accumulate
+
+    def _wait(self, clips: int) -> float:
+        """Seconds to wait for a batch: longer than it takes if the decoder hangs on every clip of it."""
+        return self.timeout + clips * self.dataset.decode_timeout
 
     def _new_quarantine(self) -> Quarantine:
         return Quarantine(self.max_bad_rate, self.quarantine_path, self._rank_and_world()[0])

@@ -7,14 +7,14 @@ frames are taken and what size they get.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from hvlm.data import decord_reader
+from hvlm.data import decode_process, decord_reader
 from hvlm.data.orientation import UPRIGHT, from_exif, upright
 from hvlm.data.sampling import nearest_frames, shown_frames, uniform_times
 from hvlm.data.sources import Source
@@ -39,6 +39,7 @@ def decode(
     name: str,
     size: tuple[int, int] | None = None,
     decoder: Literal["pyav", "decord"] = "pyav",
+    timeout: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sample ``num_frames`` frames evenly in time over the whole clip.
 
@@ -49,6 +50,7 @@ def decode(
         size: (H, W); a clip of another size is scaled until it covers that and cropped around its centre. None keeps
             the clip's own size.
         decoder: "decord" lets decord decode what it can be trusted with.
+        timeout: seconds, in a process that is killed when they are over; None decodes here.
 
     Returns:
         uint8 [T, 3, H, W] and float32 [T] seconds from the clip's first frame.
@@ -56,23 +58,33 @@ def decode(
     Raises:
         VideoDecodeError: the video cannot be read, or is larger than is allowed.
     """
-    return gathered(sampled(video, num_frames, decoder), name=name, field="video", size=size)
+    return gathered(_under(timeout, sampled, video, num_frames, decoder), name=name, field="video", size=size)
 
 
 def decode_images(
-    images: Sequence[bytes], num_frames: int, *, name: str, fps: float, size: tuple[int, int] | None = None
+    images: Sequence[bytes],
+    num_frames: int,
+    *,
+    name: str,
+    fps: float,
+    size: tuple[int, int] | None = None,
+    timeout: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same for a clip stored as JPEG or PNG stills, ``fps`` of them a second; only the sampled ones are decoded."""
     chosen, seconds = chosen_stills(len(images), num_frames, fps)
-    return gathered(decoded_stills([images[i] for i in chosen], seconds), name=name, field="image", size=size)
+    wanted = [images[i] for i in chosen]
+    return gathered(_under(timeout, decoded_stills, wanted, seconds), name=name, field="image", size=size)
 
 
-def frames_of(path: Path, fps: float, size: tuple[int, int]) -> Iterator[tuple[np.ndarray, float]]:
+def frames_of(
+    path: Path, fps: float, size: tuple[int, int], timeout: float | None = None
+) -> Iterator[tuple[np.ndarray, float]]:
     """A video as a stream: (uint8 [3, H, W], seconds) of the frame that is shown at every moment (k + 1/2) / fps.
 
-    A few frames are held at a time, whatever the length. Raises VideoDecodeError.
+    A few frames are held at a time, whatever the length. timeout: seconds for each of these, as ``decode`` takes it.
+    Raises VideoDecodeError.
     """
-    yield from streamed(shown(path, fps), fps, name=str(path), size=size)
+    yield from streamed(_under(timeout, shown, path, fps, each=True), fps, name=str(path), size=size)
 
 
 # --------------------------------------------------------------------------- what is decoded, wherever that is
@@ -137,8 +149,8 @@ def gathered(
     try:
         for chunk in chunks:
             size = size or chunk.shape
-            frames.append(fitted(chunk, size))
-            seconds.append(chunk.seconds)
+            frames.append(_owned(fitted(chunk, size), chunk.frames))
+            seconds.append(np.array(chunk.seconds))
     except VideoDecodeError as error:
         raise type(error)(name, field, error.reason) from error
     return np.ascontiguousarray(np.concatenate(frames).transpose(0, 3, 1, 2)), np.concatenate(seconds).astype(
@@ -158,7 +170,7 @@ def streamed(
                 while current is not None and _moment(tick, fps) < seconds:
                     yield current, _moment(tick, fps)
                     tick += 1
-                current = None if frame is None else np.ascontiguousarray(frame.transpose(2, 0, 1))
+                current = None if frame is None else frame.transpose(2, 0, 1).copy()
     except VideoDecodeError as error:
         raise type(error)(name, "video", error.reason) from error
 
@@ -179,7 +191,17 @@ def fitted(chunk: Chunk, size: tuple[int, int]) -> np.ndarray:
     return frames[:, top : top + height, left : left + width]
 
 
+def _owned(frames: np.ndarray, shared: np.ndarray) -> np.ndarray:
+    return frames.copy() if np.may_share_memory(frames, shared) else frames
+
+
 # ---------------------------------------------------------------------------------------------------- decoding
+
+
+def _under(timeout: float | None, function: Callable, *args: Any, each: bool = False) -> Iterator[Chunk]:
+    if timeout is None:
+        return function(*args)
+    return decode_process.results(function, *args, timeout=timeout, each=each)
 
 
 def _chunks(pictures: Iterable[tuple[float, Picture]]) -> Iterator[Chunk]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset, get_worker_info
@@ -43,7 +43,8 @@ class SampleSpec:
     rows_per_clip: texts drawn per clip (without text: neighbouring frames); None: all, in order.
     loss: as ``chat.encode`` takes it. inputs: how the model wants its clips. grid: (rows, columns) of labelled patches.
     patch_labels(sample, times_T, grid): the dataset's, for a view that needs labels.
-    max_tokens: of one text row; a longer one makes its sample a bad one.
+    max_tokens: of one text row; a longer one makes its sample a bad one. decoder, decode_timeout: as ``decode`` takes
+    them.
     """
 
     chat: Any
@@ -55,11 +56,14 @@ class SampleSpec:
     seed: int
     patch_labels: Callable[[dict, np.ndarray, tuple[int, int]], dict[str, np.ndarray]] | None = None
     max_tokens: int = 2048
+    decoder: Literal["pyav", "decord"] = "pyav"
+    decode_timeout: float | None = None
 
     def decode(self, members: dict[str, bytes], key: str, domain: str, uid: str) -> Clip:
         """The sample's JSON and the frames that are sampled. Raises SampleError."""
         sample = samples.parse(members, key, domain, uid)
-        return Clip(sample, *samples.frames(members, sample, self.inputs.num_frames, self.inputs.size))
+        how = (self.inputs.num_frames, self.inputs.size, self.decoder, self.decode_timeout)
+        return Clip(sample, *samples.frames(members, sample, *how))
 
     def passes_over(self, clips: ShardSplit, index: int) -> bool:
         """Whether a sample's JSON alone says that there is nothing to show. Raises SampleError."""

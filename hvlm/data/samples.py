@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from hvlm.data.decode import decode, decode_images
 from hvlm.data.sample_json import parse
+from hvlm.data.sources import Source, content
 from hvlm.data.video import VideoDecodeError
 from hvlm.image import IMAGE_FRAMES
 
@@ -17,21 +18,28 @@ __all__ = ["frames", "parse"]
 
 
 def frames(
-    members: dict[str, bytes], sample: dict[str, Any], num_frames: int, size: tuple[int, int]
+    members: dict[str, Source],
+    sample: dict[str, Any],
+    num_frames: int,
+    size: tuple[int, int],
+    decoder: Literal["pyav", "decord"] = "pyav",
+    timeout: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """uint8 [T, 3, H, W] and float32 [T] seconds. Stills are ``fps`` (of the JSON, default 1) a second; a single one is
-    shown ``IMAGE_FRAMES`` times (or ``num_frames``, if that is less), as fVLM was trained."""
+    shown ``IMAGE_FRAMES`` times (or ``num_frames``, if that is less), as fVLM was trained. decoder, timeout: as
+    ``decode`` takes them."""
     key = sample["key"]
     for field in ("mp4", "webm"):
         if field in members:
-            return decode(members[field], num_frames, name=key, size=size)
+            return decode(members[field], num_frames, name=key, size=size, decoder=decoder, timeout=timeout)
     stills = sorted((field for field in members if field.rsplit(".", 1)[-1] in ("jpg", "jpeg", "png")), key=natural)
     if not stills:
         raise VideoDecodeError(key, "mp4", f"no video or image; the sample has {', '.join(sorted(members))}")
     if len(stills) == 1:
         stills = stills * min(IMAGE_FRAMES, num_frames)
     fps = float(sample.get("fps", 1.0))
-    return decode_images([members[field] for field in stills], num_frames, name=key, fps=fps, size=size)
+    images = [content(members[field]) for field in stills]
+    return decode_images(images, num_frames, name=key, fps=fps, size=size, timeout=timeout)
 
 
 def natural(name: str) -> tuple:

@@ -26,10 +26,10 @@ from typing import Annotated, Any, Literal
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from hvlm.config.ranges import Fraction, Ge, Le, NonNegativeInt, PositiveInt, Seed
+from hvlm.config.ranges import Fraction, Ge, Le, NonNegativeInt, PositiveFloat, PositiveInt, Seed
 from hvlm.contracts import Dataset
 from hvlm.data.shard_index import MANIFEST, Manifest, load_manifest, write_manifest
-from hvlm.dataset._haystack import Stretch, Video, find_videos
+from hvlm.dataset._haystack import SEGMENTS, Stretch, Video, find_videos
 from hvlm.dataset._needles_labels import LABELS, patch_labels
 from hvlm.dataset._needles_make import SPLITS, decode, make_shard, pool_of
 from hvlm.dataset._needles_scene import DOMAINS, ORDERED, Recipe, max_displacement
@@ -57,6 +57,8 @@ class Needles(Dataset):
     generate_workers: processes (0 = one per CPU). seed, crf: of the generator and of H.264.
     access: how the reader gets at shards, "index" (by offset; exact resume) or "stream".
     max_tokens: of one text with its prompt; a sample with a longer one is a bad sample: named, counted, left out.
+    decoder: of videos; "decord" decodes what it is known to read rightly, and PyAV the rest.
+    decode_timeout: seconds; a clip that is not decoded by then is a bad sample, and the decoder is killed.
     """
 
     def __init__(
@@ -82,11 +84,14 @@ class Needles(Dataset):
         crf: Annotated[int, Ge(0), Le(51)] = 23,
         access: Literal["index", "stream"] = "index",
         max_tokens: PositiveInt = 2048,
+        decoder: Literal["pyav", "decord"] = "pyav",
+        decode_timeout: PositiveFloat = 60.0,
     ) -> None:
         self.root, self.haystack, self.access = Path(root), haystack, access
         self.counts = dict(zip(SPLITS, (train_clips, val_clips, test_clips, text_chats), strict=True))
         self.max_bad, self.shard_clips, self.generate_workers = max_bad, shard_clips, generate_workers
         self.num_frames, self.seed, self.max_tokens = num_frames, seed, max_tokens
+        self.decoder, self.decode_timeout = decoder, decode_timeout
         self.recipe = Recipe(
             set, size, frames, float(fps), num_frames, outline, displacement, tuple(domains or DOMAINS), seed, crf
         )
@@ -219,12 +224,14 @@ class Needles(Dataset):
         self, videos: list[Video], sources: list[dict], todo: dict[str, tuple[str, range]], progress: bool
     ) -> tuple[dict[str, dict], list[dict[str, str]]]:
         """Decode the haystack, then write the shards: (entries by shard name, quarantined files)."""
-        size, made = self.recipe.size, {}
+        size, made, limit = self.recipe.size, {}, self.decode_timeout * len(SEGMENTS)
         for left in self.folder.glob(".haystack-*"):  # by a run that was killed
             shutil.rmtree(left)
         cache = tempfile.TemporaryDirectory(prefix=".haystack-", dir=self.folder)
         with cache, pool_of(self.generate_workers) as pool:
-            futures = [pool.submit(decode, video, Path(cache.name) / str(i), size) for i, video in enumerate(videos)]
+            futures = [
+                pool.submit(decode, video, Path(cache.name) / str(i), size, limit) for i, video in enumerate(videos)
+            ]
             stretches, quarantined = self._sort_out(videos, [future.result() for future in futures])
             jobs = {}
             for name, (split, numbers) in todo.items():

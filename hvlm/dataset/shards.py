@@ -14,7 +14,7 @@ from typing import Literal
 
 from braceexpand import braceexpand
 
-from hvlm.config.ranges import PositiveInt
+from hvlm.config.ranges import PositiveFloat, PositiveInt
 from hvlm.contracts import Dataset
 from hvlm.data import samples
 from hvlm.data.quarantine import SampleError
@@ -49,6 +49,8 @@ class Shards(Dataset):
     num_frames: frames sampled per clip, fewer if it has fewer.
     domain: name of the domain of samples that carry none.
     max_tokens: of one text with its prompt; a sample with a longer one is a bad sample: named, counted, left out.
+    decoder: of videos; "decord" decodes what it is known to read rightly, and PyAV the rest.
+    decode_timeout: seconds; a clip that is not decoded by then is a bad sample, and the decoder is killed.
     """
 
     def __init__(
@@ -58,11 +60,14 @@ class Shards(Dataset):
         num_frames: PositiveInt = 16,
         domain: str = "general",
         max_tokens: PositiveInt = 2048,
+        decoder: Literal["pyav", "decord"] = "pyav",
+        decode_timeout: PositiveFloat = 60.0,
     ) -> None:
         if access not in ("index", "stream"):
             raise UserError(f"dataset.access={access!r}: expected index or stream")
         self.paths = [path] if isinstance(path, str) else list(path)
         self.access, self.num_frames, self.domain, self.max_tokens = access, num_frames, domain, max_tokens
+        self.decoder, self.decode_timeout = decoder, decode_timeout
 
     def prepare(self) -> None:
         """Index the folder if it has no manifest yet. UserError if there is nothing to read, or more than is listed."""
