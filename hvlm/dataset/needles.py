@@ -29,7 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hvlm.config.ranges import Fraction, Ge, Le, NonNegativeInt, PositiveFloat, PositiveInt, Seed
 from hvlm.contracts import Dataset
 from hvlm.data.shard_index import MANIFEST, Manifest, load_manifest, write_manifest
-from hvlm.dataset._haystack import SEGMENTS, Stretch, Video, find_videos
+from hvlm.dataset._haystack import Stretch, Video, find_videos
 from hvlm.dataset._needles_labels import LABELS, patch_labels
 from hvlm.dataset._needles_make import SPLITS, decode, make_shard, pool_of
 from hvlm.dataset._needles_scene import DOMAINS, ORDERED, Recipe, max_displacement
@@ -224,14 +224,12 @@ class Needles(Dataset):
         self, videos: list[Video], sources: list[dict], todo: dict[str, tuple[str, range]], progress: bool
     ) -> tuple[dict[str, dict], list[dict[str, str]]]:
         """Decode the haystack, then write the shards: (entries by shard name, quarantined files)."""
-        size, made, limit = self.recipe.size, {}, self.decode_timeout * len(SEGMENTS)
+        size, made = self.recipe.size, {}
         for left in self.folder.glob(".haystack-*"):  # by a run that was killed
             shutil.rmtree(left)
         cache = tempfile.TemporaryDirectory(prefix=".haystack-", dir=self.folder)
         with cache, pool_of(self.generate_workers) as pool:
-            futures = [
-                pool.submit(decode, video, Path(cache.name) / str(i), size, limit) for i, video in enumerate(videos)
-            ]
+            futures = [pool.submit(decode, video, Path(cache.name) / str(i), size) for i, video in enumerate(videos)]
             stretches, quarantined = self._sort_out(videos, [future.result() for future in futures])
             jobs = {}
             for name, (split, numbers) in todo.items():
