@@ -149,7 +149,7 @@ class _Process:
         os.ftruncate(self._memory, mmap.PAGESIZE)
         self._map = mmap.mmap(self._memory, mmap.PAGESIZE)
         places = os.pathsep.join(path or os.getcwd() for path in sys.path)
-        code = f"from hvlm.data.decode_process import serve; serve({theirs.fileno()}, {self._memory})"
+        code = f"import hvlm.data.decode as d; d.decode_process.serve({theirs.fileno()}, {self._memory})"
         with theirs:
             self._child = subprocess.Popen(
                 [sys.executable, "-c", code],
@@ -217,8 +217,6 @@ def serve(socket_descriptor: int, memory: int) -> None:
     """Do what is asked for until the socket is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the owner, who ends this process
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    import hvlm.data.decode  # noqa: F401, before the clock runs
-
     told: list[tuple[str, int, str]] = []
     handler = logging.Handler()
     handler.emit = lambda record: told.append((record.name, record.levelno, record.getMessage()))  # type: ignore
