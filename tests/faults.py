@@ -15,6 +15,10 @@ class Fault(NamedTuple):
 
 
 FAULTS = {
+    44: Fault(
+        "A decoder that hung or died took the run with it",
+        "Decoding has a deadline in a process of its own: what hangs or dies costs one quarantined sample",
+    ),
     64: Fault(
         "A checkpoint or an exported folder could name any class to build, and so run commands",
         "Every configuration passes one check, wherever it comes from, and only classes of the rooms are built",

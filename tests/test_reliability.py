@@ -60,9 +60,9 @@ def test_no_table_is_written_when_one_failed_was_skipped_or_is_unknown(tmp_path,
 
 
 def test_a_failed_case_counts_before_those_that_passed(tmp_path):
-    cases = [report(64, "failed", "[a]"), report(64, "passed", "[b]")]
-    plugin, _ = table(tmp_path / "table.md", *map(report, list(FAULTS)[1:]), *cases)
-    assert plugin.wrong == ["fault 64: failed tests/test_x.py::test_64"]
+    cases = [report(LAST, "failed", "[a]"), report(LAST, "passed", "[b]")]
+    plugin, _ = table(tmp_path / "table.md", *map(report, list(FAULTS)[:-1]), *cases)
+    assert plugin.wrong == [f"fault {LAST}: failed tests/test_x.py::test_{LAST}"]
 
 
 def test_every_known_fault_has_a_test_and_no_test_an_unknown_one():
