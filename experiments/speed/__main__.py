@@ -1,10 +1,11 @@
 """How much faster is bfloat16 than float32 on this CPU, and how fast does the reader read?
 
-    python -m experiments.speed [--repeats 10] [--threads 2]
+    python -m experiments.speed [--repeats 10] [--threads 2] [--only precision batches reader]
 
 Both precisions of a case are timed in turns in one process, median of the repeats. Cases: a training step of the
 demo's SFT stage, of its vision stage, and a forward pass of a DINOv2-small-sized encoder over 8 frames of 224 pixels.
-The reader: clips a second from shards to ``Batch``, beside decoding alone. Writes results.json beside this file.
+Batches: clips a second from shards to ``Batch``, beside decoding alone. The reader: frames a CPU second beside decord
+(``reader.py``). Writes results.json beside this file; with ``--only``, the records of the other parts stay.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from experiments.speed import reader
 from hvlm import build
 from hvlm.config.compose import compose
 from hvlm.data.decode import decode
@@ -27,26 +29,42 @@ from hvlm.vision.dinov2 import Dinov2
 
 HERE = Path(__file__).parent
 PRECISIONS = ("32-true", "bf16-mixed")
+PARTS = ("precision", "batches", "reader")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     records = []
+    if "precision" in options.only:
+        records += precision(options.repeats, options.threads)
+    if "batches" in options.only:
+        records += batches()
+    if "reader" in options.only:
+        records += reader.records(options.repeats)
+    if set(options.only) == set(PARTS):
+        results.write(HERE / "results.json", records)
+    else:
+        results.update(HERE / "results.json", records)
+
+
+def precision(repeats: int, threads: int) -> list[results.Record]:
+    """Both precisions of every case."""
+    records = []
     cases = {"sft_step": stage_step("sft"), "vision_step": stage_step("vision"), "dinov2_small_forward": dinov2()}
     for name, (step, samples) in cases.items():
-        seconds = in_turns(step, options.repeats)
-        for precision in PRECISIONS:
-            median = statistics.median(seconds[precision])
+        seconds = in_turns(step, repeats)
+        for dtype in PRECISIONS:
+            median = statistics.median(seconds[dtype])
             ratio = statistics.median(seconds["32-true"]) / median
-            columns = {"case": name, "dtype": precision, "threads": options.threads, "ratio_to_fp32": round(ratio, 3)}
-            records.append(record(precision, samples / median, options.repeats, sum(seconds[precision]), columns))
-            print(f"{name:24s} {precision:12s} {median * 1e3:8.1f} ms  {ratio:5.2f} x float32")
-    records += reading()
-    results.write(HERE / "results.json", records)
+            columns = {"case": name, "dtype": dtype, "threads": threads, "ratio_to_fp32": round(ratio, 3)}
+            records.append(record(dtype, samples / median, repeats, sum(seconds[dtype]), columns))
+            print(f"{name:24s} {dtype:12s} {median * 1e3:8.1f} ms  {ratio:5.2f} x float32")
+    return records
 
 
 def record(variant: str, value: float, n: int, seconds: float, columns: dict) -> results.Record:
@@ -107,13 +125,13 @@ def dinov2() -> tuple[Callable[[], None], int]:
     return forward, 8
 
 
-def reading() -> list[results.Record]:
+def batches() -> list[results.Record]:
     """Clips per second of the whole reader (no cache, this process) and of decoding alone, on the same clips."""
     cfg = compose(["experiment=demo", "stage=sft", "trainer.cache_mb=0"])
     data = build.dataset(cfg)
     data.prepare()
     chat = build.chat(cfg, data)
-    reader = build.reader(cfg, build.input_spec(cfg, build.model(cfg, chat)), data, chat)
+    whole_reader = build.reader(cfg, build.input_spec(cfg, build.model(cfg, chat)), data, chat)
     clips = data.manifest().split("val")
     videos = [clips.read(i)["mp4"] for i in range(len(clips))]
     started = time.perf_counter()
@@ -121,7 +139,7 @@ def reading() -> list[results.Record]:
         decode(video, cfg["dataset"]["num_frames"], name=clips.keys[i], size=(64, 64))
     decoding = time.perf_counter() - started
     started = time.perf_counter()
-    for _ in reader.loader("val", Questions(), 5, 8):
+    for _ in whole_reader.loader("val", Questions(), 5, 8):
         pass
     whole = time.perf_counter() - started
     print(f"reader {len(videos) / whole:.0f} clips/s, decoding alone {len(videos) / decoding:.0f} clips/s")
