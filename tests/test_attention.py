@@ -140,10 +140,15 @@ def test_projections_apart_are_the_same(scaled):
     torch.testing.assert_close(found, wanted)
 
 
-COMPILED = [(*case, True) for case in CASES if case[0] != "wide_window"]
+QUICK = {("full", False), ("elu", False)}  # tracing the others takes a minute
+COMPILED = [
+    pytest.param(*case, True, marks=() if case in QUICK else pytest.mark.slow)
+    for case in [*map(tuple, CASES)]
+    if case[0] != "wide_window"
+] + [pytest.param(name, False, False, marks=pytest.mark.slow) for name in ("favor", "local")]
 
 
-@pytest.mark.parametrize(("name", "causal", "masked"), [*COMPILED, ("favor", False, False), ("local", False, False)])
+@pytest.mark.parametrize(("name", "causal", "masked"), COMPILED)
 def test_compiled(name, causal, masked):
     """Forward and backward traced. Three pieces are enough: tracing takes its time with every one."""
     layer, x = made(name, causal), inputs(18)

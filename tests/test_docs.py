@@ -135,6 +135,7 @@ def test_versions_agree():
     assert f"Version {version}," in README
 
 
+@pytest.mark.slow
 def test_the_connector_of_contributing_passes_the_contract_tests(tmp_path):
     house = tmp_path / "house"
     for part in ("hvlm", "conf", "tests"):

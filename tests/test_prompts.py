@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import numpy as np
 from test_benchmark import sample_of
 
 from hvlm.benchmark.needles import Needles
-from hvlm.data import views
+from hvlm.data import sample_json, views
 from hvlm.dataset._needles_text import vocabulary
 from hvlm.prompts import lettered_prompt
 from hvlm.tokenizer import UNKNOWN, train_word_tokenizer
@@ -14,12 +17,16 @@ from hvlm.tokenizer import UNKNOWN, train_word_tokenizer
 EVERY = np.arange(16) / 8
 
 
+def parsed(sample: dict[str, Any]) -> dict[str, Any]:
+    return sample_json.parse({"json": json.dumps(sample).encode()}, "k", "news")
+
+
 def questions(kind: str, seed: int = 0) -> list[views.Row]:
-    return views.questions(sample_of(kind=kind) | {"domain": "news"}, EVERY, np.random.default_rng(seed), None)
+    return views.Questions().rows(parsed(sample_of(kind=kind)), EVERY, np.random.default_rng(seed), None)
 
 
 def test_training_and_benchmark_use_the_same_words() -> None:
-    asked = {q.id.split("/")[1]: q for q in Needles().questions(sample_of(kind="vnbench"))}
+    asked = {q.id.split("/")[-1]: q for q in Needles().questions(parsed(sample_of(kind="vnbench")))}
     seen = set()
     for seed in range(20):
         for row in questions("vnbench", seed):
@@ -31,10 +38,10 @@ def test_training_and_benchmark_use_the_same_words() -> None:
 
 
 def test_pairs_are_two_letters_of_one_prompt_and_always_the_same() -> None:
-    sample = sample_of(kind="vnbench") | {"domain": "news"}
+    sample = sample_of(kind="vnbench")
     for q in sample["questions"]:
         q["rejected"] = q["tries"][0]["options"][2]
-    rows = [views.pairs(sample, EVERY, np.random.default_rng(seed), None) for seed in range(2)]
+    rows = [views.Pairs().rows(parsed(sample), EVERY, np.random.default_rng(seed), None) for seed in range(2)]
     assert {r[:2] for r in rows[0]} == {r[:2] for r in rows[1]}
     first = [r for r in rows[0] if r.meta["question_id"] == "q0"]
     assert [(r.answer, r.meta["role"]) for r in first] == [("A", "chosen"), ("C", "rejected")]
