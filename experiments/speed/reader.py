@@ -47,16 +47,17 @@ def records(repeats: int) -> list[results.Record]:
             f"{name:24s} {num_frames:3d} frames  ours {rates['pyav']:7.1f}  decord {rates['decord']:7.1f}  "
             f"{rates['pyav'] / rates['decord']:5.2f} x  {100 * equal:g} % of the frames equal"
         )
-        columns = {"case": name, "num_frames": num_frames, "threads": 1}
+        about = {
+            "stderr": None, "chance": None, "seeds": [1],
+            "command": f"python -m experiments.speed --only reader --repeats {repeats}",
+            "columns": {"case": name, "num_frames": num_frames, "threads": 1},
+        }  # fmt: skip
         for decoder, rate in rates.items():
-            found.append(record(decoder, "frames_per_cpu_s", rate, repeats, seconds[decoder], columns))
-        found.append(record("pyav", "frames_equal_to_decord", equal, len(frames["pyav"]), seconds["pyav"], columns))
+            measured = {"n": repeats, "seconds": seconds[decoder]} | about
+            found.append(results.make("speed", decoder, "frames_per_cpu_s", rate, **measured))
+        compared = {"n": len(frames["pyav"]), "seconds": seconds["pyav"]} | about
+        found.append(results.make("speed", "pyav", "frames_equal_to_decord", equal, **compared))
     return found
-
-
-def record(variant: str, metric: str, value: float, n: int, seconds: float, columns: dict) -> results.Record:
-    return results.make("speed", variant, metric, value, stderr=None, n=n, chance=None, seeds=[1], seconds=seconds,
-                        command="python -m experiments.speed --only reader", columns=columns)  # fmt: skip
 
 
 def cases() -> list[tuple[str, Path, int]]:

@@ -213,6 +213,20 @@ def reader() -> list[str]:
     return table(("", "clips/s"), ([r["variant"], f"{r['value']:.0f}"] for r in some(BENCH, case="reading")))
 
 
+def decoders() -> list[str]:
+    names = {"ten_minutes": "ten minutes of H.264, 640x360"}
+
+    def row(decoded: Record) -> list[str]:
+        where = {"case": decoded["case"], "num_frames": decoded["num_frames"]}
+        decord = one(BENCH, variant="decord", metric="frames_per_cpu_s", **where)["value"]
+        equal = one(BENCH, metric="frames_equal_to_decord", **where)["value"]
+        return [names.get(decoded["case"], decoded["case"]), str(decoded["num_frames"]), f"{decoded['value']:.0f}",
+                f"{decord:.0f}", f"{decoded['value'] / decord:.2f}", f"{100 * equal:g} %"]  # fmt: skip
+
+    head = ("frames a CPU second, one thread", "frames sampled", "pyav", "decord", "ratio", "frames with equal pixels")
+    return table(head, map(row, some(BENCH, variant="pyav", metric="frames_per_cpu_s")))
+
+
 def by_setting() -> Iterator[tuple[str, Callable[[], list[str]]]]:
     for setting in SETTINGS:
         yield f"attention/speed/{setting}", lambda setting=setting: attention_lengths(setting)
@@ -232,4 +246,5 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "foveation/long": foveation_long,
     "speed/precision": precisions,
     "speed/reader": reader,
+    "speed/decoders": decoders,
 }
