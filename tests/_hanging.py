@@ -11,6 +11,7 @@ import numpy as np
 
 from hvlm.data.decode import Chunk
 from hvlm.data.decode import sampled as honest
+from hvlm.dataset._haystack import decode_source
 
 MARK = b"hang"  # videos that begin so are not survived
 
@@ -68,3 +69,10 @@ def asleep_at(*args) -> Iterator[Chunk]:
     while True:
         time.sleep(1)
     yield args
+
+
+def asleep_source(video, *args) -> dict:
+    """Of a haystack's video: hangs in Python where it begins so."""
+    while video.path.read_bytes().startswith(MARK):
+        time.sleep(1)
+    return decode_source(video, *args)

@@ -23,6 +23,8 @@ from hvlm.data.decode import decode, decode_images, frames_of
 from hvlm.data.decode_process import DecodeTimeout, result, results
 from hvlm.data.video import VideoDecodeError
 from hvlm.data.views import Questions
+from hvlm.dataset import _needles_make
+from hvlm.dataset._haystack import Video as Listed
 from hvlm.dataset.shards import Shards
 from hvlm.errors import UserError
 from hvlm.types import InputSpec
@@ -65,7 +67,7 @@ def test_a_decoder_that_dies_costs_one_sample(tmp_path, monkeypatch):
 
 
 @pytest.mark.fault(44)
-def test_stills_and_ask_have_a_deadline_too(tmp_path, monkeypatch):
+def test_stills_ask_and_the_haystack_have_a_deadline_too(tmp_path, monkeypatch):
     path = tmp_path / "v.mp4"
     path.write_bytes(_hanging.MARK)
     monkeypatch.setattr(decoding, "shown", _hanging.asleep_at)
@@ -74,6 +76,8 @@ def test_stills_and_ask_have_a_deadline_too(tmp_path, monkeypatch):
         next(frames_of(path, 1.0, (8, 8), 0.5))
     with pytest.raises(DecodeTimeout, match="k: image: not decoded within 0.5 s"):
         decode_images([b""], 1, name="k", fps=1.0, timeout=0.5)
+    monkeypatch.setattr(_needles_make, "decode_source", _hanging.asleep_at)
+    assert "not decoded within 0.5 s" in _needles_make.decode(Listed(path, "v", "v", 0), tmp_path / "o", 64, 0.5)
 
 
 def test_the_deadline_is_of_the_clip_or_of_every_frame(monkeypatch):

@@ -10,6 +10,7 @@ import multiprocessing
 from collections import Counter
 from pathlib import Path
 
+import _hanging
 import av
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from conftest import once
 from hvlm import build
 from hvlm.data.sampling import is_shown
 from hvlm.data.shard_index import load_manifest
+from hvlm.dataset import _needles_make
 from hvlm.dataset._haystack import SEGMENTS, find_videos
 from hvlm.dataset._needles_draw import PALETTE
 from hvlm.dataset._needles_scene import DIRECTIONS, SETS, VNBENCH, Recipe, plan
@@ -387,6 +389,16 @@ def test_unreadable_videos_are_skipped_recorded_and_limited(tmp_path, haystack, 
     with pytest.raises(UserError, match="2 of 3 videos cannot be read .*bad.mp4"):
         small(tmp_path, folder, seed=3)
     assert small(tmp_path, folder, seed=3, max_bad=0.7).manifest().split("train")
+
+
+@pytest.mark.fault(44)
+def test_a_video_of_the_haystack_that_hangs_is_skipped(tmp_path, monkeypatch):
+    folder = tmp_path / "mixed"
+    write_video(folder / "good.mp4", 40)
+    (folder / "hangs.mp4").write_bytes(_hanging.MARK)
+    monkeypatch.setattr(_needles_make, "decode_source", _hanging.asleep_source)  # the pool's processes inherit it
+    (note,) = small(tmp_path, folder, decode_timeout=2).manifest().quarantined
+    assert note["source"] == "hangs.mp4" and "not decoded within 6 s" in note["error"]  # 2 for each of three parts
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from hvlm.data import decode_process
 from hvlm.data.shard_index import write_shard
 from hvlm.data.video import VideoDecodeError
 from hvlm.dataset import _needles_text as text
@@ -24,10 +25,10 @@ from hvlm.dataset._needles_scene import SETS, Recipe, plan
 SPLITS = ("train", "val", "test", "text")  # "text": chats without a video, for training only
 
 
-def decode(video: Video, out: Path, size: int) -> dict[str, Stretch] | str:
-    """The decoded stretches by split, or in one line why there are none."""
+def decode(video: Video, out: Path, size: int, timeout: float) -> dict[str, Stretch] | str:
+    """The decoded stretches by split, or in one line why there are none; after ``timeout`` seconds there are none."""
     try:
-        return decode_source(video, out, size)
+        return decode_process.result(decode_source, video, out, size, timeout=timeout)
     except VideoDecodeError as error:
         return error.reason
 

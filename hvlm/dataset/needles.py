@@ -29,7 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hvlm.config.ranges import Fraction, Ge, Le, NonNegativeInt, PositiveFloat, PositiveInt, Seed
 from hvlm.contracts import Dataset
 from hvlm.data.shard_index import MANIFEST, Manifest, load_manifest, write_manifest
-from hvlm.dataset._haystack import Stretch, Video, find_videos
+from hvlm.dataset._haystack import SEGMENTS, Stretch, Video, find_videos
 from hvlm.dataset._needles_labels import LABELS, patch_labels
 from hvlm.dataset._needles_make import SPLITS, decode, make_shard, pool_of
 from hvlm.dataset._needles_scene import DOMAINS, ORDERED, Recipe, max_displacement
@@ -58,7 +58,8 @@ class Needles(Dataset):
     access: how the reader gets at shards, "index" (by offset; exact resume) or "stream".
     max_tokens: of one text with its prompt; a sample with a longer one is a bad sample: named, counted, left out.
     decoder: of videos; "decord" decodes what it is known to read rightly, and PyAV the rest.
-    decode_timeout: seconds; a clip that is not decoded by then is a bad sample, and the decoder is killed.
+    decode_timeout: seconds; a clip that is not decoded by then is a bad sample, and the decoder is killed. A video
+        of the haystack, of which three parts are decoded, has three times as long, and is skipped.
     """
 
     def __init__(
@@ -224,12 +225,14 @@ class Needles(Dataset):
         self, videos: list[Video], sources: list[dict], todo: dict[str, tuple[str, range]], progress: bool
     ) -> tuple[dict[str, dict], list[dict[str, str]]]:
         """Decode the haystack, then write the shards: (entries by shard name, quarantined files)."""
-        size, made = self.recipe.size, {}
+        size, made, limit = self.recipe.size, {}, self.decode_timeout * len(SEGMENTS)
         for left in self.folder.glob(".haystack-*"):  # by a run that was killed
             shutil.rmtree(left)
         cache = tempfile.TemporaryDirectory(prefix=".haystack-", dir=self.folder)
         with cache, pool_of(self.generate_workers) as pool:
-            futures = [pool.submit(decode, video, Path(cache.name) / str(i), size) for i, video in enumerate(videos)]
+            futures = [
+                pool.submit(decode, video, Path(cache.name) / str(i), size, limit) for i, video in enumerate(videos)
+            ]
             stretches, quarantined = self._sort_out(videos, [future.result() for future in futures])
             jobs = {}
             for name, (split, numbers) in todo.items():
