@@ -28,6 +28,7 @@ from hvlm.data.order import SampleRef
 from hvlm.data.quarantine import Quarantine
 from hvlm.data.reader import Reader, SampleSpec
 from hvlm.data.shard_index import index_shard, load_manifest, write_manifest, write_shard
+from hvlm.data.sources import Span, content
 from hvlm.data.stream import check_url, samples_of
 from hvlm.data.views import Captions, Pairs, Questions
 from hvlm.dataset.shards import Shards, split_of
@@ -621,3 +622,36 @@ def test_no_two_readers_of_a_stream_share_an_epoch(tmp_path):
         stream = Stream([url], None, None, batch_size=1, domain="d", seed=0, start=5, rank=rank, world=2)
         seen += [sample.epoch for sample in stream._samples([{"url": url}] * 3)]
     assert len(set(seen)) == 6 and min(seen) >= 10
+
+
+# ------------------------------------------------------------------------------------------------------- long videos
+
+
+def test_a_long_video_is_decoded_from_the_shard_and_gives_the_same_batches(tmp_path, monkeypatch):
+    folder = tmp_path / "a, b: c"
+    folder.mkdir()
+    clips = load_manifest(dataset(folder, {"train": 4})).split("train")
+    assert all(type(data) is bytes for data in clips.sources(0).values())
+
+    def frames(**limits: float) -> list[torch.Tensor]:
+        view = Questions()
+        show = SampleSpec(FakeChat(), view, 1, "answer", InputSpec("question_first", 8, 64), None, 0, **limits)
+        reader = Reader(clips, None, show, Quarantine(0.0), replace=False)
+        return [reader.__getitems__([SampleRef(i, 0)]).frames_BTCHW for i in range(4)]
+
+    short = frames()
+    monkeypatch.setattr(shard_index, "LONG", len(VIDEO))
+    assert type(clips.sources(0)["json"]) is bytes and content(clips.sources(0)["mp4"]) == VIDEO
+    assert isinstance(clips.sources(0)["mp4"], Span)
+    monkeypatch.setattr(clips, "read", None)  # nobody takes the whole sample into memory
+    for long in (frames(), frames(decode_timeout=60.0), frames(decoder="decord")):
+        assert all(torch.equal(a, b) for a, b in zip(short, long, strict=True))
+
+
+def test_a_long_video_that_was_cut_off_stops_the_run(tmp_path, monkeypatch):
+    clips = load_manifest(dataset(tmp_path, {"train": 1})).split("train")
+    monkeypatch.setattr(shard_index, "LONG", 1)
+    last = clips.sources(0)["mp4"]
+    os.truncate(last.path, last.offset + last.size - 1)
+    with pytest.raises(UserError, match="train0000.mp4 .*the shard was cut"):
+        clips.sources(0)

@@ -7,7 +7,7 @@ a global random state.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +22,7 @@ from hvlm.data.order import SampleRef
 from hvlm.data.quarantine import Quarantine, SampleError
 from hvlm.data.sample_json import FieldError
 from hvlm.data.shard_index import ShardSplit
+from hvlm.data.sources import Source
 from hvlm.data.tar import TEXT_FIELDS
 from hvlm.data.views import Row, View, chat_row
 from hvlm.errors import UserError
@@ -59,7 +60,7 @@ class SampleSpec:
     decoder: Literal["pyav", "decord"] = "pyav"
     decode_timeout: float | None = None
 
-    def decode(self, members: dict[str, bytes], key: str, domain: str, uid: str) -> Clip:
+    def decode(self, members: Mapping[str, Source], key: str, domain: str, uid: str) -> Clip:
         """The sample's JSON and the frames that are sampled. Raises SampleError."""
         sample = samples.parse(members, key, domain, uid)
         how = (self.inputs.num_frames, self.inputs.size, self.decoder, self.decode_timeout)
@@ -198,7 +199,7 @@ class Reader(Dataset):
         workers = get_worker_info()
         limit = self.cache_bytes // (workers.num_workers if workers else 1)
         key, domain = source.keys[index], source.domains[index]
-        clip = SHARED.get(name, lambda: self.show.decode(source.read(index), key, domain, uid), limit)
+        clip = SHARED.get(name, lambda: self.show.decode(source.sources(index), key, domain, uid), limit)
         if inputs.motion is None:
             return clip, None
         return clip, SHARED.get((*name, inputs.motion), lambda: self.show.motion_of(clip), limit)

@@ -27,11 +27,11 @@ class FieldError(ValueError):
     """A value that is not what its field may hold. The message begins with the field's path."""
 
 
-def parse(members: Mapping[str, bytes], key: str, domain: str, uid: str | None = None) -> dict[str, Any]:
+def parse(members: Mapping[str, Any], key: str, domain: str, uid: str | None = None) -> dict[str, Any]:
     """The sample's JSON (or its ``txt``, a caption) in one form.
 
     Args:
-        members: field -> bytes.
+        members: field -> bytes; only those of the text are looked at.
         key: the tar's name of the sample; what the JSON says of ``key`` and ``id`` does not count.
         domain: of samples that name none.
         uid: the sample's one name within its data (``ShardSplit.uid``), by default the key.

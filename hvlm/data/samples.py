@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from hvlm.data.decode import decode, decode_images
 from hvlm.data.sample_json import parse
 from hvlm.data.sources import Source, content
+from hvlm.data.tar import VIDEO_FIELDS
 from hvlm.data.video import VideoDecodeError
 from hvlm.image import IMAGE_FRAMES
 
@@ -18,7 +20,7 @@ __all__ = ["frames", "parse"]
 
 
 def frames(
-    members: dict[str, Source],
+    members: Mapping[str, Source],
     sample: dict[str, Any],
     num_frames: int,
     size: tuple[int, int],
@@ -29,7 +31,7 @@ def frames(
     shown ``IMAGE_FRAMES`` times (or ``num_frames``, if that is less), as fVLM was trained. decoder, timeout: as
     ``decode`` takes them."""
     key = sample["key"]
-    for field in ("mp4", "webm"):
+    for field in VIDEO_FIELDS:
         if field in members:
             return decode(members[field], num_frames, name=key, size=size, decoder=decoder, timeout=timeout)
     stills = sorted((field for field in members if field.rsplit(".", 1)[-1] in ("jpg", "jpeg", "png")), key=natural)

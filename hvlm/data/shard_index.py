@@ -22,7 +22,7 @@ import logging
 import os
 import tarfile
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,18 @@ from typing import Any
 
 from webdataset import TarWriter
 
-from hvlm.data.tar import BLOCK, FIELDS, check_end, check_key, first_nonzero, is_field, members_of, open_tar
+from hvlm.data.sources import Source, Span
+from hvlm.data.tar import (
+    BLOCK,
+    FIELDS,
+    VIDEO_FIELDS,
+    check_end,
+    check_key,
+    first_nonzero,
+    is_field,
+    members_of,
+    open_tar,
+)
 from hvlm.errors import UserError
 from hvlm.io.files import PART, file_sha256, remember_sha256, write_atomically
 
@@ -39,6 +50,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 MANIFEST = "manifest.json"
 MAX_OPEN = 64  # open shards per process
+LONG = 16 << 20  # bytes: longer videos stay in the shard, and the decoder reads them there
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
@@ -273,20 +285,34 @@ class ShardSplit:
 
         endings: of the fields to read, for those who want a sample's text and not its video.
         """
-        file = self._open(self.shards[index])
-        out = {}
-        for written, (offset, size) in self._members[index].items():
-            field = written.lower()
-            if field.rsplit(".", 1)[-1] not in endings:
-                continue
-            out[field] = os.pread(file, size, offset)
-            if len(out[field]) != size:
-                name = f"{self.folder / self.shards[index]}: {self.keys[index]}.{field}"
-                raise UserError(
-                    f"{name} should be {size} bytes at {offset}, "
-                    f"the file gave {len(out[field])}; the shard was cut: copy or generate it again"
-                )
+        return {field: self._bytes(index, field, *where) for field, where in self._where(index, endings)}
+
+    def sources(self, index: int) -> dict[str, Source]:
+        """The same, but videos of ``LONG`` bytes and more are not read: where they lie is said. UserError if cut."""
+        out: dict[str, Source] = {}
+        for field, (offset, size) in self._where(index, FIELDS):
+            if field in VIDEO_FIELDS and size >= LONG:
+                self._bytes(index, field, offset + size - 1, 1)  # the last one is there
+                out[field] = Span((self.folder / self.shards[index]).absolute(), offset, size)
+            else:
+                out[field] = self._bytes(index, field, offset, size)
         return out
+
+    def _where(self, index: int, endings: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
+        for written, where in self._members[index].items():
+            field = written.lower()
+            if field.rsplit(".", 1)[-1] in endings:
+                yield field, where
+
+    def _bytes(self, index: int, field: str, offset: int, size: int) -> bytes:
+        data = os.pread(self._open(self.shards[index]), size, offset)
+        if len(data) != size:
+            name = f"{self.folder / self.shards[index]}: {self.keys[index]}.{field}"
+            raise UserError(
+                f"{name} should be {size} bytes at {offset}, the file gave {len(data)}; the shard was cut: copy or "
+                "generate it again"
+            )
+        return data
 
     def _open(self, name: str) -> int:
         if name not in self._files:

@@ -14,6 +14,7 @@ from hvlm.errors import UserError
 
 FIELDS = ("mp4", "webm", "jpg", "jpeg", "png", "json", "txt")  # what a member may be; the rest is never read
 TEXT_FIELDS = ("json", "txt")  # those of them that hold a sample's text
+VIDEO_FIELDS = ("mp4", "webm")  # those that hold its video
 LONGEST_NAME = 255  # of a file, in characters; no file system has longer ones
 BLOCK = 512
 END_MARK = 2 * BLOCK  # zeros that close an archive
