@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from hvlm.config.check import check_files, check_settings
 from hvlm.config.compose import CONF, compose, explain, resolved
 from hvlm.config.overlay import on_top
-from hvlm.config.words import as_given
+from hvlm.config.words import as_given, as_written
 from hvlm.errors import UserError
 
 EntryFunction = Callable[[dict[str, Any], list[str]], Any]
@@ -123,7 +123,7 @@ def _from_command_line(function: EntryFunction, configure: Configure, folder: st
             from hvlm.io.checkpoint import refuse_unsafe_loading
 
             refuse_unsafe_loading()
-            overrides = list(HydraConfig.get().overrides.task)
+            overrides = as_written(HydraConfig.get().overrides.task)
             checked = configure(overrides)
             from hvlm.console import setup_logging
 

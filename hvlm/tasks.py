@@ -16,7 +16,7 @@ from hvlm import build
 from hvlm.chat import Chat
 from hvlm.data.batches import clip_frames, one_row
 from hvlm.data.decode import frames_of
-from hvlm.data.video import Video
+from hvlm.data.video import Video, VideoDecodeError
 from hvlm.data.views import Pairs
 from hvlm.errors import UserError
 from hvlm.evaluation import results
@@ -162,14 +162,18 @@ def watch(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str,
     ``frames`` seen and ``answer``, printed and written to ``out/asked.jsonl``."""
     asked = cfg["ask"]
     for name in ("video", "question"):
-        if asked[name] is None:
+        if not (asked[name] or "").strip():
             raise UserError(f"task=ask needs ask.{name}=...")
     if not Path(asked["video"]).is_file():
         raise UserError(f"ask.video={asked['video']}: no such file")
-    with Video(Path(asked["video"])) as video:
-        late = [moment for moment in asked["at"] or [] if moment > video.duration]
+    try:
+        with Video(Path(asked["video"])) as video:
+            duration = video.duration
+    except VideoDecodeError as e:
+        raise UserError(f"ask.video={asked['video']}: cannot be read as a video ({e.reason})") from e
+    late = [moment for moment in asked["at"] or [] if moment > duration]
     if late:
-        raise UserError(f"ask.at={late[0]:g}: {asked['video']} ends at {video.duration:.2f} s; ask within it")
+        raise UserError(f"ask.at={late[0]:g}: {asked['video']} ends at {duration:.2f} s; ask within it")
     loaded = load(path, cfg)
     first = asked["question"] if loaded.inputs.order == "question_first" else None
     later = None if first else asked["question"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import subprocess
@@ -16,6 +17,8 @@ from conftest import write_haystack
 
 import eval as evaluation
 from hvlm.cli import main
+from hvlm.config.check import check_files
+from hvlm.config.compose import compose
 from hvlm.config.settings import TrainerConfig
 from hvlm.errors import UserError
 from hvlm.precision import DTYPES, choose_precision
@@ -99,6 +102,34 @@ def test_a_moment_after_the_video_is_refused(trained: tuple[Path, list[str]], tm
         evaluation.evaluate([*asked, "ask.at=[-3,5]"])
     lines = evaluation.evaluate([*asked, "ask.at=[3,6]"])
     assert [line["seconds"] for line in lines] == [3.0, 6.0]
+    with pytest.raises(UserError, match="task=ask needs ask.question="):
+        evaluation.evaluate([*asked, "ask.question= "])
+    with pytest.raises(UserError, match="ask.fps=1000000000.0: expected float above 0 and at most 1000"):
+        evaluation.evaluate([*asked, "ask.fps=1e9"])
+    (tmp_path / "broken.mp4").write_bytes((tmp_path / "a.mp4").read_bytes()[:3000])
+    with pytest.raises(UserError, match=r"^ask.video=.*broken.mp4: cannot be read as a video"):
+        evaluation.evaluate([*asked, f"ask.video={tmp_path / 'broken.mp4'}"])
+
+
+@pytest.mark.fault(85)
+@pytest.mark.parametrize("key", ["checkpoint", "init_from", "predictions", "ask.video"])
+def test_an_empty_file_name_is_not_the_current_folder(key: str) -> None:
+    with pytest.raises(UserError, match=f"^{key}= is empty"):
+        check_files(compose([f"{key}="]))
+
+
+@pytest.mark.fault(85)
+def test_a_setting_that_the_chosen_room_has_not_lists_those_it_has_whatever_else_is_wrong() -> None:
+    with pytest.raises(UserError, match="unknown key 'dataset.size'; known: .*path"):
+        compose(["dataset=shards", "dataset.size=32", "dataset.clips=3", "dataset.path=x"])
+
+
+@pytest.mark.fault(85)
+@pytest.mark.parametrize("override", ["trainer.devices=2", "trainer.num_nodes=2"])
+def test_several_processes_without_a_strategy_are_refused_before_work(override: str, tmp_path: Path) -> None:
+    with contextlib.chdir(tmp_path), pytest.raises(UserError, match=f"{override} .*add trainer=ddp"):
+        run([*FEW, override])
+    assert not list(tmp_path.iterdir())
 
 
 # -------------------------------------------------------------------------------------------- what a disk refuses
@@ -111,6 +142,13 @@ def script(folder: Path, body: str, *arguments: str) -> subprocess.CompletedProc
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     words = [sys.executable, "entry.py", *arguments]
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.fault(100)
+@pytest.mark.parametrize("text", ["costs ${5}", r"a \${b}", "${oc.env:HOME}, what's that ?"])
+def test_a_question_is_text_from_the_shell_to_the_task(tmp_path: Path, text: str) -> None:
+    done = script(tmp_path, "print(cfg['ask']['question'])", f"ask.question={text}")
+    assert (done.stdout, done.returncode) == (text + "\n", 0), done.stderr
 
 
 @pytest.mark.fault(101)

@@ -110,5 +110,7 @@ def check_files(checked: Mapping[str, Any]) -> None:
     named = {key: checked[key] for key in ("init_from", "checkpoint", "predictions")}
     named["ask.video"] = checked["ask"]["video"]
     for key, path in named.items():
+        if path == "":
+            raise UserError(f"{key}= is empty: name a file or folder, or leave {key}= out")
         if path is not None and "://" not in path and not Path(path).exists():
             raise UserError(f"{key}={path}: no such file or folder")

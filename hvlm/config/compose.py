@@ -118,7 +118,7 @@ def explain(error: Exception, overrides: Sequence[str], config_name: str = "trai
         if "Could not override" in text or "No match in the defaults list" in text:
             # stage.trainable={visions:1}: the unknown word is the one inside
             key = getattr(cause, "full_key", None) or key
-            return UserError(f"unknown key '{key}';{_near_key(key, config_name, overrides, override)}")
+            return UserError(f"unknown key '{key}';{_near_key(key, config_name, overrides, override)}".rstrip(";"))
     lines = [*text.splitlines(), *(str(cause).splitlines() if isinstance(cause, OmegaConfBaseException) else [])]
     return UserError(": ".join(dict.fromkeys(line.strip() for line in lines if line.strip())))
 
@@ -126,7 +126,9 @@ def explain(error: Exception, overrides: Sequence[str], config_name: str = "trai
 def _near_key(key: str, config_name: str, overrides: Sequence[str], bad: str) -> str:
     """The suggestion for a misspelt ``key``, from the configuration that the other overrides give."""
     cfg: Any = None
-    for others in ([o for o in overrides if o != bad], []):
+    # Where other overrides are wrong, too, the words that choose rooms still say which settings there are.
+    others_of = ([o for o in overrides if o != bad], [o for o in overrides if "." not in o.split("=", 1)[0]], [])
+    for others in others_of:
         try:
             cfg = _compose(tuple(others), config_name)
             break

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from hvlm.config.ranges import (
+    FramesPerSecond,
     Ge,
     NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     Seed,
     Written,
@@ -75,7 +75,7 @@ class AskConfig:
     video: str | None
     question: str | None
     at: list[NonNegativeFloat] | None
-    fps: PositiveFloat
+    fps: FramesPerSecond
 
 
 @dataclass(frozen=True)

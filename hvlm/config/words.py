@@ -13,11 +13,12 @@ import re
 import typing
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
+from omegaconf import ListConfig, OmegaConf
 
 from hvlm.config.settings import FREE_TEXT, ROOM_TEXTS, SECTIONS, RootConfig
 
@@ -57,6 +58,12 @@ def as_given(override: str, sweep: bool = False) -> str:
 def quoted(text: str) -> str:
     """``text`` as a string of Hydra's language, in single quotes."""
     return QuotedString(text=text, quote=Quote.single).with_quotes()
+
+
+def as_written(overrides: ListConfig) -> list[str]:
+    """Hydra's list of a command's overrides, word for word: read through OmegaConf, ``\\${`` would lose its backslash
+    and ``${...}`` would be resolved."""
+    return [str(o) for o in cast("list[str]", OmegaConf.to_container(overrides, resolve=False))]
 
 
 def key_of(override: str) -> str:

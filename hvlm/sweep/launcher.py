@@ -39,7 +39,7 @@ from rich.console import Console
 from rich.live import Live
 
 from hvlm.config.compose import plan
-from hvlm.config.words import key_of, quoted, text_of
+from hvlm.config.words import as_written, key_of, quoted, text_of
 from hvlm.errors import UserError
 from hvlm.io.files import write_atomically
 from hvlm.sweep.table import read_accuracy, table, write_table
@@ -85,7 +85,7 @@ class ProcessLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config, self.task = config, task_function
-        self.given = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        self.given = OverridesParser.create().parse_overrides(as_written(config.hydra.overrides.task))
         self.common = [o.input_line for o in self.given if not o.is_sweep_override()]
         self.sweep = self._sweep_name()
         self.folder = ROOT / self.sweep

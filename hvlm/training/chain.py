@@ -37,7 +37,13 @@ from hvlm.training.file_logger import FileLogger
 from hvlm.training.identity import default_run
 from hvlm.training.resume_callbacks import GracefulStop, RngState
 from hvlm.training.run_dir import RunDir
-from hvlm.training.trainer import make_trainer, make_trainer_kwargs, max_seconds, refuse_left_over_rank
+from hvlm.training.trainer import (
+    make_trainer,
+    make_trainer_kwargs,
+    max_seconds,
+    refuse_left_over_rank,
+    refuse_processes_without_a_strategy,
+)
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +74,7 @@ def run(overrides: Sequence[str], command: str | None = None) -> Outcome:
     stages = plan(overrides)
     for cfg in stages.values():
         refuse_left_over_rank(cfg["trainer"])
+        refuse_processes_without_a_strategy(cfg["trainer"])
         max_seconds(cfg["trainer"])
         if cfg["trainer"]["devices"] != "auto":
             world = cfg["trainer"]["devices"] * cfg["trainer"]["num_nodes"]

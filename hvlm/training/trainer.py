@@ -67,6 +67,16 @@ def refuse_left_over_rank(trainer: Mapping[str, Any]) -> None:
         )
 
 
+def refuse_processes_without_a_strategy(trainer: Mapping[str, Any]) -> None:
+    """``UserError`` for several processes on CPUs under Lightning's own choice of strategy, which stops at the first
+    batch that leaves a parameter without a gradient."""
+    devices, nodes = trainer["devices"], trainer["num_nodes"]
+    several = nodes > 1 or (devices != "auto" and int(devices) > 1)
+    if several and trainer["accelerator"] == "cpu" and trainer["strategy"] == "auto":
+        asked = f"trainer.num_nodes={nodes}" if nodes > 1 else f"trainer.devices={devices}"
+        raise UserError(f"{asked} with trainer.strategy=auto: add trainer=ddp, which trains with several processes")
+
+
 def make_trainer(arguments: Mapping[str, Any]) -> lightning.Trainer:
     """``lightning.Trainer``, whose refusals are a ``UserError`` of one line."""
     try:
