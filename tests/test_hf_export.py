@@ -25,9 +25,9 @@ from hvlm.image import transform
 from hvlm.interop.fvlm_weights import read_release
 from hvlm.interop.hf_export import HvlmModel
 from hvlm.interop.hf_template import tokenizer_with_template
-from hvlm.io.checkpoint import load_weights
+from hvlm.io.checkpoint import find_checkpoint, load_weights
 from hvlm.rebuild import metadata_of, stored_config
-from hvlm.training.chain import run
+from hvlm.training.chain import find_start, run
 
 SCRIPT = """
 import hvlm.interop.hf_export, torch, sys
@@ -213,3 +213,10 @@ def test_only_fvlms_rooms_fit_fvlms_layout(trained: tuple[Path, list[str]], tmp_
          *needles])  # fmt: skip
     path = evaluation.evaluate(["task=release", "checkpoint=runs/dino"])
     assert path == Path("runs/dino/release/fvlm.safetensors") and "q_init" in read_release(path)
+
+
+@pytest.mark.fault(85)
+def test_an_exported_folder_is_no_start_and_no_checkpoint(exported: Path) -> None:
+    for read in (find_start, find_checkpoint):
+        with pytest.raises(UserError, match="a folder of task=export, .*; name the run or checkpoint that it was made"):
+            read(str(exported))

@@ -127,8 +127,9 @@ def _near_key(key: str, config_name: str, overrides: Sequence[str], bad: str) ->
     """The suggestion for a misspelt ``key``, from the configuration that the other overrides give."""
     cfg: Any = None
     # Where other overrides are wrong, too, the words that choose rooms still say which settings there are.
-    others_of = ([o for o in overrides if o != bad], [o for o in overrides if "." not in o.split("=", 1)[0]], [])
-    for others in others_of:
+    rooms = [o for o in overrides if "." not in o.split("=", 1)[0]]
+    nothing: list[str] = []
+    for others in ([o for o in overrides if o != bad], rooms, nothing):
         try:
             cfg = _compose(tuple(others), config_name)
             break

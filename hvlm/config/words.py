@@ -60,10 +60,10 @@ def quoted(text: str) -> str:
     return QuotedString(text=text, quote=Quote.single).with_quotes()
 
 
-def as_written(overrides: ListConfig) -> list[str]:
+def as_written(overrides: Sequence[str]) -> list[str]:
     """Hydra's list of a command's overrides, word for word: read through OmegaConf, ``\\${`` would lose its backslash
     and ``${...}`` would be resolved."""
-    return [str(o) for o in cast("list[str]", OmegaConf.to_container(overrides, resolve=False))]
+    return cast("list[str]", OmegaConf.to_container(cast("ListConfig", overrides), resolve=False))
 
 
 def key_of(override: str) -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hvlm.errors import UserError
-from hvlm.io.checkpoint import refuse_unsafe_loading
+from hvlm.io.checkpoint import refuse_exported, refuse_unsafe_loading
 from hvlm.io.dinov2_weights import new_names
 
 # In the model -> in the release; the first prefix that fits counts.
@@ -70,6 +70,7 @@ def read_release(path: str | Path) -> dict[str, Tensor]:
     path: a ``.safetensors`` file, a ``.pt``/``.pth``/``.bin`` file (read with ``weights_only=True``; a training
     checkpoint's weights are found), or a folder with one such file. Raises UserError for anything else.
     """
+    refuse_exported(Path(path))
     path = _file(Path(path))
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file

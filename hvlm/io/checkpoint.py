@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,8 @@ def _load(path: Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str
         return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except Exception as e:  # unpickling raises whatever the bytes lead to
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        if not zipfile.is_zipfile(path):  # torch's own words are about its options
+            reason = "it is no zip archive, as torch.save writes them"
         raise UserError(f"{path} is not a readable checkpoint of tensors and plain values: {reason}") from e
 
 
@@ -191,6 +194,7 @@ def find_checkpoint(path: str | os.PathLike) -> Path:
         return path
     if not path.is_dir():
         raise UserError(f"{path}: no such checkpoint file or run folder")
+    refuse_exported(path)
     folder = path if (path / "checkpoints").is_dir() else _last_stage(path)
     if not (folder / FINISHED).is_file():
         files = ", ".join(sorted(p.name for p in (folder / "checkpoints").glob("*.ckpt"))) or "no checkpoint yet"
@@ -202,6 +206,18 @@ def find_checkpoint(path: str | os.PathLike) -> Path:
     if (step := stored_step(found)) < steps:
         log.warning(f"{folder}: of {steps} steps {found.name} holds {step}; the same training command makes the rest")
     return found
+
+
+def refuse_exported(path: Path) -> None:
+    """``UserError`` for a folder that task=export wrote: it is for transformers, and not for training and eval.py."""
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if isinstance(config, dict) and "rooms" in config:
+        raise UserError(
+            f"{path}: a folder of task=export, for transformers alone; name the run or checkpoint that it was made from"
+        )
 
 
 def _last_stage(run: Path) -> Path:
