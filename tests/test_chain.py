@@ -359,6 +359,8 @@ def test_the_time_of_a_call_is_over_and_the_next_call_goes_on(
         with pytest.raises(UserError, match=rf"max_time is over: step {step} of 3 is saved .* the same command"):
             run([*command, "trainer.max_time=00:00:00:00"])
     assert run([*command, "trainer.max_time=00:01:00:00"]).stages["sft"]["steps_here"] == 1
+    metrics = [json.loads(line) for line in next(Path().glob("runs/*/sft/metrics.jsonl")).read_text().splitlines()]
+    assert [m["step"] for m in metrics if "val/loss" in m] == [3]  # as if it had never stopped
 
 
 @pytest.mark.fault(99)

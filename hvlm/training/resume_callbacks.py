@@ -131,6 +131,9 @@ class GracefulStop(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._leave(trainer)
+        # Lightning counts one more on resuming, for checkpoints of a batch's end, and this one is of the next's start:
+        # the steps in the metrics would be one too high from there on.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "fit":
