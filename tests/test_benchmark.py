@@ -351,9 +351,11 @@ class Split:
     def read(self, index, endings=()):
         return {"mp4": self.videos[index], "json": json.dumps(self.samples[index]).encode()}
 
+    sources = read
+
 
 class Dataset:
-    access, splits, max_tokens = "index", ["test"], 100
+    access, splits, max_tokens, decoder, decode_timeout = "index", ["test"], 100, "pyav", 60.0
 
     def __init__(self, split):
         self._split = split

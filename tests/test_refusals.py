@@ -156,8 +156,8 @@ def test_a_question_is_text_from_the_shell_to_the_task(tmp_path: Path, text: str
     "body, code, line",
     [
         ("raise OSError(28, 'No space left on device', 'runs/x')", 1, "error: runs/x: No space left on device;"),
-        ("open('/proc/no/such', 'w')", 1, ""),
-        ("open(__file__ + '/below', 'w')", 1, "entry.py/below: Not a directory"),
+        pytest.param("open('/proc/no/such', 'w')", 1, "", marks=pytest.mark.slow),
+        pytest.param("open(__file__ + '/below', 'w')", 1, "entry.py/below: Not a directory", marks=pytest.mark.slow),
         ("raise KeyboardInterrupt", 130, "error: stopped by Ctrl-C"),
     ],
 )
