@@ -52,8 +52,8 @@ def far(one: Path, other: Path) -> tuple[float, float]:
 DDP, FSDP = "ddp_find_unused_parameters_true", "fsdp"
 
 
-# Each way of sharing is shown once in every run of the tests, and both ways of all in the long one.
-@pytest.mark.parametrize("strategy", [DDP, pytest.param(FSDP, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("strategy", [DDP, FSDP])
+@pytest.mark.slow
 def test_two_processes_train_like_one(
     strategy: str, needles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,7 +79,7 @@ def test_two_processes_train_like_one(
 
 
 @pytest.mark.fault(77, 82)
-@pytest.mark.parametrize("strategy", [pytest.param(DDP, marks=pytest.mark.slow), FSDP])
+@pytest.mark.parametrize("strategy", [DDP, pytest.param(FSDP, marks=pytest.mark.slow)])
 def test_another_number_of_processes_goes_on_where_two_stopped(
     strategy: str, needles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,7 @@ def test_too_little_memory_is_a_bad_sample_and_a_mistake_is_not():
         result(_hanging.wrong, timeout=60.0)
 
 
+@pytest.mark.slow
 def test_the_process_does_not_outlive_its_owner(monkeypatch):
     """Neither an idle one nor one that hangs, which the kernel's alarm clock ends."""
     code = (

@@ -117,13 +117,13 @@ def test_sweep_survives_its_jobs_and_runs_what_is_missing(tmp_path: Path, sweep:
     "overrides",
     [
         ("stage.trainable={vision:0}", "stage.trainable={language:1e-3}"),
-        ("stage.trainable={language:1e-3}", "stage.trainable={vision:0}"),
+        pytest.param(("stage.trainable={language:1e-3}", "stage.trainable={vision:0}"), marks=pytest.mark.slow),
         ("++stage.trainable={vision:0}", "stage.trainable.language=1e-3"),
-        ("stage.steps=3", "stage.steps=4"),
-        ("connector=mean", "connector=foveated", "connector.mode=coarse"),
+        pytest.param(("stage.steps=3", "stage.steps=4"), marks=pytest.mark.slow),
+        pytest.param(("connector=mean", "connector=foveated", "connector.mode=coarse"), marks=pytest.mark.slow),
         ("connector=mean", "++benchmark.limit=3"),
         ("ask.question=it's (a, b) = é", "init_from=a b", "logger.tags=[x,y z]", "trainer.deterministic=false"),
-        ("stage.converge_to=1e-4", "stage.schedule=converging"),
+        pytest.param(("stage.converge_to=1e-4", "stage.schedule=converging"), marks=pytest.mark.slow),
     ],
 )
 def test_a_job_of_a_sweep_is_configured_as_the_single_run(

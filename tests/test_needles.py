@@ -392,6 +392,7 @@ def test_unreadable_videos_are_skipped_recorded_and_limited(tmp_path, haystack, 
 
 
 @pytest.mark.fault(44)
+@pytest.mark.slow
 def test_a_video_of_the_haystack_that_hangs_is_skipped(tmp_path, monkeypatch):
     folder = tmp_path / "mixed"
     write_video(folder / "good.mp4", 40)

@@ -148,6 +148,7 @@ def test_the_entry_script_names_a_missing_file_without_torch(tmp_path: Path) -> 
 
 
 @pytest.mark.fault(85)
+@pytest.mark.slow
 def test_cfg_job_shows_what_eval_would_use(trained: tuple[Path, list[str]]) -> None:
     done = command(trained[0], "--cfg", "job", "checkpoint=runs/tiny", "vision.frames_at_once=7")
     shown = yaml.safe_load(done.stdout)

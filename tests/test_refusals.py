@@ -145,7 +145,14 @@ def script(folder: Path, body: str, *arguments: str) -> subprocess.CompletedProc
 
 
 @pytest.mark.fault(100)
-@pytest.mark.parametrize("text", ["costs ${5}", r"a \${b}", "${oc.env:HOME}, what's that ?"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("costs ${5}", marks=pytest.mark.slow),
+        pytest.param(r"a \${b}", marks=pytest.mark.slow),
+        "${oc.env:HOME}, what's that ?",
+    ],
+)
 def test_a_question_is_text_from_the_shell_to_the_task(tmp_path: Path, text: str) -> None:
     done = script(tmp_path, "print(cfg['ask']['question'])", f"ask.question={text}")
     assert (done.stdout, done.returncode) == (text + "\n", 0), done.stderr
@@ -158,7 +165,7 @@ def test_a_question_is_text_from_the_shell_to_the_task(tmp_path: Path, text: str
         ("raise OSError(28, 'No space left on device', 'runs/x')", 1, "error: runs/x: No space left on device;"),
         pytest.param("open('/proc/no/such', 'w')", 1, "", marks=pytest.mark.slow),
         pytest.param("open(__file__ + '/below', 'w')", 1, "entry.py/below: Not a directory", marks=pytest.mark.slow),
-        ("raise KeyboardInterrupt", 130, "error: stopped by Ctrl-C"),
+        pytest.param("raise KeyboardInterrupt", 130, "error: stopped by Ctrl-C", marks=pytest.mark.slow),
     ],
 )
 def test_what_the_machine_refuses_is_one_line(tmp_path: Path, body: str, code: int, line: str) -> None:

@@ -19,6 +19,7 @@ import hvlm.sweep.launcher
 import train
 
 
+@pytest.mark.slow
 def test_a_killed_job_does_not_take_the_others_with_it(
     needles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
