@@ -35,7 +35,7 @@ test-gpu: setup  ## Tests that need CUDA (without it each is skipped with its re
 	$(PY) -m pytest -m gpu -rs
 
 reliability: setup  ## Run the tests of known faults and print docs/reliability.md from them
-	$(PY) -m pytest -n 2 --dist worksteal -m 'fault and not slow' --reliability docs/reliability.md
+	$(PY) -m pytest -n 2 --dist worksteal -m 'fault and not slow' --reliability=docs/reliability.md
 
 lint: setup  ## ruff check, ruff format and mypy, changing nothing
 	$(VENV)/bin/ruff check .
