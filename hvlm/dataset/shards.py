@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
-import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -18,23 +13,16 @@ from hvlm.config.ranges import PositiveFloat, PositiveInt
 from hvlm.contracts import Dataset
 from hvlm.data import samples
 from hvlm.data.quarantine import SampleError
-from hvlm.data.shard_index import MANIFEST, Manifest, index_shard, load_manifest, write_manifest
+from hvlm.data.shard_folder import index_folder, manifest_of, split_of, tars_of
+from hvlm.data.shard_index import Manifest
 from hvlm.data.stream import check_url
 from hvlm.data.tar import TEXT_FIELDS
 from hvlm.dataset._needles_labels import patch_labels
 from hvlm.errors import UserError
-from hvlm.io.pretrained import cache_folder
 from hvlm.prompts import lettered_prompt
 
 log = logging.getLogger(__name__)
 
-# What the words of a shard's name say of its split. "text" only counts in front: it is part of many a data set's name.
-SPLITS = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val", "dev": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
-TEXT = "text"
 TEXTS_FOR_VOCABULARY = 20_000  # samples of each split read to train a word-level tokenizer, if one is wanted
 
 
@@ -74,36 +62,12 @@ class Shards(Dataset):
         if self.access == "stream":
             self.urls()
             return
-        folder = self._folder()
-        tars = tars_of(folder)
-        path = self._manifest_path(tars)
-        if not path.exists():
-            if not tars:
-                raise UserError(f"dataset.path={folder}: no *.tar in this folder")
-            log.info("%s: indexing %d shards, once", folder, len(tars))
-            shards = {tar.name: index_shard(tar, split_of(tar.name), self.domain) for tar in tars}
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_manifest(folder, {"indexed": True}, shards, [], path)
-            except OSError as error:
-                raise UserError(
-                    f"dataset.path={folder}: no place for the manifest: {path} cannot be written ({error.strerror}); "
-                    "let $HVLM_CACHE name a folder that you may write"
-                ) from error
-            found = Counter(shard["split"] for shard in shards.values())
-            log.info("%s: shards by split: %s", path, ", ".join(f"{k} {v}" for k, v in sorted(found.items())))
-        listed = load_manifest(folder, path).shards
-        if extra := [tar.name for tar in tars if tar.name not in listed]:
-            raise UserError(
-                f"dataset.path={folder}: {len(extra)} shards are not in {path.name} ({extra[0]}, …); delete {path} and "
-                "they will be indexed"
-            )
+        index_folder(self._folder(), self.domain, "dataset.path")
 
     def manifest(self) -> Manifest:
         if self.access == "stream":
             raise UserError("dataset.access=stream has no manifest to read by position; use dataset.access=index")
-        folder = self._folder()
-        return load_manifest(folder, self._manifest_path(tars_of(folder)))
+        return manifest_of(self._folder())
 
     def urls(self) -> list[str]:
         """The shards of a stream."""
@@ -153,35 +117,3 @@ class Shards(Dataset):
                 "dataset.access=stream"
             )
         return Path(self.paths[0])
-
-    def _manifest_path(self, tars: Sequence[Path]) -> Path:
-        """Beside the shards; for a folder that has none and cannot be written, in the cache folder, under a name that
-        stands for the folder's path and its shards with their sizes and times."""
-        folder = self._folder()
-        beside = folder / MANIFEST
-        if beside.exists() or os.access(folder, os.W_OK):
-            return beside
-        found = [(tar.name, tar.stat()) for tar in tars]
-        state = [str(folder.resolve()), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)]
-        digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
-        return cache_folder() / "manifests" / f"{digest}.json"
-
-
-def tars_of(folder: Path) -> list[Path]:
-    """The shards of a folder, by name. Hidden files (macOS puts a ``._name`` beside every file) are none."""
-    return sorted(tar for tar in folder.glob("*.tar") if not tar.name.startswith("."))
-
-
-def split_of(name: str) -> str:
-    """The split that the words of a shard's name say: train or training; val, valid, validation or dev; test or
-    testing; text (text-only chats) in front. A name that says none is train. Raises UserError where a name says two."""
-    first, *rest = re.split(r"[^a-z0-9]+", name.removesuffix(".tar").lower())
-    words = [re.sub(r"\d+$", "", word) for word in (first, *rest)]
-    said = {SPLITS[word] for word in words if word in SPLITS}
-    if words[0] == TEXT and rest:
-        said.add(TEXT)
-    if len(said) > 1:
-        raise UserError(
-            f"{name}: its name says {' and '.join(sorted(said))}; rename the shard so that it says one split"
-        )
-    return said.pop() if said else "train"
