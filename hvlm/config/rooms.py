@@ -7,7 +7,7 @@ from __future__ import annotations
 # must have and may have is in hvlm/contracts.py.
 ROOMS: dict[str, frozenset[str]] = {
     "stage": frozenset({"model", "labels"}),
-    "vision": frozenset({"weights"}),
+    "vision": frozenset({"weights", "source_config"}),
     "merger": frozenset({"needs_frames"}),
     "connector": frozenset({"dim", "text_dim", "query_dim", "grid"}),
     "attention": frozenset({"dim", "num_heads"}),

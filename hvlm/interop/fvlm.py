@@ -7,6 +7,7 @@ model(frames, input_ids, attention_mask)["logits"]
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,12 +42,7 @@ LLAMA = {  # in config.json -> an argument of the language room
     "rms_norm_eps": "norm_eps",
     "vocab_size": "vocab_size",
 }
-DINOV2 = {
-    "hidden_size": "hidden_size",
-    "num_hidden_layers": "num_layers",
-    "num_attention_heads": "num_heads",
-    "patch_size": "patch_size",
-}
+DINOV2 = ("hidden_size", "num_layers", "num_heads", "patch_size")
 SMOLLM2_VOCABULARY = 49152
 
 
@@ -142,8 +138,8 @@ class FoveatedVLM(VLM):
 
 
 def dinov2_sizes(name: str) -> dict[str, Any]:
-    """The encoder room's size arguments for a hub id or a folder."""
-    return _sizes(name, "vision", "dino_name", DINOV2)
+    """The encoder room's size arguments for a hub id that conf/ knows; of others and of folders the room reads them."""
+    return _known(name, "vision", DINOV2)
 
 
 def llama_sizes(name: str) -> dict[str, Any]:
@@ -156,11 +152,8 @@ def llama_sizes(name: str) -> dict[str, Any]:
 
 def _sizes(name: str, group: str, key: str, wanted: dict[str, str]) -> dict[str, Any]:
     """From a folder's config.json, else from the YAML in conf/ that names this hub id, else from the hub."""
-    if not Path(name).expanduser().is_dir():
-        for path in sorted((CONF / group).glob("*.yaml")):
-            node = yaml.safe_load(path.read_text(encoding="utf-8"))
-            if name in node.get("source", "").split(","):
-                return {k: node[k] for k in (*wanted.values(), "rope_theta") if k in node}
+    if known := _known(name, group, (*wanted.values(), "rope_theta")):
+        return known
     folder = fetch(name, key=key, files=("config.json",), packages={})
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     absent = [k for k in wanted if k not in config]
@@ -169,3 +162,13 @@ def _sizes(name: str, group: str, key: str, wanted: dict[str, str]) -> dict[str,
     sizes = {ours: config[theirs] for theirs, ours in wanted.items()}
     rope = config.get("rope_parameters") or ({"rope_theta": config["rope_theta"]} if "rope_theta" in config else None)
     return sizes | ({"rope_parameters": rope} if rope else {})
+
+
+def _known(name: str, group: str, sizes: Collection[str]) -> dict[str, Any]:
+    """What the YAML in conf/ that names this hub id says of its sizes; nothing for a folder and for others."""
+    if not Path(name).expanduser().is_dir():
+        for path in sorted((CONF / group).glob("*.yaml")):
+            node = yaml.safe_load(path.read_text(encoding="utf-8"))
+            if name in node.get("source", "").split(",") and any(size in node for size in sizes):
+                return {size: node[size] for size in sizes if size in node}
+    return {}

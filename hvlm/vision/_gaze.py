@@ -41,7 +41,7 @@ class Gaze(nn.Module):
         query_FQD: Tensor,
         kv: KV,
         layers: Iterable[nn.Module],
-        norm: nn.Module,
+        norm: Callable[[Tensor], Tensor],
         project: Callable[[nn.Module, Tensor], Tensor],
         finish: Callable[[nn.Module, Tensor, Tensor], Tensor],
         shallow: bool = False,
