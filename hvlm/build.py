@@ -62,16 +62,45 @@ def chat(cfg: Mapping[str, Any], data: Any) -> Chat:
     return room_class("language", settings).chat_for(settings, data.texts)
 
 
-def encoder(cfg: Mapping[str, Any]) -> Encoder:
-    """What stage 0 trains: no language model is built, loaded or stored for it."""
-    return Encoder(room(cfg["vision"]))
+def source_config(cfg: Mapping[str, Any], group: str, stored: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+    """What the source of the configured vision or language room says of the model; None where its settings say all.
+
+    Args:
+        cfg: the resolved configuration.
+        group: ``vision`` or ``language``.
+        stored: the metadata of a checkpoint that brings the weights. What it keeps of a room of the same class is taken
+            in place of the source, which need not be there any more.
+    """
+    kept = {} if stored is None else stored.get("source_configs", {})
+    if group in kept and stored["config"][group]["_target_"] == cfg[group]["_target_"]:
+        return kept[group]
+    settings = check_room(group, cfg[group])
+    return room_class(group, settings).read_source_config(settings)
 
 
-def model(cfg: Mapping[str, Any], chat: Chat, weights: bool = True) -> VLM:
-    """The backbone. ``weights=False`` leaves out pretrained weights, for a checkpoint is going to bring its own."""
+def source_configs(model: VLM | Encoder) -> dict[str, dict[str, Any] | None]:
+    """{group: what its source said} of a model's rooms, for a checkpoint to keep."""
+    rooms = {"vision": model.vision, "language": getattr(model, "language", None)}
+    return {group: one.source_config for group, one in rooms.items() if one is not None}
+
+
+def encoder(cfg: Mapping[str, Any], stored: Mapping[str, Any] | None = None) -> Encoder:
+    """What stage 0 trains: no language model is built, loaded or stored for it. stored: as in ``model``."""
+    return Encoder(room(cfg["vision"], source_config=source_config(cfg, "vision", stored)))
+
+
+def model(cfg: Mapping[str, Any], chat: Chat, weights: bool = True, stored: Mapping[str, Any] | None = None) -> VLM:
+    """The backbone.
+
+    Args:
+        cfg: the resolved configuration.
+        chat: the language model's tokenizer and template.
+        weights: False leaves out pretrained weights, for a checkpoint is going to bring its own.
+        stored: the metadata of that checkpoint (``hvlm.rebuild.metadata_of``).
+    """
     order = cfg["order"]
-    vision = room(cfg["vision"], weights=weights)
-    language = room(cfg["language"], chat=chat, weights=weights)
+    vision = room(cfg["vision"], weights=weights, source_config=source_config(cfg, "vision", stored))
+    language = room(cfg["language"], chat=chat, weights=weights, source_config=source_config(cfg, "language", stored))
     widths = {"dim": vision.dim, "text_dim": language.dim}
     grid = vision.grid(vision.image_size, vision.image_size)
     text = {"dim": language.dim, "num_heads": language.num_heads}
@@ -103,8 +132,10 @@ def model(cfg: Mapping[str, Any], chat: Chat, weights: bool = True) -> VLM:
     )
 
 
-def dry_build(cfg: Mapping[str, Any]) -> None:
+def dry_build(cfg: Mapping[str, Any], stored: Mapping[str, Any] | None = None) -> None:
     """Build the stage on torch's meta device and without pretrained weights: takes a second and no memory.
+
+    stored: the metadata of the checkpoint that it starts from, where there is one already.
 
     What the rooms have to say of their settings and of each other is a ``UserError`` before anything is made, read or
     trained.
@@ -112,14 +143,16 @@ def dry_build(cfg: Mapping[str, Any]) -> None:
     data, language = dataset(cfg), cfg["language"]
     if stage_name(cfg) == "vision":  # needs no language model, so it must not ask for one
         with torch.device("meta"):
-            encoder(cfg)
+            encoder(cfg, stored)
         return
-    if language["source"] == "scratch" or cfg["init_from"]:
+    if stored is not None and stored["chat"] is not None:
+        text = Chat.from_json(stored["chat"])
+    elif language["source"] == "scratch":
         text = Chat(train_word_tokenizer(["a"]), language["template"], language["system"])  # the real one needs data
     else:
         text = chat(cfg, data)
     with torch.device("meta"):
-        vlm = model(cfg, text, weights=False)
+        vlm = model(cfg, text, weights=False, stored=stored)
         stage(cfg, vlm, data)
     if data.max_tokens > vlm.language.max_positions:
         raise UserError(

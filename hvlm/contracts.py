@@ -69,7 +69,30 @@ class Stage(Room, group="stage"):
         """
 
 
-class Vision(Module, ABC, group="vision"):
+class FromSource(Module):
+    """A room whose sizes may come from where its weights come from.
+
+    source_config: what the source itself says of the model, its config.json as plain values; None where the room's
+        settings say everything. A checkpoint keeps it beside the weights and hands it to the constructor again, so
+        that the model is built without the source at hand.
+    """
+
+    source_config: dict[str, Any] | None = None
+
+    @classmethod
+    def read_source_config(cls, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Read what the configured source says of the model, without its weights. By default there is nothing to read.
+
+        Args:
+            settings: the room's own, checked.
+
+        Raises:
+            UserError: a source that is not there, or is none that the room can be built from.
+        """
+        return None
+
+
+class Vision(FromSource, ABC, group="vision"):
     """Frames to patch features.
 
     dim: width of the features. query_dim: width of the queries of ``gaze``. image_size: side of the frames in pixels.
@@ -208,7 +231,7 @@ class Fusion(Module, ABC, group="fusion"):
         """
 
 
-class Language(Module, ABC, group="language"):
+class Language(FromSource, ABC, group="language"):
     """A causal language model over embeddings.
 
     chat: its tokenizer and template, or None where ids come from outside. gradient_checkpointing: layers are computed

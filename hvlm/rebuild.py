@@ -92,7 +92,7 @@ def rebuild(path: str | Path, cfg: Mapping[str, Any]) -> tuple[VLM, Chat]:
     if metadata["chat"] is None:
         raise UserError(f"{path}: is of stage {metadata['stage']}, which has no language model; name a later stage's")
     chat = Chat.from_json(metadata["chat"])
-    model = build.model(cfg, chat, weights=False)
+    model = build.model(cfg, chat, weights=False, stored=metadata)
     load_into(model, with_own_merger(load_weights(path), model), path)
     return model, chat
 

@@ -130,7 +130,8 @@ def _start_of(policy: Loaded, start: str | Path) -> VLM:
     """The model that a stage started from: ``start`` is a checkpoint, or weights in fVLM's layout."""
     if not is_release(start):
         return load(start, policy.config).model
-    model = build.model(policy.config, policy.chat, weights=False)
+    stored = {"config": policy.config, "source_configs": build.source_configs(policy.model)}
+    model = build.model(policy.config, policy.chat, weights=False, stored=stored)
     load_release(model, start)
     return model.to(policy.device)
 
@@ -139,12 +140,10 @@ def export(path: str | Path, cfg: Mapping[str, Any], out: Path) -> Path:
     """The checkpoint as a Hugging Face folder; see ``hvlm.interop.hf_export``."""
     from hvlm.interop import hf_export  # registers an architecture with transformers: only where that is wanted
 
-    chat = metadata_of(path)["chat"]
-    if chat is None:
-        raise UserError(
-            f"{path}: is of stage {metadata_of(path)['stage']}, which has no language model; name a later one"
-        )
-    hf_export.export(path, cfg, chat, out)
+    metadata = metadata_of(path)
+    if metadata["chat"] is None:
+        raise UserError(f"{path}: is of stage {metadata['stage']}, which has no language model; name a later one")
+    hf_export.export(path, cfg, metadata, out)
     log.info(f"{out}: load it with `import hvlm.interop.hf_export` and transformers' AutoModel.from_pretrained")
     return out
 

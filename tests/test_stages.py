@@ -515,3 +515,17 @@ def test_dpo_reads_policy_and_reference_from_the_same_kept_features(needles: lis
     number = len(encoded)
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6) and abs(first["reward_margin"]) < 1e-6
     assert values(stage, batch) == first and len(encoded) == number, "nothing is encoded a second time"
+
+
+def test_what_a_source_said_is_taken_from_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint builds its model without the source at hand; a room of another class asks its own source."""
+    from hvlm.vision.convvit import ConvViT
+
+    cfg, said = compose(["stage=sft"]), {"model_type": "new", "rope_parameters": {"rope_theta": 1.0}}
+    monkeypatch.setattr(ConvViT, "read_source_config", classmethod(lambda cls, settings: said))
+    assert build.source_config(cfg, "vision") == said
+    stored = {"config": cfg, "source_configs": {"vision": {"model_type": "old"}}}
+    assert build.source_config(cfg, "vision", stored) == {"model_type": "old"}
+    other = {"config": {"vision": {"_target_": "hvlm.vision.dinov2.Dinov2"}}, "source_configs": {"vision": {}}}
+    assert build.source_config(cfg, "vision", other) == said
+    assert build.source_config(cfg, "vision", {"config": cfg}) == said, "a checkpoint of before kept nothing"

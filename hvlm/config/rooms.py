@@ -12,7 +12,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "connector": frozenset({"dim", "text_dim", "query_dim", "grid"}),
     "attention": frozenset({"dim", "num_heads"}),
     "fusion": frozenset({"dim", "num_heads"}),
-    "language": frozenset({"chat", "weights"}),
+    "language": frozenset({"chat", "weights", "source_config"}),
     "adapter": frozenset({"name"}),
     "kvcache": frozenset({"num_layers", "num_kv_heads", "head_dim"}),
     "head": frozenset({"text_dim", "logits"}),

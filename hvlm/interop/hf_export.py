@@ -38,7 +38,8 @@ WEIGHTS = "model.safetensors"
 
 class HvlmConfig(PretrainedConfig):
     """rooms: {room: its settings with ``_target_``}. chat: the tokenizer, ``Chat.to_json``. order, num_frames: as
-    trained. adapter: the name of the adapter's weights that are used."""
+    trained. adapter: the name of the adapter's weights that are used. source_configs: {room: what its source said
+    of the model}, see ``hvlm.contracts.FromSource``."""
 
     model_type = "hvlm"
 
@@ -49,11 +50,12 @@ class HvlmConfig(PretrainedConfig):
         order: str = "question_first",
         num_frames: int = 8,
         adapter: str = "all",
+        source_configs: dict[str, Any] | None = None,
         **other: Any,
     ):
         super().__init__(**other)
         self.rooms, self.chat, self.order, self.num_frames = rooms or {}, chat, order, num_frames
-        self.adapter = adapter
+        self.adapter, self.source_configs = adapter, source_configs or {}
 
 
 class HvlmModel(nn.Module):
@@ -66,7 +68,8 @@ class HvlmModel(nn.Module):
         self.config = config
         self.chat = Chat.from_json(config.chat)
         settings = {**config.rooms, "order": config.order, "domain": {"adapter": config.adapter}}
-        self.vlm: VLM = build.model(settings, self.chat, weights=False)
+        stored = {"config": config.rooms, "source_configs": config.source_configs}
+        self.vlm: VLM = build.model(settings, self.chat, weights=False, stored=stored)
 
     @classmethod
     def from_pretrained(
@@ -213,11 +216,15 @@ def _with_attention(config: HvlmConfig, asked: str | None) -> HvlmConfig:
     return config
 
 
-def export(path: str | Path, cfg: Mapping[str, Any], chat: str, out: Path) -> Path:
-    """Write the checkpoint at ``path``, trained with ``cfg``, as a Hugging Face folder ``out``. Returns it."""
+def export(path: str | Path, cfg: Mapping[str, Any], metadata: Mapping[str, Any], out: Path) -> Path:
+    """Write the checkpoint at ``path``, which holds ``metadata``, as a Hugging Face folder ``out`` of the model that
+    ``cfg`` describes. Returns it."""
     rooms = {name: dict(cfg[name]) for name in OF_A_MODEL}
     frames, adapter = cfg["dataset"]["num_frames"], cfg["domain"]["adapter"]
-    model = HvlmModel(HvlmConfig(rooms, chat, cfg["order"], frames, adapter, architectures=["HvlmModel"]))
+    sources = metadata.get("source_configs", {})
+    model = HvlmModel(
+        HvlmConfig(rooms, metadata["chat"], cfg["order"], frames, adapter, sources, architectures=["HvlmModel"])
+    )
     load_into(model.vlm, load_weights(path), path)
     model.save_pretrained(out)
     (out / "README.md").write_text(model_card(path, cfg, rooms), encoding="utf-8")

@@ -79,7 +79,7 @@ def run(overrides: Sequence[str], command: str | None = None) -> Outcome:
         if cfg["trainer"]["devices"] != "auto":
             world = cfg["trainer"]["devices"] * cfg["trainer"]["num_nodes"]
             check_shares(cfg["stage"]["batch_size"], world, cfg["trainer"]["accumulate"])
-        build.dry_build(cfg)
+        build.dry_build(cfg, _metadata_if_there(cfg["init_from"]))
     first = next(iter(stages.values()))
     whole = _whole_chain(stages, overrides)
     name = first["run"] or default_run(whole, _without_stage(overrides) if whole is not stages else overrides)
@@ -272,6 +272,13 @@ def find_start(path: str) -> Path:
     return found
 
 
+def _metadata_if_there(init_from: str | None) -> dict[str, Any] | None:
+    """The metadata of the checkpoint that ``init_from`` names; None for none, and for what is yet to be written."""
+    if init_from is None or not Path(init_from).exists() or is_release(init_from):
+        return None
+    return metadata_of(init_from)
+
+
 def _chat_of(cfg: Mapping[str, Any], init_from: Path | None, data: Any = None) -> Chat:
     """The tokenizer of a stage with text: that of the weights it starts from, if there is one, else the configured
     language model's own, which may have to be made from the data."""
@@ -294,10 +301,10 @@ def start_stage(cfg: Mapping[str, Any], data: Any, init_from: Path | None) -> tu
         return _start_from_release(cfg, data, init_from)
     metadata = None if init_from is None else metadata_of(init_from)
     if name == "vision":
-        chat, model = None, build.encoder(cfg)
+        chat, model = None, build.encoder(cfg, metadata)
     else:
         chat, begun = _chat_of(cfg, init_from, data), metadata is not None and metadata["stage"] != "vision"
-        model = build.model(cfg, chat, weights=not begun)
+        model = build.model(cfg, chat, weights=not begun, stored=metadata)
     if init_from is not None:
         weights = load_weights(init_from)
         if metadata["stage"] == "vision" or name == "vision":
@@ -348,7 +355,12 @@ def _start_from_release(cfg: Mapping[str, Any], data: Any, path: Path) -> tuple[
 def _stage_around(model: VLM | Encoder, chat: Chat | None, cfg: Mapping[str, Any], data: Any) -> Stage:
     stage = build.stage(cfg, model, data)
     text = None if chat is None else chat.to_json()
-    stage.metadata = {"config": dict(cfg), "chat": text, "stage": stage_name(cfg)}
+    stage.metadata = {
+        "config": dict(cfg),
+        "chat": text,
+        "stage": stage_name(cfg),
+        "source_configs": build.source_configs(model),
+    }
     return stage
 
 
