@@ -23,6 +23,7 @@ LAYERS = [
         "image",
         "console",
         "chat",
+        "chat_template",
         "tokenizer",
         "precision",
         "config.ranges",
