@@ -1,6 +1,6 @@
 """How a conversation becomes token ids, and which of those tokens are targets.
 
-``own`` is the tokenizer's own chat template (``hvlm/chat_template.py``); ``vicuna`` and ``plain`` are templates for
+``own`` is the tokenizer's own chat template (``hvlm/text/jinja.py``); ``vicuna`` and ``plain`` are templates for
 tokenizers that carry none. ``chatml`` is SmolLM2's: every turn is ``<|im_start|>{role}\\n{content}<|im_end|>\\n``, with
 an explicit system turn (left to itself SmolLM2's own template would insert its identity text). ``tiny`` is for
 word-level vocabularies: ``<|user|> question <|assistant|> answer <|end|>``, three special tokens and no role names,
@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from hvlm.chat_template import WRITTEN, ChatTemplate, Laid, guarded
 from hvlm.errors import UserError
+from hvlm.text.jinja import WRITTEN, ChatTemplate, Laid, guarded
 
 TEMPLATES = {  # template -> (tokens it needs in the vocabulary, the last one closes a turn and pads)
     "chatml": ("<|im_start|>", "<|im_end|>"),

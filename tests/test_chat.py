@@ -10,8 +10,8 @@ import pytest
 from _templates import FAMILIES, LLAMA_3_2, SMOLLM_3, piece_like, tokenizer_of
 
 from hvlm.chat import Chat
-from hvlm.chat_template import VICUNA, without_clock
 from hvlm.errors import UserError
+from hvlm.text.jinja import VICUNA, without_clock
 
 Q, A = "What color is the ring?", "Red, 3."
 SYSTEM = "You are a helpful AI assistant."

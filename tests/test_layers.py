@@ -23,7 +23,7 @@ LAYERS = [
         "image",
         "console",
         "chat",
-        "chat_template",
+        "text",
         "tokenizer",
         "precision",
         "config.ranges",

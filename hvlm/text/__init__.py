@@ -1,0 +1,1 @@
+"""What stands between text and ids beside the chat itself."""
