@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicLayer
 
-from hvlm.functional import attend, last_true, visible, with_causal
+from hvlm.functional import attend, last_true, visible, with_causal, within
 
 NOWHERE = -1e4  # as a bias it leaves a weight of exactly zero, and every dtype holds it
 
@@ -52,6 +52,11 @@ class PastKV(Cache):
         self._mask: Tensor | None = None
         self._key_bias: Tensor | None = None
         self._index_KN: Tensor | None = None
+        # For attention within a window: where what that pass sees stood, whether all of it was counted, and the masks.
+        self._mask_KL: Tensor | None = None
+        self._position_KL: Tensor | None = None
+        self._counted = True
+        self._windows: dict[int, Tensor | None] = {}
 
     # ------------------------------------------------------------------------------------------------------ a pass
 
@@ -92,6 +97,7 @@ class PastKV(Cache):
         padded = mask_KS is not None and not mask_KS.all()
         if mask_KS is None:
             mask_KS = torch.ones(rows, new, dtype=torch.bool, device=device)
+        self._counted = self._counted and position_KS is None
         if position_KS is None:
             counted = mask_KS.cumsum(1) - 1 if padded else torch.arange(new, device=device)
             position_KS = (self.next_K1 + counted).clamp(min=0)
@@ -108,6 +114,7 @@ class PastKV(Cache):
 
         self._new, self._keys = new, self.mask_KL.shape[1]
         self._mask = self._key_bias = None
+        self._mask_KL, self._position_KL, self._windows = self.mask_KL, self.position_KL, {}
         if self.bias_KL is not None:  # padding travels beside the keys as well, and attention stays plainly causal
             self._key_bias = self.bias_KL.masked_fill(~self.mask_KL, NOWHERE) if self._padded else self.bias_KL
         elif self._padded:
@@ -141,17 +148,44 @@ class PastKV(Cache):
             layer.keys, layer.values = keys.gather(2, index), values.gather(2, index)
         return keys, values
 
-    def attend(self, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        """Attention of the new tokens' queries [K, H, S, d] over what ``update`` gave for this layer: [K, H, S, d]."""
-        mask = self._mask
-        return attend(query, key, value, mask, causal=mask is None, scale=scale, key_bias=self._key_bias)
+    def attend(
+        self,
+        layer_idx: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float | None,
+        window: int | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
+        """Attention of the new tokens' queries [K, H, S, d] over what ``update`` gave for this layer: [K, H, S, d].
 
-    def full_mask(self) -> Tensor:
+        window, softcap: of layers that have them (``window_mask``, ``hvlm.functional.attend``).
+        """
+        mask = self._mask if window is None else self.window_mask(window)
+        return attend(query, key, value, mask, mask is None, scale, self._key_bias, softcap)
+
+    def window_mask(self, window: int) -> Tensor | None:
+        """What the new tokens see in a layer that looks back by fewer than ``window`` positions: bool [K, 1, S, L].
+        None: everything up to itself, and no padding."""
+        if window not in self._windows:
+            mask, position_KL = self._mask, self._position_KL
+            # Counted positions of fewer places than the window holds lie within it; others must be asked.
+            reach = self.length if self._counted else int(position_KL.max() - position_KL.min()) + 1
+            if reach > window:
+                mask = visible(self._mask_KL, self._new) if mask is None else mask
+                mask = mask & within(position_KL, self._new, window)
+            self._windows[window] = mask
+        return self._windows[window]
+
+    def full_mask(self, window: int | None = None) -> Tensor:
         """The same visibility spelt out, for an attention that does not ask the cache: bool, or float and to be added,
         [K or 1, 1, S, L] with L the places that ``update`` returns."""
-        if self._mask is not None:
-            return self._mask
-        seen = with_causal(None, self._new, self._keys, self.position_KL.device)[None, None]
+        seen = self._mask if window is None else self.window_mask(window)
+        if self._key_bias is None and seen is not None:
+            return seen
+        if seen is None:
+            seen = with_causal(None, self._new, self._keys, self._position_KL.device)[None, None]
         if self._key_bias is None:
             return seen
         return torch.where(seen, self._key_bias[:, None, None, :].float(), torch.finfo(torch.float32).min)

@@ -44,9 +44,11 @@ class Module(Room, nn.Module):
 
     part: the name under which ``stage.trainable`` finds the weights. Any module inside a room may say another one, and
         it holds for everything below that module.
+    fixed: the setting because of which the weights cannot train; empty where they can.
     """
 
     part: ClassVar[str]
+    fixed: str = ""
 
 
 class Stage(Room, group="stage"):

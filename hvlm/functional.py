@@ -85,6 +85,7 @@ def attend(
     causal: bool = False,
     scale: float | None = None,
     key_bias: Tensor | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """Softmax attention, softmax(scale * q k^T + mask) v, by the fastest exact way for the device and the dtype.
 
@@ -95,13 +96,15 @@ def attend(
     scale: 1 / sqrt(d) by default.
     key_bias: float [B, N], added to all scores of a key. Where attention is causal and has no mask it costs little: it
         travels as one more channel of the keys, which a channel of ones in the queries picks up.
+    softcap: scores become softcap * tanh(score / softcap) before masks and biases, as in Gemma 2. No fused kernel does
+        that, so memory grows with queries x keys.
     Returns [B, H, Q, d] in the dtype of ``v`` (or of autocast). Masked keys weigh exactly zero and get zero gradients.
     A query that may see no key at all gets finite, meaningless values: mask its output.
     """
     if mask is not None and mask.dim() == 2:
         mask = mask[:, None, None, :]
     queries, keys = q.shape[2], k.shape[2]
-    if key_bias is not None and causal and mask is None and queries == keys:
+    if key_bias is not None and causal and mask is None and queries == keys and softcap is None:
         return _with_bias_channel(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale, key_bias)
     if key_bias is not None:
         bias = key_bias[:, None, None, :]
@@ -110,6 +113,10 @@ def attend(
         else:
             mask = bias
     causal = causal and queries > 1  # a single newest token sees everything
+    if softcap is not None:
+        mask = with_causal(mask, queries, keys, q.device) if causal else mask
+        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+        return attention_weights(q, k, mask, scale, softcap).to(v.dtype) @ v
     if causal and (mask is not None or queries != keys):  # SDPA's own causal flag knows the square, unmasked case only
         mask, causal = with_causal(mask, queries, keys, q.device), False
 
@@ -147,9 +154,14 @@ def _with_bias_channel(q: Tensor, k: Tensor, v: Tensor, scale: float, key_bias_B
     return attend(q, k, F.pad(v, (0, more)), causal=True, scale=scale)[..., :width]
 
 
-def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None, scale: float | None = None) -> Tensor:
-    """The weights alone, [B, H, Q, N]; ``k`` with as many heads as ``q``, ``mask`` 4-D as in ``attend``."""
+def attention_weights(
+    q: Tensor, k: Tensor, mask: Tensor | None = None, scale: float | None = None, softcap: float | None = None
+) -> Tensor:
+    """The weights alone, [B, H, Q, N]; ``k`` with as many heads as ``q``, ``mask`` 4-D and ``softcap`` as in
+    ``attend``."""
     scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-1, -2)
+    if softcap is not None:
+        scores = softcap * (scores / softcap).tanh()
     if mask is not None and mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     elif mask is not None:
@@ -186,6 +198,12 @@ def visible(mask_KL: Tensor, new: int) -> Tensor:
     own = place[total - new :, None] == place
     before = place[total - new :, None] > place
     return ((mask_KL[:, None] & before) | own).unsqueeze(1)
+
+
+def within(position_KL: Tensor, new: int, window: int) -> Tensor:
+    """bool [K, 1, S, L]: which of all L places stand fewer than ``window`` positions before each of the S = ``new``
+    last ones (or after it: what is causal, another mask says)."""
+    return (position_KL[:, None, -new:, None] - position_KL[:, None, None, :]) < window
 
 
 def last_true(mask_KS: Tensor) -> Tensor:

@@ -33,6 +33,14 @@ USUAL = {
     "language": "smollm2_tiny", "adapter": "none", "kvcache": "full", "head": "text",
 }  # fmt: skip
 SIZES = {"dim": 32, "hidden_size": 32, "intermediate_size": 48, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1}
+# Of a room that takes its sizes from a source: the family with the most that another would compute otherwise.
+CONFIGS = {
+    "language": {
+        "model_type": "gemma2", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 16,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": 4, "max_position_embeddings": 512,
+        "query_pre_attn_scalar": 16, "initializer_range": 0.1, "pad_token_id": 0,
+    },
+}  # fmt: skip
 WORDS = "what color shape is the ring ? how many red blue green circle star one two three"
 
 
@@ -58,6 +66,8 @@ class Variant(NamedTuple):
         if "image_size" in found:
             patch = found.get("patch_size", config.get("patch_size", target(found).__dict__.get("patch_size", 16)))
             small["image_size"] = 2 * patch
+        if self.group in CONFIGS and found.get("source") == "scratch" and "config" in found:
+            small |= {"config": CONFIGS[self.group], "template": "tiny"}
         if found.get("motion") == "flow":  # what is read from files is tested where files are read
             small["motion"] = "features"
         return found | small | dict(self.changes)
@@ -124,7 +134,7 @@ def cases() -> Iterator[Case]:
                 # What the library's encoders share is shown by DINOv2; the others need one reader of each kind.
                 if vision.name in ("convvit", "dinov2_tiny") or (order, *connector[1:]) in FURTHER:
                     yield Case(order, (vision, connector))
-    for group in ("attention", "fusion", "adapter", "head"):
+    for group in ("attention", "fusion", "language", "adapter", "head"):
         for variant in variants(group):
             for order in ORDERS if group == "fusion" else ORDERS[:1]:
                 if variant.name != USUAL[group]:

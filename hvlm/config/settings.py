@@ -114,7 +114,8 @@ SECTIONS = {
 ROOM_TEXTS: dict[str, frozenset[str]] = {
     "one": frozenset(
         {
-            "vision.source", "vision.revision", "language.source", "language.revision", "language.system",
+            "vision.source", "vision.revision", "language.source", "language.revision",
+            "language.template", "language.system",
             "dataset.root", "dataset.haystack", "dataset.domain", "benchmark.split",
         }
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,21 +23,32 @@ def attention_forward(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     key_bias: Tensor | None = None,
     kept: PastKV | None = None,
+    masks: Mapping[int | None, Tensor | None] | None = None,
     **_: Any,  # transformers passes on what other implementations need: position ids, flags of output recording
 ) -> tuple[Tensor, None]:
     """query [B, H, S, d], key and value [B, G, L, d], attention_mask [B, 1, S, L] or None = causal -> [B, S, H, d].
 
-    What the language model's own forward is called with arrives here. key_bias: see ``attend``. kept: the cache that
-    key and value come from, which knows itself what may be seen of them; attention_mask is nothing then.
+    What the language model's own forward is called with arrives here. key_bias, softcap: see ``attend``. kept: the
+    cache that key and value come from, which knows itself what may be seen of them; attention_mask is nothing then.
+    masks: those by the layer's window (None: a layer without one), in place of attention_mask.
     """
-    if dropout:
-        raise NotImplementedError("attention dropout is not implemented here; use language.attention=sdpa")
+    if dropout or s_aux is not None:
+        what = "attention dropout" if dropout else "attention with sinks"
+        raise NotImplementedError(f"{what} is not implemented here; use language.attention=sdpa or eager")
     if kept is not None:
-        return kept.attend(module.layer_idx, query, key, value, scaling).transpose(1, 2), None
+        # Only what a layer has: caches that divide their heads know plain layers.
+        limits = {"window": sliding_window} if sliding_window is not None else {}
+        limits |= {"softcap": softcap} if softcap is not None else {}
+        return kept.attend(module.layer_idx, query, key, value, scaling, **limits).transpose(1, 2), None
+    if masks is not None:
+        attention_mask = masks[sliding_window]
     causal = attention_mask is None and module.is_causal
-    return attend(query, key, value, attention_mask, causal, scaling, key_bias).transpose(1, 2), None
+    return attend(query, key, value, attention_mask, causal, scaling, key_bias, softcap).transpose(1, 2), None
 
 
 AttentionInterface.register(IMPLEMENTATION, attention_forward)

