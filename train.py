@@ -1,25 +1,7 @@
-"""Train: ``python train.py experiment=demo``, or one stage in one sentence:
+"""Train: ``python train.py experiment=demo``. What it does stands in hvlm/commands/train.py; installed, it is ``hvlm
+train``."""
 
-python train.py stage=sft connector=foveated merger=none attention=none dataset=needles init_from=runs/demo
-"""
-
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
-from hvlm.cli import main
-
-if TYPE_CHECKING:
-    from hvlm.training.chain import Outcome
-
-
-@main
-def train(cfg: dict[str, Any], overrides: list[str]) -> Outcome:
-    """Stages in order (finished ones are skipped, a stopped one goes on), then the benchmark. Returns what was made."""
-    from hvlm.training.chain import run  # seconds of imports, which --help and a misspelt word do without
-
-    return run(overrides)
-
+from hvlm.commands.train import train
 
 if __name__ == "__main__":
     train()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hvlm import build
+from hvlm import assembly
 from hvlm.chat import Chat
 from hvlm.data.datamodule import DataModule
 from hvlm.errors import UserError
@@ -49,11 +49,11 @@ class Loaded(NamedTuple):
 
     def benchmark(self, **changes: Any) -> Any:
         """The configured benchmark, with ``changes`` of its settings."""
-        return build.room({**self.config["benchmark"], **changes})
+        return assembly.room({**self.config["benchmark"], **changes})
 
     def reader(self, quarantine: Path | None = None) -> DataModule:
         """Reads clips as the model wants them, with ``loader`` and ``read``; quarantine: file that names bad ones."""
-        return build.reader(self.config, self.inputs, self.data, self.chat, quarantine)
+        return assembly.reader(self.config, self.inputs, self.data, self.chat, quarantine)
 
 
 def load(path: str | Path, cfg: Mapping[str, Any]) -> Loaded:
@@ -65,7 +65,9 @@ def load(path: str | Path, cfg: Mapping[str, Any]) -> Loaded:
     precision, why = choose_precision(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])
     model, chat = rebuild(path, cfg)
     log.info(f"{path}: computing in {precision}: {why}")
-    return Loaded(model.to(device_of(cfg)), chat, build.dataset(cfg), build.input_spec(cfg, model), precision, cfg)
+    return Loaded(
+        model.to(device_of(cfg)), chat, assembly.dataset(cfg), assembly.input_spec(cfg, model), precision, cfg
+    )
 
 
 def device_of(cfg: Mapping[str, Any]) -> torch.device:
@@ -92,7 +94,7 @@ def rebuild(path: str | Path, cfg: Mapping[str, Any]) -> tuple[VLM, Chat]:
     if metadata["chat"] is None:
         raise UserError(f"{path}: is of stage {metadata['stage']}, which has no language model; name a later stage's")
     chat = Chat.from_json(metadata["chat"])
-    model = build.model(cfg, chat, weights=False, stored=metadata)
+    model = assembly.model(cfg, chat, weights=False, stored=metadata)
     load_into(model, with_own_merger(load_weights(path), model), path)
     return model, chat
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from hvlm import build
+from hvlm import assembly
 from hvlm.chat import Chat
 from hvlm.data.batches import clip_frames, one_row
 from hvlm.data.decode import frames_of
@@ -71,8 +71,8 @@ def check_benchmark(cfg: Mapping[str, Any], chat: Chat) -> None:
             that the tokenizer cannot tell apart.
     """
     choose_precision(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])
-    benchmark = build.room(cfg["benchmark"])
-    check_answers(chat, benchmark.check(build.dataset(cfg)), cfg["order"])
+    benchmark = assembly.room(cfg["benchmark"])
+    check_answers(chat, benchmark.check(assembly.dataset(cfg)), cfg["order"])
 
 
 def costs(loaded: Loaded, label: results.Label) -> list[results.Record]:
@@ -130,8 +130,8 @@ def _start_of(policy: Loaded, start: str | Path) -> VLM:
     """The model that a stage started from: ``start`` is a checkpoint, or weights in fVLM's layout."""
     if not is_release(start):
         return load(start, policy.config).model
-    stored = {"config": policy.config, "source_configs": build.source_configs(policy.model)}
-    model = build.model(policy.config, policy.chat, weights=False, stored=stored)
+    stored = {"config": policy.config, "source_configs": assembly.source_configs(policy.model)}
+    model = assembly.model(policy.config, policy.chat, weights=False, stored=stored)
     load_release(model, start)
     return model.to(policy.device)
 

@@ -18,7 +18,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from hvlm import build
+from hvlm import assembly
 from hvlm.chat import Chat
 from hvlm.config.schema import parameters
 from hvlm.data.collate import Item, collate
@@ -154,7 +154,7 @@ def model(case: Case, seed: int = 0) -> VLM:
     """The model in evaluation mode, its weights moved from where they start so that none is zero or one. Only a random
     projection stays: it is no weight, and the rows of FAVOR+'s come in pairs."""
     torch.manual_seed(seed)
-    made = build.model(case.config, chat())
+    made = assembly.model(case.config, chat())
     for name, tensor in made.state_dict().items():
         if tensor.is_floating_point() and not name.endswith(".projection"):
             noise = 0.1 * torch.randn_like(tensor)

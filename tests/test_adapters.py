@@ -10,7 +10,7 @@ import torch
 from _rooms import LowRank, with_adapter
 from _tiny import ASKED, Case, Variant, batch_of, chat, clip, model, per_row, side, two_clips
 
-from hvlm import build
+from hvlm import assembly
 from hvlm.errors import UserError
 from hvlm.evaluation.generate import generate
 from hvlm.io.checkpoint import load_into
@@ -68,7 +68,7 @@ def test_its_weights_are_a_part_that_trains_alone() -> None:
     names = [name for members in parts.values() for name, _ in members]
     assert sorted(names) == sorted(name for name, _ in vlm.named_parameters())
     settings = Variant("stage", "sft").settings | {"trainable": {"adapter": 0.05}, "steps": 5, "batch_size": 2}
-    stage = build.room(settings, model=vlm)
+    stage = assembly.room(settings, model=vlm)
     stage.freeze()
     before = {name: value.clone() for name, value in vlm.state_dict().items()}
     optimizer = stage.configure_optimizers()["optimizer"]
@@ -212,11 +212,11 @@ def test_a_start_may_lack_it_or_know_it_under_another_name() -> None:
 
 def test_features_of_an_adapted_encoder_are_not_kept() -> None:
     with pytest.raises(UserError, match="the adapter changes what the encoder makes of a frame"):
-        build.features_for(adapted(parts=("vision",)), None)
+        assembly.features_for(adapted(parts=("vision",)), None)
 
 
 def test_it_is_attached_on_the_meta_device() -> None:
     with torch.device("meta"):
-        vlm = build.model(Case("question_first", ()).config, chat(), weights=False)
+        vlm = assembly.model(Case("question_first", ()).config, chat(), weights=False)
         with_adapter(vlm, LowRank(), loud=False)
     assert all(p.is_meta for p in vlm.adapter.parameters()) and list(vlm.adapter.parameters())

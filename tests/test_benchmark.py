@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from hvlm import build
+from hvlm import assembly
 from hvlm.benchmark.needles import Needles
 from hvlm.chat import Chat
 from hvlm.data import reader, samples
@@ -319,7 +319,7 @@ def test_questions_of_each_set():
 
 def test_settings_are_checked_and_clips_spread():
     with pytest.raises(UserError, match="benchmark.tries=5: expected int of 1 or more and at most 4"):
-        build.room({"_target_": "hvlm.benchmark.needles.Needles", "tries": 5})
+        assembly.room({"_target_": "hvlm.benchmark.needles.Needles", "tries": 5})
     with pytest.raises(UserError, match="benchmark.scoring=pmi"):
         Needles(scoring="pmi")
     assert Needles(limit=3).select(9) == [0, 4, 8]

@@ -19,7 +19,7 @@ import torch
 from _tiny import ROOT
 
 import eval as evaluation
-from hvlm import build
+from hvlm import assembly
 from hvlm.config.compose import compose, plan
 from hvlm.errors import UserError
 from hvlm.interop.fvlm_weights import save_release
@@ -226,9 +226,9 @@ def test_a_stage_starts_from_weights_in_fvlms_layout(
     needles = [o for o in needles if not o.startswith("vision.")]
     rooms = ["vision=dinov2_tiny", "connector.projector=linear", "connector.standardise=false", "order=video_first"]
     cfg = compose(["stage=sft", *rooms, *needles])
-    data = build.dataset(cfg)
+    data = assembly.dataset(cfg)
     data.prepare()
-    made = build.model(cfg, build.chat(cfg, data))
+    made = assembly.model(cfg, assembly.chat(cfg, data))
     save_release(made, tmp_path / "fvlm.safetensors")
     stage, _ = start_stage(cfg, data, find_start(str(tmp_path)))
     assert all(torch.equal(value, stage.model.state_dict()[name]) for name, value in made.state_dict().items())
@@ -265,9 +265,9 @@ def test_what_later_stages_cannot_do_is_heard_first(
 
 def test_stage_0_is_rehearsed_without_its_language_model(tmp_path: Path) -> None:
     (cfg,) = plan(["stage=vision", "language=smollm2_135m", f"language.source={tmp_path / 'absent'}"]).values()
-    build.dry_build(cfg)
+    assembly.dry_build(cfg)
     with pytest.raises(UserError, match="language.source="):
-        build.dry_build(
+        assembly.dry_build(
             *plan(["stage=sft", "language=smollm2_135m", f"language.source={tmp_path / 'absent'}"]).values()
         )
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import WandbLogger
 
-from hvlm import build
+from hvlm import assembly
 from hvlm.chat import Chat
 from hvlm.config.compose import compose
 from hvlm.data.batches import one_row_per_clip
@@ -36,12 +36,12 @@ def make_model():
     config = compose(["connector=mean"])
     node = {"dim": 32, "num_heads": 2}
     return VLM(
-        vision=vision, merger=build.room(config["merger"], dim=32),
-        connector=build.room(config["connector"], dim=32, text_dim=32, query_dim=vision.query_dim, grid=(4, 4)),
-        attention=build.room(config["attention"], **node), fusion=build.room(config["fusion"], **node),
-        language=language, adapter=build.room(config["adapter"]),
-        kvcache=build.room(config["kvcache"], **language.cache_sizes),
-        head=build.room(config["head"], text_dim=32, logits=language.logits), order="question_first",
+        vision=vision, merger=assembly.room(config["merger"], dim=32),
+        connector=assembly.room(config["connector"], dim=32, text_dim=32, query_dim=vision.query_dim, grid=(4, 4)),
+        attention=assembly.room(config["attention"], **node), fusion=assembly.room(config["fusion"], **node),
+        language=language, adapter=assembly.room(config["adapter"]),
+        kvcache=assembly.room(config["kvcache"], **language.cache_sizes),
+        head=assembly.room(config["head"], text_dim=32, logits=language.logits), order="question_first",
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from _tiny import ROOT
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from hvlm import build
+from hvlm import assembly
 from hvlm.cli import main
 from hvlm.config.check import room_class
 from hvlm.config.compose import CONF, compose, plan, stage_name
@@ -189,7 +189,7 @@ class NoRoom:
 )
 def test_a_room_is_built_from_a_class_of_its_group_only(target: Any) -> None:
     with pytest.raises(UserError):
-        build.room({"_target_": target})
+        assembly.room({"_target_": target})
     with pytest.raises(UserError):
         room_class("vision", {"_target_": target})
     assert not NoRoom.called
@@ -199,7 +199,7 @@ def test_a_room_is_built_from_a_class_of_its_group_only(target: Any) -> None:
 @pytest.mark.parametrize("values", [{"dim": "128"}, {"dim": 0}, {"dims": 128}, {"dim": {"a": [1]}}, {"weights": True}])
 def test_a_stored_room_is_checked_like_one_of_the_command_line(values: dict[str, Any]) -> None:
     with pytest.raises(UserError):
-        build.room({"_target_": "hvlm.vision.convvit.ConvViT", **values})
+        assembly.room({"_target_": "hvlm.vision.convvit.ConvViT", **values})
 
 
 # ---------------------------------------------------------------------------------------------------- the command line

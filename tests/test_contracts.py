@@ -30,7 +30,7 @@ from _tiny import (
 )
 from torch import Tensor
 
-from hvlm import build
+from hvlm import assembly
 from hvlm.config.rooms import ROOMS
 from hvlm.contracts import CONTRACTS, PARTS
 from hvlm.evaluation.generate import generate
@@ -262,9 +262,9 @@ def test_state_travels_through_a_file(case: Case) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_rehearsal_needs_no_storage(case: Case) -> None:
-    """``hvlm.build.dry_build`` builds every model on the meta device before anything else happens."""
+    """``hvlm.assembly.dry_build`` builds every model on the meta device before anything else happens."""
     with torch.device("meta"):
-        rehearsed = build.model(case.config, chat(), weights=False)
+        rehearsed = assembly.model(case.config, chat(), weights=False)
     assert all(p.is_meta for p in rehearsed.parameters())
     assert {n: p.shape for n, p in rehearsed.named_parameters()} == {
         n: p.shape for n, p in shared_model(case).named_parameters()
@@ -304,7 +304,7 @@ def moved(room: torch.nn.Module) -> torch.nn.Module:
 @pytest.mark.parametrize("variant", params("merger"))
 def test_merger(variant: Variant) -> None:
     """Sizes sum to the tokens that came in (a room that drops tokens says so with ``drops``); nobody sees padding."""
-    room = moved(build.room(variant.settings))
+    room = moved(assembly.room(variant.settings))
     came = visual(3)
     out = room(came)
     b, s, _ = out.tokens.x_BSD.shape
@@ -323,24 +323,24 @@ def test_merger(variant: Variant) -> None:
 @pytest.mark.parametrize("variant", params("attention"))
 def test_attention(variant: Variant) -> None:
     """As many tokens as came in, and what stands in padded places reaches nobody; ``readout=k`` keeps every k-th."""
-    room = moved(build.room(variant.settings, dim=DIM, num_heads=HEADS))
+    room = moved(assembly.room(variant.settings, dim=DIM, num_heads=HEADS))
     came = visual(3).tokens
     out, _ = room(came)
     assert out.x_BSD.shape == came.x_BSD.shape and torch.equal(out.mask_BS, came.mask_BS)
     padded, _ = room(visual(3, padded_to=5).tokens)
     torch.testing.assert_close(padded.x_BSD[padded.mask_BS], out.x_BSD[out.mask_BS], **CLOSE)
-    half, _ = build.room(variant.settings | {"readout": 2}, dim=DIM, num_heads=HEADS)(came)
+    half, _ = assembly.room(variant.settings | {"readout": 2}, dim=DIM, num_heads=HEADS)(came)
     length = came.x_BSD.shape[1]
     last = torch.arange(1, length + 1, 2).clamp(max=length - 1)
     assert torch.equal(half.yx_BS2, came.yx_BS2[:, last])
     with pytest.raises(Exception, match="attention.readout=0"):
-        build.room(variant.settings | {"readout": 0}, dim=DIM, num_heads=HEADS)
+        assembly.room(variant.settings | {"readout": 0}, dim=DIM, num_heads=HEADS)
 
 
 @pytest.mark.parametrize("variant", params("fusion"))
 def test_fusion(variant: Variant) -> None:
     """Neither padded tokens nor padded text reach anybody."""
-    room = moved(build.room(variant.settings, dim=DIM, num_heads=HEADS))
+    room = moved(assembly.room(variant.settings, dim=DIM, num_heads=HEADS))
     text = torch.randn(1, 5, DIM, generator=torch.Generator().manual_seed(3))
     mask = torch.arange(5)[None] < 3
     out = room(visual(3).tokens, text, mask)

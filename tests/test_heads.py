@@ -7,7 +7,7 @@ import torch
 from _rooms import Classify
 from _tiny import ASKED, Case, Variant, batch_of, clip, model, side, two_clips
 
-from hvlm import build
+from hvlm import assembly
 from hvlm.data.views import Questions
 from hvlm.model import VLM, named_parts
 from hvlm.stage._base import Losses, Stage
@@ -71,9 +71,9 @@ def test_a_stage_that_leaves_it_to_the_head_learns_its_loss() -> None:
 def test_the_view_is_the_stages_or_the_heads() -> None:
     vlm = with_head("question_first")
     vlm.head.view = view = Questions()
-    assert build.view_of(OfTheHead, vlm) is view
-    sft = build.room_class("stage", Variant("stage", "sft").settings)
-    assert build.view_of(sft, vlm) is sft.view and isinstance(sft.view, Questions)
+    assert assembly.view_of(OfTheHead, vlm) is view
+    sft = assembly.room_class("stage", Variant("stage", "sft").settings)
+    assert assembly.view_of(sft, vlm) is sft.view and isinstance(sft.view, Questions)
 
 
 def test_a_head_that_writes_no_text_says_so() -> None:

@@ -37,10 +37,10 @@ LAYERS = [
     ROOM_GROUPS,
     ("gaze", "feature_cache", "model"),
     ("stage",),
-    ("build", "rebuild"),
+    ("assembly", "rebuild"),
     ("evaluation", "viz", "interop"),
     ("training", "tasks"),
-    ("sweep", "cli"),
+    ("sweep", "cli", "commands"),
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

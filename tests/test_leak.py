@@ -10,7 +10,7 @@ from _rooms import Cheat, IgnoresTheMask, Mix, with_fusion
 from _tiny import ASKED, ORDERS, Case, Variant, batch_of, cases, chat, clip, model, per_row, side, two_clips, variants
 from torch import Tensor
 
-from hvlm import build
+from hvlm import assembly
 from hvlm.data.collate import collate
 from hvlm.errors import UserError
 from hvlm.evaluation.generate import generate
@@ -190,7 +190,7 @@ def test_what_a_fusion_cannot_do_is_said_before_the_work() -> None:
         StreamingReader(vlm, chat())
     align = Variant("stage", "align").settings | {"steps": 1, "trainable": {"language": 1e-3}}
     with pytest.raises(UserError, match="stage=align learns to write the question, too.*order=question_first"):
-        build.stage({"stage": align}, vlm, None)
-    build.stage({"stage": align}, with_fusion(model(Case("question_first", ())), Mix), None)
+        assembly.stage({"stage": align}, vlm, None)
+    assembly.stage({"stage": align}, with_fusion(model(Case("question_first", ())), Mix), None)
     sft = Variant("stage", "sft").settings | {"steps": 1, "trainable": {"language": 1e-3}}
-    build.stage({"stage": sft}, vlm, None)
+    assembly.stage({"stage": sft}, vlm, None)

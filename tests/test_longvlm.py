@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hvlm import build
+from hvlm import assembly
 from hvlm.connector.longvlm import LongVLM, by_segment
 from hvlm.errors import UserError
 from hvlm.types import Patches, Tokens
@@ -146,4 +146,4 @@ def test_each_kind_has_its_own_statistics() -> None:
 def test_refusals_name_the_setting(settings: dict, said: str) -> None:
     node = {"_target_": "hvlm.connector.longvlm.LongVLM", **settings}
     with pytest.raises(UserError, match=said):
-        build.room(node, dim=32, text_dim=48)
+        assembly.room(node, dim=32, text_dim=48)

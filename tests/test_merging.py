@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from _tiny import ASKED, Case, Variant, batch_of, chat, clip, model, per_row, side, two_clips, variants
 from torch import Tensor
 
-from hvlm import build, merging
+from hvlm import assembly, merging
 from hvlm.errors import UserError
 from hvlm.evaluation.generate import generate
 from hvlm.functional import attend
@@ -32,7 +32,7 @@ def each(*names: str) -> list:
 
 def room(variant: Variant, **settings):
     needs_frames = settings.pop("needs_frames", False)
-    return build.room(variant.settings | settings, needs_frames=needs_frames).eval()
+    return assembly.room(variant.settings | settings, needs_frames=needs_frames).eval()
 
 
 def patches(frames: tuple[int, ...] = (6, 3), seed: int = 0, x: Tensor | None = None) -> Patches:

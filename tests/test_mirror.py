@@ -21,7 +21,7 @@ PACKAGE = ROOT / "hvlm"
 # Groups that say how things run: hvlm/config/settings.py or Hydra reads their YAML; there is no class behind it.
 WITHOUT_PYTHON = {"trainer", "logger", "callback", "sweep", "launcher", "experiment", "debug", "domain"}
 # Folders of the program itself; nothing in them is chosen by a word.
-WITHOUT_CONF = {"config", "data", "evaluation", "interop", "io", "sweep", "text", "training", "viz"}
+WITHOUT_CONF = {"commands", "config", "data", "evaluation", "interop", "io", "sweep", "text", "training", "viz"}
 # Several sizes of one class, or several corpora behind one reader: {YAML: Python file it shares}.
 SHARED = {
     "vision/dinov2_tiny": "vision/dinov2",
@@ -97,7 +97,7 @@ def test_a_rooms_yaml_is_one_flat_call_of_a_class_in_the_mirrored_file(name: str
     required = {n for n in plain if known[n][1]}
     assert required <= set(settings), "arguments without a default and without a value"
     others = {n for n, (_, needed) in known.items() if needed} - plain - supplied
-    assert not others, "arguments that neither the YAML nor hvlm.build can give"
+    assert not others, "arguments that neither the YAML nor hvlm.assembly can give"
 
 
 @pytest.mark.parametrize("name", [name for name in YAMLS if name not in ROOM_YAMLS])
@@ -175,11 +175,11 @@ def test_rooms_know_only_what_they_may(path: Path) -> None:
 
 
 READS_CFG = {
-    "build", "config/compose", "config/overlay", "config/settings", "config/words", "cli", "sweep/launcher",
+    "assembly", "config/compose", "config/overlay", "config/settings", "config/words", "cli", "sweep/launcher",
     "training/chain",
 }  # fmt: skip
 # These take the resolved configuration as a plain mapping: one rebuilds a model from it, one hands it to a logger.
-TAKES_PLAIN_CFG = {"rebuild", "tasks", "interop/hf_export", "training/wandb_logger"}
+TAKES_PLAIN_CFG = {"rebuild", "tasks", "commands/train", "commands/eval", "interop/hf_export", "training/wandb_logger"}
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=str)

@@ -7,7 +7,7 @@ import torch
 from _tiny import ASKED, Case, Variant, batch_of, chat, clip, model, per_row, side, two_clips
 from torch import Tensor
 
-from hvlm import build
+from hvlm import assembly
 from hvlm.connector._project import Projector, Standardise
 from hvlm.connector.foveated import rank_within
 from hvlm.connector.patches import fold
@@ -103,7 +103,7 @@ def test_queries_start_wide() -> None:
     torch.manual_seed(0)
     made = Variant("connector", "foveated").settings
 
-    connector = build.room(made, dim=512, text_dim=512, query_dim=512, grid=(2, 2))
+    connector = assembly.room(made, dim=512, text_dim=512, query_dim=512, grid=(2, 2))
     for tensor in (connector.q_static, connector.q_init, connector.llm_to_query.bias):
         assert 0.8 < tensor.std() < 1.2
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from _clips import FakeChat, dataset, encode
 
-from hvlm import build
+from hvlm import assembly
 from hvlm.data import cache as clip_cache
 from hvlm.data import reader
 from hvlm.data.batches import one_row
@@ -324,9 +324,9 @@ def test_the_benchmarks_batches_carry_it_and_the_blind_ones_zeros():
 def test_the_merger_asks_for_it():
     flow, features = (_tiny.Variant("merger", "motion", (("motion", how),)) for how in ("flow", "features"))
     wanting, other = (_tiny.model(_tiny.Case("question_first", (merger,))) for merger in (flow, features))
-    assert build.motion_grid(wanting) == wanting.vision.grid(*[wanting.vision.image_size] * 2)
-    assert build.motion_grid(other) is None
-    assert build.motion_grid(build.Encoder(wanting.vision)) is None, "stage 0 has no merger"
+    assert assembly.motion_grid(wanting) == wanting.vision.grid(*[wanting.vision.image_size] * 2)
+    assert assembly.motion_grid(other) is None
+    assert assembly.motion_grid(assembly.Encoder(wanting.vision)) is None, "stage 0 has no merger"
 
 
 def test_without_opencv_the_error_says_what_to_do(folder, monkeypatch):

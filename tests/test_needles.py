@@ -17,7 +17,7 @@ import pytest
 import yaml
 from conftest import once
 
-from hvlm import build
+from hvlm import assembly
 from hvlm.data.sampling import is_shown
 from hvlm.data.shard_index import load_manifest
 from hvlm.dataset import _needles_make
@@ -408,7 +408,7 @@ def test_a_video_of_the_haystack_that_hangs_is_skipped(tmp_path, monkeypatch):
 )
 def test_wrong_settings_name_their_key(key, value):
     with pytest.raises(UserError, match=f"dataset.{key}="):
-        build.room({"_target_": "hvlm.dataset.needles.Needles", key: value})
+        assembly.room({"_target_": "hvlm.dataset.needles.Needles", key: value})
 
 
 def test_yaml_mirrors_the_constructor():

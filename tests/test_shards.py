@@ -20,7 +20,7 @@ import torch
 from _clips import VIDEO, FakeChat, dataset, encode, pictures
 from _tiny import Case, Variant, model
 
-from hvlm import build
+from hvlm import assembly
 from hvlm.data import shard_index
 from hvlm.data.cache import ClipCache
 from hvlm.data.datamodule import DataModule
@@ -218,7 +218,7 @@ def test_equal_keys_in_two_shards_keep_their_own_features(equal_keys):
     spec = SampleSpec(FakeChat(), Captions(), None, "answer", InputSpec("question_first", 2, size), None, 1)
     batch = batch_of(Reader(data.manifest().split("train"), None, spec, Quarantine(1.0), replace=False))
     assert batch.uids == ["train/train-0/000", "train/train-1/000"]
-    features = build.features_for(vlm, data.manifest())
+    features = assembly.features_for(vlm, data.manifest())
     with torch.no_grad():
         kept = features.encode(batch).tokens.x_BSD
         anew = vlm.vision.encode(batch.frames_BTCHW, batch.frame_time_BT, batch.frame_mask_BT).tokens.x_BSD

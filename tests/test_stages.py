@@ -12,7 +12,7 @@ import lightning
 import pytest
 import torch
 
-from hvlm import build
+from hvlm import assembly
 from hvlm.config.compose import compose
 from hvlm.data.datamodule import DataModule
 from hvlm.data.loader import counted
@@ -32,11 +32,11 @@ def start(overrides: list[str], *more: str) -> tuple[Stage, DataModule]:
     """A stage around a fresh model, and its reader."""
     cfg = compose([*overrides, *more])
     torch.manual_seed(0)
-    data = build.dataset(cfg)
+    data = assembly.dataset(cfg)
     data.prepare(progress=False)
     stage, chat = start_stage(cfg, data, None)
     stage.configure_model()
-    return stage, build.datamodule(cfg, stage, data, chat, None)
+    return stage, assembly.datamodule(cfg, stage, data, chat, None)
 
 
 class Again:
@@ -365,15 +365,15 @@ def test_a_things_place_is_its_middle_row_and_column() -> None:
 
 
 def test_rooms_in_between_learn_as_the_connector_does(trained) -> None:
-    from hvlm import build
+    from hvlm import assembly
     from hvlm.config.compose import compose
 
     cfg = compose([*[o for o in trained[1] if "=" in o and not o.startswith(("experiment", "run"))], "stage=sft",
                    "attention=full", "connector=mean"])  # fmt: skip
-    data = build.dataset(cfg)
-    chat = build.chat(cfg, data)
-    vlm = build.model(cfg, chat)
-    stage = build.stage(cfg, vlm, data)
+    data = assembly.dataset(cfg)
+    chat = assembly.chat(cfg, data)
+    vlm = assembly.model(cfg, chat)
+    stage = assembly.stage(cfg, vlm, data)
     assert stage.trainable["attention"] == stage.trainable["connector"] == 3e-5
     assert all(p.requires_grad for p in vlm.attention.parameters())
     assert "merger" not in stage.trainable and "fusion" not in stage.trainable  # none has no weights
@@ -503,7 +503,7 @@ def test_dpo_reads_policy_and_reference_from_the_same_kept_features(needles: lis
     settings = ["stage=dpo", "stage.trainable={vision:0,connector:1.0e-3,language:1.0e-3}", "vision.cache_gb=1"]
     stage, reading = start(needles, *settings, f"stage.reference={reference}")
     cfg = compose([*needles, *settings])
-    stage.model.features = build.frozen_features(cfg, stage, build.dataset(cfg))
+    stage.model.features = assembly.frozen_features(cfg, stage, assembly.dataset(cfg))
     stage.prepare(lambda: every_pair(reading, stage))
     batch = clips(reading)
     encoded = []
@@ -523,9 +523,9 @@ def test_what_a_source_said_is_taken_from_the_checkpoint(monkeypatch: pytest.Mon
 
     cfg, said = compose(["stage=sft"]), {"model_type": "new", "rope_parameters": {"rope_theta": 1.0}}
     monkeypatch.setattr(ConvViT, "read_source_config", classmethod(lambda cls, settings: said))
-    assert build.source_config(cfg, "vision") == said
+    assert assembly.source_config(cfg, "vision") == said
     stored = {"config": cfg, "source_configs": {"vision": {"model_type": "old"}}}
-    assert build.source_config(cfg, "vision", stored) == {"model_type": "old"}
+    assert assembly.source_config(cfg, "vision", stored) == {"model_type": "old"}
     other = {"config": {"vision": {"_target_": "hvlm.vision.dinov2.Dinov2"}}, "source_configs": {"vision": {}}}
-    assert build.source_config(cfg, "vision", other) == said
-    assert build.source_config(cfg, "vision", {"config": cfg}) == said, "a checkpoint of before kept nothing"
+    assert assembly.source_config(cfg, "vision", other) == said
+    assert assembly.source_config(cfg, "vision", {"config": cfg}) == said, "a checkpoint of before kept nothing"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import curriculum
-from hvlm import build
+from hvlm import assembly
 from hvlm.config.compose import plan
 from hvlm.data.views import Questions
 from hvlm.evaluation.evaluate import evaluate
@@ -54,7 +54,7 @@ def ask(checkpoint: Path, seed: int) -> None:
     """The benchmark, over the features that are kept."""
     cfg = stored_config(find_checkpoint(checkpoint))
     loaded = load(checkpoint, {**cfg, "trainer": cfg["trainer"] | {"cache_mb": CACHE_MB}})
-    loaded.model.features = build.features_for(loaded.model, loaded.data.manifest())
+    loaded.model.features = assembly.features_for(loaded.model, loaded.data.manifest())
     label = Label("attention", checkpoint.parent.name, seed)
     evaluate(loaded, loaded.benchmark(), label, checkpoint / "eval", contact_sheets=0)
 
@@ -63,11 +63,11 @@ def encode_all(begin: Path) -> None:
     """Decode and encode all clips before the first run, so that no run's time holds it."""
     for label in MIXED:
         cfg = stages()[label]
-        data = build.dataset(cfg)
+        data = assembly.dataset(cfg)
         data.prepare()
         stage, chat = chain.start_stage(cfg, data, find_checkpoint(begin))
-        stage.model.features = build.frozen_features(cfg, stage, data)
-        reading = build.datamodule(cfg, stage, data, chat, None)
+        stage.model.features = assembly.frozen_features(cfg, stage, data)
+        reading = assembly.datamodule(cfg, stage, data, chat, None)
         for split in ("train", "val"):
             for batch in reading.loader(split, Questions(), 1, 32):
                 with autocast(batch.frames_BTCHW.device, _precision(cfg)):

@@ -13,7 +13,7 @@ import torch
 
 from experiments import curriculum
 from experiments.connectors.__main__ import folder as connectors_folder
-from hvlm import build
+from hvlm import assembly
 from hvlm.config.compose import plan
 from hvlm.config.overlay import overlay
 from hvlm.evaluation import results
@@ -113,13 +113,13 @@ def read_merged(checkpoint: Path, seed: int, label: str, outline: bool) -> None:
     features = FrozenFeatures(model.vision, Wants(saliency="attention"), wants_patches=True)
     for variant, keep in todo:
         given = configuration(checkpoint, settings(variant, keep))
-        model.merger = build.room(given["merger"], needs_frames=model.connector.needs_frames)
+        model.merger = assembly.room(given["merger"], needs_frames=model.connector.needs_frames)
         model.features = features
         out = free_folder(seed, label, outline, variant, keep)
         ask(out, loaded, variant, seed)
         if outline:
             model.features = None  # the cost holds the encoder's
-            merged = loaded._replace(config=given, inputs=build.input_spec(given, model))
+            merged = loaded._replace(config=given, inputs=assembly.input_spec(given, model))
             found = costs(merged, results.Label(QUESTION, variant, given["seed"], COMMAND))
             results.update(out / RESULTS, found)
         log.info("%s %g", variant, keep)

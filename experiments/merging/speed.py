@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from experiments.merging._runs import MERGERS, settings
-from hvlm import build
+from hvlm import assembly
 from hvlm.chat import Chat
 from hvlm.config.compose import plan
 from hvlm.data.optical_flow import motion_energy
@@ -138,7 +138,7 @@ def small_model(merger: str, image_size: int = 256) -> VLM:
         ["stage=sft", "connector=patches", f"vision.image_size={image_size}", *settings(merger, keep)]
     ).values()
     torch.manual_seed(0)
-    return build.model(cfg, Chat(train_word_tokenizer([WORDS]), cfg["language"]["template"]))
+    return assembly.model(cfg, Chat(train_word_tokenizer([WORDS]), cfg["language"]["template"]))
 
 
 def batch_of(frames: int, side: int, chat: Chat) -> Batch:

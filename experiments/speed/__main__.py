@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from experiments.speed import reader
-from hvlm import build
+from hvlm import assembly
 from hvlm.config.compose import compose
 from hvlm.data.decode import decode
 from hvlm.data.views import Questions
@@ -91,16 +91,16 @@ def in_turns(step: Callable[[], None], repeats: int) -> dict[str, list[float]]:
 def stage_step(label: str) -> tuple[Callable[[], None], int]:
     """One training step of a stage of the demo on one batch, and its clips."""
     cfg = compose(["experiment=demo", f"stage={label}"])
-    data = build.dataset(cfg)
+    data = assembly.dataset(cfg)
     data.prepare()
     if label == "vision":
-        chat, model = None, build.encoder(cfg)
+        chat, model = None, assembly.encoder(cfg)
     else:
-        chat = build.chat(cfg, data)
-        model = build.model(cfg, chat)
-    stage = build.stage(cfg, model, data)
+        chat = assembly.chat(cfg, data)
+        model = assembly.model(cfg, chat)
+    stage = assembly.stage(cfg, model, data)
     stage.configure_model()
-    reading = build.datamodule(cfg, stage, data, chat, None)
+    reading = assembly.datamodule(cfg, stage, data, chat, None)
     batch = next(iter(reading.loader("train", stage.view, stage.rows_per_clip, stage.batch_size, stage.batch_size)))
     optimizer = stage.configure_optimizers()["optimizer"]
 
@@ -128,10 +128,10 @@ def dinov2() -> tuple[Callable[[], None], int]:
 def batches() -> list[results.Record]:
     """Clips per second of the whole reader (no cache, this process) and of decoding alone, on the same clips."""
     cfg = compose(["experiment=demo", "stage=sft", "trainer.cache_mb=0"])
-    data = build.dataset(cfg)
+    data = assembly.dataset(cfg)
     data.prepare()
-    chat = build.chat(cfg, data)
-    whole_reader = build.reader(cfg, build.input_spec(cfg, build.model(cfg, chat)), data, chat)
+    chat = assembly.chat(cfg, data)
+    whole_reader = assembly.reader(cfg, assembly.input_spec(cfg, assembly.model(cfg, chat)), data, chat)
     clips = data.manifest().split("val")
     videos = [clips.read(i)["mp4"] for i in range(len(clips))]
     started = time.perf_counter()

@@ -1,6 +1,6 @@
 """The one check that every configuration passes, wherever it comes from: command line, checkpoint, exported folder.
 
-``check`` takes a whole configuration, ``check_room`` one room's node; ``hvlm.build.room`` calls the latter for every
+``check`` takes a whole configuration, ``check_room`` one room's node; ``hvlm.assembly.room`` calls the latter for every
 room it builds, so that nothing reaches a constructor unchecked and no file can name a class outside of the rooms.
 Needs neither Hydra nor OmegaConf.
 """

@@ -25,7 +25,15 @@ from hvlm.config.schema import did_you_mean
 from hvlm.config.words import as_given
 from hvlm.errors import UserError
 
-CONF = Path(hvlm.__file__).parent.parent / "conf"
+
+def _conf() -> Path:
+    """The folder of settings: inside the package where a wheel put it (setup.py), beside it in a clone."""
+    package = Path(hvlm.__file__).parent
+    inside = package / "conf"
+    return inside if (inside / "train.yaml").is_file() else package.parent / "conf"
+
+
+CONF = _conf()
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

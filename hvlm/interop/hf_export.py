@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, GenerationConfig, PretrainedConfig
 
-from hvlm import build
+from hvlm import assembly
 from hvlm.chat import Chat
 from hvlm.config.rooms import OF_A_MODEL
 from hvlm.data.collate import Item, collate
@@ -69,7 +69,7 @@ class HvlmModel(nn.Module):
         self.chat = Chat.from_json(config.chat)
         settings = {**config.rooms, "order": config.order, "domain": {"adapter": config.adapter}}
         stored = {"config": config.rooms, "source_configs": config.source_configs}
-        self.vlm: VLM = build.model(settings, self.chat, weights=False, stored=stored)
+        self.vlm: VLM = assembly.model(settings, self.chat, weights=False, stored=stored)
 
     @classmethod
     def from_pretrained(
@@ -165,7 +165,7 @@ class HvlmModel(nn.Module):
             raise ValueError(f"frames of {frames_TCHW.dtype}: expected uint8, or floating point and normalised")
         time = torch.arange(len(frames_TCHW), dtype=torch.float32).numpy()
         row = (*self.chat.encode(question, "", order=self.config.order), {})
-        frames, grid = frames_TCHW.cpu(), build.motion_grid(self.vlm)
+        frames, grid = frames_TCHW.cpu(), assembly.motion_grid(self.vlm)
         normalised = frames.is_floating_point()
         if grid is not None and normalised:
             raise ValueError("frames that are normalised: this model's merger reads optical flow, which needs uint8")

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from hvlm import build
+from hvlm import assembly
 from hvlm.chat import Chat
 from hvlm.config.compose import plan, stage_name
 from hvlm.data.order import check_shares
@@ -79,7 +79,7 @@ def run(overrides: Sequence[str], command: str | None = None) -> Outcome:
         if cfg["trainer"]["devices"] != "auto":
             world = cfg["trainer"]["devices"] * cfg["trainer"]["num_nodes"]
             check_shares(cfg["stage"]["batch_size"], world, cfg["trainer"]["accumulate"])
-        build.dry_build(cfg, _metadata_if_there(cfg["init_from"]))
+        assembly.dry_build(cfg, _metadata_if_there(cfg["init_from"]))
     first = next(iter(stages.values()))
     whole = _whole_chain(stages, overrides)
     name = first["run"] or default_run(whole, _without_stage(overrides) if whole is not stages else overrides)
@@ -117,7 +117,7 @@ def _train_and_evaluate(
         needed = following is None or not folders[following].is_finished(num_steps(stages[following]), verified=False)
         if cfg["resume"] != "never" and folder.is_finished(num_steps(cfg), verified=needed):
             # Refuses a folder of the same name that was made with other settings, from other weights or data.
-            folder.prepare(cfg, start_hash(previous), data_hash(build.dataset(cfg)))
+            folder.prepare(cfg, start_hash(previous), data_hash(assembly.dataset(cfg)))
             log.info(f"{label}: finished before, {folder.path}")
         else:
             train_stage(cfg, folder, previous, began)
@@ -223,14 +223,14 @@ def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None, 
             "enable_progress_bar": any(isinstance(c, ProgressBar) for c in company),
         }
     )
-    data = build.dataset(cfg)
+    data = assembly.dataset(cfg)
     data.prepare()
     folder.prepare(cfg, start, data_hash(data))
     resume = folder.resume_from(cfg["resume"])
     stage, chat = start_stage(cfg, data, init_from)
     stage.metadata["start"] = {"path": None if init_from is None else str(init_from), "weights_sha256": start}
-    stage.model.features = build.frozen_features(cfg, stage, data)
-    reading = build.datamodule(cfg, stage, data, chat, folder.path / "quarantine.jsonl")
+    stage.model.features = assembly.frozen_features(cfg, stage, data)
+    reading = assembly.datamodule(cfg, stage, data, chat, folder.path / "quarantine.jsonl")
     trainer.loggers = written = loggers(cfg, folder, fresh=resume is None)
     log.info(f"{folder.path.name}: {cfg['stage']['steps']} steps, {describe(stage)}")
     stage.prepare(lambda: every_pair(reading, stage))
@@ -285,9 +285,9 @@ def _chat_of(cfg: Mapping[str, Any], init_from: Path | None, data: Any = None) -
     if init_from is not None and not is_release(init_from) and metadata_of(init_from)["stage"] != "vision":
         return Chat.from_json(metadata_of(init_from)["chat"])
     if data is None:
-        data = build.dataset(cfg)
+        data = assembly.dataset(cfg)
         data.prepare()
-    return build.chat(cfg, data)
+    return assembly.chat(cfg, data)
 
 
 def start_stage(cfg: Mapping[str, Any], data: Any, init_from: Path | None) -> tuple[Stage, Chat | None]:
@@ -301,10 +301,10 @@ def start_stage(cfg: Mapping[str, Any], data: Any, init_from: Path | None) -> tu
         return _start_from_release(cfg, data, init_from)
     metadata = None if init_from is None else metadata_of(init_from)
     if name == "vision":
-        chat, model = None, build.encoder(cfg, metadata)
+        chat, model = None, assembly.encoder(cfg, metadata)
     else:
         chat, begun = _chat_of(cfg, init_from, data), metadata is not None and metadata["stage"] != "vision"
-        model = build.model(cfg, chat, weights=not begun, stored=metadata)
+        model = assembly.model(cfg, chat, weights=not begun, stored=metadata)
     if init_from is not None:
         weights = load_weights(init_from)
         if metadata["stage"] == "vision" or name == "vision":
@@ -339,8 +339,8 @@ def _start_from_release(cfg: Mapping[str, Any], data: Any, path: Path) -> tuple[
         raise UserError(
             f"init_from={path}: stage=vision trains an encoder from nothing; start with stage=align or later"
         )
-    chat = build.chat(cfg, data)
-    model = build.model(cfg, chat, weights=False)
+    chat = assembly.chat(cfg, data)
+    model = assembly.model(cfg, chat, weights=False)
     report = load_release(model, path)
     if report.missing:
         more = f" and {len(report.missing) - 3} more" if len(report.missing) > 3 else ""
@@ -353,13 +353,13 @@ def _start_from_release(cfg: Mapping[str, Any], data: Any, path: Path) -> tuple[
 
 
 def _stage_around(model: VLM | Encoder, chat: Chat | None, cfg: Mapping[str, Any], data: Any) -> Stage:
-    stage = build.stage(cfg, model, data)
+    stage = assembly.stage(cfg, model, data)
     text = None if chat is None else chat.to_json()
     stage.metadata = {
         "config": dict(cfg),
         "chat": text,
         "stage": stage_name(cfg),
-        "source_configs": build.source_configs(model),
+        "source_configs": assembly.source_configs(model),
     }
     return stage
 

@@ -1,0 +1,1 @@
+"""What ``hvlm <command>`` runs: a file for each command, with a function ``main(argv)``."""

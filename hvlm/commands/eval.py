@@ -1,0 +1,85 @@
+"""Evaluate: ``python eval.py checkpoint=runs/demo benchmark=needles``.
+
+The model is rebuilt from the checkpoint (a file or a run folder) alone; what the command line says comes on top, e.g.
+``dataset.set=hard``. ``task=score predictions=FILE`` scores a file of predictions, whoever made them; ``task=generate``
+lets the model write its own answers; ``task=ask ask.video=FILE ask.question=...`` watches a video frame by frame;
+``task=look`` draws where it looks and what its merger did; ``task=export`` writes a Hugging Face folder,
+``task=release`` fVLM's own layout.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from hvlm.cli import main, writable
+from hvlm.config.check import check_files
+from hvlm.config.compose import compose
+from hvlm.config.overlay import of_the_command, overlay
+from hvlm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def configuration(overrides: list[str]) -> dict[str, Any]:
+    """What the checkpoint was trained with, and what the command line says in its place."""
+    given = of_the_command(overrides)
+    if given["task"] == "score":
+        return compose(overrides)
+    if given["checkpoint"] is None:
+        raise UserError("checkpoint= is missing: name a checkpoint file or a run folder, e.g. checkpoint=runs/demo")
+    check_files(given)
+    from hvlm.rebuild import stored_config  # seconds of imports, which a missing file does without
+
+    return overlay(stored_config(given["checkpoint"]), overrides, given["checkpoint"])
+
+
+@main(configure=configuration, folder="out")
+def evaluate(cfg: dict[str, Any], overrides: list[str]) -> Any:
+    """Returns the records or lines that it wrote (task=export, release: the path)."""
+    return score(cfg) if cfg["task"] == "score" else ask(cfg)
+
+
+def score(cfg: dict[str, Any]) -> list[dict[str, Any]]:
+    """Scores a file of predictions; no model and no videos are needed."""
+    from hvlm import assembly
+    from hvlm.evaluation.evaluate import RESULTS, score_predictions
+    from hvlm.evaluation.report import table
+    from hvlm.evaluation.results import Label
+
+    if cfg["predictions"] is None:
+        raise UserError("task=score needs predictions=FILE, a JSONL that eval.py or somebody else wrote")
+    source = Path(cfg["predictions"])
+    out = writable(Path(cfg["out"]) if cfg["out"] else source.parent / "score", "out")
+    benchmark = assembly.room(cfg["benchmark"])
+    records = score_predictions(source, Label(out.name, "predictions", cfg["seed"]), out, benchmark)
+    log.info("\n".join(table(records)))
+    log.info(f"results: {out / RESULTS}")
+    return records
+
+
+def ask(cfg: dict[str, Any]) -> Any:
+    """Rebuilds the model and lets it do the task: choose, write, watch, or be exported."""
+    from hvlm import tasks
+    from hvlm.io.checkpoint import find_checkpoint
+    from hvlm.training.trainer import refuse_left_over_rank
+
+    refuse_left_over_rank({"devices": 1, "num_nodes": 1})  # an evaluation is one process
+    path, task = Path(cfg["checkpoint"]), cfg["task"]
+    folder = "eval" if task in ("benchmark", "generate", "ask") else task
+    out = Path(cfg["out"]) if cfg["out"] else (path if path.is_dir() else path.parent) / folder
+    writable(out.parent if task == "release" and out.suffix else out, "out")
+    work = {
+        "benchmark": tasks.run_benchmark,
+        "cost": tasks.run_cost,
+        "generate": tasks.write_answers,
+        "ask": tasks.watch,
+        "look": tasks.look,
+        "export": tasks.export,
+        "release": tasks.release,
+    }
+    file = find_checkpoint(path)
+    if file != path:
+        log.info(f"checkpoint={path}: {file}")
+    return work[task](file, cfg, out)
