@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import shlex
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,9 +26,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from hvlm.config.check import check_files, check_settings
-from hvlm.config.compose import CONF, compose, explain, resolved
+from hvlm.config.compose import compose, explain, resolved
 from hvlm.config.overlay import on_top
-from hvlm.config.words import as_given, as_written
+from hvlm.config.search_path import CONF, OF_THE_COMMAND_LINE, named_by
+from hvlm.config.words import as_given, as_written, key_of, quoted
 from hvlm.errors import UserError
 
 EntryFunction = Callable[[dict[str, Any], list[str]], Any]
@@ -58,7 +61,8 @@ def main(
     @functools.wraps(function)
     def entry(overrides: Sequence[str] | None = None) -> Any:
         if overrides is not None:
-            return function(configure(list(overrides)), list(overrides))
+            with named_by(overrides):
+                return function(configure(list(overrides)), list(overrides))
         import hvlm.sweep.launcher  # noqa: F401  registers the launcher that conf/launcher/process.yaml names
 
         with error_line():
@@ -98,7 +102,15 @@ def writable(folder: Path, key: str) -> Path:
 
 
 def _from_command_line(function: EntryFunction, configure: Configure, folder: str) -> Any:
-    arguments, words = sys.argv, _words(configure)
+    asked, flags, overrides = _read(sys.argv[1:])
+    with named_by(_being_completed() if asked.shell_completion else overrides):
+        return _run(asked, flags, overrides, function, configure, folder)
+
+
+def _run(
+    asked: Namespace, flags: list[str], overrides: list[str], function: EntryFunction, configure: Configure, folder: str
+) -> Any:
+    arguments, words = sys.argv, _words(asked, flags, overrides, configure)
     if words is None:
         return None
     name = "HYDRA_FULL_ERROR"
@@ -146,16 +158,48 @@ def _from_command_line(function: EntryFunction, configure: Configure, folder: st
     return result[0] if result else None
 
 
-def _words(configure: Configure) -> list[str] | None:
-    """The command line in Hydra's language; None when all that was asked for is printed already."""
-    given = sys.argv[1:]
+def _read(given: Sequence[str]) -> tuple[Namespace, list[str], list[str]]:
+    """(what the flags ask for, the flags, the overrides in Hydra's language).
+
+    ``--config-dir DIR`` becomes ``config_dir=DIR``, which goes wherever overrides go: to every stage of a chain and
+    every job of a sweep.
+    """
     asked = get_args_parser().parse_intermixed_args(given)
     if asked.multirun and (asked.cfg or asked.info):
         raise UserError("-m with --cfg or --info: they show one configuration; leave -m out, with one value each")
-    if asked.config_dir or asked.config_name or asked.config_path:
-        raise UserError(f"--config-dir, --config-name, --config-path: all settings are in {CONF}; add files there")
+    if asked.config_name or asked.config_path:
+        raise UserError(f"--config-name, --config-path: all settings are in {CONF}; add a folder with --config-dir DIR")
     flags = [a for a in given if a not in asked.overrides]  # Hydra wants them together
     overrides = [as_given(o, asked.multirun) for o in asked.overrides]
+    if asked.config_dir is not None:
+        overrides.append(f"config_dir={quoted(asked.config_dir)}")
+        flags = [a for i, a in enumerate(flags) if not (_is_config_dir(a) or (i and _takes_a_folder(flags[i - 1])))]
+    return asked, flags, overrides
+
+
+def _is_config_dir(argument: str) -> bool:
+    """Whether an argument is ``--config-dir``, shortened as argparse allows it, with the folder or before it."""
+    name = argument.split("=", 1)[0]
+    return argument.startswith("-cd") or (len(name) > len("--config-") and "--config-dir".startswith(name))
+
+
+def _takes_a_folder(argument: str) -> bool:
+    return _is_config_dir(argument) and "=" not in argument and (argument == "-cd" or argument.startswith("--"))
+
+
+def _being_completed() -> list[str]:
+    """What of the line before the cursor names packages and folders; while it is typed, mistakes in it are none yet."""
+    try:
+        _, _, overrides = _read(shlex.split(os.environ.get("COMP_LINE", ""))[1:])
+        overrides = [o for o in overrides if key_of(o) in OF_THE_COMMAND_LINE]
+        with named_by(overrides):
+            return overrides
+    except (UserError, ValueError, SystemExit):
+        return []
+
+
+def _words(asked: Namespace, flags: list[str], overrides: list[str], configure: Configure) -> list[str] | None:
+    """The command line in Hydra's language; None when all that was asked for is printed already."""
     if configure is compose:
         return flags + overrides
     if asked.cfg == "job" and not asked.package:

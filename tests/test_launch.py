@@ -194,7 +194,7 @@ def test_ctrl_c_twice_ends_a_sweep_in_one_line(tmp_path: Path) -> None:
         (("seed=1,2", "seed=3"), ["seed is given again"]),
         (("stage.trainable={vision:0},{vision:1}", "stage.trainable={language:1e-3}"), ["is given again"]),
         (("--cfg", "job", "seed=1,2"), ["-m with --cfg"]),
-        (("--config-dir", "elsewhere", "seed=1,2"), ["--config-dir"]),
+        (("--config-dir", "elsewhere", "seed=1,2"), ["config_dir=elsewhere: no such folder"]),
         (("seed=1,2", "stage.steps=5,abc"), ["stage.steps=abc", "expected int"]),
         (("connector=foveated,men",), ["connector=men", "did you mean 'mean'?"]),
         (("seed=1,2", "stage.stepz=3"), ["did you mean 'stage.steps'?"]),

@@ -175,8 +175,8 @@ def test_rooms_know_only_what_they_may(path: Path) -> None:
 
 
 READS_CFG = {
-    "assembly", "config/compose", "config/overlay", "config/settings", "config/words", "cli", "sweep/launcher",
-    "training/chain",
+    "assembly", "config/compose", "config/overlay", "config/search_path", "config/settings", "config/words", "cli",
+    "sweep/launcher", "training/chain",
 }  # fmt: skip
 # These take the resolved configuration as a plain mapping: one rebuilds a model from it, one hands it to a logger.
 TAKES_PLAIN_CFG = {"rebuild", "tasks", "commands/train", "commands/eval", "interop/hf_export", "training/wandb_logger"}

@@ -7,21 +7,16 @@ Needs neither Hydra nor OmegaConf.
 
 from __future__ import annotations
 
-import importlib
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from hvlm.config.packages import OURS, import_module, import_named, named, package_of
 from hvlm.config.rooms import ROOMS
 from hvlm.config.schema import arguments, did_you_mean
 from hvlm.config.settings import SECTIONS, RootConfig
 from hvlm.errors import UserError
-
-# Packages whose modules ``<package>.<group>.`` hold rooms. Only what the user names on a command line may be added to
-# them: a checkpoint or a config.json never adds anything.
-PACKAGES: tuple[str, ...] = ("hvlm",)
 
 
 def check(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,6 +27,7 @@ def check(plain: Mapping[str, Any]) -> dict[str, Any]:
             value, or a room whose node is not one flat call of a class of its group.
     """
     checked = check_settings(plain)
+    import_named(checked["packages"])
     for group in ROOMS:
         checked[group] = check_room(group, plain[group])
     return {key: checked[key] for key in plain}
@@ -85,21 +81,27 @@ def group_of(node: Any) -> str:
 
 
 def room_class(group: str, node: Any) -> type:
-    """The class that ``_target_`` names, which must be defined in ``hvlm.<group>``. Imports nothing else."""
+    """The class that ``_target_`` names, which must be defined in ``<package>.<group>`` of hvlm or of a package that
+    the command line names. Imports nothing else."""
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise UserError(f"{group}: expected a mapping with _target_ (conf/{group}/<name>.yaml), found {node!r}")
     path = node["_target_"]
-    package = rf"({'|'.join(map(re.escape, PACKAGES))})\.{re.escape(group)}(\.\w+)+"
     refused = UserError(f"{group}._target_={path}: expected a class in hvlm.{group}; choose it with {group}=<name>")
-    if not isinstance(path, str) or not re.fullmatch(rf"{package}\.\w+", path):
+    package = package_of(node, group)
+    if package is None:
         raise refused
+    if package not in (OURS, *named()):
+        both = ",".join((*named(), package))
+        raise UserError(
+            f"{group}._target_={path}: expected a class in hvlm.{group}, and package {package} is not named: add "
+            f"packages=[{both}] if you trust it"
+        )
     module, name = path.rsplit(".", 1)
-    try:
-        cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as e:
-        raise UserError(f"{group}._target_={path} cannot be imported: {str(e).splitlines()[0]}") from e
+    cls = getattr(import_module(module, f"{group}._target_={path}"), name, None)
+    if cls is None:
+        raise UserError(f"{group}._target_={path} cannot be imported: module {module} has no {name}")
     # What the module itself imported (its libraries' classes, say) is no room.
-    if not isinstance(cls, type) or not re.fullmatch(package, cls.__module__):
+    if not isinstance(cls, type) or not cls.__module__.startswith(f"{package}.{group}."):
         raise refused
     return cls
 

@@ -19,21 +19,11 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import hvlm
 from hvlm.config.check import check
 from hvlm.config.schema import did_you_mean
-from hvlm.config.words import as_given
+from hvlm.config.search_path import CONF, OF_THE_COMMAND_LINE, folders, named_by
+from hvlm.config.words import as_given, key_of
 from hvlm.errors import UserError
-
-
-def _conf() -> Path:
-    """The folder of settings: inside the package where a wheel put it (setup.py), beside it in a clone."""
-    package = Path(hvlm.__file__).parent
-    inside = package / "conf"
-    return inside if (inside / "train.yaml").is_file() else package.parent / "conf"
-
-
-CONF = _conf()
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -50,12 +40,12 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 def compose(overrides: Sequence[str], config_name: str = "train") -> dict[str, Any]:
     """The checked configuration for these overrides, as the command line would give it: plain values only."""
     overrides = [as_given(o) for o in overrides]
-    with explained(overrides, config_name):
-        return check(resolved(_compose(tuple(overrides), config_name)))
+    with named_by(overrides), explained(overrides, config_name):
+        return check(resolved(_compose(tuple(overrides), config_name, folders())))
 
 
 @functools.cache
-def _compose(overrides: tuple[str, ...], config_name: str) -> DictConfig:
+def _compose(overrides: tuple[str, ...], config_name: str, searched: tuple[Path, ...]) -> DictConfig:
     """What Hydra makes of the files and the overrides; a third of a second, so kept. Nobody may change it."""
     # Hydra's global state is put aside and back: compose is also called in the middle of a run.
     before, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
@@ -83,6 +73,8 @@ def plan(
     overrides = list(overrides)
     root = composer(overrides)
     chain = root["chain"] or {}
+    for step in (o for steps in chain.values() for o in steps if key_of(o) in OF_THE_COMMAND_LINE):
+        raise UserError(f"chain: holds {step}; {key_of(step)} is given on the command line alone")
     alone = any(o.split("=", 1)[0] == "stage" for o in overrides)
     if alone or not chain:
         name = stage_name(root)
@@ -139,7 +131,7 @@ def _near_key(key: str, config_name: str, overrides: Sequence[str], bad: str) ->
     nothing: list[str] = []
     for others in ([o for o in overrides if o != bad], rooms, nothing):
         try:
-            cfg = _compose(tuple(others), config_name)
+            cfg = _compose(tuple(others), config_name, folders())
             break
         except (HydraException, OmegaConfBaseException):
             continue

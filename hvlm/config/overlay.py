@@ -15,7 +15,9 @@ from omegaconf import OmegaConf
 
 from hvlm.config.check import check, check_room
 from hvlm.config.compose import compose, explained, resolved
+from hvlm.config.packages import refuse_unnamed
 from hvlm.config.rooms import ROOMS
+from hvlm.config.search_path import OF_THE_COMMAND_LINE, named_by
 from hvlm.config.settings import SECTIONS
 from hvlm.config.words import as_given, key_of
 from hvlm.errors import UserError
@@ -23,6 +25,7 @@ from hvlm.errors import UserError
 # What belongs to a command and not to the model it is about: never taken from a checkpoint.
 OF_THE_COMMAND = (
     "run", "init_from", "checkpoint", "chain", "resume", "evaluate", "task", "ask", "predictions", "out", "callback",
+    *OF_THE_COMMAND_LINE,
 )  # fmt: skip
 SWEEPING = ("launcher", "sweep")  # groups that say how jobs are run, and nothing of a configuration
 
@@ -51,12 +54,18 @@ def overlay(stored: Mapping[str, Any], overrides: Sequence[str], source: str = "
     Raises:
         UserError: what is stored cannot be used by this version, or an override does not fit it.
     """
+    with named_by(overrides):
+        return _overlay(stored, overrides, source)
+
+
+def _overlay(stored: Mapping[str, Any], overrides: Sequence[str], source: str) -> dict[str, Any]:
     for override in overrides:
         if override.startswith("~"):
             raise UserError(f"{override}: nothing can be taken out of a stored configuration; set another value")
     later = on_top(overrides)
     given = of_the_command(overrides)
     chosen = {key_of(o) for o in overrides}
+    refuse_unnamed({key: node for key, node in stored.items() if key not in chosen}, source)
     merged = copy.deepcopy(given)
     for key, value in stored.items():
         if key in ROOMS and key not in chosen:

@@ -139,18 +139,18 @@ def parameters(target: type) -> dict[str, tuple[Any, bool]]:
     """{name: (annotation, required)} of a class's constructor.
 
     A class that says its own ``__signature__`` has the arguments that stand there. Else a subclass may pass ``**rest``
-    on to its base in this package: the base's arguments then count as its own. ``**rest`` that no base takes up would
-    swallow misspelt keys and is a TypeError, like a missing annotation.
+    on to its base in its own package or in this one: the base's arguments then count as its own. ``**rest`` that no
+    base takes up would swallow misspelt keys and is a TypeError, like a missing annotation.
     """
     if "__signature__" in vars(target):
         stated = vars(target)["__signature__"].parameters.values()
         init: Callable[..., Any] = target.__init__  # type: ignore[misc]  # of this very class
         return {p.name: (_evaluate(p.annotation, init), p.default is p.empty) for p in stated}
     found: dict[str, tuple[Any, bool]] = {}
-    package = target.__module__.split(".")[0]
+    packages = {target.__module__.split(".")[0], __name__.split(".")[0]}
     passes_on = False
     for cls in target.__mro__:
-        if "__init__" not in vars(cls) or cls.__module__.split(".")[0] != package:
+        if "__init__" not in vars(cls) or cls.__module__.split(".")[0] not in packages:
             continue
         where = f"{cls.__module__}.{cls.__qualname__}"
         passes_on, init = False, vars(cls)["__init__"]

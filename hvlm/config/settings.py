@@ -98,6 +98,8 @@ class RootConfig:
     task: Literal["benchmark", "score", "cost", "generate", "ask", "look", "export", "release"]
     predictions: str | None
     out: str | None
+    packages: list[str]
+    config_dir: str | None
 
 
 SECTIONS = {

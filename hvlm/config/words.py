@@ -91,8 +91,8 @@ def texts() -> frozenset[str]:
 def lists_of_texts() -> frozenset[str]:
     """Dotted keys of the settings that hold a list of texts."""
     found = {
-        f"{name}.{f.name}"
-        for name, section in SECTIONS.items()
+        f"{prefix}{f.name}"
+        for prefix, section in {"": RootConfig, **{f"{name}.": s for name, s in SECTIONS.items()}}.items()
         for f in fields(section)
         if list[str] in options(typing.get_type_hints(section)[f.name])
     }

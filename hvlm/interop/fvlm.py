@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hvlm.adapter.none import NoAdapter
 from hvlm.attention.none import NoAttention
-from hvlm.config.compose import CONF
+from hvlm.config.search_path import CONF
 from hvlm.connector.foveated import Foveated
 from hvlm.errors import UserError
 from hvlm.fusion.none import NoFusion

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from hvlm import assembly
 from hvlm.chat import Chat
 from hvlm.config.compose import plan, stage_name
+from hvlm.config.search_path import named_by
 from hvlm.data.order import check_shares
 from hvlm.errors import UserError
 from hvlm.evaluation import results
@@ -69,6 +70,11 @@ def run(overrides: Sequence[str], command: str | None = None) -> Outcome:
         UserError: a mistake in the settings, found before any work; a start that is missing; a folder that belongs to
             another run; a stage that stopped at ``trainer.max_time``.
     """
+    with named_by(overrides):
+        return _run(overrides, command)
+
+
+def _run(overrides: Sequence[str], command: str | None) -> Outcome:
     began = time.monotonic()
     # Every stage is composed, checked and rehearsed before the first one starts.
     stages = plan(overrides)

@@ -25,6 +25,8 @@ IGNORED = (
     "ask",
     "predictions",
     "out",
+    "packages",  # what a run takes from a package, its rooms' _target_ say, and config_dir's files are in the settings
+    "config_dir",
     "chain",
     "dataset.generate_workers",
     "dataset.decode_timeout",
