@@ -4,18 +4,19 @@ part, whatever else (a text tower) lies beside them."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hvlm.errors import UserError
 from hvlm.io.pretrained import Package, fetch
 
 KEY = "vision.source"
 DESCRIPTIONS = ("config.json", "preprocessor_config.json")
+# What lies beside the vision part in folders of pairs of towers, and of classifiers.
+BESIDE = ("text_model.", "text_projection.", "visual_projection.", "logit_", "classifier.")
 NORMALISATION = ("image_mean", "image_std")
 
 
@@ -56,76 +57,43 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def weights_folder(source: str, revision: str | None, packages: Mapping[str, Package]) -> Path:
-    """The folder with ``config.json`` and the weights as safetensors, in one file or several, or, where there are none,
-    in ``pytorch_model.bin``."""
+    """The folder with ``config.json`` and the weights as safetensors, in one file or several; where there are none,
+    those of ``torch.save``."""
     files = (*DESCRIPTIONS, "model*.safetensors", "model.safetensors.index.json")
     folder = fetch(source, key=KEY, files=files, packages=packages, revision=revision)
     if not any(folder.glob("model*.safetensors")):
-        files = (*DESCRIPTIONS, "pytorch_model.bin")
+        files = (*DESCRIPTIONS, "pytorch_model*.bin", "pytorch_model.bin.index.json")
         folder = fetch(source, key=KEY, files=files, packages=packages, revision=revision)
+        if not any(folder.glob("pytorch_model*.bin")):
+            raise UserError(f"{KEY}={source}: {folder} has no model.safetensors; expected a Hugging Face model folder")
     return folder
 
 
-def load_into(
-    model: torch.nn.Module,
-    folder: Path,
-    prefixes: tuple[str, ...] = (),
-    renamed: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict,
-    optional: tuple[str, ...] = (),
-) -> None:
-    """Every tensor of a vision model from its folder.
+def load(cls: Any, config: Any, folder: Path, optional: tuple[str, ...] = ()) -> Any:
+    """The vision model in float32, every tensor of it, whichever names and files transformers wrote them under.
 
     Args:
-        model: whose names are transformers' own.
+        cls: one of transformers' vision models.
+        config: its configuration.
         folder: as ``weights_folder`` gives it.
-        prefixes: where one of them stands before names, the tensors below it alone belong to the model (the vision part
-            of a pair of towers).
-        renamed: gives the tensors the names that they have now.
-        optional: tensors that stay as they are where the file has none (what pre-training alone uses).
+        optional: tensors that start at zero where the folder has none (what pre-training alone uses).
 
     Raises:
         UserError: tensors that are missing, unknown, or of another shape.
     """
-    state = renamed(_tensors(folder, prefixes))
-    own = model.state_dict()
-    state |= {name: own[name] for name in optional if name in own and name not in state}
-    state = {name: tensor for name, tensor in state.items() if not name.endswith("position_ids")}
-    wrong = [f"{name} is missing" for name in own if name not in state]
-    wrong += [f"{name} is unknown" for name in state if name not in own]
-    wrong += [
-        f"{name} is {tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
+    model, info = cls.from_pretrained(
+        folder,
+        config=config,
+        local_files_only=True,
+        dtype=torch.float32,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    other = {name: f"{name} is {tuple(found)}, expected {tuple(own)}" for name, found, own in info["mismatched_keys"]}
+    wrong = [f"{name} is missing" for name in sorted(info["missing_keys"]) if name not in (*other, *optional)]
+    wrong += [f"{name} is unknown" for name in sorted(info["unexpected_keys"]) if not name.startswith(BESIDE)]
+    wrong += sorted(other.values())
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise UserError(f"{KEY}: the weights in {folder} do not fit: {'; '.join(wrong[:3])}{more}")
-    model.load_state_dict(state, strict=True)
-
-
-def _tensors(folder: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
-    """The model's own tensors by name. Of safetensors no others are read."""
-    from safetensors import safe_open
-
-    found: dict[str, Tensor] = {}
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        path = folder / "pytorch_model.bin"
-        if not path.is_file():
-            raise UserError(f"{KEY}: {folder} has no model.safetensors; expected a Hugging Face model folder")
-        everything = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-        prefix = _prefix(everything, prefixes)
-        return {n.removeprefix(prefix): t for n, t in everything.items() if n.startswith(prefix)}
-    names = {}
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            names[path] = list(file.keys())
-    prefix = _prefix([name for of in names.values() for name in of], prefixes)
-    for path, of in names.items():
-        with safe_open(path, framework="pt") as file:
-            found |= {n.removeprefix(prefix): file.get_tensor(n) for n in of if n.startswith(prefix)}
-    return found
-
-
-def _prefix(names: Any, prefixes: tuple[str, ...]) -> str:
-    return next((prefix for prefix in prefixes if any(name.startswith(prefix) for name in names)), "")
+    return model.train()  # as a model that was built is; from_pretrained leaves it in evaluation mode

@@ -24,7 +24,7 @@ from hvlm.errors import UserError
 from hvlm.functional import attend, join_heads, split_heads
 from hvlm.image import IMAGENET_MEAN, IMAGENET_STD
 from hvlm.io.pretrained import Package
-from hvlm.io.vision_source import NORMALISATION, described, load_into, vision_config, weights_folder
+from hvlm.io.vision_source import NORMALISATION, described, load, vision_config, weights_folder
 from hvlm.types import KV, NOTHING_ELSE, Encoded, Tokens, Wants
 from hvlm.vision._encoded import encoded
 from hvlm.vision._gaze import Gaze, MergedKeys
@@ -70,7 +70,6 @@ class TransformerVision(Vision):
     families: ClassVar[dict[str, tuple[type, type]]]  # model_type -> (configuration, model); the first is the usual one
     packages: ClassVar[Mapping[str, Package]] = {}
     normalisation: ClassVar[tuple[Sequence[float], Sequence[float]]] = (IMAGENET_MEAN, IMAGENET_STD)
-    prefixes: ClassVar[tuple[str, ...]] = ()  # of the names of weights, where other parts lie beside them
     optional: ClassVar[tuple[str, ...]] = ()  # weights that a source may lack
     first_patch: int  # so many tokens (CLS, registers) stand before the patches
     mean: Tensor
@@ -113,11 +112,13 @@ class TransformerVision(Vision):
         except ValueError as error:
             raise UserError(f"vision.image_size={self.image_size}: {error}") from error
         mean, std = (values.get(key) or usual for key, usual in zip(NORMALISATION, self.normalisation, strict=True))
-        self.model = self.families[made.model_type][1](made)
+        cls = self.families[made.model_type][1]
         if weights and source != "scratch":
             folder = weights_folder(source, revision, self.packages)
             self._agree(source, self.source_values(folder), (mean, std))
-            load_into(self.model, folder, self.prefixes, self.renamed, self.optional)
+            self.model = load(cls, made, folder, self.optional)
+        else:
+            self.model = cls(made)
         self.query = Gaze(self.query_dim, self.dim)
         self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -155,11 +156,6 @@ class TransformerVision(Vision):
     @abstractmethod
     def finish(self, layer: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
         """The rest of the layer after attention, residuals included."""
-
-    @staticmethod
-    def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A source's tensors under the names that they have in the library now."""
-        return dict(state)
 
     def _own_size(self) -> int:
         """Side of the frames that the source was trained on."""

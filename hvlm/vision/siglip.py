@@ -25,7 +25,6 @@ class Siglip(TransformerVision):
         "siglip2_vision_model": (Siglip2VisionConfig, Siglip2VisionModel),
     }
     normalisation = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    prefixes = ("vision_model.",)
     first_patch = 0
 
     @property
@@ -34,7 +33,7 @@ class Siglip(TransformerVision):
 
     def _own_size(self) -> int:
         if self.is_naflex:
-            return int(self.config.num_patches**0.5) * self.patch_size
+            return int(self.config.num_patches**0.5) * self.config.patch_size
         return super()._own_size()
 
     def layers(self) -> Sequence[nn.Module]:
