@@ -228,7 +228,7 @@ def features_for(model: VLM, manifest: Any) -> FrozenFeatures:
 
 def _kept_as(vision: Any, manifest: Any) -> str:
     """Equal for equal encoders on the same data: clips of two data sets may have the same names."""
-    return f"{weights_hash(vision.state_dict())} {vision.image_size} {manifest.identity}"
+    return f"{weights_hash(vision.state_dict())} {vision.image_size} {vision.beside_weights} {manifest.identity}"
 
 
 def datamodule(

@@ -100,7 +100,7 @@ class Vision(FromSource, ABC, group="vision"):
     dim: width of the features. query_dim: width of the queries of ``gaze``. image_size: side of the frames in pixels.
     frames_at_once: without gradients, longer batches are encoded in parts of so many frames. cache_gb: memory for a
     frozen encoder's features (``hvlm.feature_cache``), 0: none. gradient_checkpointing: layers are computed again in
-    the backward pass.
+    the backward pass. beside_weights: what of its settings, beside weights and image size, decides about its features.
     """
 
     part = "vision"
@@ -110,6 +110,7 @@ class Vision(FromSource, ABC, group="vision"):
     frames_at_once: int
     cache_gb: float
     gradient_checkpointing: bool = False
+    beside_weights: str = ""
 
     @abstractmethod
     def grid(self, height: int, width: int) -> tuple[int, int]:

@@ -32,11 +32,12 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from hvlm import FoveatedVLM, build
+from hvlm import FoveatedVLM, assembly
 from hvlm.errors import UserError
 from hvlm.feature_cache import FrozenFeatures
 from hvlm.gaze import CachedKV, RecomputedKV
 from hvlm.image import IMAGENET_MEAN, IMAGENET_STD
+from hvlm.merging import Assignment
 from hvlm.types import Batch, Encoded, Wants
 from hvlm.vision._transformer import TransformerVision
 from hvlm.vision.clip import MEAN, STD, Clip
@@ -124,7 +125,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def room(folder: Path, word: str, **changes: Any) -> TransformerVision:
     settings = yaml.safe_load((CONF / "vision" / f"{word}.yaml").read_text())
-    made = build.room(settings | {"source": str(folder), "image_size": None} | changes).eval()
+    made = assembly.room(settings | {"source": str(folder), "image_size": None} | changes).eval()
     for parameter in made.query.parameters():  # the query comes in and goes out as it is
         torch.nn.init.eye_(parameter) if parameter.ndim == 2 else torch.nn.init.zeros_(parameter)
     return made
@@ -214,6 +215,16 @@ def test_every_way_to_read_frames_is_the_same(name: str, folders: dict[str, Path
     with torch.no_grad():
         torch.testing.assert_close(RecomputedKV(made, frames[0], 2)(query)[0], z, **CLOSE)
 
+        n = made.grid(made.image_size, made.image_size)[0] ** 2
+        alone = Assignment.of_roots(torch.arange(n).expand(3, -1), torch.ones(3, n, dtype=torch.bool), torch.ones(3, n))
+        torch.testing.assert_close(CachedKV(made, found.kv).merged(alone)(query)[0], z, **CLOSE)
+        to = Assignment.of_roots(torch.arange(n).expand(3, -1) // 2 * 2, alone.mask_BM, torch.ones(3, n))
+        merged = CachedKV(made, found.kv).merged(to)
+        assert merged.kv[0][0].shape[2] == made.first_patch + (n + 1) // 2  # CLS and registers stay
+        torch.testing.assert_close(
+            RecomputedKV(made, frames[0], 2).merged(to)(query)[0], merged(query)[0], rtol=1e-4, atol=1e-4
+        )
+
     made.zero_grad()
     made.gradient_checkpointing = True
     again = encode(made, frames, wants)
@@ -298,7 +309,7 @@ def test_what_was_read_of_a_source_stands_in_for_it(name: str, folders: dict[str
     settings = yaml.safe_load((CONF / "vision" / f"{source.word}.yaml").read_text()) | {"source": str(folders[name])}
     read = target(settings).read_source_config(settings)
     gone = settings | {"source": "/nowhere"}
-    there, elsewhere = room(folders[name], source.word), build.room(
+    there, elsewhere = room(folders[name], source.word), assembly.room(
         gone, weights=False, source_config=json.loads(json.dumps(read)))  # fmt: skip
     assert there.source_config == read == elsewhere.source_config
     shapes = {n: p.shape for n, p in there.named_parameters()}
@@ -360,6 +371,6 @@ def test_any_dinov2_folder_is_foveatedvlms_encoder(name: str, folders: dict[str,
 )
 def test_presets_are_the_published_sizes_and_need_no_source(word: str, count: int, grid: int) -> None:
     with torch.device("meta"):
-        made = build.room(yaml.safe_load((CONF / "vision" / f"{word}.yaml").read_text()), weights=False)
+        made = assembly.room(yaml.safe_load((CONF / "vision" / f"{word}.yaml").read_text()), weights=False)
     assert sum(p.numel() for p in made.model.parameters()) == count
     assert made.grid(made.image_size, made.image_size) == (grid, grid)

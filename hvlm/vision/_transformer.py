@@ -112,6 +112,7 @@ class TransformerVision(Vision):
         except ValueError as error:
             raise UserError(f"vision.image_size={self.image_size}: {error}") from error
         mean, std = (values.get(key) or usual for key, usual in zip(NORMALISATION, self.normalisation, strict=True))
+        self.beside_weights = f"{layer} {list(mean)} {list(std)} {made.to_json_string()}"
         cls = self.families[made.model_type][1]
         if weights and source != "scratch":
             folder = weights_folder(source, revision, self.packages)

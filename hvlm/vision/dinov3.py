@@ -20,11 +20,6 @@ class Dinov3(TransformerVision):
     families = {"dinov3_vit": (DINOv3ViTConfig, DINOv3ViTModel)}
     optional = ("embeddings.mask_token",)
 
-    def train(self, mode: bool = True) -> Dinov3:
-        super().train(mode)
-        self.model.rope_embeddings.eval()  # which would move the places at random
-        return self
-
     @property
     def first_patch(self) -> int:
         return 1 + self.config.num_register_tokens
@@ -33,7 +28,8 @@ class Dinov3(TransformerVision):
         return self.model.model.layer
 
     def embed(self, pixels_FCHW: Tensor) -> tuple[Tensor, Place]:
-        return self.model.embeddings(pixels_FCHW), self.model.rope_embeddings(pixels_FCHW)
+        places = self.model.rope_embeddings.eval()  # in training it would move the places at random
+        return self.model.embeddings(pixels_FCHW), places(pixels_FCHW)
 
     def last_norm(self, x: Tensor) -> Tensor:
         return self.model.norm(x)
