@@ -149,7 +149,7 @@ def from_scores(question: Question, attempt: int, one: Try, scores: Sequence[flo
     pred = choose(scores)
     return Prediction(
         question.id, question.key, question.task, attempt, one.options, one.gold, pred, tuple(scores), variant,
-        problem=MISSING if pred is None else "",
+        problem=MISSING if pred is None else "", question=question.words,
     )  # fmt: skip
 
 
@@ -158,6 +158,9 @@ def from_text(question: Question, attempt: int, one: Try, text: str, variant: st
     shared = (question.id, question.key, question.task, attempt)
     if not one.options:
         problem = "" if text.strip() else MISSING
-        return Prediction(*shared, (), None, None, None, variant, text, one.answers[one.gold], problem)
+        return Prediction(*shared, (), None, None, None, variant, text, one.answers, problem, question.words)
     reading = read_answer(text, one.options, one.lettered)
-    return Prediction(*shared, one.options, one.gold, reading.index, None, variant, text, None, reading.problem)
+    return Prediction(
+        *shared, one.options, one.gold, reading.index, None, variant, text, problem=reading.problem,
+        question=question.words,
+    )  # fmt: skip

@@ -66,7 +66,7 @@ class Needles(QuestionBenchmark):
             offered = [_try(q["question"], t["options"], t["gold"], lettered) for t in tries]
             asked = tuple(offered) or (Try(q["question"], (), (q["answer"],), 0),)
             evidence = tuple((float(start), float(stop)) for start, stop in q["evidence"])
-            out.append(Question(f"{sample['uid']}/{q['id']}", sample["uid"], q["task"], asked, evidence))
+            out.append(Question(f"{sample['uid']}/{q['id']}", sample["uid"], q["task"], asked, evidence, q["question"]))
         return out
 
     def predict(

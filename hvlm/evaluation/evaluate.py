@@ -222,5 +222,7 @@ def _write_sheets(folder: Path, shown: Sequence[tuple[Query, list[Prediction]]])
         for p in (p for p in predictions if p.attempt == 0):
             chosen = p.text if p.pred is None else p.options[p.pred]
             line = {"sheet": f"{i}.png", "key": p.key, "task": p.task, "question": prompts[p.question_id]}
-            lines.append(line | {"answer": p.options[p.gold] if p.options else p.answer, "prediction": chosen})
+            lines.append(
+                line | {"answer": p.options[p.gold] if p.options else " / ".join(p.answers), "prediction": chosen}
+            )
     write_lines(folder / "clips.jsonl", lines)

@@ -1,13 +1,14 @@
 """The predictions file: one JSON object per line, one line per question and try.
 
-    {"question_id", "key", "task", "try", "options", "gold", "pred", "scores", "variant", "text", "problem"}
-    {"question_id", "key", "task", "try", "answer", "text", "variant"}                        # an open question
+    {"question_id", "key", "task", "try", "question", "options", "gold", "pred", "scores", "variant", "text", "problem"}
+    {"question_id", "key", "task", "try", "question", "answer", "text", "variant"}            # an open question
 
 ``options`` are what was offered, ``gold`` the index of the right one, ``pred`` the index that was chosen. Files made by
 other programs need question_id, key, task, try, options, gold and pred; ``pred`` may be an index, a text in any form
 that ``hvlm.evaluation.answers`` reads, or null where there was no answer. Open questions need answer (the right one)
 and text (what was answered) in place of options, gold and pred. No answer, and a text that is none of the options,
-count as wrong: leaving them out would reward a model for staying silent.
+count as wrong: leaving them out would reward a model for staying silent. An ``answer`` may be a list of all that count
+as right; ``question`` (what was asked) is for whoever reads the file.
 """
 
 from __future__ import annotations
@@ -36,12 +37,14 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
 
 def _to_dict(p: Prediction) -> dict[str, Any]:
     line = {"question_id": p.question_id, "key": p.key, "task": p.task, "try": p.attempt}
+    line |= {"question": p.question} if p.question else {}
     if p.options:
         scores = p.scores and [round(s, 6) if math.isfinite(s) else None for s in p.scores]
         line |= {"options": p.options, "gold": p.gold, "pred": p.pred, "scores": scores, "variant": p.variant}
         line |= {} if p.text is None else {"text": p.text}
         return line | ({"problem": p.problem} if p.problem else {})
-    return line | {"answer": p.answer, "text": p.text, "variant": p.variant}
+    answer = p.answers[0] if len(p.answers) == 1 else p.answers
+    return line | {"answer": answer, "text": p.text, "variant": p.variant}
 
 
 def read_predictions(path: Path, variant: str = "predictions") -> list[Prediction]:
@@ -93,19 +96,21 @@ def _parse(line: str, where: str, variant: str) -> Prediction:
     found = _open(value, where) if is_open else _choice(value, where)
     return Prediction(
         question_id=str(value["question_id"]), key=str(value["key"]), task=str(value["task"]), attempt=value["try"],
-        variant=str(value.get("variant", variant)), **found,
+        variant=str(value.get("variant", variant)), question=str(value.get("question", "")), **found,
     )  # fmt: skip
 
 
 def _open(value: dict[str, Any], where: str) -> dict[str, Any]:
-    answer, text = value["answer"], value["text"]
-    if not isinstance(answer, str) or not answer.strip():
-        raise UserError(f"{where}: answer is {answer!r}, expected the right answer's text")
+    text = value["text"]
+    answers = value["answer"] if isinstance(value["answer"], list) else [value["answer"]]
+    if not answers or not all(isinstance(answer, str) and answer.strip() for answer in answers):
+        raise UserError(f"{where}: answer is {value['answer']!r}, expected the right answer's text, or a list of such")
     if text is not None and not isinstance(text, str):
         raise UserError(f"{where}: text is {text!r}, expected what was answered, or null")
     problem = "" if text and text.strip() else MISSING
     return {
-        "options": (), "gold": None, "pred": None, "scores": None, "text": text, "answer": answer, "problem": problem
+        "options": (), "gold": None, "pred": None, "scores": None, "text": text, "answers": tuple(answers),
+        "problem": problem,
     }  # fmt: skip
 
 

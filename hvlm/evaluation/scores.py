@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from hvlm.evaluation.answers import AMBIGUOUS, MISSING, UNREAD, same
 from hvlm.evaluation.stats import clustered_mean, group_mean
 
 PROBLEMS = (MISSING, UNREAD, AMBIGUOUS)
+ALL_TRIES = "accuracy_4of4"
 
 
 class Likelihood(NamedTuple):
@@ -29,8 +30,8 @@ class Try(NamedTuple):
     """One way to ask a question.
 
     options: what is offered, () for an open question. answers: ``answers[i]`` is the text whose likelihood stands for
-    ``options[i]``: the option itself, or its letter when the prompt lists the options; of an open question the one
-    right answer. gold: index into answers.
+    ``options[i]``: the option itself, or its letter when the prompt lists the options; of an open question all that
+    count as right. gold: index into answers.
     """
 
     prompt: str
@@ -45,14 +46,21 @@ class Try(NamedTuple):
 
 
 class Question(NamedTuple):
-    """id: unique in the benchmark. key: the clip's one name (its uid). evidence: seconds, half-open:
-    every interval must hold a sampled frame, otherwise the question is not asked."""
+    """id: unique in the benchmark. key: the clip's one name (its uid), by which errors are clustered; clips that are
+    parts of one video share it. evidence: seconds, half-open: every interval must hold a sampled frame, otherwise the
+    question is not asked. text: the question alone, for whoever reads the answers; "": as in the first try's prompt."""
 
     id: str
     key: str
     task: str
     tries: tuple[Try, ...]
     evidence: tuple[tuple[float, float], ...]
+    text: str = ""
+
+    @property
+    def words(self) -> str:
+        """What was asked."""
+        return self.text or self.tries[0].prompt
 
 
 class Prediction(NamedTuple):
@@ -60,9 +68,9 @@ class Prediction(NamedTuple):
 
     options: what was offered, () for an open question. gold: index of the right option, None for an open question.
     pred: index of the chosen option, None where there is none. scores: of each option, where options were scored.
-    text: what was written, where something was. answer: the right answer of an open question.
+    text: what was written, where something was. answers: what counts as right, of an open question.
     problem: why there is no ``pred``: "missing" (no answer), "unread" (a text that is no option), "ambiguous" (it could
-    mean two), or "".
+    mean two), or "". question: what was asked, where that is known.
     """
 
     question_id: str
@@ -75,14 +83,15 @@ class Prediction(NamedTuple):
     scores: tuple[float, ...] | None
     variant: str
     text: str | None = None
-    answer: str | None = None
+    answers: tuple[str, ...] = ()
     problem: str = ""
+    question: str = ""
 
     @property
     def right(self) -> bool:
         if self.options:
             return self.pred is not None and self.pred == self.gold
-        return self.answer is not None and same(self.text, self.answer)
+        return any(same(self.text, answer) for answer in self.answers)
 
 
 def choose(scores: Sequence[float]) -> int | None:
@@ -105,64 +114,116 @@ def score(predictions: Iterable[Prediction], apart: Sequence[str] = ()) -> list[
     Args:
         apart: tasks that the two means leave out. Rows of these means then have ``left_out``, the tasks' names.
     """
-    by_variant: dict[str, dict[str, list[Prediction]]] = {}
-    for p in predictions:
-        by_variant.setdefault(p.variant, {}).setdefault(p.question_id, []).append(p)
     out = []
-    for variant, questions in by_variant.items():
-        for row in _score_variant(list(questions.values()), apart):
-            out.append({"variant": variant, **row})
+    for variant, questions in variants_of(predictions).items():
+        tasks, in_mean, apart_here = _parts(questions, apart)
+        left_out = {"left_out": ",".join(apart_here)} if apart_here else {}
+        means = {"accuracy": (_share_right, _chance_each)}
+        if all(len(q) == 4 for q in questions):
+            means[ALL_TRIES] = (_all_right, _chance_all)
+        rows = []
+        for metric, how in means.items():
+            if in_mean:
+                rows.append(row("accuracy_mean" if metric == "accuracy" else metric, in_mean, *how) | left_out)
+            rows += [row(f"{metric}/{task}", of, *how) for task, of in tasks.items()]
+        out += [{"variant": variant, **r} for r in rows + problems(questions)]
     return out
 
 
-def _score_variant(questions: list[list[Prediction]], apart: Sequence[str]) -> list[dict[str, Any]]:
-    tasks = sorted({tries[0].task for tries in questions})
-    in_mean = [q for q in questions if q[0].task not in apart]
-    left_out = {"left_out": ",".join(out)} if (out := [task for task in tasks if task in apart]) else {}
+def score_choices(predictions: Iterable[Prediction], apart: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The same rows for anybody's multiple choice, without the 4-of-4 score.
+
+    accuracy_macro: mean over tasks, each weighing the same. accuracy_micro: mean over questions. accuracy/<task>.
+    A mean that leaves out tasks says so in its name: ``accuracy_macro_without_direction``.
+    """
+    out = []
+    for variant, questions in variants_of(predictions).items():
+        rows = means_and_tasks("accuracy", questions, _share_right, apart, _chance_each)
+        out += [{"variant": variant, **r} for r in rows + problems(questions)]
+    return out
+
+
+# ------------------------------------------------------------------------------------------------ what scores share
+
+Tries = list[Prediction]  # of one question and variant
+
+
+def variants_of(predictions: Iterable[Prediction]) -> dict[str, list[Tries]]:
+    """{variant: the tries of each question}, in order of appearance."""
+    by_variant: dict[str, dict[str, Tries]] = {}
+    for p in predictions:
+        by_variant.setdefault(p.variant, {}).setdefault(p.question_id, []).append(p)
+    return {variant: list(questions.values()) for variant, questions in by_variant.items()}
+
+
+def means_and_tasks(
+    metric: str,
+    questions: Sequence[Tries],
+    value_of: Callable[[Tries], float],
+    apart: Sequence[str],
+    chance_of: Callable[[Tries], float] | None = None,
+) -> list[dict[str, Any]]:
+    """Rows ``<metric>_macro``, ``<metric>_micro`` and ``<metric>/<task>``; see ``score_choices``."""
+    tasks, in_mean, apart_here = _parts(questions, apart)
+    without = f"_without_{','.join(apart_here)}" if apart_here else ""
     rows = []
     if in_mean:
-        rows.append(_row("accuracy_mean", in_mean, _share_right, _chance_each) | left_out)
-    for task in tasks:
-        rows.append(_row(f"accuracy/{task}", [q for q in questions if q[0].task == task], _share_right, _chance_each))
-    if all(len(q) == 4 for q in questions):
-        if in_mean:
-            rows.append(_row("accuracy_4of4", in_mean, _all_right, _chance_all) | left_out)
-        for task in tasks:
-            rows.append(
-                _row(f"accuracy_4of4/{task}", [q for q in questions if q[0].task == task], _all_right, _chance_all)
-            )
-    return rows + _problems([p for tries in questions for p in tries])
+        rows.append(row(f"{metric}_macro{without}", in_mean, value_of, chance_of))
+        rows.append(row(f"{metric}_micro{without}", in_mean, value_of, chance_of, by_task=False))
+    return rows + [row(f"{metric}/{task}", of, value_of, chance_of) for task, of in tasks.items()]
 
 
-def _problems(tries: Sequence[Prediction]) -> list[dict[str, Any]]:
+def row(
+    metric: str,
+    questions: Sequence[Tries],
+    value_of: Callable[[Tries], float],
+    chance_of: Callable[[Tries], float] | None = None,
+    by_task: bool = True,
+) -> dict[str, Any]:
+    """One row: the mean of ``value_of`` over questions with its clustered standard error.
+
+    Args:
+        metric: its name.
+        value_of: the tries of a question -> in [0, 1].
+        chance_of: what guessing gets; None, or a question without options for which nothing can be guessed: no chance.
+        by_task: whether every task weighs the same, however many questions it has.
+    """
+    videos = [q[0].key for q in questions]
+    tasks = [q[0].task if by_task else "" for q in questions]
+    value, stderr = clustered_mean([value_of(q) for q in questions], videos, tasks)
+    chances = [math.nan if chance_of is None else chance_of(q) for q in questions]
+    return {
+        "metric": metric, "value": value, "stderr": stderr, "n": len(questions), "videos": len(set(videos)),
+        "chance": None if any(map(math.isnan, chances)) else group_mean(chances, tasks),
+    }  # fmt: skip
+
+
+def problems(questions: Sequence[Tries]) -> list[dict[str, Any]]:
+    """A row for each kind of answer that is none, where there are some; they count tries."""
+    tries = [p for of_one in questions for p in of_one]
     count = Counter(p.problem for p in tries)
     shared = {"stderr": None, "n": len(tries), "videos": len({p.key for p in tries}), "chance": None}
     return [{"metric": f"answers_{name}", "value": float(count[name]), **shared} for name in PROBLEMS if count[name]]
 
 
-def _row(metric: str, questions: list[list[Prediction]], value_of: Any, chance_of: Any) -> dict[str, Any]:
-    videos = [q[0].key for q in questions]
-    tasks = [q[0].task for q in questions]
-    value, stderr = clustered_mean([value_of(q) for q in questions], videos, tasks)
-    closed = all(p.options for tries in questions for p in tries)
-    chance = group_mean([chance_of(q) for q in questions], tasks) if closed else None
-    return {
-        "metric": metric, "value": value, "stderr": stderr, "n": len(questions), "videos": len(set(videos)),
-        "chance": chance,
-    }  # fmt: skip
+def _parts(questions: Sequence[Tries], apart: Sequence[str]) -> tuple[dict[str, list[Tries]], list[Tries], list[str]]:
+    """({task: its questions}, those of the means, the tasks that the means leave out)."""
+    tasks = {task: [q for q in questions if q[0].task == task] for task in sorted({q[0].task for q in questions})}
+    return tasks, [q for q in questions if q[0].task not in apart], [task for task in tasks if task in apart]
 
 
-def _share_right(tries: list[Prediction]) -> float:
+def _share_right(tries: Tries) -> float:
     return sum(p.right for p in tries) / len(tries)
 
 
-def _all_right(tries: list[Prediction]) -> float:
+def _all_right(tries: Tries) -> float:
     return float(all(p.right for p in tries))
 
 
-def _chance_each(tries: list[Prediction]) -> float:
-    return sum(1 / len(p.options) for p in tries) / len(tries)
+def _chance_each(tries: Tries) -> float:
+    """NaN for an open question."""
+    return sum(1 / len(p.options) if p.options else math.nan for p in tries) / len(tries)
 
 
-def _chance_all(tries: list[Prediction]) -> float:
-    return math.prod(1 / len(p.options) for p in tries)
+def _chance_all(tries: Tries) -> float:
+    return math.prod(1 / len(p.options) if p.options else math.nan for p in tries)
