@@ -411,13 +411,16 @@ class Benchmark(Room, ABC, group="benchmark"):
     of them share.
 
     split: of the dataset, where the clips are the dataset's. tasks: names of those that are asked, None: all.
-    batch_size: clips of a forward pass. blind: everything is also asked without frames.
+    batch_size: clips of a forward pass. blind: everything is also asked without frames. writes: the model answers in
+    its own words, of at most ``max_new_tokens``; else by the likelihood of what is offered.
     """
 
     split: str
     tasks: list[str] | None
     batch_size: int
     blind: bool
+    writes: bool = False
+    max_new_tokens: int = 32
 
     @abstractmethod
     def source(self, dataset: Any) -> Any:
@@ -426,6 +429,10 @@ class Benchmark(Room, ABC, group="benchmark"):
         Args:
             dataset: the configured one, perhaps not prepared yet.
         """
+
+    def missing(self, source: Any) -> Mapping[str, int]:
+        """{clip that questions name and that is not there: how many questions are about it}; not part of ``source``."""
+        return {}
 
     @abstractmethod
     def select(self, num_clips: int, limit: int | None = None) -> list[int]:

@@ -72,7 +72,9 @@ def check_benchmark(cfg: Mapping[str, Any], chat: Chat) -> None:
     """
     choose_precision(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])
     benchmark = assembly.room(cfg["benchmark"])
-    check_answers(chat, benchmark.check(assembly.dataset(cfg)), cfg["order"])
+    questions = benchmark.check(assembly.dataset(cfg))
+    if not benchmark.writes:
+        check_answers(chat, questions, cfg["order"])
 
 
 def costs(loaded: Loaded, label: results.Label) -> list[results.Record]:
@@ -243,7 +245,7 @@ def write_answers(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[d
     ``task=score`` reads."""
     loaded = load(path, cfg)
     benchmark = loaded.benchmark()
-    asked = ask(loaded, benchmark, loaded.variant, out, InWords())
+    asked = ask(loaded, benchmark, loaded.variant, out, InWords(benchmark.max_new_tokens))
     warn_of_problems(asked.predictions)
     target = out / "answers.jsonl"
     write_predictions(target, asked.predictions)

@@ -338,7 +338,7 @@ class Split:
 
     def __init__(self, samples, videos):
         self.samples, self.videos = samples, videos
-        self.folder, self.identity = Path("nowhere"), uuid.uuid4().hex
+        self.folder, self.name, self.identity = Path("nowhere"), "test", uuid.uuid4().hex
         self.keys = [s["key"] for s in samples]
         self.domains, self.shards = ["general"] * len(samples), ["test-000000.tar"] * len(samples)
 
@@ -564,7 +564,7 @@ def test_what_cannot_be_asked_is_said_by_check(dataset):
     with pytest.raises(UserError, match=r"benchmark.tasks=\['color'\]: the questions are of the tasks colour, where"):
         Needles(tasks=["color"]).check(dataset)
     dataset._split.samples = [FOREIGN, FOREIGN]
-    with pytest.raises(UserError, match='2 clips of split .test. hold no question of Needles .the JSON needs "quest'):
+    with pytest.raises(UserError, match="2 clips of .test. in nowhere hold no question of Needles .the JSON"):
         Needles().check(dataset)
 
 

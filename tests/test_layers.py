@@ -32,7 +32,7 @@ LAYERS = [
         "io",
     ),  # fmt: skip
     ("merging", "caching", "config"),
-    ("evaluation.stats", "evaluation.answers", "evaluation.scores", "evaluation.predictions"),
+    ("evaluation.stats", "evaluation.answers", "evaluation.scores", "evaluation.open_scores", "evaluation.predictions"),
     ("data",),
     ROOM_GROUPS,
     ("gaze", "feature_cache", "model"),

@@ -16,6 +16,7 @@ import numpy as np
 from hvlm.contracts import Benchmark
 from hvlm.data import samples
 from hvlm.data.quarantine import SampleError
+from hvlm.data.shard_index import Manifest, ShardSplit
 from hvlm.data.tar import TEXT_FIELDS
 from hvlm.errors import UserError
 from hvlm.evaluation.answers import MISSING, read_answer
@@ -30,10 +31,12 @@ class QuestionBenchmark(Benchmark):
     many clips, evenly spread, or None: all. blind: also ask everything without frames. num_frames: sampled per clip,
     None: as many as the model was trained with. apart: tasks that the means over tasks leave out.
 
-    form: what a sample must hold so that there is something to ask, in words for whoever writes shards.
+    form: what a sample must hold so that there is something to ask, in words for whoever writes shards. scoring: how
+    likelihoods become a choice.
     """
 
     form: ClassVar[str]
+    scoring: str = "loglik_mean"
 
     def __init__(
         self, *, split: str, tasks: list[str] | None, batch_size: int, limit: int | None, blind: bool,
@@ -59,10 +62,13 @@ class QuestionBenchmark(Benchmark):
                 "dataset.access=index, or train with evaluate=false"
             )
         dataset.prepare()
-        manifest = dataset.manifest()
+        return self.split_of(dataset.manifest(), "the dataset")
+
+    def split_of(self, manifest: Manifest, whose: str) -> ShardSplit:
+        """The benchmark's split of some shards; whose: what has them, for messages."""
         if self.split not in manifest.splits:
             raise UserError(
-                f"benchmark.split={self.split}: the dataset has no such split, it has {', '.join(manifest.splits)}; "
+                f"benchmark.split={self.split}: {whose} has no such split, it has {', '.join(manifest.splits)}; "
                 "set benchmark.split to one of them, or train with evaluate=false"
             )
         manifest.verify(full=False)
@@ -96,7 +102,7 @@ class QuestionBenchmark(Benchmark):
         """Look at the source until there is something to ask, so that what cannot be asked is said before any work.
 
         Returns:
-            The multiple-choice questions of some clips.
+            Questions about some clips, of the kind that will be asked.
 
         Raises:
             UserError: no such split, or no question (of the wanted tasks) in it.
@@ -110,8 +116,8 @@ class QuestionBenchmark(Benchmark):
             key, domain, uid = clips.keys[index], clips.domains[index], clips.uid(index)
             try:
                 sample = samples.parse(clips.read(index, TEXT_FIELDS), key, domain, uid)
-                tasks |= {q.task for q in self.all_questions(sample) if q.tries[0].options}
-                wanted = self.questions(sample)
+                tasks |= {q.task for q in self.all_questions(sample) if q.tries[0].options or self.writes}
+                wanted = self.questions(sample, self.writes)
             except (SampleError, ValueError, LookupError, TypeError):
                 continue  # it is named and counted when it is asked about
             found += wanted
@@ -122,18 +128,24 @@ class QuestionBenchmark(Benchmark):
             return found
         if not tasks:
             raise UserError(
-                f"benchmark: {len(chosen)} clips of split {self.split!r} hold no question of {type(self).__name__} "
-                f"({self.form}); choose another benchmark or split, or set evaluate=false"
+                f"benchmark: {len(chosen)} clips of {clips.name!r} in {clips.folder} hold no question of "
+                f"{type(self).__name__} ({self.form}); choose another benchmark or split, or set evaluate=false"
             )
         raise UserError(f"benchmark.tasks={self.tasks}: the questions are of the tasks {', '.join(sorted(tasks))}")
 
     # -- how it is answered --------------------------------------------------------------------------------------------
 
-    @abstractmethod
     def predict(
         self, question: Question, likelihoods: Mapping[tuple[str, str], Likelihood], variant: str
     ) -> list[Prediction]:
-        """One prediction per try, from {(prompt, answer): Likelihood} of its clip."""
+        """One prediction per try, from {(prompt, answer): Likelihood} of its clip: the likeliest answer, per token or,
+        with ``scoring="loglik_sum"``, in sum."""
+        out = []
+        for attempt, one in enumerate(question.tries):
+            found = [likelihoods[one.prompt, answer] for answer in one.answers]
+            scores = [f.logp if self.scoring == "loglik_sum" else f.logp / f.tokens for f in found]
+            out.append(from_scores(question, attempt, one, scores, variant))
+        return out
 
     def read(self, question: Question, written: Mapping[str, str], variant: str) -> list[Prediction]:
         """One prediction per try, from {prompt: what the model wrote} of its clip."""
@@ -142,6 +154,11 @@ class QuestionBenchmark(Benchmark):
     def score(self, predictions: Iterable[Prediction]) -> list[dict[str, Any]]:
         """Accuracy per task, their mean and the 4-of-4 score; see ``hvlm.evaluation.scores.score``."""
         return score(predictions, self.apart)
+
+
+def cluster_of(sample: Mapping[str, Any]) -> str:
+    """What the errors of a sample's questions are clustered by: its ``cluster``, which parts of a video share."""
+    return sample.get("cluster", sample["uid"])
 
 
 def from_scores(question: Question, attempt: int, one: Try, scores: Sequence[float], variant: str) -> Prediction:

@@ -1,4 +1,4 @@
-"""The held-out questions of a needles dataset, and anybody's multiple choice: four tries, a blind control.
+"""The held-out questions of a needles dataset: four tries, a blind control.
 
 Each question carries tries, the same question with its options permuted or drawn anew. Easy and hard sets: the prompt
 is the bare question and each distinct option is scored once as the answer; a try chooses the best of its own options.
@@ -18,10 +18,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from hvlm.benchmark._base import QuestionBenchmark, from_scores
+from hvlm.benchmark._base import QuestionBenchmark, cluster_of
 from hvlm.config.ranges import Ge, Le, PositiveInt
 from hvlm.errors import UserError
-from hvlm.evaluation.scores import Likelihood, Prediction, Question, Try
+from hvlm.evaluation.scores import Question, Try
 from hvlm.prompts import LETTERS, lettered_prompt
 
 
@@ -66,18 +66,8 @@ class Needles(QuestionBenchmark):
             offered = [_try(q["question"], t["options"], t["gold"], lettered) for t in tries]
             asked = tuple(offered) or (Try(q["question"], (), (q["answer"],), 0),)
             evidence = tuple((float(start), float(stop)) for start, stop in q["evidence"])
-            out.append(Question(f"{sample['uid']}/{q['id']}", sample["uid"], q["task"], asked, evidence, q["question"]))
-        return out
-
-    def predict(
-        self, question: Question, likelihoods: Mapping[tuple[str, str], Likelihood], variant: str
-    ) -> list[Prediction]:
-        """One prediction per try, from {(prompt, answer): Likelihood} of its clip."""
-        out = []
-        for attempt, one in enumerate(question.tries):
-            found = [likelihoods[one.prompt, answer] for answer in one.answers]
-            scores = [f.logp if self.scoring == "loglik_sum" else f.logp / f.tokens for f in found]
-            out.append(from_scores(question, attempt, one, scores, variant))
+            name = f"{sample['uid']}/{q['id']}"
+            out.append(Question(name, cluster_of(sample), q["task"], asked, evidence, q["question"]))
         return out
 
 

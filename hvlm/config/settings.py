@@ -119,9 +119,11 @@ ROOM_TEXTS: dict[str, frozenset[str]] = {
             "vision.source", "vision.revision", "language.source", "language.revision",
             "language.template", "language.system",
             "dataset.root", "dataset.haystack", "dataset.domain", "benchmark.split",
+            "benchmark.path", "benchmark.questions", "benchmark.videos", "benchmark.instruction",
         }
     ),
-    "list": frozenset({"dataset.domains", "benchmark.tasks"}),
+    "list": frozenset({"dataset.domains", "benchmark.tasks", "benchmark.apart"}),
     "either": frozenset({"dataset.path"}),
 }  # fmt: skip
-FREE_TEXT = frozenset({"ask.question", "language.system"})  # sentences: a comma or ${...} is no syntax
+# Sentences: a comma or ${...} is no syntax.
+FREE_TEXT = frozenset({"ask.question", "language.system", "benchmark.instruction"})

@@ -16,12 +16,13 @@ from PIL import Image
 
 from hvlm.data import decode_process, decord_reader
 from hvlm.data.orientation import UPRIGHT, from_exif, upright
-from hvlm.data.sampling import nearest_frames, shown_frames, uniform_times
+from hvlm.data.sampling import TOLERANCE, nearest_frames, shown_frames, uniform_times
 from hvlm.data.sources import Source
 from hvlm.data.video import MAX_PIXELS, Picture, Video, VideoDecodeError, still, too_large
 
 CHUNK_BYTES = 4 << 20  # decoded pixels handed on at a time, or one frame where that is larger
 DECODERS = ("pyav", "decord")
+Section = tuple[float, float]  # start and stop, seconds from the clip's first frame
 
 
 class Chunk(NamedTuple):
@@ -40,8 +41,9 @@ def decode(
     size: tuple[int, int] | None = None,
     decoder: Literal["pyav", "decord"] = "pyav",
     timeout: float | None = None,
+    section: Section | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sample ``num_frames`` frames evenly in time over the whole clip.
+    """Sample ``num_frames`` frames evenly in time over the whole clip, or over a section of it.
 
     Args:
         video: the encoded bytes, or where they lie.
@@ -51,14 +53,16 @@ def decode(
             the clip's own size.
         decoder: "decord" lets decord decode what it can be trusted with.
         timeout: seconds, in a process that is killed when they are over; None decodes here.
+        section: (start, stop) in seconds, of which alone frames are taken.
 
     Returns:
-        uint8 [T, 3, H, W] and float32 [T] seconds from the clip's first frame.
+        uint8 [T, 3, H, W] and float32 [T] seconds from the clip's first frame, or from the section's start.
 
     Raises:
-        VideoDecodeError: the video cannot be read, or is larger than is allowed.
+        VideoDecodeError: the video cannot be read, is larger than is allowed, or ends before the section starts.
     """
-    return gathered(_under(timeout, sampled, video, num_frames, decoder), name=name, field="video", size=size)
+    taken = _under(timeout, sampled, video, num_frames, decoder, section)
+    return gathered(taken, name=name, field="video", size=size)
 
 
 def decode_images(
@@ -69,9 +73,13 @@ def decode_images(
     fps: float,
     size: tuple[int, int] | None = None,
     timeout: float | None = None,
+    section: Section | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same for a clip stored as JPEG or PNG stills, ``fps`` of them a second; only the sampled ones are decoded."""
-    chosen, seconds = chosen_stills(len(images), num_frames, fps)
+    try:
+        chosen, seconds = chosen_frames(np.arange(len(images)) / fps, len(images) / fps, num_frames, section)
+    except VideoDecodeError as error:
+        raise VideoDecodeError(name, "image", error.reason) from error
     wanted = [images[i] for i in chosen]
     return gathered(_under(timeout, decoded_stills, wanted, seconds), name=name, field="image", size=size)
 
@@ -90,11 +98,18 @@ def frames_of(
 # --------------------------------------------------------------------------- what is decoded, wherever that is
 
 
-def sampled(video: Source, num_frames: int, decoder: str = "pyav") -> Iterator[Chunk]:
-    """Frames nearest to the middles of ``num_frames`` equal parts of the clip. Raises VideoDecodeError."""
+def sampled(video: Source, num_frames: int, decoder: str = "pyav", section: Section | None = None) -> Iterator[Chunk]:
+    """Frames nearest to the middles of ``num_frames`` equal parts of the clip or section. Raises VideoDecodeError."""
+    start = section[0] if section else 0.0
 
     def choose(seconds: np.ndarray, duration: float) -> np.ndarray:
-        return nearest_frames(seconds, uniform_times(duration, num_frames))
+        return chosen_frames(seconds, duration, num_frames, section)[0]
+
+    for chunk in _sampled(video, choose, decoder):
+        yield chunk._replace(seconds=np.maximum(chunk.seconds - start, 0.0)) if section else chunk
+
+
+def _sampled(video: Source, choose: Callable[[np.ndarray, float], np.ndarray], decoder: str) -> Iterator[Chunk]:
 
     with Video(video) as file:
         if decoder == "decord":
@@ -131,11 +146,23 @@ def decoded_stills(images: Iterable[bytes], seconds: np.ndarray) -> Iterator[Chu
         yield Chunk(last[1][None], np.array([second]), last[1].shape[:2])
 
 
-def chosen_stills(count: int, num_frames: int, fps: float) -> tuple[np.ndarray, np.ndarray]:
-    """Which of ``count`` stills are sampled, and their seconds."""
-    seconds = np.arange(count) / fps
-    chosen = nearest_frames(seconds, uniform_times(count / fps, num_frames))
-    return chosen, seconds[chosen]
+def chosen_frames(
+    seconds: np.ndarray, duration: float, num_frames: int, section: Section | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which frames are sampled of those shown from ``seconds`` on, and their seconds from the start of the section.
+
+    Raises VideoDecodeError where the section begins after the end.
+    """
+    if section is None:
+        chosen = nearest_frames(seconds, uniform_times(duration, num_frames))
+        return chosen, seconds[chosen]
+    start, stop = section[0], min(section[1], duration)
+    if start >= duration:
+        raise VideoDecodeError("", "video", f"ends at {duration:g} s, the section begins at {start:g} s")
+    first = max(int(np.searchsorted(seconds, start + TOLERANCE, side="right")) - 1, 0)  # what is shown at the start
+    inside = seconds[first : max(int(np.searchsorted(seconds, stop)), first + 1)]
+    chosen = nearest_frames(np.maximum(inside, start), start + uniform_times(stop - start, num_frames))
+    return first + chosen, np.maximum(inside[chosen] - start, 0.0)
 
 
 # --------------------------------------------------------------------------------- what becomes of the chunks

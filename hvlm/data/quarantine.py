@@ -70,15 +70,27 @@ class Quarantine:
             self._bad.value += 1
             bad, read = self._bad.value, self._read.value
         log.warning("skipped a bad sample (%d of %d read): %s, %s", bad, read, shard, error)
-        if self.path is not None:
-            row = {"time": time.time(), "rank": self.rank, "uid": uid, "shard": shard, "key": key}
-            row |= {"field": error.field, "error": error.reason}
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+        self._write(uid, shard, key, error.field, error.reason)
         if bad > max(self.always_allowed, self.max_rate * read):
             where = f"; all of them are listed in {self.path}" if self.path is not None else ""
             raise UserError(
                 f"{bad} of {read} samples read are bad, more than the {self.max_rate:g} that may be; the last one: "
                 f"{shard}, {error}{where}. Repair these samples, or leave them out of the shards"
             )
+
+    def note(self, shard: str, name: str, reason: str) -> None:
+        """Write down what was never a sample, so that it is not counted: a file that is not there.
+
+        Args:
+            shard: path of the folder. name: the file's in it. reason: one line.
+        """
+        self._write(name, shard, name, "", reason)
+
+    def _write(self, uid: str, shard: str, key: str, field: str, reason: str) -> None:
+        if self.path is None:
+            return
+        row = {"time": time.time(), "rank": self.rank, "uid": uid, "shard": shard, "key": key}
+        row |= {"field": field, "error": reason}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")

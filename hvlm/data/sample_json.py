@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from hvlm.data.options import gold_of
 from hvlm.data.quarantine import SampleError
 
 DESCRIBE = "Describe this."  # asked when a caption comes without a prompt
@@ -38,8 +39,9 @@ def parse(members: Mapping[str, Any], key: str, domain: str, uid: str | None = N
 
     Returns:
         ``key``, ``uid``, ``domain``, ``captions`` [{prompt, text, evidence}], ``questions`` [{id, task, question,
-        answer, lettered, evidence, and where given rejected and tries [{options, gold}]}], where given ``fps``
-        (above 0), ``set`` and ``outline``, and whatever other fields the JSON has, as they are.
+        answer, lettered, evidence, and where given answers (all that count as right), rejected and tries [{options,
+        gold}]}], where given ``fps`` (above 0), ``section`` [start, stop], ``cluster``, ``set`` and ``outline``, and
+        whatever other fields the JSON has, as they are.
 
     Raises:
         SampleError: names the member and the field.
@@ -81,6 +83,14 @@ def _sample(value: dict[str, Any], key: str, domain: str, uid: str) -> dict[str,
     sample |= {"key": key, "uid": uid, "domain": as_text(value.get("domain", domain), "domain")}
     if "fps" in value:
         sample["fps"] = as_rate(value["fps"], "fps")
+    if "section" in value:
+        (sample["section"],) = as_evidence([value["section"]], "section")
+        if sample["section"][0] < 0 or sample["section"][0] == sample["section"][1]:
+            raise FieldError(
+                f"section is {sample['section']}, expected [start, stop] from 0 on, the stop after the start"
+            )
+    if "cluster" in value:
+        sample["cluster"] = as_text(value["cluster"], "cluster")
     if "set" in value:
         sample["set"] = as_text(value["set"], "set")
     if "outline" in value:
@@ -159,10 +169,16 @@ def _question(item: Any, number: int, where: str, lettered: bool) -> dict[str, A
         "id": as_text(item.get("id", f"q{number}"), f"{where}.id"),
         "task": as_text(item.get("task", "question"), f"{where}.task"),
         "question": as_text(item.get("question"), f"{where}.question"),
-        "answer": as_text(item.get("answer"), f"{where}.answer"),
+        "answer": "",
         "evidence": as_evidence(item.get("evidence"), f"{where}.evidence"),
         "lettered": as_flag(item.get("lettered", lettered), f"{where}.lettered"),
     }
+    if "answers" in item:
+        right = as_list(item["answers"], f"{where}.answers")
+        question["answers"] = [as_text(one, f"{where}.answers[{i}]") for i, one in enumerate(right)]
+        if not right:
+            raise FieldError(f"{where}.answers is empty")
+        item.setdefault("answer", right[0])
     if "rejected" in item:
         question["rejected"] = as_text(item["rejected"], f"{where}.rejected")
     if "tries" in item:
@@ -171,18 +187,22 @@ def _question(item: Any, number: int, where: str, lettered: bool) -> dict[str, A
         if not tries:
             raise FieldError(f"{where}.tries is empty")
     elif "options" in item:
-        question["tries"] = [_only_try(item, question["answer"], where)]
+        question["tries"] = [_only_try(item, where)]
+        item["answer"] = question["tries"][0]["options"][question["tries"][0]["gold"]]
     elif question["lettered"]:
         raise FieldError(f"{where}.tries is missing: a lettered question lists options")
-    return question
+    return question | {"answer": as_text(item.get("answer"), f"{where}.answer")}
 
 
-def _only_try(item: dict[str, Any], answer: str, where: str) -> dict[str, Any]:
-    """Of a question with options in one order: the answer says which is right."""
-    tries: dict[str, Any] = _try({"options": item["options"], "gold": 0}, where)
-    if tries["options"].count(answer) != 1:
-        raise FieldError(f"{where}.answer is {_shown(answer)}, expected exactly one of the options")
-    return tries | {"gold": tries["options"].index(answer)}
+def _only_try(item: dict[str, Any], where: str) -> dict[str, Any]:
+    """Of a question with options in one order: ``gold`` or the answer says which is right."""
+    if "gold" in item:
+        return _try(item, where)
+    one = _try({"options": item["options"], "gold": 0}, where)
+    try:
+        return one | {"gold": gold_of(item.get("answer"), as_list(item["options"], f"{where}.options"))}
+    except ValueError as error:
+        raise FieldError(f"{where}.answer is {_shown(item.get('answer'))}, expected {error}") from None
 
 
 def _try(item: Any, where: str) -> dict[str, Any]:

@@ -28,20 +28,22 @@ def frames(
     timeout: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """uint8 [T, 3, H, W] and float32 [T] seconds. Stills are ``fps`` (of the JSON, default 1) a second; a single one is
-    shown ``IMAGE_FRAMES`` times (or ``num_frames``, if that is less), as fVLM was trained. decoder, timeout: as
-    ``decode`` takes them."""
-    key = sample["key"]
+    shown ``IMAGE_FRAMES`` times (or ``num_frames``, if that is less), as fVLM was trained. Of a ``section`` of
+    the JSON ([start, stop] in seconds) frames are taken of that alone. decoder, timeout: as ``decode`` takes them."""
+    key, section = sample["key"], sample.get("section")
     for field in VIDEO_FIELDS:
         if field in members:
-            return decode(members[field], num_frames, name=key, size=size, decoder=decoder, timeout=timeout)
+            how = {"size": size, "decoder": decoder, "timeout": timeout, "section": section}
+            return decode(members[field], num_frames, name=key, **how)
     stills = sorted((field for field in members if field.rsplit(".", 1)[-1] in ("jpg", "jpeg", "png")), key=natural)
     if not stills:
         raise VideoDecodeError(key, "mp4", f"no video or image; the sample has {', '.join(sorted(members))}")
     if len(stills) == 1:
+        section = None
         stills = stills * min(IMAGE_FRAMES, num_frames)
     fps = float(sample.get("fps", 1.0))
     images = [content(members[field]) for field in stills]
-    return decode_images(images, num_frames, name=key, fps=fps, size=size, timeout=timeout)
+    return decode_images(images, num_frames, name=key, fps=fps, size=size, timeout=timeout, section=section)
 
 
 def natural(name: str) -> tuple:

@@ -19,6 +19,7 @@ from hvlm.errors import UserError
 from hvlm.evaluation import results
 from hvlm.evaluation.answers import AMBIGUOUS, MISSING, UNREAD
 from hvlm.evaluation.asking import Answer, Asked, Query, clips_of, queries
+from hvlm.evaluation.generate import InWords
 from hvlm.evaluation.likelihood import ByLikelihood
 from hvlm.evaluation.predictions import read_predictions, write_predictions
 from hvlm.evaluation.scores import Prediction, Question, score
@@ -35,11 +36,18 @@ PAIRS_PER_CLIP = 16  # prompts with an answer that a clip usually has: what the 
 
 
 class Answered(NamedTuple):
-    """The predictions about all clips, clip by clip; questions: those that were asked; clips: a few, for pictures."""
+    """The predictions about all clips, clip by clip; questions: those that were asked; clips: a few, for pictures;
+    lost: what could not be asked about, counted by metric, where there is any."""
 
     predictions: list[Prediction]
     questions: list[Question]
     clips: list[tuple[Query, list[Prediction]]]
+    lost: dict[str, int]
+
+
+def way_of(benchmark: Benchmark) -> Answer:
+    """How a benchmark is answered: in the model's own words or by likelihood."""
+    return InWords(benchmark.max_new_tokens) if benchmark.writes else BY_LIKELIHOOD
 
 
 def evaluate(
@@ -48,7 +56,7 @@ def evaluate(
     label: results.Label,
     out_dir: Path,
     *,
-    answer: Answer = BY_LIKELIHOOD,
+    answer: Answer | None = None,
     contact_sheets: int = 4,
 ) -> list[results.Record]:
     """Run ``benchmark`` and return its records, having written both files into ``out_dir``.
@@ -56,7 +64,7 @@ def evaluate(
     Args:
         loaded: the model, left in eval mode; the dataset, how the model wants its clips, and the precision.
         label: stands in the records; those of the blind control have the variant ``blind``.
-        answer: the way to answer.
+        answer: the way to answer; None: the benchmark's.
         contact_sheets: so many asked clips become ``out_dir/clips/<n>.png`` with their answers in ``clips.jsonl``
             beside them.
 
@@ -69,7 +77,7 @@ def evaluate(
     """
     if label.variant == BLIND:
         raise ValueError(f"variant={BLIND!r} is the name of the control without frames; choose another")
-    out_dir = Path(out_dir)
+    out_dir, answer = Path(out_dir), answer or way_of(benchmark)
     started = time.monotonic()
     asked = ask(loaded, benchmark, label.variant, out_dir, answer, contact_sheets)
     predictions, seconds = asked.predictions, {label.variant: time.monotonic() - started}
@@ -81,6 +89,8 @@ def evaluate(
     write_predictions(out_dir / PREDICTIONS, predictions)
     _write_sheets(out_dir / "clips", asked.clips)
     records = [_record(row, label, seconds[row["variant"]]) for row in benchmark.score(predictions)]
+    for metric, count in asked.lost.items():
+        records.append(label.record(metric, count, n=len(asked.questions), seconds=seconds[label.variant]))
     results.write(out_dir / RESULTS, records)
     return records
 
@@ -113,6 +123,9 @@ def ask(
                 if len(shown) < pictured:
                     shown.append((clip, predictions))
     count = clips.reader.quarantine
+    missing = benchmark.missing(clips.reader.clips)
+    for name, questions in missing.items():
+        count.note(str(clips.reader.clips.folder), name, f"not there; {questions} questions are about it")
     without = count.read - count.bad - count.unanswerable - seen
     if not found:
         raise UserError(
@@ -127,7 +140,13 @@ def ask(
     )  # fmt: skip
     if without:
         log.info("%d of %d clips have no question of this benchmark", without, count.read)
-    return Answered(found, asked, shown)
+    if missing:
+        log.warning(
+            "%d videos are not there, and their %d questions are not asked: %s", len(missing), sum(missing.values()),
+            ", ".join(list(missing)[:3]) + (", ..." if len(missing) > 3 else ""),
+        )  # fmt: skip
+    lost = {"questions_without_video": sum(missing.values()), "clips_unreadable": count.bad}
+    return Answered(found, asked, shown, {metric: n for metric, n in lost.items() if n})
 
 
 def ask_blind(

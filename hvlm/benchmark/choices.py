@@ -1,0 +1,85 @@
+"""Anybody's held-out multiple choice: 2 to 26 options, any mixture of numbers of options.
+
+The questions are those of the dataset's split, of other shards (``path``), or of a file beside a folder of videos
+(``questions``, ``videos``); docs/evaluation.md says the fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from hvlm.benchmark._base import cluster_of
+from hvlm.benchmark._own import OwnQuestions
+from hvlm.config.ranges import PositiveInt
+from hvlm.errors import UserError
+from hvlm.evaluation.scores import Prediction, Question, Try, score_choices
+from hvlm.prompts import LETTERS, bare_options, lettered_prompt
+
+
+class Choices(OwnQuestions):
+    """split: of the dataset or of ``path``. path: a folder of shards. questions: a file of questions (.jsonl, .json,
+    .csv, .tsv). videos: the folder of its videos, None: the file's own.
+    scoring: ``loglik_mean`` (of the option's text, mean over its tokens), ``loglik_sum`` over them; ``loglik_letter``
+        lists the options in the prompt and scores their letters (as questions that say ``lettered`` are scored under
+        the other two); ``generate`` lists them, too, and reads what the model writes.
+    tasks: names of those to ask, None: all. tries: how many of a question's orders of options are asked.
+    max_new_tokens: of a written answer. batch_size: clips per forward pass. limit: that many clips, evenly spread.
+    blind: also ask everything without frames. num_frames: sampled per clip, None: as many as the model was trained
+    with. apart: tasks that the means leave out; their names then say so.
+    """
+
+    form = 'the JSON needs "questions" with "options" and "answer"'
+    choices = True
+
+    def __init__(
+        self,
+        split: str = "test",
+        path: str | None = None,
+        questions: str | None = None,
+        videos: str | None = None,
+        scoring: Literal["loglik_mean", "loglik_sum", "loglik_letter", "generate"] = "loglik_mean",
+        tasks: list[str] | None = None,
+        tries: PositiveInt = 4,
+        max_new_tokens: PositiveInt = 32,
+        batch_size: PositiveInt = 32,
+        limit: PositiveInt | None = None,
+        blind: bool = True,
+        num_frames: PositiveInt | None = None,
+        apart: Sequence[str] = (),
+    ):
+        super().__init__(
+            path=path, questions=questions, videos=videos, split=split, tasks=tasks, batch_size=batch_size,
+            limit=limit, blind=blind, num_frames=num_frames, apart=apart,
+        )  # fmt: skip
+        if scoring not in ("loglik_mean", "loglik_sum", "loglik_letter", "generate"):
+            raise UserError(f"benchmark.scoring={scoring}: expected loglik_mean, loglik_sum, loglik_letter or generate")
+        self.scoring, self.tries = scoring, tries
+        self.writes, self.max_new_tokens = scoring == "generate", max_new_tokens
+
+    def all_questions(self, sample: Mapping[str, Any]) -> list[Question]:
+        """The questions of one sample that have options. ValueError where there is nothing to choose."""
+        out = []
+        for q in sample["questions"]:
+            if "tries" not in q:
+                continue
+            lettered = q["lettered"] or self.scoring in ("loglik_letter", "generate")
+            tries = tuple(_try(q, one, lettered) for one in q["tries"][: self.tries])
+            evidence = tuple((float(start), float(stop)) for start, stop in q["evidence"])
+            name = f"{sample['uid']}/{q['id']}"
+            out.append(Question(name, cluster_of(sample), q["task"], tries, evidence, q["question"]))
+        return out
+
+    def score(self, predictions: Iterable[Prediction]) -> list[dict[str, Any]]:
+        """Accuracy per task and both means; see ``hvlm.evaluation.scores.score_choices``."""
+        return score_choices(predictions, self.apart)
+
+
+def _try(q: Mapping[str, Any], one: Mapping[str, Any], lettered: bool) -> Try:
+    options = tuple(one["options"])
+    if len(options) < 2 or len(set(options)) < len(options):
+        raise ValueError(f"question {q['id']!r} has the options {options}, expected two or more, all different")
+    if not lettered:
+        return Try(q["question"], options, options, one["gold"])
+    options = bare_options(options)
+    return Try(lettered_prompt(q["question"], options), options, tuple(LETTERS[: len(options)]), one["gold"])

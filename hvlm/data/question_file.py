@@ -1,0 +1,222 @@
+"""Questions in a file beside a folder of videos: JSON Lines, JSON or CSV, one question a row.
+
+    {"question": "What is cut?", "options": ["bread", "wood"], "answer": "A", "video": "a/1.mp4"}
+
+``question``, ``video`` and ``answer`` (or ``gold``, the place of the right option; ``answers``, all that count as
+right) are needed, ``options`` where there is something to choose. ``id``, ``task``, ``start`` and ``end`` (seconds: the
+part of the video that is asked about) and ``fps`` (of a folder of stills) may be there; other columns are not looked
+at. In CSV ``options`` is a JSON list or has ``|`` between its parts, or every option has a column: A, B, C, ...
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hvlm.data.options import gold_of
+from hvlm.errors import UserError
+from hvlm.prompts import LETTERS
+
+NEEDED = ("question", "answer", "video")
+_DECIMAL = re.compile(r"\d*\.\d+|\d+\.")
+MOST_NAMED = 3  # rows at fault that a message names
+
+
+class Row(NamedTuple):
+    """One question. question: as in a sample's JSON (``data/sample_json.py``). video: its name in the folder. section:
+    of the video, in seconds, or None: all of it. fps: of stills, or None."""
+
+    number: int
+    question: dict[str, Any]
+    video: str
+    section: tuple[float, float] | None
+    fps: float | None
+
+
+def read_questions(path: Path, setting: str, choices: bool) -> list[Row]:
+    """All rows of the file.
+
+    Args:
+        path: of the file; its ending says the form (.jsonl, .json, .csv, .tsv).
+        setting: whose value the path is, for messages.
+        choices: whether every question needs options, 2 to 26.
+
+    Raises:
+        UserError: the file cannot be read, or some rows are malformed; the first of them are named by their number
+            (of the line, in JSON of the place in its list, from 1) with what was found and expected.
+    """
+    where = f"{setting}={path}"
+    rows: list[Row] = []
+    wrong: list[str] = []
+    numbers: dict[str, int] = {}
+    for number, value in _values(path, where):
+        try:
+            row = _row(number, value, choices)
+            name = row.question["id"]
+            if numbers.setdefault(name, number) != number:
+                raise ValueError(f"has the id {name!r}, as row {numbers[name]}; give every question its own")
+            rows.append(row)
+        except ValueError as error:
+            wrong.append(f"row {number} {error}")
+    if wrong:
+        more = f"; and {len(wrong) - MOST_NAMED} rows more" if len(wrong) > MOST_NAMED else ""
+        raise UserError(f"{where}: {'; '.join(wrong[:MOST_NAMED])}{more}")
+    if not rows:
+        raise UserError(f"{where}: holds no question; a row needs {', '.join(NEEDED)}")
+    return rows
+
+
+def _values(path: Path, where: str) -> Iterator[tuple[int, Any]]:
+    """(number, value) of every row."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{where}: cannot be read ({error.strerror}); name a .jsonl, .json or .csv file") from error
+    except ValueError as error:
+        raise UserError(f"{where}: not UTF-8 ({error}); write the file again in UTF-8") from error
+    ending = path.suffix.lower()
+    if ending in (".csv", ".tsv"):
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if ending == ".tsv" else ",", strict=True)
+        try:
+            for value in reader:
+                yield reader.line_num, _of_columns(value)
+        except csv.Error as error:
+            raise UserError(f"{where}: line {reader.line_num} is no CSV ({error})") from error
+    elif ending == ".json":
+        value = _json(text, where)
+        if isinstance(value, dict):
+            lists = [field for field in value.values() if isinstance(field, list)]
+            value = lists[0] if len(lists) == 1 else value
+        if not isinstance(value, list):
+            raise UserError(f"{where}: expected a list of questions (or an object that holds one)")
+        yield from enumerate(value, start=1)
+    elif ending in (".jsonl", ".ndjson"):
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                yield number, _json(line, f"{where}: row {number}")
+    else:
+        raise UserError(f"{where}: its ending says no form; name it .jsonl, .json, .csv or .tsv")
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not valid JSON ({error})") from error
+
+
+def _of_columns(value: Mapping[Any, Any]) -> dict[str, Any]:
+    """A row of CSV with its texts as what they mean: numbers, lists, options in columns of their own."""
+    fields = {name.strip(): text.strip() for name, text in value.items() if isinstance(text, str) and text.strip()}
+    if "options" in fields:
+        fields["options"] = _listed(fields["options"])
+    else:
+        own = [fields[letter] for letter in LETTERS if letter in fields]
+        if own and own == [fields.get(letter) for letter in LETTERS[: len(own)]]:
+            fields["options"] = own
+    if "answers" in fields:
+        fields["answers"] = _listed(fields["answers"])
+    numbers = ["gold", "start", "end", "fps"] + (["answer"] if "options" in fields else [])
+    for name in (name for name in numbers if name in fields):
+        text = fields[name]
+        if text.isdecimal():
+            fields[name] = int(text)
+        elif name != "answer" and _DECIMAL.fullmatch(text):
+            fields[name] = float(text)
+    return fields
+
+
+def _listed(text: str) -> list[Any]:
+    if text.startswith("["):
+        try:
+            found = json.loads(text)
+        except ValueError:
+            found = None
+        if isinstance(found, list):
+            return found
+    return [part.strip() for part in text.split("|")]
+
+
+def _row(number: int, value: Any, choices: bool) -> Row:
+    """Raises ValueError, which goes on after the row's number."""
+    if not isinstance(value, dict):
+        raise ValueError(f"is no object; expected one with {', '.join(NEEDED)}")
+    value = {name: field for name, field in value.items() if field is not None}
+    options = _options(value.get("options"))
+    needed = {"question": ("question",), "answer": ("answer", "gold") if options else ("answer", "answers")}
+    needed |= {"video": ("video",)} | ({"options": ("options",)} if choices else {})
+    missing = [name for name, either in needed.items() if not any(one in value for one in either)]
+    if missing:
+        hint = "; questions without options are asked by benchmark=open" if missing == ["options"] else ""
+        found = ", ".join(map(str, list(value)[:12])) or "nothing"
+        raise ValueError(f"lacks {', '.join(missing)}; it has {found}, expected {', '.join(needed)}{hint}")
+    question = {"id": str(value.get("id", f"row{number}")), "question": _text(value, "question")}
+    question |= {"task": _text(value, "task")} if "task" in value else {}
+    if options:
+        if not 2 <= len(options) <= len(LETTERS):
+            raise ValueError(f"has {len(options)} options, expected 2 to {len(LETTERS)}")
+        if len({str(option).strip() for option in options}) < len(options):
+            raise ValueError("has two equal options; each must be another answer")
+        question |= {"options": [str(option) for option in options], "gold": _gold(value, options)}
+    elif "answers" in value:
+        given = value["answers"] if isinstance(value["answers"], list) else [value["answers"]]
+        question["answers"] = [_text({"answers": one}, "answers") for one in given]
+        if not given:
+            raise ValueError("has no answers in answers")
+    else:
+        question["answer"] = _text(value, "answer")
+    return Row(number, question, _text(value, "video"), _section(value), _seconds(value, "fps"))
+
+
+def _options(value: Any) -> list[Any]:
+    """A list, or an object whose keys are the letters; [] where there are none."""
+    if isinstance(value, dict) and [str(k).strip().upper() for k in value] == list(LETTERS[: len(value)]):
+        value = list(value.values())
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(o, str | int | float) and str(o).strip() for o in value):
+        raise ValueError(f"has options {value!r:.60}, expected a list of texts")
+    return value
+
+
+def _gold(value: Mapping[str, Any], options: list[Any]) -> int:
+    if "gold" in value:
+        gold = value["gold"]
+        if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold < len(options):
+            raise ValueError(f"has gold {gold!r}, expected the place of an option, 0 to {len(options) - 1}")
+        return gold
+    try:
+        return gold_of(value["answer"], options)
+    except ValueError as error:
+        raise ValueError(f"has answer {value['answer']!r:.60}, expected {error}") from None
+
+
+def _text(value: Mapping[str, Any], name: str) -> str:
+    field = value[name]
+    if isinstance(field, bool) or not isinstance(field, str | int | float) or not str(field).strip():
+        raise ValueError(f"has {name} {field!r:.60}, expected text")
+    return str(field)
+
+
+def _seconds(value: Mapping[str, Any], name: str) -> float | None:
+    field = value.get(name)
+    if field is None:
+        return None
+    if isinstance(field, bool) or not isinstance(field, int | float) or not 0 <= field < 1e9:
+        raise ValueError(f"has {name} {field!r:.60}, expected a number from 0 on")
+    return float(field)
+
+
+def _section(value: Mapping[str, Any]) -> tuple[float, float] | None:
+    start, end = _seconds(value, "start"), _seconds(value, "end")
+    if start is None and end is None:
+        return None
+    start, end = start or 0.0, 1e9 if end is None else end
+    if end <= start:
+        raise ValueError(f"ends at {end:g} s, before it starts at {start:g} s")
+    return start, end
