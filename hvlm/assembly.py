@@ -251,6 +251,7 @@ def datamodule(
         accumulate=cfg["trainer"]["accumulate"],
         units=training.units,
         interleave=training.interleave,
+        overfit_batches=cfg["trainer"]["overfit_batches"],
         grid=grid,
         quarantine=quarantine,
         **_reading(cfg),

@@ -16,6 +16,7 @@ from hvlm.config.packages import OURS, import_module, import_named, named, packa
 from hvlm.config.rooms import ROOMS
 from hvlm.config.schema import arguments, did_you_mean
 from hvlm.config.settings import SECTIONS, RootConfig
+from hvlm.config.synonyms import instead_of_key
 from hvlm.errors import UserError
 
 
@@ -38,7 +39,7 @@ def check_settings(plain: Mapping[str, Any]) -> dict[str, Any]:
     known = [f.name for f in fields(RootConfig)] + list(ROOMS)
     for key in plain:
         if key not in known:
-            raise UserError(f"unknown key '{key}';{did_you_mean(key, known)}")
+            raise UserError(f"unknown key '{key}';{instead_of_key(key) or did_you_mean(key, known)}")
     for key in known:
         if key not in plain:
             way_out = f"choose one with {key}=<name>" if key in (*ROOMS, *SECTIONS) else f"set {key}=..."

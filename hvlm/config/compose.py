@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from hvlm.config.check import check
 from hvlm.config.schema import did_you_mean
 from hvlm.config.search_path import CONF, OF_THE_COMMAND_LINE, folders, named_by
+from hvlm.config.synonyms import instead_of_key, instead_of_word
 from hvlm.config.words import as_given, key_of
 from hvlm.errors import UserError
 
@@ -103,8 +104,8 @@ def explain(error: Exception, overrides: Sequence[str], config_name: str = "trai
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, word = error.missing_cfg_file.rpartition("/")
         options = sorted(o.rpartition("/")[2] for o in error.options)
-        near = did_you_mean(word, options) if word else ""
-        near = near if "did you mean" in near else ""
+        alike = did_you_mean(word, options) if word else ""
+        near = instead_of_word(group, word, options) or (alike if "did you mean" in alike else "")
         return UserError(f"{group}={word}: no such option;{near} options: {', '.join(options)}")
     cause = error.__cause__
     for override in overrides:
@@ -136,6 +137,7 @@ def _near_key(key: str, config_name: str, overrides: Sequence[str], bad: str) ->
         except (HydraException, OmegaConfBaseException):
             continue
     prefix: list[str] = []
+    root = cfg
     for part in key.split("."):
         if not isinstance(cfg, DictConfig):
             return f" '{'.'.join(prefix)}' is a single value" if prefix else ""
@@ -143,9 +145,19 @@ def _near_key(key: str, config_name: str, overrides: Sequence[str], bad: str) ->
         if not keys and prefix:
             return f" the chosen {'.'.join(prefix)} has no settings"
         if part not in keys:
+            if known := instead_of_key(key) or _elsewhere(part, root):
+                return known
             hint = did_you_mean(part, keys)
             # The suggestion can be pasted: the whole dotted key, not its last word.
             return hint.replace("mean '", f"mean '{'.'.join(prefix)}.") if prefix and "mean '" in hint else hint
         prefix.append(part)
         cfg = cfg._get_node(part)
     return ""
+
+
+def _elsewhere(word: str, cfg: Any) -> str:
+    """The dotted keys that end in ``word``, as a suggestion: ``batch_size=4`` is ``stage.batch_size`` for somebody."""
+    found = [
+        f"{group}.{word}" for group in cfg if group != "hydra" and OmegaConf.is_dict(cfg[group]) and word in cfg[group]
+    ]
+    return f" did you mean {' or '.join(map(repr, found))}?" if found else ""

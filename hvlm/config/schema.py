@@ -17,6 +17,7 @@ import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union
 
+from hvlm.config.synonyms import instead_of_key, instead_of_value
 from hvlm.errors import UserError
 
 SCALARS = (bool, int, float, str)
@@ -66,7 +67,9 @@ def convert(value: Any, annotation: Any, key: str) -> Any:
     if origin is Literal:
         if value in args and type(value) in {type(a) for a in args}:
             return value
-        hint = did_you_mean(value, [a for a in args if isinstance(a, str)]) if isinstance(value, str) else ""
+        known = [a for a in args if isinstance(a, str)]
+        hint = instead_of_value(key, value, known) or (did_you_mean(value, known) if isinstance(value, str) else "")
+        hint = hint if "did you mean" in hint else ""  # what there is stands in the line already
         raise UserError(f"{key}={value}: expected one of {', '.join(map(str, args))};{hint}".rstrip(";"))
     if annotation in (list, tuple) or origin in (list, tuple, Sequence):
         if not isinstance(value, list | tuple):
@@ -91,6 +94,9 @@ def _convert_union(value: Any, annotation: Any, options: tuple[Any, ...], key: s
         raise _wrong(key, value, annotation)
     options = tuple(o for o in options if o is not type(None))
     exact = [o for o in options if type(value) is (typing.get_args(o)[0] if typing.get_origin(o) is Annotated else o)]
+    words = [word for o in options if typing.get_origin(o) is Literal for word in typing.get_args(o)]
+    if hint := instead_of_value(key, value, words):
+        raise UserError(f"{key}={value}: expected {describe(annotation)};{hint}")
     if exact or len(options) == 1:
         return convert(value, exact[0] if exact else options[0], key)
     for option in options:
@@ -194,7 +200,8 @@ def arguments(values: Mapping[str, Any], target: type, key: str, supplied: Colle
         if name in supplied and name in known:
             raise UserError(f"{dot}{name} is not a setting: the program sets it from the other parts; leave it out")
         if name not in yaml_able:
-            raise UserError(f"unknown key '{dot}{name}';{did_you_mean(str(name), yaml_able)}")
+            hint = instead_of_key(f"{dot}{name}") or did_you_mean(str(name), yaml_able)
+            raise UserError(f"unknown key '{dot}{name}';{hint}")
     for name in yaml_able:
         if known[name][1] and name not in values:
             raise UserError(f"{dot}{name} has no value: set {dot}{name}=... ({describe(known[name][0])})")

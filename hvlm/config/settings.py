@@ -32,13 +32,17 @@ class TrainerConfig:
     accelerator: Literal["cpu", "gpu", "auto"]
     devices: PositiveInt | Literal["auto"]
     num_nodes: PositiveInt
-    strategy: str
+    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true", "fsdp"]
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
     accumulate: PositiveInt
     gradient_clip_val: NonNegativeFloat | None  # null or 0: as it is
+    gradient_clip_algorithm: Literal["norm", "value"]
     checkpoint_every: PositiveInt
     log_every: PositiveInt
     val_every: NonNegativeInt
+    limit_val_batches: PositiveInt | None
+    overfit_batches: PositiveInt | None
+    detect_anomaly: bool
     threads: PositiveInt | None
     num_workers: NonNegativeInt
     cache_mb: NonNegativeInt

@@ -20,9 +20,12 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import ListConfig, OmegaConf
 
+from hvlm.config.rooms import ROOMS
 from hvlm.config.settings import FREE_TEXT, ROOM_TEXTS, SECTIONS, RootConfig
 
 OVERRIDE = re.compile(r"(?P<sign>\+{0,2}|~)(?P<key>[\w./@:-]+)=(?P<value>.*)", re.DOTALL)
+GROUPS = frozenset({*ROOMS, *SECTIONS, "debug", "experiment", "launcher", "sweep"} - {"ask"})
+NO_WORD = re.compile(r"true|false|null|[+-]?[\d.]+(e[+-]?\d+)?", re.IGNORECASE)
 SWEEP_FUNCTION = re.compile(r"(choice|glob|range|interval|shuffle|sort|tag)\(.*\)", re.DOTALL)
 
 
@@ -39,6 +42,8 @@ def as_given(override: str, sweep: bool = False) -> str:
         return override
     key, value = match["key"], match["value"]
     head = override[: len(override) - len(value)]
+    if key in GROUPS and NO_WORD.fullmatch(value):  # Hydra's own message is a traceback
+        return head + quoted(value)
     if key not in texts() | lists_of_texts():
         # Not text, as far as is known here: only what Hydra cannot read at all, for the type to be checked later.
         return override if _parsed(override) is not None or not value else head + quoted(value)

@@ -45,6 +45,7 @@ class DataModule(lightning.LightningDataModule):
     used between steps.
     timeout: seconds to wait for a batch beyond those that the dataset gives its clips. max_bad_rate, quarantine: see
     ``Quarantine``. cache_mb: decoded clips kept in memory.
+    overfit_batches: training hands out its first so many batches again and again.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class DataModule(lightning.LightningDataModule):
         cache_mb: int = 0,
         accumulate: int = 1,
         units: Units | None = None,
+        overfit_batches: int | None = None,
     ) -> None:
         super().__init__()
         if view.needs_labels != (grid is not None):
@@ -83,7 +85,7 @@ class DataModule(lightning.LightningDataModule):
         self.batch_size, self.steps, self.num_workers, self.seed = batch_size, steps, num_workers, seed
         self.interleave, self.mixture = interleave, None if mixture is None else dict(mixture)
         self.val_clips, self.timeout = val_clips, timeout
-        self.accumulate, self.units = accumulate, units
+        self.accumulate, self.units, self.overfit_batches = accumulate, units, overfit_batches
         self.max_bad_rate, self.quarantine_path = max_bad_rate, quarantine
         self.cache_bytes = cache_mb << 20
         self.quarantine: Quarantine | None = None  # of the training data: counts to be logged
@@ -124,6 +126,7 @@ class DataModule(lightning.LightningDataModule):
             world=world,
             start=self._start(),
             accumulate=self.accumulate,
+            repeat=self.overfit_batches,
         )
         reader = Reader(clips, texts, show, self.quarantine, replace=True, cache_bytes=self.cache_bytes)
         return Loader(reader, sampler, **self._loading())
@@ -222,6 +225,8 @@ class DataModule(lightning.LightningDataModule):
     def _stream(self, show: SampleSpec, rank: int, world: int) -> StreamLoader:
         if self.interleave > 0:
             raise UserError("dataset.access=stream cannot interleave text-only batches; set stage.interleave=0")
+        if self.overfit_batches is not None:
+            raise UserError("trainer.overfit_batches: dataset.access=stream hands out no batch twice; use access=index")
         check_shares(self.batch_size, world, self.accumulate)
         start = self._start()
         log.warning("dataset.access=stream: a resumed run sees other samples than an uninterrupted one would have seen")

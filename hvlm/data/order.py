@@ -36,6 +36,7 @@ class Order:
         random part each time; a domain that is not named gives none. None: all clips.
     texts: number of text-only chats; interleave: probability that a whole batch is made of them.
     accumulate: in how many parts, one after the other, each batch is handed out.
+    repeat: the first so many batches come again and again, in the same frames and questions; None: every batch is new.
     start: the first batch to hand out; ``len`` is the length of the whole run, in parts, wherever it starts.
     """
 
@@ -53,6 +54,7 @@ class Order:
         world: int = 1,
         start: int = 0,
         accumulate: int = 1,
+        repeat: int | None = None,
     ) -> None:
         check_shares(batch_size, world, accumulate)
         if interleave > 0 and not texts:
@@ -62,6 +64,7 @@ class Order:
             )
         self.batch_size, self.steps, self.seed, self.texts = batch_size, steps, seed, texts
         self.rank, self.world, self.start, self.accumulate = rank, world, start, accumulate
+        self.repeat = repeat
         self._pools = _pools(domains, mixture)
         self._per_epoch = sum(take for _, take in self._pools)
         # The first k draws do not depend on how many follow, so a longer run begins like a shorter one.
@@ -82,6 +85,7 @@ class Order:
 
     def at(self, step: int) -> list[SampleRef]:
         """All picks of batch ``step``, of every rank."""
+        step = step if self.repeat is None else step % self.repeat
         text = bool(self._is_text[step])
         before = int(self._texts_before[step])
         first = (before if text else step - before) * self.batch_size

@@ -169,12 +169,17 @@ class Stage(contracts.Stage, lightning.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the norm of all gradients. Lightning refuses to for a fused optimiser, because that one would unscale
-        float16 gradients itself; in float32 and bfloat16 there is nothing to unscale, and fused is faster."""
+        """Clip the norm of all gradients, or each number of them (``value``). Lightning refuses to for a fused
+        optimiser, because that one would unscale float16 gradients itself; in float32 and bfloat16 there is nothing to
+        unscale, and fused is faster."""
         if self._scales_gradients():
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
-            torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], gradient_clip_val)
+            parameters = [p for g in optimizer.param_groups for p in g["params"]]
+            if gradient_clip_algorithm == "value":
+                torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+            else:
+                torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def _scales_gradients(self) -> bool:
         return self._trainer is not None and self.trainer.precision == "16-mixed"

@@ -44,6 +44,7 @@ from hvlm.training.trainer import (
     max_seconds,
     refuse_left_over_rank,
     refuse_processes_without_a_strategy,
+    val_batches,
 )
 
 log = logging.getLogger(__name__)
@@ -254,7 +255,7 @@ def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None, 
                 f"{folder.path} stopped at step {trainer.global_step} of {trainer.max_steps}; "
                 "the same command continues"
             )
-        trainer.limit_val_batches = 1.0  # 0 while fitting unless trainer.val_every asks for it
+        trainer.limit_val_batches = val_batches(cfg["trainer"])  # 0 while fitting unless trainer.val_every asks for it
         validated = trainer.validate(stage, datamodule=reading, verbose=False, weights_only=True)
     trainer.save_checkpoint(folder.last)
     whole = trainer.strategy.lightning_module_state_dict()  # of all processes: sharded weights are put together

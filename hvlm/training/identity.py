@@ -42,10 +42,14 @@ IGNORED = (
     "trainer.cache_mb",
     "trainer.log_every",
     "trainer.val_every",
+    "trainer.limit_val_batches",
+    "trainer.detect_anomaly",
     "trainer.checkpoint_every",
     "trainer.max_time",
     "trainer.max_steps",
 )
+# Keys that came later, with the value that stands for how it was before: a folder of then is still its owner's.
+LATER = {"trainer.gradient_clip_algorithm": "norm", "trainer.overfit_batches": None}
 # Where things lie. What lies there counts instead, as ``start`` and ``data`` of ``RunDir.prepare``.
 PLACES = ("init_from", "dataset.path", "dataset.root", "dataset.haystack")
 
@@ -70,7 +74,7 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _counted(config: Mapping[str, Any]) -> dict[str, Any]:
-    flat = flatten(config)
+    flat = {k: v for k, v in flatten(config).items() if k not in LATER or v != LATER[k]}
     return {k: v for k, v in flat.items() if not any(k == i or k.startswith(f"{i}.") for i in IGNORED)}
 
 

@@ -77,6 +77,11 @@ def refuse_processes_without_a_strategy(trainer: Mapping[str, Any]) -> None:
         raise UserError(f"{asked} with trainer.strategy=auto: add trainer=ddp, which trains with several processes")
 
 
+def val_batches(trainer: Mapping[str, Any]) -> int | float:
+    """How many batches a validation has, as Lightning says it: 1.0 is all."""
+    return trainer["limit_val_batches"] or 1.0
+
+
 def make_trainer(arguments: Mapping[str, Any]) -> lightning.Trainer:
     """``lightning.Trainer``, whose refusals are a ``UserError`` of one line."""
     try:
@@ -114,10 +119,12 @@ def make_trainer_kwargs(trainer: Mapping[str, Any], steps: int) -> dict[str, Any
         "max_epochs": -1,
         "accumulate_grad_batches": trainer["accumulate"],
         "gradient_clip_val": trainer["gradient_clip_val"],
+        "gradient_clip_algorithm": trainer["gradient_clip_algorithm"],
+        "detect_anomaly": trainer["detect_anomaly"],
         "log_every_n_steps": min(trainer["log_every"], steps),
         "val_check_interval": trainer["val_every"] * trainer["accumulate"] if validate else None,
         "check_val_every_n_epoch": None if validate else 1,
-        "limit_val_batches": 1.0 if validate else 0,
+        "limit_val_batches": val_batches(trainer) if validate else 0,
         "num_sanity_val_steps": 0,
         "deterministic": trainer["deterministic"],
         "use_distributed_sampler": False,
