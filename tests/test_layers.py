@@ -29,6 +29,7 @@ LAYERS = [
         "config.ranges",
         "config.rooms",
         "config.schema",
+        "config.synonyms",
         "io",
     ),  # fmt: skip
     ("merging", "caching", "config"),
