@@ -114,7 +114,7 @@ def test_words_of_other_programs_are_answered_with_ours(override: str, ours: str
         ("connector=projector", "did you mean 'patches'?"),
         ("connector=qformer", "did you mean 'foveated'?"),
         ("dataset=webdataset", "did you mean 'shards'?"),
-        ("vision=dinov2", "'dinov2_small' or 'dinov2_base'"),
+        ("vision=dino", "'dinov2_small' or 'dinov2'"),
         ("merger=null", "did you mean 'none'?"),
         ("debug=true", "did you mean 'fast_dev_run'?"),
         ("connector=3", "connector=3: no such option; options: "),

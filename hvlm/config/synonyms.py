@@ -185,7 +185,8 @@ WORDS: dict[str, dict[str, tuple[str, ...]]] = {
         **dict.fromkeys(("smollm", "smollm2", "tiny", "scratch"), ("smollm2_tiny",)),
     },
     "vision": {
-        **dict.fromkeys(("siglip", "siglip2", "so400m"), ("siglip2",)),
+        **dict.fromkeys(("siglip", "siglip2"), ("siglip2",)),
+        "so400m": ("siglip_so400m",),
         **dict.fromkeys(("openclip", "clip_vit", "eva", "eva_clip", "vit_l"), ("clip",)),
         **dict.fromkeys(("dino", "dinov2", "dino_v2"), ("dinov2_small",)),
         **dict.fromkeys(("vit", "scratch", "convnext", "resnet", "cnn"), ("convvit",)),
