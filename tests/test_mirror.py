@@ -41,6 +41,17 @@ SHARED = {
     "language/smollm2_135m": "language/smollm2",
     "language/smollm2_360m": "language/smollm2",
     "language/smollm2_1_7b": "language/smollm2",
+    "language/qwen": "language/causal",
+    "language/qwen2_5_0_5b": "language/causal",
+    "language/qwen3_0_6b": "language/causal",
+    "language/vicuna_7b": "language/causal",
+    "language/llama3_2_1b": "language/causal",
+    "language/gemma2_2b": "language/causal",
+    "language/gemma3_1b": "language/causal",
+    "language/smollm3_3b": "language/causal",
+    "language/phi3_mini": "language/causal",
+    "language/olmo2_1b": "language/causal",
+    "language/mistral_7b": "language/causal",
 }
 # Options with a mandatory value, and one that makes them whole.
 MANDATORY = {"dataset=shards": ["dataset.path=somewhere"]}

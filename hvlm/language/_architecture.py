@@ -112,9 +112,23 @@ def differences(expected: PreTrainedConfig, found: PreTrainedConfig) -> list[str
     ours, theirs = (_told(config) for config in (expected, found))
     return [
         f"{name}={theirs.get(name)} (configured: {ours.get(name)})"
-        for name in sorted({*ours, *theirs})
+        for name in sorted(ours)  # what ours does not know, its class does not read
         if ours.get(name) != theirs.get(name)
     ]
+
+
+def positions_of(config: PreTrainedConfig) -> int:
+    """The longest sequence that the model reads as published. Rotations that change for all places as soon as one of
+    them lies beyond the original length would make a row depend on its neighbours and on what a cache had read, so
+    there the original length is the limit."""
+    ropes = getattr(config, "rope_parameters", None) or {}
+    ropes = [r for r in ropes.values() if isinstance(r, Mapping)] or [ropes]
+    limits = [
+        rope["original_max_position_embeddings"]
+        for rope in ropes
+        if rope.get("rope_type") in ("longrope", "dynamic") and rope.get("original_max_position_embeddings")
+    ]
+    return min([config.max_position_embeddings, *limits])
 
 
 def check_quantizer(quantize: str | None) -> None:

@@ -5,7 +5,6 @@ of the source's own config."""
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from hvlm.chat import Chat
 from hvlm.config.ranges import PositiveInt
 from hvlm.errors import UserError
-from hvlm.language._architecture import check_model, check_quantizer, class_for, config_from, differences
+from hvlm.language._architecture import check_model, check_quantizer, class_for, config_from, differences, positions_of
 from hvlm.language._base import CausalRoom, check_chat, implementation
 from hvlm.language._weights import KEY, causal_folder, config_of, load_causal, tokenizer_of
 from hvlm.tokenizer import train_word_tokenizer
@@ -48,7 +47,7 @@ class Causal(CausalRoom):
         source: str = "scratch",
         revision: str | None = None,
         config: dict[str, bool | int | float | str | None] | None = None,
-        template: str = "chatml",
+        template: str = "own",
         system: str | None = None,
         attention: Literal["auto", "sdpa", "eager"] = "auto",
         dtype: Literal["float32", "bfloat16"] = "float32",
@@ -56,51 +55,46 @@ class Causal(CausalRoom):
         gradient_checkpointing: bool = False,
         vocab_size: PositiveInt | None = None,
         weights: bool = True,
-        source_config: Mapping[str, Any] | None = None,
+        source_config: dict[str, Any] | None = None,
     ):
         super().__init__(chat, gradient_checkpointing)
         scratch = source == "scratch"
         check_quantizer(quantize)
-        if scratch and config is None:
+        if scratch and not config:
             raise UserError(
                 "language.source=scratch: without language.config nothing says how large the model is; give language."
                 "source=FOLDER or a hub id, or 'language.config={model_type: llama, hidden_size: ..., ...}'"
             )
         if scratch and quantize is not None:
             raise UserError(f"language.quantize={quantize}: weights from nothing must train; use quantize=null")
-        where = KEY if config is None else "language.config"
-        if config is not None:
-            values: Mapping[str, Any] = config
-        else:
-            values = (
-                config_of(causal_folder(source, revision, configs_only=True))
-                if source_config is None
-                else source_config
-            )
+        where = "language.config" if config else KEY
+        if not config and source_config is None:
+            source_config = config_of(causal_folder(source, revision, configs_only=True))
+        self.source_config = None if config else dict(source_config)
+        values = dict(config or source_config)
         if scratch:
-            rows = vocab_size or (None if chat is None else chat.vocab_size)
-            values = {"vocab_size": rows, **values}
-        elif vocab_size is not None and vocab_size != values.get("vocab_size", vocab_size):
+            values["vocab_size"] = vocab_size or values.get("vocab_size") or (chat and chat.vocab_size)
+        elif vocab_size is not None and vocab_size != values.get("vocab_size"):
             raise UserError(
-                f"language.vocab_size={vocab_size}: the model of {source} has {values['vocab_size']}; use null"
+                f"language.vocab_size={vocab_size}: the model of {source} has {values.get('vocab_size')}; use null"
             )
-        self.source_config = None if config is not None else json.loads(json.dumps(values))
+        check_chat(chat, {"template": template, "system": system}, values.get("vocab_size"))
         made = config_from(values, where)
         cls = class_for(made, where, attention)
-        check_chat(chat, {"template": template, "system": system}, made.vocab_size)
         made.use_cache, made._attn_implementation = False, implementation(attention)
 
         meta = torch.get_default_device().type == "meta"
         # What is quantised is in no checkpoint, so it is loaded whoever builds.
         if not scratch and (weights or quantize is not None) and not meta:
             folder = causal_folder(source, revision)
-            if config is not None and (differ := differences(made, config_from(config_of(folder), KEY))):
+            if config and (differ := differences(made, config_from(config_of(folder), KEY))):
                 raise UserError(f"{KEY}: the model in {folder} has {', '.join(differ)}; use language.config=null")
             model = load_causal(folder, made, cls, DTYPES[dtype], quantize)
         else:
             model = cls._from_config(made, dtype=DTYPES[dtype])
         check_model(model, where, attention)
         self.take(model)
+        self.max_positions = positions_of(made)
         if quantize is not None:
             self.fixed = f"language.quantize={quantize}"
             self.register_state_dict_post_hook(_without_weights)
@@ -108,7 +102,7 @@ class Causal(CausalRoom):
     @classmethod
     def read_source_config(cls, settings: Mapping[str, Any]) -> dict[str, Any] | None:
         """The source's ``config.json``; None where the settings say everything."""
-        if settings["source"] == "scratch" or settings.get("config") is not None:
+        if settings["source"] == "scratch" or settings.get("config"):
             return None
         return config_of(causal_folder(settings["source"], settings.get("revision"), configs_only=True))
 
@@ -119,6 +113,11 @@ class Causal(CausalRoom):
         settings: the constructor's arguments ``source``, ``revision``, ``template`` and ``system``.
         """
         if settings["source"] == "scratch":
+            if settings["template"] != "tiny":
+                raise UserError(
+                    f"language.template={settings['template']}: a vocabulary that is made from the data has none but "
+                    "language.template=tiny"
+                )
             tokenizer: Any = train_word_tokenizer(texts())
         else:
             tokenizer = tokenizer_of(causal_folder(settings["source"], settings["revision"], configs_only=True))
