@@ -1,5 +1,5 @@
-"""The members of a sample → its JSON in the one form that views read (``sample_json.py``), and its frames: of an
-``mp4``/``webm``, of stills ``000.jpg``, ``001.jpg``, … or of one ``jpg``/``png``."""
+"""The members of a sample → its JSON in the one form that views read (``sample_json.py``), and its frames: of a video,
+of stills ``000.jpg``, ``001.jpg``, … or of one picture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from hvlm.data.decode import decode, decode_images
 from hvlm.data.sample_json import parse
 from hvlm.data.sources import Source, content
-from hvlm.data.tar import VIDEO_FIELDS
+from hvlm.data.tar import STILL_FIELDS, VIDEO_FIELDS
 from hvlm.data.video import VideoDecodeError
 from hvlm.image import IMAGE_FRAMES
 
@@ -35,7 +35,7 @@ def frames(
         if field in members:
             how = {"size": size, "decoder": decoder, "timeout": timeout, "section": section}
             return decode(members[field], num_frames, name=key, **how)
-    stills = sorted((field for field in members if field.rsplit(".", 1)[-1] in ("jpg", "jpeg", "png")), key=natural)
+    stills = sorted((field for field in members if field.rsplit(".", 1)[-1] in STILL_FIELDS), key=natural)
     if not stills:
         raise VideoDecodeError(key, "mp4", f"no video or image; the sample has {', '.join(sorted(members))}")
     if len(stills) == 1:

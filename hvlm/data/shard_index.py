@@ -22,7 +22,7 @@ import logging
 import os
 import tarfile
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -57,12 +57,12 @@ LONG = 16 << 20  # bytes: longer videos stay in the shard, and the decoder reads
 
 
 def write_shard(
-    path: Path, samples: Iterable[tuple[str, dict[str, bytes]]], split: str, domains: Sequence[str]
+    path: Path, samples: Iterable[tuple[str, Mapping[str, bytes | Path]]], split: str, domains: Sequence[str]
 ) -> dict[str, Any]:
-    """Write (key, {field: bytes}) samples as one tar and return its entry for the manifest.
+    """Write (key, {field: bytes, or the file that holds them}) as one tar and return its entry for the manifest.
 
-    ``domains`` holds one name per sample, in order. The bytes of the file depend on the samples alone (no clock, no
-    user), and the file appears under its name only when it is complete.
+    ``domains`` holds one name per sample, in order; it is looked at when all samples are written. The bytes of the file
+    depend on the samples alone (no clock, no user), and the file appears under its name only when it is complete.
     """
     path = Path(path)
     part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
@@ -73,7 +73,12 @@ def write_shard(
                     for field in fields:
                         if not is_field(field):
                             raise UserError(f"{path}: field {field!r} of {key!r} is not one of {', '.join(FIELDS)}")
-                    tar.write({"__key__": check_key(key, str(path)), **fields})
+                    check_key(key, str(path))
+                    for field, data in sorted(fields.items()):
+                        if isinstance(data, Path):
+                            _copy(tar.tarstream, f"{key}.{field}", data)
+                        else:
+                            tar.write({"__key__": key, field: data})
             file.flush()
             os.fsync(file.fileno())
         entry = index_shard(part, split, domains)
@@ -82,6 +87,15 @@ def write_shard(
     finally:
         part.unlink(missing_ok=True)
     return entry
+
+
+def _copy(tar: tarfile.TarFile, name: str, source: Path) -> None:
+    """A file as a member, with the header that the writer gives to bytes. Raises OSError where it grew shorter."""
+    info = tarfile.TarInfo(name)
+    with open(source, "rb") as file:
+        info.size, info.mode = os.fstat(file.fileno()).st_size, 0o444
+        info.uname, info.gname = "", "bigdata"
+        tar.addfile(info, file)
 
 
 def write_manifest(

@@ -12,9 +12,10 @@ from typing import IO, NamedTuple
 
 from hvlm.errors import UserError
 
-FIELDS = ("mp4", "webm", "jpg", "jpeg", "png", "json", "txt")  # what a member may be; the rest is never read
-TEXT_FIELDS = ("json", "txt")  # those of them that hold a sample's text
-VIDEO_FIELDS = ("mp4", "webm")  # those that hold its video
+TEXT_FIELDS = ("json", "txt")  # members that hold a sample's text
+VIDEO_FIELDS = ("mp4", "webm", "mkv", "mov", "avi", "m4v", "mpg", "mpeg", "ts", "wmv", "flv", "3gp", "gif")  # its video
+STILL_FIELDS = ("jpg", "jpeg", "png", "webp", "bmp")  # its stills
+FIELDS = VIDEO_FIELDS + STILL_FIELDS + TEXT_FIELDS  # what a member may be; the rest is never read
 LONGEST_NAME = 255  # of a file, in characters; no file system has longer ones
 BLOCK = 512
 END_MARK = 2 * BLOCK  # zeros that close an archive

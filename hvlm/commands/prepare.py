@@ -1,0 +1,36 @@
+"""``hvlm prepare SRC out=DIR [setting=value …]``; docs/prepare.md."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from hvlm.cli import error_line
+from hvlm.console import setup_logging
+
+USAGE = """hvlm prepare SRC out=DIR [setting=value ...]
+
+Makes checked shards for dataset=shards from a table (CSV, TSV, JSONL, JSON, Parquet, Hugging Face datasets) and the
+videos, pictures or folders of stills that it names, or from videos with a text beside each. dry_run=true shows what
+would be made.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command with these words (by default those of the command line)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or set(words) & {"-h", "--help"}:
+        print(USAGE)
+        from hvlm.prepare.settings import Settings
+
+        print(Settings.__doc__)
+        return
+    with error_line():
+        setup_logging()
+        from hvlm.prepare.command import prepare
+
+        prepare(words)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Anybody's videos and texts → checked shards: ``hvlm prepare SRC out=DIR``. docs/prepare.md says what is taken."""

@@ -1,0 +1,65 @@
+"""CSV and TSV with a line of column names."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from hvlm.errors import UserError
+from hvlm.prepare.formats import Malformed, Row
+
+LONGEST_CELL = 16 << 20  # characters
+
+
+class Table:
+    about = "CSV or TSV with column names in the first line"
+    endings = (".csv", ".tsv")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        csv.field_size_limit(LONGEST_CELL)
+        try:
+            with open(path, encoding="utf-8-sig", newline="") as file:
+                head = file.readline()
+            self._mark = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=head.count)
+            with open(path, encoding="utf-8-sig", newline="") as file:
+                names = next(csv.reader(file, delimiter=self._mark), [])
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 ({error.reason}); save the table as UTF-8") from error
+        except csv.Error as error:
+            raise UserError(f"{path}: {error}; expected a table with column names in its first line") from error
+        self.columns = [name.strip() or f"column{i + 1}" for i, name in enumerate(names)]
+        if not any(name.strip() for name in names):
+            raise UserError(f"{path}: no column names in the first line")
+        if twice := sorted({name for name in self.columns if self.columns.count(name) > 1}):
+            raise UserError(f"{path}: two columns are called {twice[0]!r}; rename one of them")
+
+    @staticmethod
+    def takes(folder: Path) -> bool:
+        return False
+
+    def rows(self) -> Iterator[tuple[str, int, Row]]:
+        with open(self.path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            reader = csv.reader(file, delimiter=self._mark)
+            next(reader)
+            number = 0
+            while True:
+                try:
+                    cells = next(reader)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    number += 1
+                    yield self.path.name, number, Malformed(f"not a row of this table ({error})")
+                    continue
+                if not cells:
+                    continue
+                number += 1
+                if len(cells) != len(self.columns):
+                    reason = f"{len(cells)} cells, the table has {len(self.columns)} columns"
+                    yield self.path.name, number, Malformed(reason)
+                elif any(not c.isascii() and any("\udc80" <= x <= "\udcff" for x in c) for c in cells):
+                    yield self.path.name, number, Malformed("not UTF-8")
+                else:
+                    yield self.path.name, number, dict(zip(self.columns, cells, strict=True))

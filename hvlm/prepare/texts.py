@@ -1,0 +1,119 @@
+"""A row → what it says of its video: captions, questions and conversations as the JSON of a sample holds them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from hvlm.prepare.columns import Taken
+from hvlm.prepare.conversations import MARKER, Turn, turns_of
+from hvlm.prepare.options import Answers, options_of, right
+from hvlm.prepare.problems import Problem
+from hvlm.prepare.settings import Settings
+
+
+@dataclass
+class Said:
+    """media: files that are named inside a conversation. marked: whether a text says that something is shown."""
+
+    captions: list[dict[str, Any]] = field(default_factory=list)
+    questions: list[dict[str, Any]] = field(default_factory=list)
+    conversations: list[list[Turn]] = field(default_factory=list)
+    media: list[str] = field(default_factory=list)
+    marked: bool = False
+
+
+def said(row: dict[str, Any], taken: Taken, how: Answers | None, settings: Settings) -> Said:
+    """The texts of a row, not yet checked word for word.
+
+    how: in which way the answers of this table name an option, where there are options.
+    Raises Problem.
+    """
+    out = Said()
+    task, name = taken.one("task", row), taken.one("id", row)
+    more = ({} if task is None else {"task": str(task)}) | ({} if name is None else {"id": str(name)})
+    if "caption" in taken.columns and (caption := taken.one("caption", row)) is not None:
+        for item in caption if isinstance(caption, list) else [caption]:
+            out.captions.append(_caption(item, settings))
+    if "conversations" in taken.columns and (value := taken.one("conversations", row)) is not None:
+        _conversation(value, out, more)
+    if "question" in taken.columns:
+        _questions(row, taken, how, settings, out, more)
+    if not (out.captions or out.questions or out.conversations):
+        names = [c for role in ("caption", "question", "conversations") for c in taken.columns.get(role, ())]
+        raise Problem("empty text", f"nothing in {', '.join(names)}")
+    return out
+
+
+def _caption(item: Any, settings: Settings) -> dict[str, Any]:
+    value = dict(item) if isinstance(item, dict) else {"text": item}
+    if isinstance(value.get("text"), str):
+        value["text"] = MARKER.sub("", value["text"]).strip()
+    if not value.get("text"):
+        raise Problem("empty text", "a caption is empty")
+    return value | ({"prompt": settings.prompt} if settings.prompt and not value.get("prompt") else {})
+
+
+def _conversation(value: Any, out: Said, more: dict[str, Any]) -> None:
+    turns, out.media, out.marked = turns_of(value)
+    if len(turns) == 2 and turns[0]["role"] == "user":
+        out.questions.append({"question": turns[0]["content"], "answer": turns[1]["content"], **more})
+    else:
+        out.conversations.append(turns)
+
+
+def _questions(
+    row: dict[str, Any], taken: Taken, how: Answers | None, settings: Settings, out: Said, more: dict[str, Any]
+) -> None:
+    question, answer = taken.one("question", row), taken.one("answer", row)
+    if isinstance(question, list):
+        if not all(isinstance(item, dict) for item in question):
+            raise Problem("empty text", "expected a question, or a list of objects {question, answer}")
+        out.questions += question
+        return
+    if question is None and answer is None and (out.captions or out.conversations):
+        return
+    for what, value in (("question", question), ("answer", answer)):
+        if value is None:
+            raise Problem("empty text", f"the {what} is empty")
+    if isinstance(answer, list) and answer and isinstance(answer[-1], dict):  # chosen as messages
+        answer = _last(answer)
+    if isinstance(answer, list):
+        if len(answer) != 1:
+            raise Problem("wrong answer", f"{len(answer)} answers; expected one")
+        answer = answer[0]
+    asked = MARKER.sub("", str(question)).strip() if isinstance(question, str) else question
+    if not asked:
+        raise Problem("empty text", "the question is empty")
+    out.marked = out.marked or asked != question
+    item: dict[str, Any] = {"question": asked, "answer": answer, **more}
+    if "options" in taken.columns and how is not None:
+        options = options_of([row.get(name) for name in taken.columns["options"]])
+        item |= {"options": options, "answer": right(answer, options, how)}
+        if settings.lettered:
+            item["lettered"] = True
+    if "rejected" in taken.columns:
+        rejected = taken.one("rejected", row)
+        rejected = _last(rejected) if isinstance(rejected, list) else rejected
+        if rejected is None:
+            raise Problem("empty text", "the rejected answer is empty")
+        if rejected == answer:
+            raise Problem("wrong answer", "the rejected answer is the chosen one")
+        item["rejected"] = rejected
+    out.questions.append(item)
+
+
+def _last(messages: list[Any]) -> Any:
+    """What is said last in messages that end with an answer."""
+    last = messages[-1] if messages else None
+    return last.get("content", last.get("value")) if isinstance(last, dict) else last
+
+
+def sample_json(parts: list[Said], more: dict[str, Any]) -> bytes:
+    """The JSON of a sample whose texts are those of several rows."""
+    value: dict[str, Any] = dict(more)
+    for name in ("captions", "questions", "conversations"):
+        if items := [item for part in parts for item in getattr(part, name)]:
+            value[name] = items
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode("utf-8", "surrogatepass")
