@@ -39,7 +39,7 @@ LAYERS = [
     ("gaze", "feature_cache", "model"),
     ("stage",),
     ("assembly", "rebuild"),
-    ("evaluation", "viz", "interop"),
+    ("evaluation", "viz", "interop", "prepare"),
     ("training", "tasks"),
     ("sweep", "cli", "commands"),
 ]

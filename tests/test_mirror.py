@@ -21,7 +21,9 @@ PACKAGE = ROOT / "hvlm"
 # Groups that say how things run: hvlm/config/settings.py or Hydra reads their YAML; there is no class behind it.
 WITHOUT_PYTHON = {"trainer", "logger", "callback", "sweep", "launcher", "experiment", "debug", "domain"}
 # Folders of the program itself; nothing in them is chosen by a word.
-WITHOUT_CONF = {"commands", "config", "data", "evaluation", "interop", "io", "sweep", "text", "training", "viz"}
+WITHOUT_CONF = {
+    "commands", "config", "data", "evaluation", "interop", "io", "prepare", "sweep", "text", "training", "viz"
+}  # fmt: skip
 # Several sizes of one class, or several corpora behind one reader: {YAML: Python file it shares}.
 SHARED = {
     "vision/dinov2_tiny": "vision/dinov2",

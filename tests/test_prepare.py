@@ -1,0 +1,165 @@
+"""Tables and folders of videos → shards: every format, which column is taken for what, what is refused before work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _clips import FakeChat
+from _tables import dataset, distinct, left_out, made, still, together, videos, write_csv, write_json
+from _videos import number_of, remuxed, video
+
+from hvlm.data.order import SampleRef
+from hvlm.data.quarantine import Quarantine
+from hvlm.data.reader import Reader, SampleSpec
+from hvlm.data.views import Captions, Questions
+from hvlm.errors import UserError
+from hvlm.prepare.command import prepare
+from hvlm.prepare.formats import formats
+from hvlm.types import InputSpec
+
+ROWS = [{"video": f"v{i}.mp4", "question": f"what {i}?", "answer": f"thing {i}"} for i in range(6)]
+
+
+def read_all(out: Path, view: Any) -> list[Any]:
+    """Every sample of every split through the reader of training, without one bad sample."""
+    data, items = dataset(out), []
+    for split in data.manifest().splits:
+        if split == "text":
+            continue
+        spec = SampleSpec(FakeChat(), view, None, "answer", InputSpec("question_first", 4, 32), None, 1)
+        clips = data.manifest().split(split)
+        reading = Reader(clips, None, spec, quarantine := Quarantine(1.0), replace=False)
+        items += [reading._item(SampleRef(0, i)) for i in range(len(clips))]
+        assert quarantine.bad == 0
+    return items
+
+
+def texts_of(sample: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(q["question"], q["answer"]) for q in sample.get("questions", ())]
+
+
+# ------------------------------------------------------------------------------------------------------- formats
+
+
+def as_csv(folder: Path) -> Path:
+    return write_csv(folder / "table.csv", ROWS)
+
+
+def as_tsv(folder: Path) -> Path:
+    lines = ["\t".join(ROWS[0]), *("\t".join(row.values()) for row in ROWS)]
+    (folder / "table.tsv").write_text("\n".join(lines))
+    return folder / "table.tsv"
+
+
+def as_jsonl(folder: Path) -> Path:
+    (folder / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return folder / "table.jsonl"
+
+
+def as_llava(folder: Path) -> Path:
+    turns = [
+        [{"from": "human", "value": f"<video>\n{r['question']}"}, {"from": "gpt", "value": r["answer"]}] for r in ROWS
+    ]
+    rows = [
+        {"id": i, "video": r["video"], "conversations": t} for i, (r, t) in enumerate(zip(ROWS, turns, strict=True))
+    ]
+    return write_json(folder / "table.json", rows)
+
+
+def as_messages(folder: Path) -> Path:
+    rows = [
+        {"messages": [
+            {"role": "user", "content": [{"type": "video", "video": r["video"]}, {"type": "text", "text": r["question"]}]},
+            {"role": "assistant", "content": r["answer"]},
+        ]} for r in ROWS
+    ]  # fmt: skip
+    return write_json(folder / "table.json", {"data": rows})
+
+
+def as_sharegpt(folder: Path) -> Path:
+    (folder / "table.jsonl").write_text(
+        "".join(
+            json.dumps({"file": r["video"], "conversations": [
+                {"from": "human", "value": r["question"]}, {"from": "gpt", "value": r["answer"]}]}) + "\n"
+            for r in ROWS
+        )
+    )  # fmt: skip
+    return folder / "table.jsonl"
+
+
+def as_parquet(folder: Path) -> Path:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pa.Table.from_pylist(ROWS), folder / "table.parquet", row_group_size=4)
+    return folder
+
+
+def as_parquet_with_bytes(folder: Path) -> Path:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [r | {"video": {"bytes": (folder / r["video"]).read_bytes(), "path": r["video"]}} for r in ROWS]
+    (folder / "hub" / "data").mkdir(parents=True)
+    parquet.write_table(
+        pa.Table.from_pylist(rows[:4]), folder / "hub/data/train-00000-of-00002.parquet", row_group_size=3
+    )
+    parquet.write_table(pa.Table.from_pylist(rows[4:]), folder / "hub/data/train-00001-of-00002.parquet")
+    return folder / "hub"
+
+
+def as_datasets(folder: Path) -> Path:
+    """What ``save_to_disk`` leaves, of two splits."""
+    pa = pytest.importorskip("pyarrow")
+    place = folder / "saved"
+    for split, rows in (("train", ROWS[:4]), ("test", ROWS[4:])):
+        (place / split).mkdir(parents=True)
+        rows = [r | {"video": {"bytes": (folder / r["video"]).read_bytes(), "path": r["video"]}} for r in rows]
+        table = pa.Table.from_pylist(rows)
+        with pa.OSFile(str(place / split / "data-00000-of-00001.arrow"), "wb") as file:
+            with pa.ipc.new_stream(file, table.schema) as writer:
+                writer.write_table(table, max_chunksize=3)
+        write_json(place / split / "state.json", {"_data_files": [{"filename": "data-00000-of-00001.arrow"}]})
+    write_json(place / "dataset_dict.json", {"splits": ["train", "test"]})
+    return place
+
+
+def as_beside(folder: Path) -> Path:
+    for row in ROWS:
+        write_json(folder / row["video"].replace(".mp4", ".json"), {k: row[k] for k in ("question", "answer")})
+    return folder
+
+
+WRITERS = [
+    as_csv, as_tsv, as_jsonl, as_llava, as_messages, as_sharegpt, as_parquet, as_parquet_with_bytes, as_datasets, as_beside,
+]  # fmt: skip
+
+
+@pytest.mark.fault(108)
+@pytest.mark.parametrize("write", WRITERS, ids=lambda w: w.__name__[3:])
+def test_every_format_gives_every_row_with_its_video_and_trains(tmp_path: Path, write: Any) -> None:
+    videos(tmp_path / "in", 6)
+    splits = made(write(tmp_path / "in"), tmp_path / "out")
+    samples = together(splits)
+    assert {key: texts_of(sample) for key, sample in samples.items()} == {
+        f"v{i}": [(f"what {i}?", f"thing {i}")] for i in range(6)
+    }
+    assert left_out(tmp_path / "out") == []
+    if write is as_datasets:
+        assert set(splits["test"]) == {"v4", "v5"} and set(splits["train"]) == {"v0", "v1", "v2", "v3"}
+    clips = dataset(tmp_path / "out").manifest().split("train")
+    for i, key in enumerate(clips.keys):
+        assert clips.read(i)["mp4"] == distinct(int(key[1:])), "the bytes as they are"
+    assert len(read_all(tmp_path / "out", Questions())) == 6
+
+
+def test_formats_keep_their_contract() -> None:
+    found = formats()
+    assert set(found) >= {"beside", "datasets_folder", "delimited", "json_lines", "json_list", "parquet"}
+    endings = [ending for table in found.values() for ending in table.endings]
+    assert len(set(endings)) == len(endings) and all(e.startswith(".") and e == e.lower() for e in endings)
+    for name, table in found.items():
+        assert table.about and callable(table.rows) and not table.takes(Path("/nonexistent")), name
