@@ -8,15 +8,12 @@ from typing import Any
 
 import pytest
 from _clips import FakeChat
-from _tables import dataset, distinct, left_out, made, still, together, videos, write_csv, write_json
-from _videos import number_of, remuxed, video
+from _tables import dataset, distinct, left_out, made, together, videos, write_csv, write_json
 
 from hvlm.data.order import SampleRef
 from hvlm.data.quarantine import Quarantine
 from hvlm.data.reader import Reader, SampleSpec
-from hvlm.data.views import Captions, Questions
-from hvlm.errors import UserError
-from hvlm.prepare.command import prepare
+from hvlm.data.views import Questions
 from hvlm.prepare.formats import formats
 from hvlm.types import InputSpec
 
@@ -72,7 +69,8 @@ def as_llava(folder: Path) -> Path:
 def as_messages(folder: Path) -> Path:
     rows = [
         {"messages": [
-            {"role": "user", "content": [{"type": "video", "video": r["video"]}, {"type": "text", "text": r["question"]}]},
+            {"role": "user", "content": [
+                {"type": "video", "video": r["video"]}, {"type": "text", "text": r["question"]}]},
             {"role": "assistant", "content": r["answer"]},
         ]} for r in ROWS
     ]  # fmt: skip
@@ -134,7 +132,8 @@ def as_beside(folder: Path) -> Path:
 
 
 WRITERS = [
-    as_csv, as_tsv, as_jsonl, as_llava, as_messages, as_sharegpt, as_parquet, as_parquet_with_bytes, as_datasets, as_beside,
+    as_csv, as_tsv, as_jsonl, as_llava, as_messages, as_sharegpt, as_parquet, as_parquet_with_bytes, as_datasets,
+    as_beside,
 ]  # fmt: skip
 
 
