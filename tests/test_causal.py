@@ -16,7 +16,7 @@ from test_language import SETTINGS, bpe
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hvlm import build
+from hvlm import assembly
 from hvlm.caching import PastKV
 from hvlm.data.collate import Item, collate
 from hvlm.errors import UserError
@@ -188,7 +188,7 @@ def test_writing_is_transformers_own(name: str, folders) -> None:
     cfg = Case("question_first", ()).config
     cfg["language"] = {"_target_": "hvlm.language.causal.Causal", "source": str(folders[name])}
     chat = of(folders[name]).chat
-    vlm, reference = build.model(cfg, chat).eval(), theirs(folders[name])
+    vlm, reference = assembly.model(cfg, chat).eval(), theirs(folders[name])
     prompts = ["what color is the ring ?", "3", "top left red"]
     rows = [Item(None, None, [(*chat.encode(prompt, ""), {"key": prompt})], uid=prompt) for prompt in prompts]
     found = generate(vlm, chat, collate(rows, pad_id=chat.pad_id, size=(32, 32)), 12)
