@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from hvlm.data import decode_process
-from hvlm.data.decode import chosen_stills, decoded_stills
+from hvlm.data.decode import chosen_frames, decoded_stills
 from hvlm.data.samples import natural
-from hvlm.data.sampling import nearest_frames, uniform_times
 from hvlm.data.sources import Source
 from hvlm.data.tar import STILL_FIELDS, VIDEO_FIELDS
 from hvlm.data.video import Video, VideoDecodeError
@@ -212,7 +211,7 @@ def probe(video: Source, frames: int) -> float:
     """Seconds of a video whose first, last and ``frames`` sampled frames can be decoded. Raises VideoDecodeError."""
 
     def choose(seconds: np.ndarray, duration: float) -> np.ndarray:
-        sampled = nearest_frames(seconds, uniform_times(duration, frames))
+        sampled, _ = chosen_frames(seconds, duration, frames)
         return np.unique(np.concatenate(([0], sampled, [len(seconds) - 1])))
 
     with Video(video) as file:
@@ -227,7 +226,8 @@ def probe_stills(stills: list[Source], frames: int, fps: float) -> float:
     Raises VideoDecodeError, OSError."""
     from PIL import Image
 
-    numbers = np.unique(np.concatenate(([0], chosen_stills(len(stills), frames, fps)[0], [len(stills) - 1])))
+    sampled, _ = chosen_frames(np.arange(len(stills)) / fps, len(stills) / fps, frames)
+    numbers = set(sampled.tolist()) | {0, len(stills) - 1}
     for i, still in enumerate(stills):
         data = still if isinstance(still, bytes) else Path(still).read_bytes()
         if i in numbers:

@@ -90,7 +90,8 @@ def _questions(
     item: dict[str, Any] = {"question": asked, "answer": answer, **more}
     if "options" in taken.columns and how is not None:
         options = options_of([row.get(name) for name in taken.columns["options"]])
-        item |= {"options": options, "answer": right(answer, options, how)}
+        chosen = right(answer, options, how)
+        item |= {"options": options, "answer": chosen, "gold": options.index(chosen)}
         if settings.lettered:
             item["lettered"] = True
     if "rejected" in taken.columns:
