@@ -1,10 +1,16 @@
-"""Multiple choice with letters, as VNBench asks it: the options stand in the prompt and the answer is a letter."""
+"""How things are asked.
+
+Multiple choice with letters, as VNBench asks it: the options stand in the prompt and the answer is a letter. A question
+that follows others in a conversation.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+DESCRIBE = "Describe this."  # asked when a caption comes without a prompt
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 POST_PROMPT = "Answer with the option's letter from the given choices directly."
 
@@ -21,3 +27,36 @@ def bare_options(options: Sequence[str]) -> tuple[str, ...]:
     if not options or None in found:
         return tuple(options)
     return tuple(option[own.end() :] for option, own in zip(options, found, strict=True) if own)
+
+
+class Prompt(str):
+    """A question with the conversation that it stands in. Equal only to one that stands in the same.
+
+    before: the earlier exchanges, (question, answer). system: the conversation's own system message, or None.
+    """
+
+    before: tuple[tuple[str, str], ...]
+    system: str | None
+
+    def __new__(cls, text: str, before: Sequence[Sequence[str]] = (), system: str | None = None) -> Prompt:
+        made = super().__new__(cls, text)
+        made.before, made.system = tuple((asked, answered) for asked, answered in before), system
+        return made
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return str(self), self.before, self.system
+
+    def __eq__(self, other: object) -> bool:
+        return str.__eq__(self, other) is True and context(self) == context(other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return str.__hash__(self)
+
+
+def context(prompt: str) -> dict[str, Any]:
+    """What ``Chat.encode`` must be told of a question beside its text: nothing where it stands alone."""
+    found = {"before": getattr(prompt, "before", ()), "system": getattr(prompt, "system", None)}
+    return {name: value for name, value in found.items() if value not in ((), None)}

@@ -25,7 +25,8 @@ class FakeChat:
 
     pad_id = 0
 
-    def encode(self, prompt: str, answer: str, loss: str, order: str) -> Encoded:
+    def encode(self, prompt: str, answer: str, loss: str, order: str, before=(), system=None) -> Encoded:
+        prompt = "".join([system or "", *(text for exchange in before for text in exchange), prompt])
         ids = [ord(c) for c in prompt + answer]
         scored = [loss == "all" or i >= len(prompt) for i in range(len(ids))]
         return Encoded(ids, scored, len(prompt) if order == "question_first" else 0)

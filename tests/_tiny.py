@@ -23,6 +23,7 @@ from hvlm.chat import Chat
 from hvlm.config.schema import parameters
 from hvlm.data.collate import Item, collate
 from hvlm.model import VLM
+from hvlm.prompts import context
 from hvlm.tokenizer import train_word_tokenizer
 from hvlm.types import Batch
 
@@ -170,7 +171,10 @@ def clip(
     seed: int, frames: int | None, rows: Sequence[tuple[str, str]], order: str, size: int, loss: str = "answer"
 ) -> Item:
     """A clip of noise that is always the same for its seed (None frames: no video), and what is asked about it."""
-    texts = [(*chat().encode(prompt, answer, loss, order), {"key": f"clip{seed}"}) for prompt, answer in rows]
+    texts = [
+        (*chat().encode(prompt, answer, loss, order, **context(prompt)), {"key": f"clip{seed}"})
+        for prompt, answer in rows
+    ]
     if frames is None:
         return Item(None, None, texts)
     pixels = np.random.default_rng(seed).integers(0, 256, (frames, 3, size, size), dtype=np.uint8)

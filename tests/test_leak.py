@@ -15,8 +15,10 @@ from hvlm.data.collate import collate
 from hvlm.errors import UserError
 from hvlm.evaluation.generate import generate
 from hvlm.evaluation.likelihood import Query, answer_likelihoods
+from hvlm.evaluation.scores import Question, Try
 from hvlm.evaluation.streaming import StreamingReader
 from hvlm.model import VLM, known_text
+from hvlm.prompts import Prompt, context
 from hvlm.types import Batch, InputSpec
 
 CASES = [pytest.param(case, id=case.id) for case in cases()]
@@ -105,6 +107,46 @@ def test_a_fusion_that_cheats_is_found_out(order: str) -> None:
     for loss in ("all", "answer"):
         with pytest.raises(AssertionError, match="changed with it"):
             assert_nothing_leaks(with_fusion(model(Case(order, ())), Cheat), loss)
+
+
+TALKED = [
+    (Prompt("what shape ?", [("how many ?", "two three")]), "blue circle star"),
+    (Prompt("how many ?", [("what color ?", "red"), ("what shape ?", "ring")]), "two"),
+]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_no_answer_of_a_conversation_leaks_into_what_stands_before_it(order: str) -> None:
+    """The earlier answers are targets, too: a fusion may know the first question and nothing more."""
+    for fusion in (Mix, IgnoresTheMask):
+        vlm = with_fusion(model(Case(order, ())), fusion)
+        batch = batch_of(clip(1, 4, TALKED, order, side(vlm)), clip(2, 2, TALKED[:1], order, side(vlm)), size=side(vlm))
+        first = int(batch.loss_mask_KS.int().argmax(1).max())
+        h, place_KS, mask = states(vlm, batch)
+        for i in range(first, int(batch.attention_mask_KS.sum(1).max())):
+            other, _, _ = states(vlm, changed_from(batch, i))
+            before = mask & (torch.arange(h.shape[1]) < place_KS[:, i : i + 1])
+            assert torch.equal(h[before], other[before]), f"states before token {i} changed with it"
+        for row, (prompt, _) in enumerate(TALKED):
+            assert chat().decode(batch.input_ids_KS[row][batch.prompt_KS[row]].tolist()) == prompt.before[0][0]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_an_answer_to_the_last_question_is_given_with_the_earlier_exchanges_known(order: str) -> None:
+    """Its likelihood is that of one row that holds everything."""
+    vlm = model(Case(order, (Variant("connector", "mean"),)))
+    (prompt, answer), inputs = TALKED[0], InputSpec(order, 4, side(vlm))
+    item = clip(1, 4, TALKED[:1], order, side(vlm))
+    row = chat().encode(prompt, answer, "last", order, **context(prompt))
+    whole = batch_of(item._replace(rows=[(*row, {})]), size=side(vlm))
+    logp = vlm.token_logprobs(whole)[0].double()
+    asked = Question("q", "c", "t", (Try(prompt, (), (answer, "red"), 0),), ())
+    (found,) = answer_likelihoods(vlm, chat(), [Query(item.frames, item.times, [asked])], inputs, "32-true")
+    end = int(whole.attention_mask_KS[0].sum()) - 1
+    torch.testing.assert_close(found[prompt, answer].logp, float(logp[:end].sum()), rtol=1e-4, atol=1e-4)
+    assert found[prompt, answer].tokens == 3
+    other = batch_of(clip(1, 4, [(str(prompt), answer)], order, side(vlm)), size=side(vlm))
+    assert not torch.allclose(vlm.token_logprobs(other)[0].double().sum(), logp.sum()), "the earlier turns are read"
 
 
 @pytest.mark.fault(65)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import pickle
 import random
 
 import numpy as np
@@ -18,6 +19,7 @@ from hvlm.data.reader import SampleSpec
 from hvlm.data.sample_json import MAX_BYTES
 from hvlm.data.views import Captions, Pairs, PatchLabels, Questions, chat_row
 from hvlm.dataset._needles_labels import patch_labels
+from hvlm.prompts import Prompt, context
 from hvlm.types import InputSpec
 
 TIMES = np.arange(16) / 8
@@ -68,7 +70,20 @@ def test_captions_may_be_texts_objects_or_one_of_them():
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ({"caption": None}, "no captions, questions, messages, caption or assistant in it; it has nothing"),
+        ({"caption": None}, "no text to learn from in it: it has nothing; expected captions, questions, messages, con"),
+        ({"Frage": 1, "clip": "x"}, "it has Frage, clip; expected captions"),
+        ({"question": "q"}, "it has question; expected .*question and answer"),
+        ({"question": "q", "answer": [1]}, "answer is a list of 1, expected text"),
+        ({"question": "q", "answer": "no", "options": ["x", "y"]}, "answer is 'no', expected exactly one of the opt"),
+        ({"messages": []}, "messages: no user among its 0 turns"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, r"messages\[0\]\.role is 'tool', expected one of user"),
+        (
+            {"conversations": [{"from": "gpt", "value": "x"}]},
+            r"conversations\[0\] is of the assistant, expected of the",
+        ),
+        ({"conversations": [{"from": "human", "value": "x"}] * 2}, r"conversations\[1\] is of the user, expected of"),
+        ({"conversations": [{"from": "human", "value": "x"}, {"from": "gpt"}]}, r"conversations\[1\]\.content is null"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, r"messages\[0\]\.content\[0\]\.text is null"),
         ({"caption": " "}, "caption is ' ', expected text"),
         ({"caption": ["x"]}, "caption is a list of 1, expected text"),
         ({"captions": 4}, "captions is 4, expected a list"),
@@ -81,7 +96,7 @@ def test_captions_may_be_texts_objects_or_one_of_them():
         ({"questions": [{"question": "q", "answer": "a", "tries": [{"options": ["a", "b"], "gold": 2}]}]}, "gold is 2"),
         ({"questions": [{"question": "q", "answer": "a", "lettered": True}]}, "tries is missing"),
         ({"questions": [{"id": "a", "question": "q", "answer": "a"}] * 2}, "two have the id 'a'"),
-        ({"messages": [{"role": "user", "content": "q"}]}, "messages: no assistant among the roles user"),
+        ({"messages": [{"role": "user", "content": "q"}]}, "messages: no assistant among its 1 turns"),
         ({"messages": [{"role": "user"}]}, r"messages\[0\]\.content is null"),
         (b"[1]", "it is a list of 1, expected an object"),
         (b'{"caption": "x", "m": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "stand in each other too deeply"),
@@ -112,9 +127,70 @@ def test_messages_beside_a_video_are_asked_about_it():
     ]
     found = parse({"messages": turns}, uid="train/a/k")
     (row,) = Questions().rows(found, TIMES, np.random.default_rng(0), None)
-    assert row[:2] == ("q", "a") and row.meta["uid"] == "train/a/k"
-    assert Captions().rows(found, TIMES, np.random.default_rng(0), 1)[0][:2] == ("q", "a")
-    assert chat_row(found)[:2] == ("q", "a")
+    asked = Prompt("q", system="s")
+    assert row[:2] == (asked, "a") and row.meta["uid"] == "train/a/k"
+    assert Captions().rows(found, TIMES, np.random.default_rng(0), 1)[0][:2] == (asked, "a")
+    assert chat_row(found)[:2] == (asked, "a")
+
+
+LLAVA = [
+    {"from": "human", "value": "<image>\nWhat is it?"},
+    {"from": "gpt", "value": "A ring."},
+    {"from": "human", "value": "Its color?\n<video>"},
+    {"from": "gpt", "value": "Red."},
+    {"from": "human", "value": "And then?"},
+]
+OPENAI = [
+    {"role": "developer", "content": "Be brief."},
+    {"role": "user", "content": [{"type": "video_url", "video_url": {}}, {"type": "text", "text": "What is it?"}]},
+    {"role": "assistant", "content": "A ring."},
+    {"role": "user", "content": "Its color?"},
+    {"role": "assistant", "content": "Red."},
+]
+
+
+@pytest.mark.fault(108)
+@pytest.mark.parametrize(
+    ("value", "system"),
+    [
+        ({"conversations": LLAVA}, None),
+        ({"conversations": LLAVA, "system": "Be brief."}, "Be brief."),
+        ({"messages": OPENAI}, "Be brief."),
+        ({"conversations": [{"from": "system", "value": "Be brief."}, *LLAVA]}, "Be brief."),
+    ],
+)
+def test_a_conversation_keeps_its_turns(value, system):
+    found = parse(value | {"rejected_assistant": "Blue."}, uid="train/a/k")
+    rows = [view.rows(found, TIMES, np.random.default_rng(0), None)[0] for view in (Captions(), Questions(), Pairs())]
+    for row in [*rows, chat_row(found)]:
+        assert str(row.prompt) == "Its color?" and row.answer == "Red."
+        assert context(row.prompt) == {"before": (("What is it?", "A ring."),)} | ({"system": system} if system else {})
+    assert Pairs().rows(found, TIMES, np.random.default_rng(0), None)[1].answer == "Blue."
+    assert "conversations" not in found and "messages" not in found
+
+
+@pytest.mark.fault(108)
+def test_a_marker_of_the_video_is_no_text_and_a_question_without_words_asks_for_a_description():
+    turns = [{"from": "human", "value": "<video>"}, {"from": "gpt", "value": "A <image> of a ring."}]
+    (row,) = Questions().rows(parse({"conversations": turns}), TIMES, np.random.default_rng(0), None)
+    assert row[:2] == ("Describe this.", "A <image> of a ring.")
+
+
+@pytest.mark.fault(108)
+def test_a_question_and_its_answer_need_no_list():
+    value = {"question": "What?", "answer": "red", "options": ["red", "blue"], "id": 7}
+    found = parse(value)
+    assert found["questions"] == parse({"questions": [value | {"id": "q0"}]})["questions"]
+    assert found["captions"] == [{"prompt": "What?", "text": "red", "evidence": []}]
+
+
+def test_a_question_in_a_conversation_is_equal_only_to_one_in_the_same():
+    one = Prompt("And then?", [("What?", "A ring.")])
+    same = pickle.loads(pickle.dumps(one))
+    assert same == one and hash(same) == hash(one) and context(same) == {"before": (("What?", "A ring."),)}
+    others = [Prompt("And then?", [("What?", "A dot.")]), Prompt("And then?", one.before, "Be brief."), "And then?"]
+    assert all(other != one and one != other for other in others) and len({one, same, *others}) == 4
+    assert Prompt("a") == "a" and context("a") == context(Prompt("a")) == {}
 
 
 def test_a_sample_says_itself_that_letters_are_asked_for():
@@ -139,6 +215,8 @@ START = [
     sample("k"),
     {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
     {"user": "q", "chosen_assistant": "a", "rejected_assistant": "b", "source": "s", "fps": "30000/1001"},
+    {"conversations": LLAVA, "system": "s"},
+    {"messages": OPENAI},
     {"captions": ["a", {"text": "b"}], "set": "vnbench", "outline": False},
 ]
 

@@ -21,6 +21,7 @@ from _clips import VIDEO, FakeChat, dataset, encode, pictures
 from _tiny import Case, Variant, model
 
 from hvlm import assembly
+from hvlm.chat import Chat
 from hvlm.data import shard_index
 from hvlm.data.cache import ClipCache
 from hvlm.data.datamodule import DataModule
@@ -35,6 +36,7 @@ from hvlm.dataset.shards import Shards, split_of
 from hvlm.errors import UserError
 from hvlm.io.files import file_sha256, safe_name
 from hvlm.stage.dpo import pair_key
+from hvlm.tokenizer import train_word_tokenizer
 from hvlm.types import InputSpec
 
 RED, GREEN = (encode(pictures(8, colour=colour)) for colour in ((255, 0, 0), (0, 255, 0)))
@@ -62,9 +64,9 @@ def prepared(folder: Path) -> Shards:
 
 
 def reader(data: Shards, view=None, split: str = "train", **more) -> Reader:
-    spec = SampleSpec(
-        FakeChat(), view or Captions(), None, "answer", InputSpec("question_first", 4, 64), None, 1, **more
-    )
+    talk = more.pop("chat", FakeChat())
+    inputs = InputSpec("question_first", 4, 64)
+    spec = SampleSpec(talk, view or Captions(), None, "answer", inputs, None, 1, **more)
     return Reader(data.manifest().split(split), None, spec, Quarantine(1.0), replace=False)
 
 
@@ -473,6 +475,31 @@ def test_bad_samples_are_left_out_and_the_run_goes_on(tmp_path):
         assert [row["key"] for row in (batch.rows if batch else [])] == shown
         assert reading.quarantine.bad == len(bad) + 1
     assert "a dog" in set(data.texts())
+
+
+@pytest.mark.fault(108)
+def test_a_conversation_is_one_row_with_every_answer_a_target(tmp_path):
+    turns = [("human", "<video>\nwhat ?"), ("gpt", "a ring"), ("human", "and then ?"), ("gpt", "a dot")]
+    value = {"conversations": [{"from": who, "value": text} for who, text in turns]}
+    tar(tmp_path / "train-0.tar", [("a.mp4", VIDEO), ("a.json", value)])
+    data = prepared(tmp_path)
+    chat = Chat(train_word_tokenizer(data.texts()), "tiny")
+    reading = reader(data, Questions(), chat=chat)
+    batch = batch_of(reading)
+    ids, targets = batch.input_ids_KS[0].tolist(), batch.loss_mask_KS[0].tolist()
+    said = chat.encode("and then ?", "a dot", before=[("what ?", "a ring")])
+    assert (ids, targets) == (said.ids, said.loss_mask)
+    assert [chat.decode([i]) for i, wanted in zip(ids, targets, strict=True) if wanted] == [
+        "a", "ring", "", "a", "dot", "",
+    ]  # fmt: skip
+    assert int(batch.visual_at_K[0]) == 3 and chat.decode(ids[:3]) == "what ?"
+
+
+@pytest.mark.fault(108)
+def test_shards_without_a_text_that_can_be_read_say_what_they_have(tmp_path):
+    tar(tmp_path / "train-0.tar", [("a.mp4", VIDEO), ("a.json", {"Frage": "x"}), ("b.mp4", VIDEO), ("b.json", b"{")])
+    with pytest.raises(UserError, match="none of 2 samples can be read; the first: a: json: .* it has Frage; expected"):
+        list(prepared(tmp_path).texts())
 
 
 @pytest.mark.fault(98, 86)

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 
 from hvlm.benchmark._base import QuestionBenchmark, cluster_of
 from hvlm.config.ranges import Ge, Le, PositiveInt
+from hvlm.data.views import in_context
 from hvlm.errors import UserError
 from hvlm.evaluation.scores import Question, Try
 from hvlm.prompts import LETTERS, lettered_prompt
@@ -64,7 +65,7 @@ class Needles(QuestionBenchmark):
             lettered = self.scoring == "loglik_letter" or q["lettered"]
             tries = q.get("tries", [])[: self.tries]
             offered = [_try(q["question"], t["options"], t["gold"], lettered) for t in tries]
-            asked = tuple(offered) or (Try(q["question"], (), (q["answer"],), 0),)
+            asked = tuple(offered) or (Try(in_context(q["question"], q), (), (q["answer"],), 0),)
             evidence = tuple((float(start), float(stop)) for start, stop in q["evidence"])
             name = f"{sample['uid']}/{q['id']}"
             out.append(Question(name, cluster_of(sample), q["task"], asked, evidence, q["question"]))

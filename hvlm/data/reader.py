@@ -20,12 +20,13 @@ from hvlm.data.collate import Item, collate
 from hvlm.data.optical_flow import motion_energy
 from hvlm.data.order import SampleRef
 from hvlm.data.quarantine import Quarantine, SampleError
-from hvlm.data.sample_json import FieldError
+from hvlm.data.sample_fields import FieldError
 from hvlm.data.shard_index import ShardSplit
 from hvlm.data.sources import Source
 from hvlm.data.tar import TEXT_FIELDS
 from hvlm.data.views import Row, View, chat_row
 from hvlm.errors import UserError
+from hvlm.prompts import context
 from hvlm.types import Batch, InputSpec
 
 
@@ -114,7 +115,12 @@ class SampleSpec:
     def _encode(self, rows: Sequence[Row], key: str) -> list[tuple[list[int], list[bool], int, dict]]:
         out = []
         for row in rows:
-            encoded = self.chat.encode(row.prompt, row.answer, self.loss, self.inputs.order)
+            # Of a pair only the last answers differ: what stands before them is known.
+            loss = "last" if "pair" in row.meta and self.loss == "answer" else self.loss
+            try:
+                encoded = self.chat.encode(row.prompt, row.answer, loss, self.inputs.order, **context(row.prompt))
+            except UserError as error:  # a conversation that the template cannot write
+                raise SampleError(key, "json", str(error)) from error
             if len(encoded.ids) > self.max_tokens:
                 raise SampleError(
                     key, "json", f"a text of {len(encoded.ids):,} tokens ({row.answer[:40]!r}…), more than "

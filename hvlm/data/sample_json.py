@@ -8,24 +8,31 @@ and written down, and never ends a run. docs/data.md lists the fields for those 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
+from hvlm.data.conversation import Conversation, conversation
 from hvlm.data.options import gold_of
 from hvlm.data.quarantine import SampleError
+from hvlm.data.sample_fields import (
+    FieldError,
+    as_evidence,
+    as_flag,
+    as_list,
+    as_object,
+    as_rate,
+    as_text,
+    as_whole,
+    shown,
+)
+from hvlm.prompts import DESCRIBE
 
-DESCRIBE = "Describe this."  # asked when a caption comes without a prompt
 MAX_BYTES = 16 << 20  # of the JSON or text of one sample
 _LETTERED_SETS = ("vnbench",)  # whose published samples do not say themselves that they ask for letters
 _ANSWERS = ("assistant", "chosen_assistant")
-
-
-_RATE = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)(?:/(\d{1,12}(?:\.\d{1,12})?))?")
-
-
-class FieldError(ValueError):
-    """A value that is not what its field may hold. The message begins with the field's path."""
+_CONVERSATIONS = ("messages", "conversations")
+_ASKED = ("question", "answer", "answers", "options", "gold", "rejected", "evidence", "task", "lettered", "tries")
+_FORMS = "captions, questions, messages, conversations, caption, question and answer, user and assistant"
 
 
 def parse(members: Mapping[str, Any], key: str, domain: str, uid: str | None = None) -> dict[str, Any]:
@@ -41,7 +48,8 @@ def parse(members: Mapping[str, Any], key: str, domain: str, uid: str | None = N
         ``key``, ``uid``, ``domain``, ``captions`` [{prompt, text, evidence}], ``questions`` [{id, task, question,
         answer, lettered, evidence, and where given answers (all that count as right), rejected and tries [{options,
         gold}]}], where given ``fps`` (above 0), ``section`` [start, stop], ``cluster``, ``set`` and ``outline``, and
-        whatever other fields the JSON has, as they are.
+        whatever other fields the JSON has, as they are. Of a conversation the caption and the question are its last
+        exchange, with ``turns`` [(question, answer)], the earlier ones, and ``system``, where it has them.
 
     Raises:
         SampleError: names the member and the field.
@@ -79,7 +87,7 @@ def _loaded(text: str) -> dict[str, Any]:
 
 def _sample(value: dict[str, Any], key: str, domain: str, uid: str) -> dict[str, Any]:
     value = {name: field for name, field in value.items() if field is not None}
-    sample = {name: field for name, field in value.items() if name not in ("captions", "questions", "messages")}
+    sample = {name: field for name, field in value.items() if name not in ("captions", "questions", *_CONVERSATIONS)}
     sample |= {"key": key, "uid": uid, "domain": as_text(value.get("domain", domain), "domain")}
     if "fps" in value:
         sample["fps"] = as_rate(value["fps"], "fps")
@@ -108,45 +116,54 @@ def _sample(value: dict[str, Any], key: str, domain: str, uid: str) -> dict[str,
         raise FieldError(f"questions: two have the id {next(n for n in names if names.count(n) > 1)!r}")
     if "captions" in value or "questions" in value or "objects" in value:
         return sample
-    prompt, answer, rejected = _exchange(value)
-    sample["captions"] = [{"prompt": prompt, "text": answer, "evidence": []}]
+    if "question" in value and any(name in value for name in ("answer", "answers", "gold")):
+        q = _lone_question({name: value[name] for name in _ASKED if name in value}, lettered)
+        sample["captions"] = [{"prompt": q["question"], "text": q["answer"], "evidence": q["evidence"]}]
+        sample["questions"] = [q]
+        return sample
+    said = _exchange(value)
+    context = {name: field for name, field in (("turns", said.turns), ("system", said.system)) if field}
+    sample["captions"] = [{"prompt": said.prompt, "text": said.answer, "evidence": [], **context}]
     if "caption" not in value:
         question: dict[str, Any] = {
             "id": "q0",
             "task": as_text(value.get("source", "question"), "source"),
-            "question": prompt,
+            "question": said.prompt,
         }
-        question |= {"answer": answer, "lettered": False, "evidence": []}
-        sample["questions"] = [question | ({} if rejected is None else {"rejected": rejected})]
+        question |= {"answer": said.answer, "lettered": False, "evidence": [], **context}
+        sample["questions"] = [question | ({} if said.rejected is None else {"rejected": said.rejected})]
     return sample
 
 
-def _exchange(value: dict[str, Any]) -> tuple[str, str, str | None]:
-    """(prompt, answer, rejected answer) of a sample that holds one exchange."""
-    if "messages" in value:
-        turns: dict[str, str] = {}
-        for i, item in enumerate(as_list(value["messages"], "messages")):
-            where = f"messages[{i}]"
-            message = as_object(item, where)
-            role = as_text(message.get("role"), f"{where}.role")
-            turns.setdefault(role, as_text(message.get("content"), f"{where}.content"))
-        for role in ("user", "assistant"):
-            if role not in turns:
-                raise FieldError(f"messages: no {role} among the roles {', '.join(turns) or '(none)'}")
-        return turns["user"], turns["assistant"], None
+def _exchange(value: dict[str, Any]) -> Conversation:
+    """The one exchange or conversation that a sample holds."""
+    rejected = value.get("rejected_assistant")
+    rejected = None if rejected is None else as_text(rejected, "rejected_assistant")
+    for name in _CONVERSATIONS:
+        if name in value:
+            said = conversation(value[name], name)
+            system = said.system or (as_text(value["system"], "system") if "system" in value else "")
+            return said._replace(rejected=rejected, system=system)
     prompt = _prompt(value.get("user"), "user")
     if "caption" in value:
-        return prompt, as_text(value["caption"], "caption"), None
+        return Conversation(prompt, as_text(value["caption"], "caption"))
     for name in _ANSWERS:
         if name in value:
-            rejected = value.get("rejected_assistant")
-            return (
-                prompt,
-                as_text(value[name], name),
-                None if rejected is None else as_text(rejected, "rejected_assistant"),
-            )
-    found = ", ".join(sorted(value)[:12]) or "nothing"
-    raise FieldError(f"no captions, questions, messages, caption or assistant in it; it has {found}")
+            return Conversation(prompt, as_text(value[name], name), rejected=rejected)
+    found = ", ".join(sorted(map(_name, value))[:12]) or "nothing"
+    raise FieldError(f"no text to learn from in it: it has {found}; expected {_FORMS}")
+
+
+def _name(name: str) -> str:
+    return name if name.isascii() and name.isprintable() and len(name) <= 40 else ascii(name[:40])
+
+
+def _lone_question(value: dict[str, Any], lettered: bool) -> dict[str, Any]:
+    """Of a sample that is itself a question."""
+    try:
+        return _question(value, 0, "", lettered)
+    except FieldError as error:
+        raise FieldError(str(error).removeprefix(".")) from error
 
 
 def _prompt(value: Any, where: str) -> str:
@@ -202,7 +219,7 @@ def _only_try(item: dict[str, Any], where: str) -> dict[str, Any]:
     try:
         return one | {"gold": gold_of(item.get("answer"), as_list(item["options"], f"{where}.options"))}
     except ValueError as error:
-        raise FieldError(f"{where}.answer is {_shown(item.get('answer'))}, expected {error}") from None
+        raise FieldError(f"{where}.answer is {shown(item.get('answer'))}, expected {error}") from None
 
 
 def _try(item: Any, where: str) -> dict[str, Any]:
@@ -216,92 +233,3 @@ def _try(item: Any, where: str) -> dict[str, Any]:
     if len(options) > 26:
         raise FieldError(f"{where}.options: {len(options)} options, at most 26 have letters")
     return {"options": options, "gold": gold}
-
-
-# -- what a field may hold ---------------------------------------------------------------------------------------------
-
-
-def as_object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise FieldError(f"{where} is {_shown(value)}, expected an object")
-    return value
-
-
-def as_list(value: Any, where: str) -> list[Any]:
-    """A list; a single text or object stands for a list of one."""
-    if isinstance(value, (str, dict)):
-        return [value]
-    if not isinstance(value, list):
-        raise FieldError(f"{where} is {_shown(value)}, expected a list")
-    return value
-
-
-def as_text(value: Any, where: str) -> str:
-    """Text with something in it that can be encoded; a number is its digits."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15:
-        value = str(value)
-    if not isinstance(value, str) or not value.strip():
-        raise FieldError(f"{where} is {_shown(value)}, expected text")
-    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-        raise FieldError(f"{where} holds half a character (a lone surrogate)")
-    return value
-
-
-def as_flag(value: Any, where: str) -> bool:
-    if not isinstance(value, bool):
-        raise FieldError(f"{where} is {_shown(value)}, expected true or false")
-    return value
-
-
-def as_number(value: Any, where: str) -> float:
-    """A finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise FieldError(f"{where} is {_shown(value)}, expected a number")
-    if not abs(value) < 1e15:  # nor NaN
-        raise FieldError(f"{where} is {_shown(value)}, expected a finite number")
-    return float(value)
-
-
-def as_whole(value: Any, where: str) -> int:
-    number = as_number(value, where)
-    if number != int(number):
-        raise FieldError(f"{where} is {_shown(value)}, expected a whole number")
-    return int(number)
-
-
-def as_rate(value: Any, where: str) -> float:
-    """Frames a second, above 0: a number, or text such as ``"25"`` and ``"30000/1001"``."""
-    rate = value
-    if isinstance(value, str):
-        found = _RATE.fullmatch(value.strip())
-        over, under = (float(part or 1) for part in found.groups()) if found else (0.0, 0.0)
-        rate = over / under if under else 0.0
-    rate = as_number(rate, where)
-    if not 1e-6 <= rate <= 1e6:
-        raise FieldError(f"{where} is {_shown(value)}, expected frames a second, above 0")
-    return rate
-
-
-def as_evidence(value: Any, where: str) -> list[list[float]]:
-    """Intervals [[start, stop], ...] in seconds; null: none."""
-    intervals = [] if value is None else as_list(value, where)
-    out = []
-    for i, interval in enumerate(intervals):
-        if not isinstance(interval, list) or len(interval) != 2:
-            raise FieldError(f"{where}[{i}] is {_shown(interval)}, expected [start, stop] in seconds")
-        start, stop = (as_number(edge, f"{where}[{i}]") for edge in interval)
-        if stop < start:
-            raise FieldError(f"{where}[{i}] stops at {stop:g} before it starts at {start:g}")
-        out.append([start, stop])
-    return out
-
-
-def _shown(value: Any) -> str:
-    """The value in a few characters, without walking through what may be deep or long."""
-    if isinstance(value, (list, dict)):
-        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
-    if isinstance(value, str):
-        return ascii(value[:40])
-    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
-        return "a very large number"
-    return "null" if value is None else json.dumps(value)

@@ -11,13 +11,14 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from hvlm.data.sample_json import FieldError
+from hvlm.data.sample_fields import FieldError
 from hvlm.data.sampling import is_shown
-from hvlm.prompts import LETTERS, lettered_prompt
+from hvlm.prompts import LETTERS, Prompt, lettered_prompt
 
 
 class Row(NamedTuple):
-    """One exchange. ``meta``: plain values for logging and scoring (sample key, domain, task, question id, ...)."""
+    """One exchange. ``prompt``: with the conversation that it stands in, where it has one (``Prompt``). ``meta``: plain
+    values for logging and scoring (sample key, domain, task, question id, ...)."""
 
     prompt: str
     answer: str
@@ -64,7 +65,7 @@ class Captions(View):
     def rows(self, sample: dict[str, Any], times: np.ndarray, rng: np.random.Generator, n: int | None) -> list[Row]:
         meta = _meta(sample) | {"task": "caption"}
         return [
-            Row(text["prompt"], text["text"], meta | {"answer": text["text"]})
+            Row(in_context(text["prompt"], text), text["text"], meta | {"answer": text["text"]})
             for text in _draw(sample["captions"], times, rng, n)
         ]
 
@@ -117,19 +118,26 @@ class PatchLabels(View):
 
 
 def chat_row(sample: dict[str, Any]) -> Row:
-    """The first exchange of a text-only chat. Raises FieldError where there is none."""
-    exchanges = [(text["prompt"], text["text"]) for text in sample["captions"]]
-    exchanges += [(q["question"], q["answer"]) for q in sample["questions"]]
+    """The first exchange or conversation of a text-only chat. Raises FieldError where there is none."""
+    exchanges = [(in_context(text["prompt"], text), text["text"]) for text in sample["captions"]]
+    exchanges += [(in_context(q["question"], q), q["answer"]) for q in sample["questions"]]
     if not exchanges:
         raise FieldError("no exchange of a prompt and an answer in it")
     prompt, answer = exchanges[0]
     return Row(prompt, answer, {"key": sample["key"], "uid": sample["uid"], "task": "chat", "answer": answer})
 
 
+def in_context(prompt: str, text: dict[str, Any]) -> str:
+    """The prompt of a caption or question with the conversation that it stands in, if it does."""
+    if "turns" not in text and "system" not in text:
+        return prompt
+    return Prompt(prompt, text.get("turns", ()), text.get("system"))
+
+
 def _wording(q: dict[str, Any], attempt: int) -> tuple[str, str, str | None]:
     """(prompt, answer, rejected answer or None), with the letters of a try where letters are asked for."""
     if not q.get("lettered"):
-        return q["question"], q["answer"], q.get("rejected")
+        return in_context(q["question"], q), q["answer"], q.get("rejected")
     options, right = q["tries"][attempt]["options"], q["tries"][attempt]["gold"]
     rejected = LETTERS[options.index(q["rejected"])] if q.get("rejected") in options else None
     return lettered_prompt(q["question"], options), LETTERS[right], rejected

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hvlm.data.sample_json import FieldError, as_list, as_number, as_object, as_whole
+from hvlm.data.sample_fields import FieldError, as_list, as_number, as_object, as_whole
 from hvlm.dataset._needles_scene import COLOURS, DOMAINS, FLASHES, SHAPES
 
 # Class names of the per-patch labels, by id.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from braceexpand import braceexpand
 
@@ -23,6 +23,7 @@ from hvlm.prompts import lettered_prompt
 
 log = logging.getLogger(__name__)
 
+_TEXTS = ("prompt", "text", "question", "answer", "rejected", "system")
 TEXTS_FOR_VOCABULARY = 20_000  # samples of each split read to train a word-level tokenizer, if one is wanted
 
 
@@ -85,23 +86,27 @@ class Shards(Dataset):
         return [check_url(url) for url in found]
 
     def texts(self) -> Iterator[str]:
-        """Prompts, answers and options, for a vocabulary: of the first samples of every split, without their videos."""
+        """Prompts, answers and options, for a vocabulary: of the first samples of every split, without their videos.
+
+        Raises UserError where none of them has a text.
+        """
         manifest = self.manifest()
+        looked_at, good, bad = 0, 0, None
         for name in manifest.splits:
             split = manifest.split(name)
             for index in range(min(len(split), TEXTS_FOR_VOCABULARY)):
+                looked_at += 1
                 try:
                     sample = samples.parse(split.read(index, TEXT_FIELDS), split.keys[index], self.domain)
-                except SampleError:
-                    continue  # it is named and counted when it is drawn for training
-                for caption in sample["captions"]:
-                    yield from (caption["prompt"], caption["text"])
-                for q in sample["questions"]:
-                    yield from (q[field] for field in ("question", "answer", "rejected") if field in q)
-                    for attempt in q.get("tries", ()):
-                        yield from attempt["options"]
-                        if q["lettered"]:
-                            yield lettered_prompt(q["question"], attempt["options"])
+                except SampleError as error:
+                    bad = bad or error  # it is named and counted when it is drawn for training
+                    continue
+                good += 1
+                yield from _texts_of(sample)
+        if not good and bad is not None:
+            raise UserError(
+                f"dataset.path={self._folder()}: none of {looked_at:,} samples can be read; the first: {bad}"
+            )
 
     patch_labels = staticmethod(patch_labels)
 
@@ -117,3 +122,15 @@ class Shards(Dataset):
                 "dataset.access=stream"
             )
         return Path(self.paths[0])
+
+
+def _texts_of(sample: Mapping[str, Any]) -> Iterator[str]:
+    """Every text that a sample may be asked with."""
+    for text in [*sample["captions"], *sample["questions"]]:
+        yield from (text[name] for name in _TEXTS if name in text)
+        for exchange in text.get("turns", ()):
+            yield from exchange
+        for attempt in text.get("tries", ()):
+            yield from attempt["options"]
+            if text["lettered"]:
+                yield lettered_prompt(text["question"], attempt["options"])

@@ -16,6 +16,7 @@ from hvlm.evaluation.scores import Prediction
 from hvlm.functional import last_true
 from hvlm.model import VLM
 from hvlm.precision import autocast
+from hvlm.prompts import context
 from hvlm.rebuild import Loaded
 from hvlm.types import Batch
 
@@ -39,7 +40,7 @@ class InWords:
         prompts = [list(clip.answers) for clip in clips]
         items = []
         for clip, asked in zip(clips, prompts, strict=True):
-            rows = [(*chat.encode(prompt, "", order=inputs.order), {}) for prompt in asked]
+            rows = [(*chat.encode(prompt, "", "last", inputs.order, **context(prompt)), {}) for prompt in asked]
             items.append(Item(clip.frames_TCHW, clip.time_T, rows, uid=clip.uid, motion=clip.motion_TYX))
         if not items:
             return []

@@ -24,6 +24,7 @@ from hvlm.errors import UserError
 from hvlm.evaluation.asking import Query
 from hvlm.evaluation.scores import Likelihood, Prediction, Question
 from hvlm.precision import autocast
+from hvlm.prompts import context
 from hvlm.rebuild import Loaded
 from hvlm.types import Batch, InputSpec
 
@@ -105,7 +106,9 @@ def _rows(chat: Chat, clips: Sequence[Query], order: str) -> tuple[list[list[_Ro
         for prompt, answers in clip.answers.items():
             for answer in answers:
                 if (prompt, answer) not in encoded:
-                    encoded[prompt, answer] = _without_end(chat.encode(prompt, answer, "answer", order))
+                    encoded[prompt, answer] = _without_end(
+                        chat.encode(prompt, answer, "last", order, **context(prompt))
+                    )
                 if not any(encoded[prompt, answer].loss_mask):
                     raise UserError(f"the answer {answer!r} to {prompt!r} is no token at all; it cannot be scored")
             rows = [_Row(i, prompt, answer, encoded[prompt, answer]) for answer in answers]
