@@ -109,7 +109,7 @@ def test_words_of_other_programs_are_answered_with_ours(override: str, ours: str
     "override, ours",
     [
         ("benchmark=vnbench", "did you mean 'dataset=needles dataset.set=vnbench'?"),
-        ("benchmark=videomme", "questions"),
+        ("benchmark=videomme", "did you mean 'choices'?"),
         ("connector=mlp", "did you mean 'connector=patches connector.projector=mlp'?"),
         ("connector=projector", "did you mean 'patches'?"),
         ("connector=qformer", "did you mean 'foveated'?"),
