@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ from hvlm.evaluation.cost import cost_of
 from hvlm.evaluation.evaluate import RESULTS, ask, evaluate, warn_of_problems
 from hvlm.evaluation.generate import InWords
 from hvlm.evaluation.likelihood import check_answers
+from hvlm.evaluation.offline import answer_offline
 from hvlm.evaluation.predictions import write_predictions
 from hvlm.evaluation.preference import reward_accuracy
 from hvlm.evaluation.report import table, write_report
-from hvlm.evaluation.streaming import StreamingReader
+from hvlm.evaluation.sampling import Sampling
+from hvlm.evaluation.streaming import StreamingReader, why_not_frame_by_frame
 from hvlm.interop.fvlm_weights import is_release, load_release, save_release
 from hvlm.io.files import safe_name
 from hvlm.io.json_lines import read_lines, write_lines
@@ -159,8 +161,9 @@ def release(path: str | Path, cfg: Mapping[str, Any], out: Path) -> Path:
 
 
 def watch(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str, Any]]:
-    """Watch ``ask.video`` frame by frame and answer ``ask.question`` at the moments asked for: lines with ``seconds``,
-    ``frames`` seen and ``answer``, printed and written to ``out/asked.jsonl``."""
+    """Answer ``ask.question`` about ``ask.video`` at the moments asked for: lines with ``seconds``, ``frames`` read and
+    ``answer``, printed and written to ``out/asked.jsonl``. The model watches frame by frame where it can; else it reads
+    frames of the whole time before each moment, and the log says why."""
     asked = cfg["ask"]
     for name in ("video", "question"):
         if not (asked[name] or "").strip():
@@ -175,27 +178,57 @@ def watch(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str,
     late = [moment for moment in asked["at"] or [] if moment > duration]
     if late:
         raise UserError(f"ask.at={late[0]:g}: {asked['video']} ends at {duration:.2f} s; ask within it")
+    choose = sampling(cfg)
     loaded = load(path, cfg)
+    reason = why_not_frame_by_frame(loaded.model)
+    if reason is None:
+        found = _while_it_runs(loaded, asked, choose)
+    else:
+        frames = loaded.inputs.num_frames
+        log.info(f"read in one piece before each answer, {frames} frames at most (ask.fps is not used): {reason}")
+        found = _in_one_piece(loaded, asked, duration, choose)
+    lines = []
+    for line in found:
+        lines.append(line)
+        log.info(f"{line['seconds']:8.2f} s, {line['frames']} frames: {line['answer']}")
+    write_lines(out / "asked.jsonl", [{"question": asked["question"], **line} for line in lines])
+    return lines
+
+
+def sampling(cfg: Mapping[str, Any]) -> Sampling:
+    """How ``cfg`` chooses words: ``ask.temperature`` and ``ask.top_p``, with the seed of the command."""
+    return Sampling(cfg["ask"]["temperature"], cfg["ask"]["top_p"], cfg["seed"])
+
+
+def _while_it_runs(loaded: Loaded, asked: Mapping[str, Any], choose: Sampling) -> Iterator[dict[str, Any]]:
     first = asked["question"] if loaded.inputs.order == "question_first" else None
     later = None if first else asked["question"]
     watcher = StreamingReader(loaded.model, loaded.chat, first)
-    moments, lines = sorted(asked["at"] or []), []
+    moments = sorted(asked["at"] or [])
 
-    def say(seconds: float) -> None:
-        lines.append({"seconds": seconds, "frames": watcher.frames, "answer": watcher.answer(later)})
-        log.info(f"{seconds:8.2f} s, {watcher.frames} frames: {lines[-1]['answer']}")
+    def said(seconds: float) -> dict[str, Any]:
+        answer = watcher.answer(later, asked["max_new_tokens"], choose)
+        return {"seconds": seconds, "frames": watcher.frames, "answer": answer}
 
-    seconds, limit = 0.0, cfg["dataset"]["decode_timeout"]
+    seconds, limit = 0.0, loaded.config["dataset"]["decode_timeout"]
     for frame, seconds in frames_of(Path(asked["video"]), asked["fps"], loaded.inputs.size, limit):
         while moments and moments[0] < seconds and watcher.frames:
-            say(moments.pop(0))
+            yield said(moments.pop(0))
         watcher.read_frame(torch.from_numpy(np.ascontiguousarray(frame)))
     if not watcher.frames:
         raise UserError(f"ask.video={asked['video']}: shorter than half a frame at ask.fps={asked['fps']:g}; raise it")
     for moment in moments or ([] if asked["at"] else [seconds]):
-        say(moment)
-    write_lines(out / "asked.jsonl", [{"question": asked["question"], **line} for line in lines])
-    return lines
+        yield said(moment)
+
+
+def _in_one_piece(
+    loaded: Loaded, asked: Mapping[str, Any], duration: float, choose: Sampling
+) -> Iterator[dict[str, Any]]:
+    for moment in sorted(asked["at"] or [duration]):
+        answer = answer_offline(
+            loaded, Path(asked["video"]), asked["question"], moment, asked["max_new_tokens"], choose
+        )
+        yield {"seconds": moment, "frames": answer.frames, "answer": answer.text}
 
 
 def look(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str, Any]]:
@@ -243,9 +276,10 @@ def look(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str, 
 def write_answers(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str, Any]]:
     """The model's own answers to the benchmark's questions in ``out/answers.jsonl``, a predictions file that
     ``task=score`` reads."""
+    choose = sampling(cfg)
     loaded = load(path, cfg)
     benchmark = loaded.benchmark()
-    asked = ask(loaded, benchmark, loaded.variant, out, InWords(benchmark.max_new_tokens))
+    asked = ask(loaded, benchmark, loaded.variant, out, InWords(benchmark.max_new_tokens, choose))
     warn_of_problems(asked.predictions)
     target = out / "answers.jsonl"
     write_predictions(target, asked.predictions)

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from _tiny import ASKED, Case, Variant, batch_of, chat, clip, model, side
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
 import eval as evaluation
 from hvlm.data.decode import decode, frames_of
 from hvlm.data.video import VideoDecodeError
 from hvlm.errors import UserError
+from hvlm.evaluation import offline as offline_reading
 from hvlm.evaluation.generate import generate
+from hvlm.evaluation.offline import answer_offline
+from hvlm.evaluation.sampling import Sampling
 from hvlm.evaluation.streaming import StreamingReader
 from hvlm.model import VLM
+from hvlm.rebuild import Loaded
+from hvlm.types import InputSpec
 from hvlm.viz.media import write_mp4
 
 WORDS = 6  # of an answer
@@ -99,6 +106,85 @@ def test_frames_of_a_stream_are_those_of_the_sampler(tmp_path: Path) -> None:
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     with pytest.raises(VideoDecodeError, match="bad.mp4"):
         next(frames_of(tmp_path / "bad.mp4", 1.0, (32, 32)))
+
+
+@pytest.mark.fault(111)
+@pytest.mark.parametrize(
+    "room",
+    [("connector", "mean"), ("connector", "patches"), ("attention", "full"), ("merger", "tome"), ("merger", "motion")],
+)
+def test_what_cannot_watch_reads_what_came_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: tuple[str, str]
+) -> None:
+    """The answer at 1 s is that about the first second alone, whatever comes later."""
+    read: list[torch.Tensor] = []
+
+    def generating(vlm: VLM, chat: Any, batch: Any, *how: Any) -> list[str]:
+        read.append(batch.frames_BTCHW)
+        return generate(vlm, chat, batch, *how)
+
+    monkeypatch.setattr(offline_reading, "generate", generating)
+    vlm = model(Case("question_first", (Variant(*room),)))
+    size, inputs = side(vlm), InputSpec("question_first", 4, side(vlm), (2, 2) if vlm.merger.wants_flow else None)
+    reading = {"decoder": "pyav", "decode_timeout": None}
+    loaded = Loaded(vlm, chat(), None, inputs, "32-true", {"dataset": reading})
+    blocks = np.random.default_rng(3).integers(0, 256, (40, 3, 4, 4), np.uint8)
+    whole = write_mp4(np.kron(blocks, np.ones((1, 1, size // 4, size // 4), np.uint8)), tmp_path / "a.mp4", 10.0, 1)
+    blocks[15:] = 255 - blocks[15:]
+    other = write_mp4(np.kron(blocks, np.ones((1, 1, size // 4, size // 4), np.uint8)), tmp_path / "b.mp4", 10.0, 1)
+
+    said = [answer_offline(loaded, path, ASKED[0][0], at, WORDS) for at in (1.0, 4.0) for path in (whole, other)]
+    assert said[0] == said[1] and {answer.frames for answer in said} == {4}
+    assert torch.equal(read[0], read[1]) and not torch.equal(read[2], read[3])
+    with pytest.raises(UserError, match="gone.mp4: cannot be read as a video"):
+        answer_offline(loaded, tmp_path / "gone.mp4", "what ?", 1.0)
+
+
+@pytest.mark.fault(111)
+def test_words_by_chance_are_drawn_as_transformers_draws_them() -> None:
+    logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(0)) * 3
+    for temperature, top_p in ((0.7, 0.8), (1.5, 0.3), (1.0, 1.0)):
+        warped = TopPLogitsWarper(top_p)(None, TemperatureLogitsWarper(temperature)(None, logits.clone()))
+        ours = Sampling(temperature, top_p).probabilities(logits)
+        torch.testing.assert_close(ours / ours.sum(-1, keepdim=True), warped.softmax(-1))
+    drawn = torch.stack([choose(logits) for choose in [Sampling(0.7, 0.8, seed=1)] for _ in range(400)])
+    expected = Sampling(0.7, 0.8).probabilities(logits)
+    expected = expected / expected.sum(-1, keepdim=True)
+    shares = torch.stack([(drawn == token).float().mean(0) for token in range(40)], 1)
+    assert (shares - expected).abs().max() < 0.1
+    assert torch.equal(Sampling()(logits), logits.argmax(-1)), "greedy is what it was"
+    with pytest.raises(UserError, match="ask.top_p=0.5: with ask.temperature=0"):
+        Sampling(0.0, 0.5)
+
+
+@pytest.mark.fault(111)
+def test_a_seed_gives_the_same_words_again() -> None:
+    vlm = foveated("video_first")
+    watcher = StreamingReader(vlm, chat())
+    watcher.read_frame(pixels(vlm)[0])
+    drawn = [watcher.answer(ASKED[0][0], WORDS, Sampling(3.0, 0.9, seed)) for seed in (1, 2, 3, 1)]
+    assert drawn[0] == drawn[3] and len(set(drawn)) == 3
+
+
+@pytest.mark.fault(111)
+def test_asking_a_model_that_cannot_watch_from_the_command_line(
+    trained: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, overrides = trained
+    monkeypatch.chdir(folder)
+    haystack = next(o.split("=", 1)[1] for o in overrides if o.startswith("dataset.haystack="))
+    common = ["task=ask", "checkpoint=runs/tiny", f"out={tmp_path}", f"ask.video={haystack}/a.mp4", "merger=tome",
+              "ask.question=what color is the object ?"]  # fmt: skip
+    with caplog.at_level("INFO"):
+        lines = evaluation.evaluate([*common, "ask.at=[1,2.5]"])
+    assert [(line["seconds"], line["frames"]) for line in lines] == [(1.0, 4), (2.5, 4)]
+    assert "read in one piece before each answer, 4 frames at most (ask.fps is not used): merger= must be none" in (
+        caplog.text
+    )
+    (end,) = evaluation.evaluate([*common, "ask.temperature=2", "ask.max_new_tokens=1", "seed=5"])
+    assert end["seconds"] == pytest.approx(6.0, abs=0.1) and len(end["answer"].split()) <= 1
+    with pytest.raises(UserError, match="ask.top_p=0.5: with ask.temperature=0"):
+        evaluation.evaluate([*common, "ask.top_p=0.5"])
 
 
 def test_from_the_command_line(

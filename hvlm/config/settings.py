@@ -12,6 +12,7 @@ from hvlm.config.ranges import (
     NonNegativeInt,
     PositiveInt,
     Seed,
+    Share,
     Written,
 )
 
@@ -74,12 +75,16 @@ class CallbackConfig:
 
 @dataclass(frozen=True)
 class AskConfig:
-    """``eval.py task=ask``: a video file, what is asked about it, when (seconds; null: at its end), frames a second."""
+    """``eval.py task=ask``: a video file, what is asked about it, when (seconds; null: at its end), frames a second;
+    how words are chosen, there and with ``task=generate``; an answer's length."""
 
     video: str | None
     question: str | None
     at: list[NonNegativeFloat] | None
     fps: FramesPerSecond
+    temperature: NonNegativeFloat
+    top_p: Share
+    max_new_tokens: PositiveInt
 
 
 @dataclass(frozen=True)

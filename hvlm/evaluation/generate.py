@@ -1,4 +1,4 @@
-"""The model's own words: greedy decoding with a KV cache."""
+"""The model's own words: decoding with a KV cache."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hvlm.chat import Chat
 from hvlm.contracts import Benchmark
 from hvlm.data.collate import Item, collate
 from hvlm.evaluation.asking import Query
+from hvlm.evaluation.sampling import GREEDY, Sampling
 from hvlm.evaluation.scores import Prediction
 from hvlm.functional import last_true
 from hvlm.model import VLM
@@ -24,13 +25,13 @@ from hvlm.types import Batch
 class InWords:
     """Answers in the model's own words, one for each distinct prompt of a clip.
 
-    max_new_tokens: of an answer.
+    max_new_tokens: of an answer. choose: which word comes next.
     """
 
     open_questions = True
 
-    def __init__(self, max_new_tokens: int = 32) -> None:
-        self.max_new_tokens = max_new_tokens
+    def __init__(self, max_new_tokens: int = 32, choose: Sampling = GREEDY) -> None:
+        self.max_new_tokens, self.choose = max_new_tokens, choose
 
     def __call__(
         self, loaded: Loaded, benchmark: Benchmark, clips: Several[Query], variant: str
@@ -46,7 +47,7 @@ class InWords:
             return []
         batch = collate(items, pad_id=chat.pad_id, size=inputs.size, motion=inputs.motion).to(loaded.device)
         with autocast(loaded.device, loaded.precision):
-            texts = iter(generate(loaded.model, chat, batch, self.max_new_tokens))
+            texts = iter(generate(loaded.model, chat, batch, self.max_new_tokens, self.choose))
         written = [{prompt: next(texts) for prompt in asked} for asked in prompts]
         return [
             [p for question in clip.questions for p in benchmark.read(question, of_clip, variant)]
@@ -55,7 +56,7 @@ class InWords:
 
 
 @torch.inference_mode()
-def generate(model: VLM, chat: Chat, batch: Batch, max_new_tokens: int) -> list[str]:
+def generate(model: VLM, chat: Chat, batch: Batch, max_new_tokens: int, choose: Sampling = GREEDY) -> list[str]:
     """What the model answers to every text row of ``batch``, whose answer (if it has one) is cut off first.
 
     The prompt goes through once; every further token costs one position. What is kept for that is the matter of the
@@ -69,22 +70,24 @@ def generate(model: VLM, chat: Chat, batch: Batch, max_new_tokens: int) -> list[
     h = model.hidden(sequence, cache)
     newest = h[torch.arange(len(h), device=h.device), last_true(sequence.mask_KL)]
     with model.adapting(batch):
-        written_KN = greedy(model, chat, cache, newest, max_new_tokens)
+        written_KN = write(model, chat, cache, newest, max_new_tokens, choose)
     for module, mode in modes.items():
         module.training = mode
     return [chat.decode(ids) for ids in written_KN.tolist()]
 
 
-def greedy(model: VLM, chat: Chat, cache: PastKV, newest_KD: Tensor, max_new_tokens: int) -> Tensor:
-    """The likeliest token, again and again, until every row has ended: ids [K, N], N <= max_new_tokens.
+def write(
+    model: VLM, chat: Chat, cache: PastKV, newest_KD: Tensor, max_new_tokens: int, choose: Sampling = GREEDY
+) -> Tensor:
+    """One token after the other, until every row has ended: ids [K, N], N <= max_new_tokens.
 
-    cache: of what was read so far; grows. newest_KD: the state at each row's last valid token.
+    cache: of what was read so far; grows. newest_KD: the state at each row's last valid token. choose: which token.
     """
     newest = newest_KD
     ended = torch.zeros(len(newest_KD), dtype=torch.bool, device=newest_KD.device)
     written: list[Tensor] = []
     for _ in range(max_new_tokens):
-        token = model.head.logits(newest).argmax(-1)
+        token = choose(model.head.logits(newest))
         token = torch.where(ended, chat.end_id, token)
         ended = ended | (token == chat.end_id)
         written.append(token)

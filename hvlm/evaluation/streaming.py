@@ -8,10 +8,24 @@ from torch import Tensor
 from hvlm.caching import PastKV
 from hvlm.chat import Chat
 from hvlm.errors import UserError
-from hvlm.evaluation.generate import greedy
+from hvlm.evaluation.generate import write
+from hvlm.evaluation.sampling import GREEDY, Sampling
 from hvlm.gaze import CachedKV
 from hvlm.model import VLM
 from hvlm.types import Patches, Wants
+
+
+def why_not_frame_by_frame(model: VLM) -> str | None:
+    """What keeps the model from watching a video as it comes in; None where nothing does."""
+    if not model.connector.steers:
+        return "it needs a model with connector=foveated and mode coarse_fine or autoregressive"
+    if model.attention.mixes or model.attention.readout > 1:
+        return "attention= must be none, with readout 1; others mix whole clips"
+    if not model.merger.changes_nothing:
+        return "merger= must be none, others share tokens among all frames"
+    if model.fusion.reads_text:
+        return "fusion= must be none, others wait for the whole clip"
+    return None
 
 
 class StreamingReader:
@@ -22,24 +36,13 @@ class StreamingReader:
 
     question: what is watched for. With order ``question_first`` it steers the gaze from the first frame on and must be
         given here; with ``video_first`` every ``answer`` has a question of its own.
-    Raises UserError for a connector that has no steered query, and for attention that mixes whole clips.
+    Raises UserError where ``why_not_frame_by_frame`` has a reason.
     """
 
     def __init__(self, model: VLM, chat: Chat, question: str | None = None):
+        if reason := why_not_frame_by_frame(model):
+            raise UserError(f"reading frame by frame: {reason}")
         connector = model.connector
-        if not connector.steers:
-            raise UserError(
-                "task=ask reads frame by frame: it needs a model with connector=foveated and mode coarse_fine or "
-                "autoregressive"
-            )
-        if model.attention.mixes or model.attention.readout > 1:
-            raise UserError(
-                "task=ask reads frame by frame: attention= must be none, with readout 1; others mix whole clips"
-            )
-        if not model.merger.changes_nothing:
-            raise UserError("task=ask reads frame by frame: merger= must be none, others share tokens among all frames")
-        if model.fusion.reads_text:
-            raise UserError("task=ask reads frame by frame: fusion= must be none, others wait for the whole clip")
         if (question is not None) != (model.order == "question_first"):
             raise UserError(
                 "order=question_first: the question is needed before the first frame"
@@ -70,10 +73,10 @@ class StreamingReader:
         self.frames += 1
 
     @torch.inference_mode()
-    def answer(self, question: str | None = None, max_new_tokens: int = 32) -> str:
+    def answer(self, question: str | None = None, max_new_tokens: int = 32, choose: Sampling = GREEDY) -> str:
         """What the model answers after the frames so far; watching can go on afterwards as if nothing was asked.
 
-        question: with ``video_first`` only. Raises UserError before the first frame.
+        question: with ``video_first`` only. choose: which word comes next. Raises UserError before the first frame.
         """
         if not self.frames:
             raise UserError("nothing was seen yet: ask after the first frame")
@@ -82,7 +85,7 @@ class StreamingReader:
         ids, at = self.chat.encode_prompt(self.question or question, self.model.order)
         cache = self.cache.copy()
         newest = self._read(ids[at:], cache)[:, -1]
-        written = greedy(self.model, self.chat, cache, newest, max_new_tokens)
+        written = write(self.model, self.chat, cache, newest, max_new_tokens, choose)
         return self.chat.decode(written[0].tolist())
 
     def _read(self, ids: list[int], cache: PastKV) -> Tensor:
