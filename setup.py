@@ -1,12 +1,23 @@
-"""What goes into a wheel: the package, and conf/ as hvlm/conf/, where hvlm/config/compose.py looks first.
+"""What pyproject.toml cannot say: conf/ travels inside the package, as hvlm/conf/, where hvlm looks for it first."""
 
-Everything else stands in pyproject.toml, which cannot say both "find the packages" and "this folder is one of them".
-"""
+import shutil
+from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import setup
+from setuptools.command.build_py import build_py
 
-setup(
-    packages=[*find_packages(include=["hvlm", "hvlm.*"]), "hvlm.conf"],
-    package_dir={"hvlm.conf": "conf"},
-    package_data={"hvlm": ["py.typed"], "hvlm.conf": ["*.yaml", "*/*.yaml"]},
-)
+HERE = Path(__file__).parent
+
+
+class WithConf(build_py):
+    """Copies conf/ into what is built; an editable install reads it where it lies."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib) / "hvlm" / "conf"
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(HERE / "conf", target, ignore=shutil.ignore_patterns("[!a-z]*", "*~"))
+
+
+setup(cmdclass={"build_py": WithConf})

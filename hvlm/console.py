@@ -1,4 +1,5 @@
-"""What the console shows: our own lines in one format, and of the libraries' messages those that somebody can act on.
+"""What the console shows: our own lines in one format, and of the libraries' messages those that somebody can act on;
+what stopped a command in one line; and the command itself as it was typed.
 
 ``setup_logging()`` is called once, where a command starts. What is silenced is listed here by its words, each with the
 reason; every other warning is shown.
@@ -6,12 +7,23 @@ reason; every other warning is shown.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import re
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_only
+from hvlm.errors import UserError
 
+# What a disk or a folder refuses: a matter of the machine, for which a traceback helps nobody.
+OF_THE_MACHINE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+    errno.EIO,
+}  # fmt: skip
 LOG_LINES = (
     r".*\[lit(logger|models)\]",  # advertisements
     r"`weights_only` was not set",  # our checkpoint reader knows no other way
@@ -49,6 +61,8 @@ class OneFormat(logging.Formatter):
 
 def worth_showing(record: logging.LogRecord) -> bool:
     """Not the lines above, and of several processes only the first one's, unless it is a warning."""
+    from lightning.pytorch.utilities import rank_zero_only  # seconds, which a command that stops at once does without
+
     if record.levelno < logging.WARNING and rank_zero_only.rank:
         return False
     text = record.getMessage()
@@ -75,3 +89,46 @@ def duration(seconds: float) -> str:
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
+
+
+@contextmanager
+def error_line() -> Iterator[None]:
+    """Prints a ``UserError``, and what a disk or a folder refuses, as one line on stderr and exits 1; after Ctrl-C
+    exits 130. HYDRA_FULL_ERROR=1 shows the whole traceback."""
+    try:
+        yield
+    except (UserError, OSError, KeyboardInterrupt) as e:
+        machine = e if isinstance(e, OSError) and e.errno in OF_THE_MACHINE else None
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or (isinstance(e, OSError) and machine is None):
+            raise
+        if isinstance(e, KeyboardInterrupt):
+            print("error: stopped by Ctrl-C", file=sys.stderr)
+            raise SystemExit(130) from None
+        text = f"{machine.filename or 'writing'}: {machine.strerror}; the same command continues" if machine else str(e)
+        print(f"error: {text}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def typed() -> list[str]:
+    """This process as one would type it: ``hvlm train ...`` or ``python train.py ...``."""
+    return ["hvlm", *sys.argv[1:]] if is_hvlm() else ["python", *sys.argv]
+
+
+def program(script: str | None = None) -> list[str]:
+    """What starts another process with the command of this one, without its arguments.
+
+    Args:
+        script: a Python file to start in its place.
+    """
+    if script is None and is_hvlm():
+        # As a module, for an installed command is no Python file everywhere. -P: a folder hvlm that happens to lie in
+        # the working directory is not imported, unless this process itself was started so.
+        module = [] if Path(sys.argv[0]).name == "__main__.py" else ["-P"]
+        return [sys.executable, *module, "-m", "hvlm", *sys.argv[1:2]]
+    return [sys.executable, str(Path(script or sys.argv[0]).resolve())]
+
+
+def is_hvlm() -> bool:
+    """Whether this process is the command ``hvlm`` (or ``python -m hvlm``), not a script of a clone."""
+    path = Path(sys.argv[0])
+    return path.stem == "hvlm" or (path.name == "__main__.py" and path.parent.name == "hvlm")

@@ -79,7 +79,7 @@ def metadata_of(path: str | Path) -> dict[str, Any]:
     """What a checkpoint (or the run folder that holds it) says of itself: config, chat (JSON or None) and stage."""
     metadata = read_checkpoint(path).get("hvlm")
     if metadata is None:
-        raise UserError(f"{path}: holds no configuration; expected a checkpoint that train.py wrote")
+        raise UserError(f"{path}: holds no configuration; expected a checkpoint that training wrote")
     return metadata
 
 

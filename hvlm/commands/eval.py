@@ -49,7 +49,7 @@ def score(cfg: dict[str, Any]) -> list[dict[str, Any]]:
     from hvlm.evaluation.results import Label
 
     if cfg["predictions"] is None:
-        raise UserError("task=score needs predictions=FILE, a JSONL that eval.py or somebody else wrote")
+        raise UserError("task=score needs predictions=FILE, a JSONL that an evaluation or somebody else wrote")
     source = Path(cfg["predictions"])
     out = writable(Path(cfg["out"]) if cfg["out"] else source.parent / "score", "out")
     benchmark = assembly.room(cfg["benchmark"])

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from hvlm.console import typed
 from hvlm.errors import UserError
 
 Record = dict[str, Any]
@@ -204,7 +205,7 @@ def peak_rss_mb() -> float:
 
 def command_line() -> str:
     """This process as one would type it."""
-    return shlex.join(["python", *sys.argv])
+    return shlex.join(typed())
 
 
 @cache

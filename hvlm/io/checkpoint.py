@@ -262,10 +262,10 @@ def load_weights(path: str | os.PathLike, prefix: str = "model.") -> dict[str, T
     """The backbone's weights from a file or run folder. Stages hold it as ``self.model``, hence the prefix."""
     state = read_checkpoint(path).get("state_dict")
     if not isinstance(state, Mapping):
-        raise UserError(f"{path}: no 'state_dict' inside; expected a checkpoint that train.py wrote")
+        raise UserError(f"{path}: no 'state_dict' inside; expected a checkpoint that training wrote")
     weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     if not weights:
-        raise UserError(f"{path}: holds no weights named {prefix}*; expected a checkpoint that train.py wrote")
+        raise UserError(f"{path}: holds no weights named {prefix}*; expected a checkpoint that training wrote")
     return weights
 
 
