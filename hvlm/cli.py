@@ -6,39 +6,34 @@ line.
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import hydra
 import yaml
-from hydra._internal.utils import get_args_parser
+from hydra import version
+from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from hvlm.config.catalog import page
 from hvlm.config.check import check_files, check_settings
 from hvlm.config.compose import compose, explain, resolved
 from hvlm.config.overlay import on_top
-from hvlm.config.search_path import CONF, OF_THE_COMMAND_LINE, named_by
+from hvlm.config.search_path import CONF, OF_THE_COMMAND_LINE, folders, named_by
 from hvlm.config.words import as_given, as_written, key_of, quoted
+from hvlm.console import error_line
 from hvlm.errors import UserError
 
 EntryFunction = Callable[[dict[str, Any], list[str]], Any]
 Configure = Callable[[list[str]], dict[str, Any]]
-# What a disk or a folder refuses: a matter of the machine, for which a traceback helps nobody.
-OF_THE_MACHINE = {
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
-    errno.EIO,
-}  # fmt: skip
 
 
 def main(
@@ -47,8 +42,8 @@ def main(
     """Makes an entry script of ``function(cfg, overrides)``.
 
     Called without arguments the script reads ``sys.argv`` through Hydra (-m, --cfg job, --help, completion), prints a
-    ``UserError`` as ``error: ...`` and exits 1. Called with a list of overrides, as tests do, it returns what the
-    function returns and lets errors through.
+    ``UserError`` as ``error: ...`` and exits 1; its attribute ``main`` does the same with the arguments that it is
+    given. Called with a list of overrides, as tests do, it returns what the function returns and lets errors through.
 
     Args:
         function: what the script does.
@@ -63,30 +58,16 @@ def main(
         if overrides is not None:
             with named_by(overrides):
                 return function(configure(list(overrides)), list(overrides))
+        return from_arguments(sys.argv[1:])
+
+    def from_arguments(argv: Sequence[str]) -> Any:
         import hvlm.sweep.launcher  # noqa: F401  registers the launcher that conf/launcher/process.yaml names
 
         with error_line():
-            return _from_command_line(function, configure, folder)
+            return _from_command_line(function, configure, folder, argv)
 
+    vars(entry)["main"] = from_arguments
     return entry
-
-
-@contextmanager
-def error_line() -> Iterator[None]:
-    """Prints a ``UserError``, and what a disk or a folder refuses, as one line on stderr and exits 1; after Ctrl-C
-    exits 130. HYDRA_FULL_ERROR=1 shows the whole traceback."""
-    try:
-        yield
-    except (UserError, OSError, KeyboardInterrupt) as e:
-        machine = e if isinstance(e, OSError) and e.errno in OF_THE_MACHINE else None
-        if os.environ.get("HYDRA_FULL_ERROR") == "1" or (isinstance(e, OSError) and machine is None):
-            raise
-        if isinstance(e, KeyboardInterrupt):
-            print("error: stopped by Ctrl-C", file=sys.stderr)
-            raise SystemExit(130) from None
-        text = f"{machine.filename or 'writing'}: {machine.strerror}; the same command continues" if machine else str(e)
-        print(f"error: {text}", file=sys.stderr)
-        raise SystemExit(1) from None
 
 
 def writable(folder: Path, key: str) -> Path:
@@ -101,16 +82,19 @@ def writable(folder: Path, key: str) -> Path:
     return folder
 
 
-def _from_command_line(function: EntryFunction, configure: Configure, folder: str) -> Any:
-    asked, flags, overrides = _read(sys.argv[1:])
+def _from_command_line(function: EntryFunction, configure: Configure, folder: str, argv: Sequence[str]) -> Any:
+    asked, flags, overrides = _read(argv)
     with named_by(_being_completed() if asked.shell_completion else overrides):
+        if asked.help:
+            print(page(folder == "out", (CONF, *folders())))
+            return None
         return _run(asked, flags, overrides, function, configure, folder)
 
 
 def _run(
     asked: Namespace, flags: list[str], overrides: list[str], function: EntryFunction, configure: Configure, folder: str
 ) -> Any:
-    arguments, words = sys.argv, _words(asked, flags, overrides, configure)
+    words = _words(asked, flags, overrides, configure)
     if words is None:
         return None
     name = "HYDRA_FULL_ERROR"
@@ -145,15 +129,16 @@ def _run(
     vars(task).update(configure=configure, folder=folder)  # what a sweep needs to know of the script whose jobs it runs
     # With this set, Hydra lets exceptions through instead of printing them: the only way to say it in our words.
     os.environ[name] = "1"
-    sys.argv = [arguments[0], *words]
+    version.setbase("1.3")
+    parser = get_args_parser()
     try:
-        hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")(task)()
+        # As hydra.main does it, but for the arguments: these are not the process's own where the command is ``hvlm``.
+        _run_hydra(parser.parse_args(words), parser, task, str(CONF), "train")
     except (HydraException, OmegaConfBaseException) as e:
         if started:
             raise
-        raise explain(e, [a for a in sys.argv[1:] if not a.startswith("-")]) from e
+        raise explain(e, [w for w in words if not w.startswith("-")]) from e
     finally:
-        sys.argv = arguments
         restore()
     return result[0] if result else None
 
@@ -165,6 +150,8 @@ def _read(given: Sequence[str]) -> tuple[Namespace, list[str], list[str]]:
     every job of a sweep.
     """
     asked = get_args_parser().parse_intermixed_args(given)
+    if asked.experimental_rerun:
+        raise UserError("--experimental-rerun: not here; the same command continues what was begun")
     if asked.multirun and (asked.cfg or asked.info):
         raise UserError("-m with --cfg or --info: they show one configuration; leave -m out, with one value each")
     if asked.config_name or asked.config_path:

@@ -41,7 +41,7 @@ LAYERS = [
     ("assembly", "rebuild"),
     ("evaluation", "viz", "interop", "prepare"),
     ("training", "tasks"),
-    ("sweep", "cli", "commands"),
+    ("sweep", "cli", "commands", "__main__"),
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
@@ -115,7 +115,7 @@ def test_no_circle_of_files() -> None:
 
 
 def test_few_files_stand_free_at_the_top() -> None:
-    top = [path for path in (ROOT / "hvlm").glob("*.py")]
+    top = [path for path in (ROOT / "hvlm").glob("*.py") if not path.stem.startswith("__")]
     assert len(top) <= 20, "a newcomer should see the architecture in the listing"
 
 

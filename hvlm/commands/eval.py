@@ -1,5 +1,6 @@
-"""Evaluate: ``python eval.py checkpoint=runs/demo benchmark=needles``.
+"""Evaluate a checkpoint, ask it, look into it, or export it.
 
+``hvlm eval checkpoint=runs/demo benchmark=needles``, in a clone ``python eval.py checkpoint=runs/demo ...``.
 The model is rebuilt from the checkpoint (a file or a run folder) alone; what the command line says comes on top, e.g.
 ``dataset.set=hard``. ``task=score predictions=FILE`` scores a file of predictions, whoever made them; ``task=generate``
 lets the model write its own answers; ``task=ask ask.video=FILE ask.question=...`` watches a video frame by frame;
@@ -13,7 +14,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from hvlm.cli import main, writable
+from hvlm.cli import main as command
+from hvlm.cli import writable
 from hvlm.config.check import check_files
 from hvlm.config.compose import compose
 from hvlm.config.overlay import of_the_command, overlay
@@ -35,7 +37,7 @@ def configuration(overrides: list[str]) -> dict[str, Any]:
     return overlay(stored_config(given["checkpoint"]), overrides, given["checkpoint"])
 
 
-@main(configure=configuration, folder="out")
+@command(configure=configuration, folder="out")
 def evaluate(cfg: dict[str, Any], overrides: list[str]) -> Any:
     """Returns the records or lines that it wrote (task=export, release: the path)."""
     return score(cfg) if cfg["task"] == "score" else ask(cfg)
@@ -83,3 +85,6 @@ def ask(cfg: dict[str, Any]) -> Any:
     if file != path:
         log.info(f"checkpoint={path}: {file}")
     return work[task](file, cfg, out)
+
+
+main = evaluate.main

@@ -1,9 +1,10 @@
 """Sweeps: every job is a child process with a log and a status file of its own.
 
 Hydra's own launchers run the jobs inside the sweeping process: a job that the system kills takes the others with it,
-and under DDP every rank would run the whole sweep. Here a job is ``python train.py <overrides> run=<sweep>/<job>``, so
-it is a single run like any other: what is not swept reaches it word for word, in the order in which it was written, and
-its configuration is made by the function that makes a single run's. Calling the same sweep again runs what is missing.
+and under DDP every rank would run the whole sweep. Here a job is ``python train.py <overrides> run=<sweep>/<job>`` (or
+``hvlm train ...``, as the sweep was started), so it is a single run like any other: what is not swept reaches it word
+for word, in the order in which it was written, and its configuration is made by the function that makes a single run's.
+Calling the same sweep again runs what is missing.
 
 Hydra only instantiates plugins from a top-level package ``hydra_plugins``; the class says it lives there, and
 the file gives itself that name when it is imported, which spares the project that package.
@@ -40,6 +41,7 @@ from rich.live import Live
 
 from hvlm.config.compose import plan
 from hvlm.config.words import as_written, key_of, quoted, text_of
+from hvlm.console import program
 from hvlm.errors import UserError
 from hvlm.io.files import write_atomically
 from hvlm.sweep.table import read_accuracy, table, write_table
@@ -171,12 +173,11 @@ class ProcessLauncher(Launcher):
             overrides.append(f"logger.group={quoted(self.sweep)}")
         where = str(folder) if self.task.folder == "out" else f"{self.sweep}/{job.name}"
         overrides.append(f"{self.task.folder}={quoted(where)}")
-        script = str(Path(self.script or sys.argv[0]).resolve())
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
         job.log, job.status, job.started = str(folder / "log.txt"), "running", time.monotonic()
         with open(job.log, "ab") as log:
             job.process = subprocess.Popen(
-                [sys.executable, script, *overrides],
+                [*program(self.script), *overrides],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
