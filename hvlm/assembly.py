@@ -84,9 +84,9 @@ def source_configs(model: VLM | Encoder) -> dict[str, dict[str, Any] | None]:
     return {group: one.source_config for group, one in rooms.items() if one is not None}
 
 
-def encoder(cfg: Mapping[str, Any], stored: Mapping[str, Any] | None = None) -> Encoder:
-    """What stage 0 trains: no language model is built, loaded or stored for it. stored: as in ``model``."""
-    return Encoder(room(cfg["vision"], source_config=source_config(cfg, "vision", stored)))
+def encoder(cfg: Mapping[str, Any], stored: Mapping[str, Any] | None = None, weights: bool = True) -> Encoder:
+    """What stage 0 trains: no language model is built, loaded or stored for it. stored, weights: as in ``model``."""
+    return Encoder(room(cfg["vision"], weights=weights, source_config=source_config(cfg, "vision", stored)))
 
 
 def model(cfg: Mapping[str, Any], chat: Chat, weights: bool = True, stored: Mapping[str, Any] | None = None) -> VLM:
@@ -143,7 +143,7 @@ def dry_build(cfg: Mapping[str, Any], stored: Mapping[str, Any] | None = None) -
     data, language = dataset(cfg), cfg["language"]
     if stage_name(cfg) == "vision":  # needs no language model, so it must not ask for one
         with torch.device("meta"):
-            encoder(cfg, stored)
+            encoder(cfg, stored, weights=False)
         return
     if stored is not None and stored["chat"] is not None:
         text = Chat.from_json(stored["chat"])

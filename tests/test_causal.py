@@ -10,19 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from _tiny import Case
+from _tiny import Case, Variant
 from safetensors.torch import load_file, save_file
 from test_language import SETTINGS, bpe
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Dinov2Config, Dinov2Model
 
+import eval as evaluation
 from hvlm import assembly
 from hvlm.caching import PastKV
 from hvlm.data.collate import Item, collate
 from hvlm.errors import UserError
 from hvlm.evaluation.generate import generate
+from hvlm.io.checkpoint import load_weights
 from hvlm.language._architecture import config_from
 from hvlm.language.causal import Causal
+from hvlm.training.chain import run
 
 TINY = {"vocab_size": 420, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0,
@@ -371,3 +374,70 @@ def test_quantised_weights_need_their_packages(monkeypatch, folders) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="language.quantize=4bit: bitsandbytes and accelerate not installed"):
         of(folders["llama"], quantize="4bit")
+
+
+def stage_of(vlm, trainable: dict[str, float]):
+    settings = Variant("stage", "sft").settings | {"trainable": trainable, "steps": 2, "batch_size": 2}
+    return assembly.room(settings, model=vlm)
+
+
+def test_what_is_fixed_is_not_trained(folders) -> None:
+    cfg = Case("question_first", ()).config
+    cfg["language"] = {"_target_": "hvlm.language.causal.Causal", "source": str(folders["llama"])}
+    vlm = assembly.model(cfg, of(folders["llama"]).chat)
+    vlm.language.fixed = "language.quantize=4bit"  # as with the packages that pack weights
+    stage = stage_of(vlm, {"connector": 1e-3, "language": 1e-3})
+    with pytest.raises(ValueError, match="language.quantize=4bit: these weights cannot train; .*language:0"):
+        stage.freeze()
+    stage_of(vlm, {"connector": 1e-3}).freeze()
+
+
+@pytest.mark.parametrize("quantize", ["8bit", "4bit"])
+def test_quantised_weights_are_their_source(quantize: str, folders, room) -> None:
+    """Close to the full ones, in no checkpoint, and there again without one; gradients go through to what is read."""
+    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("accelerate")
+    packed, full = room("llama", quantize=quantize), room("llama")
+    kinds = {type(module).__name__ for module in packed.modules()}
+    assert ("Linear8bitLt" if quantize == "8bit" else "Linear4bit") in kinds
+    x = torch.randn(2, 7, packed.dim, requires_grad=True)
+    h, wanted = packed.hidden(x), full.hidden(x)
+    assert 0 < (h - wanted).abs().mean() < 0.3 * wanted.abs().mean()
+    h.square().sum().backward()
+    assert x.grad.abs().sum() > 0 and not packed.state_dict()
+    torch.testing.assert_close(room("llama", quantize=quantize, weights=False).hidden(x), h)
+
+
+# ------------------------------------------------------------------------------------------------------- a whole chain
+
+
+def test_a_chain_on_another_family(folders, needles: list[str], tmp_path: Path, monkeypatch) -> None:
+    """A pretrained encoder, so align, sft and dpo; then the sources are gone, and the checkpoint answers."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folders["qwen2_sliding"], tmp_path / "qwen")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(tmp_path / "dino")
+    rooms = ["language=causal", "language.source=qwen", "vision=dinov2", "vision.source=dino", "vision.image_size=28"]
+    small = [o for o in needles if not o.startswith(("language.", "vision."))]
+    how = [
+        "run=other",
+        "stage.steps=2",
+        "stage.batch_size=2",
+        "benchmark.limit=2",
+        "dataset.max_tokens=400",
+        *rooms,
+        *small,
+    ]
+    done = run(["experiment=demo", *how])
+    assert list(done.stages) == ["align", "sft", "dpo"] and done.records
+    before, after = (load_weights(f"runs/other/{stage}") for stage in ("align", "sft"))
+    moved = [name for name in after if name.startswith("language.") and not torch.equal(before[name], after[name])]
+    assert "language.model.model.layers.0.self_attn.q_proj.bias" in moved and "language.model.lm_head.weight" in moved
+    shutil.rmtree("qwen")
+    shutil.rmtree("dino")
+    records = evaluation.evaluate(["checkpoint=runs/other", "out=again"])
+    found, wanted = (
+        {(r["variant"], r["metric"]): r["value"] for r in some if r["metric"] != "latency_ms"}
+        for some in (records, done.records)
+    )
+    assert found == {key: value for key, value in wanted.items() if key in found} and len(found) > 4
