@@ -226,7 +226,10 @@ def serve(socket_descriptor: int, memory: int) -> None:
     shared = mmap.mmap(memory, mmap.PAGESIZE)
 
     def send(kind: str, payload: Any = None, sizes: tuple = ()) -> None:
-        socket.send_bytes(pickle.dumps((kind, payload, list(sizes), list(told))))
+        try:
+            socket.send_bytes(pickle.dumps((kind, payload, list(sizes), list(told))))
+        except ConnectionError:  # the owner was killed while it waited
+            raise SystemExit from None
         told.clear()
 
     while True:

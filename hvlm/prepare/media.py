@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,7 +203,8 @@ def check(medium: Medium, members: dict[str, bytes | Path], frames: int, fps: fl
         reason = f"not decoded within {timeout:g} s; if the file is sound, raise decode_timeout"
         raise Problem(LATE, reason, medium.name) from None
     except VideoDecodeError as error:
-        raise Problem("cannot be decoded", error.reason, medium.name) from error
+        reason = re.sub(r"^\[Errno \d+\] |: 'file:.*'$", "", error.reason)
+        raise Problem("cannot be decoded", reason, medium.name) from error
     except OSError as error:
         raise Problem("cannot be read", error.strerror or str(error), medium.name) from error
 

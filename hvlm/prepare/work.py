@@ -206,10 +206,9 @@ def made(plan: Plan, settings: Settings, out: Path, told: Callable[[int, int, in
 
 
 def _in_manifest(bad: Bad) -> dict[str, str]:
-    return {
-        "source": f"{bad.table}:{bad.row}{f' {bad.file}' if bad.file else ''}",
-        "error": f"{bad.kind}: {bad.reason}",
-    }
+    """Without the reason, which may name folders of this machine."""
+    where = f"{bad.table}:{bad.row}"
+    return {"source": f"{where} {bad.file}" if bad.file else where, "error": bad.kind}
 
 
 def too_many(bad: list[Bad], rows: int, settings: Settings, path: Path) -> UserError:

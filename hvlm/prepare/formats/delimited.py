@@ -20,10 +20,10 @@ class Table:
         self.path = path
         csv.field_size_limit(LONGEST_CELL)
         try:
-            with open(path, encoding="utf-8-sig", newline="") as file:
-                head = file.readline()
+            with open(path, "rb") as file:
+                head = file.readline(LONGEST_CELL).decode("utf-8-sig")
             self._mark = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=head.count)
-            with open(path, encoding="utf-8-sig", newline="") as file:
+            with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
                 names = next(csv.reader(file, delimiter=self._mark), [])
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: not UTF-8 ({error.reason}); save the table as UTF-8") from error
