@@ -72,6 +72,12 @@ class Chat:
             self._begin_fixed(tokenizer, template)
         else:
             self._begin_jinja(tokenizer, template, chat_template, named)
+        model = self._tokenizer.model
+        self.unknown_token: str | None = (
+            None if getattr(model, "byte_fallback", False) else getattr(model, "unk_token", None)
+        )
+        self.unk_id = None if self.unknown_token is None else self._tokenizer.token_to_id(self.unknown_token)
+        self._special.pop(self.unknown_token, None)  # what the model could not name stays to be seen
 
     def _begin_fixed(self, tokenizer: Any, template: str) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
@@ -167,6 +173,19 @@ class Chat:
         special = set(self._special.values())
         text = self._tokenizer.decode([int(i) for i in ids if int(i) not in special], skip_special_tokens=False)
         return text if self._jinja is None else text.strip()  # templates put blanks around an answer
+
+    def unknown(self, prompt: str, answer: str = "") -> list[str]:
+        """The words of a question with its conversation and an answer that the vocabulary does not have."""
+        if self.unk_id is None:
+            return []
+        texts = [text for exchange in getattr(prompt, "before", ()) for text in exchange]
+        found = []
+        for text in (*texts, prompt, answer):
+            encoded = self._tokenizer.encode(text, add_special_tokens=False)
+            if self.unk_id in encoded.ids:
+                places = zip(encoded.ids, encoded.offsets, strict=True)
+                found += [text[start:stop] for index, (start, stop) in places if index == self.unk_id]
+        return found
 
     def to_fast(self) -> PreTrainedTokenizerFast:
         """The tokenizer as transformers knows it (without the template)."""

@@ -367,14 +367,15 @@ class Head(Module, ABC, group="head"):
 
 class Dataset(Room, ABC, group="dataset"):
     """Samples. access: ``index`` (by offset; resume is exact) or ``stream``. num_frames: sampled of a clip.
-    domain: of samples that name none. max_tokens: of one text with its prompt; a sample with a longer one is a bad
-    sample. decoder: of videos (``hvlm.data.decode``). decode_timeout: seconds, after which a clip whose decoder hangs
-    is a bad sample."""
+    domain: of samples that name none. max_tokens: of one text with its prompt. too_long: whether a sample with a longer
+    one is a bad sample, or is cut. decoder: of videos (``hvlm.data.decode``). decode_timeout: seconds, after which a
+    clip whose decoder hangs is a bad sample."""
 
     access: str
     num_frames: int
     domain: str
     max_tokens: int
+    too_long: Literal["refuse", "cut"] = "refuse"
     decoder: Literal["pyav", "decord"] = "pyav"
     decode_timeout: float = 60.0
 

@@ -24,7 +24,7 @@ from hvlm.evaluation.asking import clips_of
 from hvlm.evaluation.cost import cost_of
 from hvlm.evaluation.evaluate import RESULTS, ask, evaluate, warn_of_problems
 from hvlm.evaluation.generate import InWords
-from hvlm.evaluation.likelihood import check_answers
+from hvlm.evaluation.likelihood import check_answers, check_lengths
 from hvlm.evaluation.offline import answer_offline
 from hvlm.evaluation.predictions import write_predictions
 from hvlm.evaluation.preference import reward_accuracy
@@ -37,6 +37,7 @@ from hvlm.io.json_lines import read_lines, write_lines
 from hvlm.model import VLM
 from hvlm.precision import choose_precision
 from hvlm.rebuild import Loaded, load, metadata_of
+from hvlm.text.unknown import warn_of_answers, warn_of_question
 from hvlm.viz.gaze_maps import gaze_maps, write_maps
 from hvlm.viz.merge_maps import merge_maps, write_merging
 
@@ -73,8 +74,9 @@ def check_benchmark(cfg: Mapping[str, Any], chat: Chat) -> None:
             that the tokenizer cannot tell apart.
     """
     choose_precision(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])
-    benchmark = assembly.room(cfg["benchmark"])
-    questions = benchmark.check(assembly.dataset(cfg))
+    benchmark, data = assembly.room(cfg["benchmark"]), assembly.dataset(cfg)
+    questions = benchmark.check(data)
+    check_lengths(chat, questions, cfg["order"], data.max_tokens)
     if not benchmark.writes:
         check_answers(chat, questions, cfg["order"])
 
@@ -180,6 +182,7 @@ def watch(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str,
         raise UserError(f"ask.at={late[0]:g}: {asked['video']} ends at {duration:.2f} s; ask within it")
     choose = sampling(cfg)
     loaded = load(path, cfg)
+    warn_of_question(loaded.chat, asked["question"])
     reason = why_not_frame_by_frame(loaded.model)
     if reason is None:
         found = _while_it_runs(loaded, asked, choose)
@@ -191,6 +194,7 @@ def watch(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str,
     for line in found:
         lines.append(line)
         log.info(f"{line['seconds']:8.2f} s, {line['frames']} frames: {line['answer']}")
+    warn_of_answers(loaded.chat, [line["answer"] for line in lines])
     write_lines(out / "asked.jsonl", [{"question": asked["question"], **line} for line in lines])
     return lines
 

@@ -24,6 +24,10 @@ class FakeChat:
     """One id per character; the answer starts where the visual tokens stand (question first)."""
 
     pad_id = 0
+    unknown_token = unk_id = None
+
+    def unknown(self, prompt: str, answer: str = "") -> list[str]:
+        return []
 
     def encode(self, prompt: str, answer: str, loss: str, order: str, before=(), system=None) -> Encoded:
         prompt = "".join([system or "", *(text for exchange in before for text in exchange), prompt])

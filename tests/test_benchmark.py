@@ -355,7 +355,7 @@ class Split:
 
 
 class Dataset:
-    access, splits, max_tokens, decoder, decode_timeout = "index", ["test"], 100, "pyav", 60.0
+    access, splits, max_tokens, too_long, decoder, decode_timeout = "index", ["test"], 100, "refuse", "pyav", 60.0
 
     def __init__(self, split):
         self._split = split

@@ -35,7 +35,7 @@ LABEL = Label("own", "tiny", 0)
 class Data:
     """A dataset whose split nobody asks about; how it is read counts."""
 
-    access, max_tokens, decoder, decode_timeout = "index", 100, "pyav", 60.0
+    access, max_tokens, too_long, decoder, decode_timeout = "index", 100, "refuse", "pyav", 60.0
 
 
 @cache

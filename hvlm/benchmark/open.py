@@ -11,6 +11,7 @@ from typing import Any
 from hvlm.benchmark._base import cluster_of
 from hvlm.benchmark._own import OwnQuestions
 from hvlm.config.ranges import PositiveInt
+from hvlm.data.views import in_context
 from hvlm.evaluation.open_scores import score_open
 from hvlm.evaluation.scores import Prediction, Question, Try
 
@@ -58,7 +59,7 @@ class Open(OwnQuestions):
             if "tries" in q and not self.with_options:
                 continue
             prompt = f"{q['question']}\n{self.instruction}" if self.instruction else q["question"]
-            tries = (Try(prompt, (), tuple(q.get("answers", [q["answer"]])), 0),)
+            tries = (Try(in_context(prompt, q), (), tuple(q.get("answers", [q["answer"]])), 0),)
             evidence = tuple((float(start), float(stop)) for start, stop in q["evidence"])
             name = f"{sample['uid']}/{q['id']}"
             out.append(Question(name, cluster_of(sample), q["task"], tries, evidence, q["question"]))

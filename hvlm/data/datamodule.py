@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from typing import Any, Literal
 import lightning
 
 from hvlm.data.loader import Loader, StreamLoader, Units
+from hvlm.data.notes import Notes
 from hvlm.data.optical_flow import opencv
 from hvlm.data.order import InOrder, Order, check_shares
 from hvlm.data.quarantine import Quarantine
@@ -88,6 +90,7 @@ class DataModule(lightning.LightningDataModule):
         self.accumulate, self.units, self.overfit_batches = accumulate, units, overfit_batches
         self.max_bad_rate, self.quarantine_path = max_bad_rate, quarantine
         self.cache_bytes = cache_mb << 20
+        self.notes = Notes()  # of the training data, too
         self.quarantine: Quarantine | None = None  # of the training data: counts to be logged
         self._restored: dict[str, Any] | None = None
         self._prepared = False
@@ -109,7 +112,7 @@ class DataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> Loader | StreamLoader:
         rank, world = self._rank_and_world()
         self.quarantine = self._new_quarantine()
-        show = self._show(self.view, self.rows_per_clip)
+        show = replace(self._show(self.view, self.rows_per_clip), notes=self.notes)
         if self.dataset.access == "stream":
             return self._stream(show, rank, world)
         clips = self._manifest.split("train")
@@ -172,6 +175,11 @@ class DataModule(lightning.LightningDataModule):
         sampler = InOrder(indices, batch_size=batch_size)
         return self._once(clips, self._show(view, rows_per_clip), sampler)
 
+    def say_notes(self) -> None:
+        """Say in the log what was cut of the training texts, and which words the vocabulary did not have."""
+        if self.chat is not None:
+            self.notes.say(self.dataset.max_tokens, self.chat.unknown_token)
+
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -213,6 +221,7 @@ class DataModule(lightning.LightningDataModule):
             seed=self.seed,
             patch_labels=self.dataset.patch_labels if view.needs_labels else None,
             max_tokens=self.dataset.max_tokens,
+            too_long=self.dataset.too_long,
             decoder=self.dataset.decoder,
             decode_timeout=self.dataset.decode_timeout,
         )

@@ -7,8 +7,9 @@ a global random state.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,6 +18,8 @@ from torch.utils.data import Dataset, get_worker_info
 from hvlm.data import samples
 from hvlm.data.cache import SHARED, Clip
 from hvlm.data.collate import Item, collate
+from hvlm.data.fitting import TooLong, cut_end, drop_turns
+from hvlm.data.notes import Notes
 from hvlm.data.optical_flow import motion_energy
 from hvlm.data.order import SampleRef
 from hvlm.data.quarantine import Quarantine, SampleError
@@ -29,6 +32,8 @@ from hvlm.errors import UserError
 from hvlm.prompts import context
 from hvlm.types import Batch, InputSpec
 
+log = logging.getLogger(__name__)
+
 
 class Failure(NamedTuple):
     """A UserError on its way out of a worker process (raised there, it would arrive wrapped in a traceback)."""
@@ -40,13 +45,14 @@ class Failure(NamedTuple):
 class SampleSpec:
     """What is made of a sample.
 
-    chat: has ``encode(prompt, answer, loss, order)`` and ``pad_id``; None for a view without text.
+    chat: has ``encode``, ``unknown`` and ``pad_id`` (``hvlm.chat.Chat``); None for a view without text.
     view: what is asked of a clip.
     rows_per_clip: texts drawn per clip (without text: neighbouring frames); None: all, in order.
     loss: as ``chat.encode`` takes it. inputs: how the model wants its clips. grid: (rows, columns) of labelled patches.
     patch_labels(sample, times_T, grid): the dataset's, for a view that needs labels.
-    max_tokens: of one text row; a longer one makes its sample a bad one. decoder, decode_timeout: as ``decode`` takes
-    them.
+    max_tokens: of one text row. too_long: what becomes of a longer one: ``refuse`` makes its sample a bad one, ``cut``
+    leaves out the oldest exchanges of its conversation, then the end of the answer. notes: counts what was cut, and
+    words outside the vocabulary. decoder, decode_timeout: as ``decode`` takes them.
     """
 
     chat: Any
@@ -58,8 +64,10 @@ class SampleSpec:
     seed: int
     patch_labels: Callable[[dict, np.ndarray, tuple[int, int]], dict[str, np.ndarray]] | None = None
     max_tokens: int = 2048
+    too_long: Literal["refuse", "cut"] = "refuse"
     decoder: Literal["pyav", "decord"] = "pyav"
     decode_timeout: float | None = None
+    notes: Notes = field(default_factory=Notes)
 
     def decode(self, members: Mapping[str, Source], key: str, domain: str, uid: str) -> Clip:
         """The sample's JSON and the frames that are sampled. Raises SampleError."""
@@ -114,24 +122,68 @@ class SampleSpec:
 
     def _encode(self, rows: Sequence[Row], key: str) -> list[tuple[list[int], list[bool], int, dict]]:
         out = []
-        for row in rows:
-            # Of a pair only the last answers differ: what stands before them is known.
-            loss = "last" if "pair" in row.meta and self.loss == "answer" else self.loss
-            try:
-                encoded = self.chat.encode(row.prompt, row.answer, loss, self.inputs.order, **context(row.prompt))
-            except UserError as error:  # a conversation that the template cannot write
-                raise SampleError(key, "json", str(error)) from error
-            if len(encoded.ids) > self.max_tokens:
-                raise SampleError(
-                    key, "json", f"a text of {len(encoded.ids):,} tokens ({row.answer[:40]!r}…), more than "
-                    f"dataset.max_tokens={self.max_tokens}; shorten it, or raise dataset.max_tokens if memory allows"
-                )  # fmt: skip
-            out.append((*encoded, row.meta))
+        for group in _together(rows):
+            fitting = self.view.fitted(group, self._fits, self.too_long == "cut")
+            if fitting is None:
+                self.notes.left_out.add([f"{key}: {group[0].prompt}"])
+                continue
+            if self.too_long == "cut" and not all(self._fits(row.prompt, row.answer) for row in fitting):
+                fitting = drop_turns(fitting, lambda row: len(self._ids(row, key).ids), self.max_tokens)
+            for row, before in zip(fitting, group, strict=True):
+                out.append(self._encode_one(row, key, shortened=row.prompt != before.prompt))
         return out
+
+    def _encode_one(self, row: Row, key: str, shortened: bool) -> tuple[list[int], list[bool], int, dict]:
+        encoded, meta = self._ids(row, key), row.meta
+        if self.chat.unk_id is not None and self.chat.unk_id in encoded.ids:
+            self.notes.unknown.add(self.chat.unknown(row.prompt, row.answer))
+        long = len(encoded.ids) > self.max_tokens
+        if long:
+            try:
+                if self.too_long == "refuse":
+                    raise TooLong(len(encoded.ids))
+                start = self._ids(row, key, "last").loss_mask.index(True)
+                encoded = cut_end(encoded, start, self.max_tokens)
+                meta = meta | {"answer_tokens": self.max_tokens - start}
+            except TooLong as error:
+                out = "shorten it, or" if self.too_long == "cut" else "set dataset.too_long=cut, or"
+                raise SampleError(
+                    key, "json", f"a text of {error} ({row.answer[:40]!r}…), more than "
+                    f"dataset.max_tokens={self.max_tokens}; {out} raise dataset.max_tokens if memory allows"
+                ) from error  # fmt: skip
+        if (long or shortened) and self.notes.cut.add([key]):
+            log.warning(
+                "dataset.too_long=cut: %s is the first text that is cut to dataset.max_tokens=%d", key, self.max_tokens
+            )
+        return (*encoded, meta)
+
+    def _fits(self, prompt: str, answer: str) -> bool:
+        ids = self.chat.encode(prompt, answer, "last", self.inputs.order, **context(prompt)).ids
+        return len(ids) <= self.max_tokens
+
+    def _ids(self, row: Row, key: str, loss: str | None = None) -> Any:
+        if loss is None:  # of a pair only the last answers differ: what stands before them is known
+            loss = "last" if "pair" in row.meta and self.loss == "answer" else self.loss
+        try:
+            return self.chat.encode(row.prompt, row.answer, loss, self.inputs.order, **context(row.prompt))
+        except UserError as error:  # a conversation that the template cannot write
+            raise SampleError(key, "json", str(error)) from error
 
     def _rng(self, epoch: int, key: str) -> np.random.Generator:
         digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         return np.random.default_rng([self.seed, epoch, int.from_bytes(digest, "big")])
+
+
+def _together(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows one by one, but those of a pair in one list: what is left out of one must be left out of the other."""
+    groups: list[list[Row]] = []
+    for row in rows:
+        pair = row.meta.get("pair")
+        if pair is not None and groups and groups[-1][0].meta.get("pair") == pair:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
 
 
 class Reader(Dataset):

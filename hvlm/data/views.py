@@ -6,6 +6,7 @@ is a frozen dataclass with ``name`` and ``rows``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -51,6 +52,17 @@ class View:
     def window(self, frames: int, rng: np.random.Generator, n: int | None) -> slice:
         """Which of the sampled frames are shown: by default all."""
         return slice(None)
+
+    def fitted(self, rows: list[Row], fits: Callable[[str, str], bool], cut: bool) -> list[Row] | None:
+        """Rows that belong together (a pair, or a single one) as they fit into the tokens allowed, as far as the view
+        sees to that itself; None: they are left out. By default the reader refuses or cuts what is too long.
+
+        Args:
+            rows: as ``rows`` gives them.
+            fits: whether a prompt with an answer fits.
+            cut: whether what is too long may be cut.
+        """
+        return rows
 
     def passes_over(self, sample: dict[str, Any]) -> bool:
         """Whether the JSON alone says that nothing of the sample will be shown, so that nothing need be decoded."""

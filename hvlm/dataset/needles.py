@@ -56,7 +56,8 @@ class Needles(Dataset):
     max_bad: share of the haystack's files that may be unreadable. shard_clips: samples per shard.
     generate_workers: processes (0 = one per CPU). seed, crf: of the generator and of H.264.
     access: how the reader gets at shards, "index" (by offset; exact resume) or "stream".
-    max_tokens: of one text with its prompt; a sample with a longer one is a bad sample: named, counted, left out.
+    max_tokens: of one text with its prompt. too_long: what becomes of a longer one: ``refuse`` makes a bad sample:
+        named, counted, left out; ``cut`` leaves out the oldest exchanges of its conversation, then the answer's end.
     decoder: of videos; "decord" decodes what it is known to read rightly, and PyAV the rest.
     decode_timeout: seconds; a clip that is not decoded by then is a bad sample, and the decoder is killed. A video
         of the haystack, of which three parts are decoded, has three times as long, and is skipped.
@@ -85,13 +86,14 @@ class Needles(Dataset):
         crf: Annotated[int, Ge(0), Le(51)] = 23,
         access: Literal["index", "stream"] = "index",
         max_tokens: PositiveInt = 2048,
+        too_long: Literal["refuse", "cut"] = "refuse",
         decoder: Literal["pyav", "decord"] = "pyav",
         decode_timeout: PositiveFloat = 60.0,
     ) -> None:
         self.root, self.haystack, self.access = Path(root), haystack, access
         self.counts = dict(zip(SPLITS, (train_clips, val_clips, test_clips, text_chats), strict=True))
         self.max_bad, self.shard_clips, self.generate_workers = max_bad, shard_clips, generate_workers
-        self.num_frames, self.seed, self.max_tokens = num_frames, seed, max_tokens
+        self.num_frames, self.seed, self.max_tokens, self.too_long = num_frames, seed, max_tokens, too_long
         self.decoder, self.decode_timeout = decoder, decode_timeout
         self.recipe = Recipe(
             set, size, frames, float(fps), num_frames, outline, displacement, tuple(domains or DOMAINS), seed, crf

@@ -37,7 +37,8 @@ class Shards(Dataset):
         are train.
     num_frames: frames sampled per clip, fewer if it has fewer.
     domain: name of the domain of samples that carry none.
-    max_tokens: of one text with its prompt; a sample with a longer one is a bad sample: named, counted, left out.
+    max_tokens: of one text with its prompt. too_long: what becomes of a longer one: ``refuse`` makes a bad sample:
+        named, counted, left out; ``cut`` leaves out the oldest exchanges of its conversation, then the answer's end.
     decoder: of videos; "decord" decodes what it is known to read rightly, and PyAV the rest.
     decode_timeout: seconds; a clip that is not decoded by then is a bad sample, and the decoder is killed.
     """
@@ -49,6 +50,7 @@ class Shards(Dataset):
         num_frames: PositiveInt = 16,
         domain: str = "general",
         max_tokens: PositiveInt = 2048,
+        too_long: Literal["refuse", "cut"] = "refuse",
         decoder: Literal["pyav", "decord"] = "pyav",
         decode_timeout: PositiveFloat = 60.0,
     ) -> None:
@@ -56,7 +58,7 @@ class Shards(Dataset):
             raise UserError(f"dataset.access={access!r}: expected index or stream")
         self.paths = [path] if isinstance(path, str) else list(path)
         self.access, self.num_frames, self.domain, self.max_tokens = access, num_frames, domain, max_tokens
-        self.decoder, self.decode_timeout = decoder, decode_timeout
+        self.decoder, self.decode_timeout, self.too_long = decoder, decode_timeout, too_long
 
     def prepare(self) -> None:
         """Index the folder if it has no manifest yet. UserError if there is nothing to read, or more than is listed."""

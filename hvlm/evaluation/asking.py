@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -11,6 +11,7 @@ import numpy as np
 
 from hvlm.contracts import Benchmark
 from hvlm.data.batches import clip_frames
+from hvlm.data.fitting import shortened, turns_of
 from hvlm.data.loader import Loader
 from hvlm.data.quarantine import SampleError
 from hvlm.data.sampling import is_shown
@@ -43,6 +44,21 @@ class Asked(View):
             })
             for q, first in ((q, q.tries[0]) for q in shown)
         ]  # fmt: skip
+
+    def fitted(self, rows: list[Row], fits: Callable[[str, str], bool], cut: bool) -> list[Row] | None:
+        """A question of which no way to ask it, with any answer, is too long. Only the oldest exchanges of its
+        conversation can be cut: without a part of itself or of its options it would be another question."""
+        (row,) = rows
+        question: Question = row.meta["question"]
+        longest = max(turns_of(row._replace(prompt=one.prompt)) for one in question.tries) if cut else 0
+        for turns in range(longest + 1):
+            tries = tuple(
+                one._replace(prompt=shortened(row._replace(prompt=one.prompt), turns).prompt) for one in question.tries
+            )
+            if all(fits(one.prompt, answer) for one in tries for answer in one.answers):
+                meta = row.meta | {"question": question._replace(tries=tries)}
+                return [row._replace(prompt=tries[0].prompt, meta=meta)]
+        return None
 
     def passes_over(self, sample: dict[str, Any]) -> bool:
         return not self._questions(sample)

@@ -25,6 +25,7 @@ from hvlm.evaluation.predictions import read_predictions, write_predictions
 from hvlm.evaluation.scores import Prediction, Question, score
 from hvlm.io.json_lines import write_lines
 from hvlm.rebuild import Loaded
+from hvlm.text.unknown import warn_of_answers
 from hvlm.viz.media import contact_sheet
 
 log = logging.getLogger(__name__)
@@ -122,7 +123,9 @@ def ask(
                 asked += clip.questions
                 if len(shown) < pictured:
                     shown.append((clip, predictions))
-    count = clips.reader.quarantine
+    count, notes = clips.reader.quarantine, clips.reader.show.notes
+    notes.say(clips.reader.show.max_tokens, loaded.chat.unknown_token)
+    warn_of_answers(loaded.chat, (p.text for p in found))
     missing = benchmark.missing(clips.reader.clips)
     for name, questions in missing.items():
         count.note(str(clips.reader.clips.folder), name, f"not there; {questions} questions are about it")
@@ -130,9 +133,9 @@ def ask(
     if not found:
         raise UserError(
             f"benchmark: nothing to ask in {count.read} clips with tasks={benchmark.tasks} and "
-            f"{as_read.inputs.num_frames} frames: {count.unanswerable} need frames that are not sampled, {without} "
-            f"have no question of this benchmark, {count.bad} cannot be read; widen benchmark.tasks or raise "
-            "dataset.num_frames"
+            f"{as_read.inputs.num_frames} frames: {count.unanswerable} need frames that are not sampled (or have only "
+            f"questions that are too long: {notes.left_out.count}), {without} have no question of this benchmark, "
+            f"{count.bad} cannot be read; widen benchmark.tasks or raise dataset.num_frames"
         )
     log.info(
         "%d questions asked; %d more, and all those of %d clips, need a frame that is not sampled", len(asked), hidden,

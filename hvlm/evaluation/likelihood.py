@@ -98,6 +98,21 @@ def check_answers(chat: Chat, questions: Sequence[Question], order: str) -> None
     _rows(chat, [Query(None, None, questions)], order)
 
 
+def check_lengths(chat: Chat, questions: Sequence[Question], order: str, max_tokens: int) -> None:
+    """UserError where not one of the questions fits into ``max_tokens`` with its longest answer and nothing before."""
+    shortest = None
+    for one in (q.tries[0] for q in questions):
+        tokens = max(len(chat.encode(str(one.prompt), answer, "last", order).ids) for answer in one.answers)
+        shortest = tokens if shortest is None else min(shortest, tokens)
+        if tokens <= max_tokens:
+            return
+    if shortest is not None:
+        raise UserError(
+            f"dataset.max_tokens={max_tokens}: the shortest of {len(questions)} questions of the benchmark has "
+            f"{shortest} tokens; raise it, or set evaluate=false"
+        )
+
+
 def _rows(chat: Chat, clips: Sequence[Query], order: str) -> tuple[list[list[_Row]], list[_Row]]:
     """(the rows of each prompt whose answers are all single tokens, the rows of the other prompts)."""
     next_token, whole = [], []

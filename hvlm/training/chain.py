@@ -245,6 +245,7 @@ def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None, 
         before = 0 if resume is None else stored_step(resume)
         started, worked = time.monotonic(), time.process_time()
         trainer.fit(stage, datamodule=reading, ckpt_path=resume, weights_only=True)
+        reading.say_notes()
         took = {
             "steps_here": trainer.global_step - before,
             "seconds": round(time.monotonic() - started, 2),

@@ -107,7 +107,9 @@ def describe(model: VLM, batch: Batch, max_new_tokens: int) -> list[dict[str, st
     chat: Chat = model.language.chat
     answers = [row["answer"] for row in batch.rows]
     # Where the answer and its end token stand: the row's last tokens, whatever the stage's own loss mask covers.
-    num_answer = torch.tensor([sum(chat.encode("", answer).loss_mask) for answer in answers])
+    # (Of a text that was cut, the reader says how many.)
+    lengths = [row.get("answer_tokens") or sum(chat.encode("", row["answer"]).loss_mask) for row in batch.rows]
+    num_answer = torch.tensor(lengths)
     end = batch.attention_mask_KS.sum(1).cpu()
     place = torch.arange(batch.input_ids_KS.shape[1])
     is_answer = (place >= (end - num_answer).unsqueeze(1)) & (place < end.unsqueeze(1))
