@@ -19,8 +19,9 @@ from _tiny import ROOT
 
 from hvlm.cli import main
 from hvlm.config.compose import compose
-from hvlm.sweep.launcher import job_name, stop
-from hvlm.sweep.table import read_accuracy
+from hvlm.io.processors import usable_processors
+from hvlm.sweep.launcher import _last_line, job_name, stop
+from hvlm.sweep.table import read_numbers
 from hvlm.training.identity import config_id
 
 
@@ -43,8 +44,13 @@ if pathlib.Path("broken").exists():
         os.kill(os.getpid(), signal.SIGKILL)
 pathlib.Path("runs", run, "results.json").write_text(json.dumps([
     {"variant": "blind", "metric": "accuracy_mean", "value": 0.25},
-    {"variant": "coarse_fine", "metric": "accuracy_mean", "value": 0.5 + int(seed) / 10},
+    {"variant": "coarse_fine", "metric": "accuracy_mean", "value": 0.5 + int(seed) / 10, "stderr": 0.05},
 ]))
+for stage, loss in (("sft", float(seed)), ("align", 9.0)):
+    folder = pathlib.Path("runs", run, stage)
+    folder.mkdir(exist_ok=True)
+    done = {"metrics": {"val/loss": loss}, "finished_at": {"align": 1, "sft": 2}[stage]}
+    (folder / "finished.json").write_text(json.dumps(done))
 """
 
 
@@ -110,6 +116,52 @@ def test_sweep_survives_its_jobs_and_runs_what_is_missing(tmp_path: Path, sweep:
     rows = list(csv.DictReader((folder / "sweep.csv").read_text().splitlines()))
     assert [(r["status"], r["accuracy"]) for r in rows] == [("done", "0.600"), ("done", "0.700"), ("done", "0.800")]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["job.py", "runs"]
+
+
+@pytest.mark.fault(112)
+def test_a_sweep_puts_seeds_together_and_keeps_the_rows_of_earlier_calls(
+    tmp_path: Path, sweep: Callable[..., Sweep]
+) -> None:
+    done = sweep("connector=mean,patches", "seed=1,3", "run=mine", "evaluate=false")
+    assert done.code == 0, done.err
+    folder = tmp_path / "runs" / "mine"
+    text = (folder / "sweep.md").read_text()
+    # seeds 1 and 3: 0.6 and 0.8, mean 0.7, standard error 0.1; val/loss 1 and 3, mean 2, standard error 1
+    assert "| connector=mean seed=1 evaluate=false | done | 0.600 | 0.050 | 1.0000 |" in text
+    assert "| connector=patches evaluate=false | 1 3 | 0.700 | 0.100 | 2.0000 | 1.0000 |" in text
+    assert "over seeds" in done.out
+    assert sweep("connector=longvlm", "seed=1", "run=mine").code == 0
+    text = (folder / "sweep.md").read_text()
+    assert text.count("| done |") == 5 and "connector=longvlm seed=1 | done |" in text
+    assert len(json.loads((folder / "sweep.json").read_text())) == 5
+
+
+@pytest.mark.fault(112)
+def test_a_note_ends_with_a_word(tmp_path: Path) -> None:
+    words = [f"word{i}" for i in range(100)]
+    (tmp_path / "log").write_text("first\n" + " ".join(words) + "\n\n")
+    *said, dots = _last_line(tmp_path / "log").split(" ")
+    assert dots == "..." and said == words[: len(said)] and len(said) > 20
+
+
+@pytest.mark.fault(112)
+def test_a_container_says_how_many_processors_there_are(tmp_path: Path) -> None:
+    groups, own = tmp_path / "cgroup", tmp_path / "own"
+    inner = groups / "docker" / "job"
+    inner.mkdir(parents=True)
+    own.write_text("0::/docker/job\n")
+    there = usable_processors(groups, own)
+    assert there == len(os.sched_getaffinity(0))
+    (inner / "cpu.max").write_text("max 100000\n")
+    assert usable_processors(groups, own) == there
+    (groups / "docker" / "cpu.max").write_text("50000 100000\n")
+    assert usable_processors(groups, own) == 1
+    own.write_text("4:cpu,cpuacct:/docker/job\n3:memory:/x\n")
+    (groups / "cpu" / "docker" / "job").mkdir(parents=True)
+    (groups / "cpu" / "docker" / "job" / "cpu.cfs_quota_us").write_text("20000\n")
+    (groups / "cpu" / "docker" / "job" / "cpu.cfs_period_us").write_text("100000\n")
+    assert usable_processors(groups, own) == 1
+    assert usable_processors(groups, tmp_path / "gone") == there
 
 
 @pytest.mark.fault(90)
@@ -227,7 +279,7 @@ def test_job_names() -> None:
 
 
 def test_accuracy_is_the_models_own(tmp_path: Path) -> None:
-    assert read_accuracy(tmp_path / "none.json") is None
+    assert read_numbers(tmp_path / "none") == (None, None, None)
 
 
 def test_stop_asks_then_kills() -> None:

@@ -14,6 +14,7 @@ from hvlm.config.rooms import ROOMS
 from hvlm.config.schema import did_you_mean
 from hvlm.config.synonyms import KEYS, VALUES, WORDS, instead_of_word
 from hvlm.errors import UserError
+from hvlm.sweep.table import read_numbers
 from hvlm.training import chain
 from hvlm.training.identity import LATER, config_id, identity
 
@@ -53,6 +54,7 @@ def test_the_trainers_own_settings(needles: list[str], tmp_path: Path, monkeypat
     assert max(spy.largest) == pytest.approx(1e-4)
     assert spy.anomaly == {True}
     assert spy.validated == 3, "after two steps, after four, and at the end: one batch each"
+    assert read_numbers(tmp_path / "runs" / "a").val_loss > 0
     with pytest.raises(UserError, match="trainer.overfit_batches: 2 -> absent"):
         chain.run([*few, "callback.media=0", "run=a"])
 

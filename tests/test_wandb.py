@@ -84,6 +84,22 @@ def test_errors(tmp_path):
         wandb_logger(compose(["logger=wandb", "logger.offline=false"]), tmp_path)
 
 
+@pytest.mark.fault(112)
+def test_its_summary_holds_the_results_of_the_benchmark(tmp_path, needles, monkeypatch):
+    """Those of the stage's own run, which the benchmark finds ended."""
+    monkeypatch.chdir(tmp_path)
+    few = ["stage=sft", "stage.steps=1", "stage.batch_size=2", "callback.media=0", "benchmark.limit=2"]
+    outcome = chain.run([*few, "run=w", "logger=wandb", "benchmark.tries=1", *needles])
+    stage = tmp_path / "runs" / "w" / "sft"
+    wandb.teardown()
+    training, after = sorted(stage.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
+    assert training.stem == after.stem, "one run for W&B"
+    written = after.read_bytes()
+    for record in outcome.records:
+        assert f"eval/{record['variant']}/{record['metric']}".encode() in written
+    assert {r["variant"] for r in outcome.records} > {"blind"}
+
+
 def test_training_fills_it(tmp_path, needles, monkeypatch):
     monkeypatch.chdir(tmp_path)
     chain.run(["stage=sft", "stage.steps=2", "stage.batch_size=4", "run=w", "logger=wandb", "evaluate=false", *needles])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -21,6 +20,7 @@ from hvlm.dataset import _needles_text as text
 from hvlm.dataset._haystack import Haystack, Stretch, Video, decode_source
 from hvlm.dataset._needles_draw import encode, render
 from hvlm.dataset._needles_scene import SETS, Recipe, plan
+from hvlm.io.processors import usable_processors
 
 SPLITS = ("train", "val", "test", "text")  # "text": chats without a video, for training only
 
@@ -74,8 +74,7 @@ def make_sample(recipe: Recipe, haystack: Haystack | None, split: str, number: i
 @contextmanager
 def pool_of(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Processes for the jobs (0 = one per CPU). Whatever goes wrong, jobs not yet begun are dropped."""
-    if not workers:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = workers or usable_processors()
     # A forked child costs nothing, whereas a spawned one imports the entry script again (with torch: seconds each).
     # The children touch NumPy, Pillow and PyAV only, none of which runs threads of its own here.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")

@@ -31,6 +31,7 @@ import torch
 
 from hvlm.console import typed
 from hvlm.errors import UserError
+from hvlm.io.processors import usable_processors
 
 Record = dict[str, Any]
 IDENTITY = ("question", "variant", "metric")
@@ -251,5 +252,4 @@ def _cpu() -> str:
         about, name = {}, platform.processor() or platform.machine()
     if "cpu family" in about and "model" in about:
         name += f", family {about['cpu family']} model {about['model']}"
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name} ({usable} CPUs)"
+    return f"{name} ({usable_processors()} CPUs)"

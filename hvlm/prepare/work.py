@@ -26,6 +26,7 @@ from hvlm.data.shard_index import write_manifest, write_shard
 from hvlm.errors import UserError
 from hvlm.io.files import clean_parts, write_atomically
 from hvlm.io.json_lines import write_lines
+from hvlm.io.processors import usable_processors
 from hvlm.prepare.media import LATE, check
 from hvlm.prepare.plan import Bad, Plan, Sample, Shard
 from hvlm.prepare.problems import Problem
@@ -180,9 +181,7 @@ def made(plan: Plan, settings: Settings, out: Path, told: Callable[[int, int, in
 
     enough()
     done = multiprocessing.get_context(_method()).Array("q", 2)
-    workers = settings.workers or (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    workers = settings.workers or usable_processors()
     if jobs:
         with _pool(min(workers, len(jobs)), done) as pool:
             waiting: dict[Future, Job] = {pool.submit(make_shard, job): job for job in jobs}

@@ -22,6 +22,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import types
 from collections.abc import Sequence
@@ -44,7 +45,8 @@ from hvlm.config.words import as_written, key_of, quoted, text_of
 from hvlm.console import program
 from hvlm.errors import UserError
 from hvlm.io.files import write_atomically
-from hvlm.sweep.table import read_accuracy, table, write_table
+from hvlm.io.processors import usable_processors
+from hvlm.sweep.table import read_numbers, read_rows, seeds_table, table, write_table
 from hvlm.training.identity import config_id
 
 ROOT = Path("runs")
@@ -64,6 +66,8 @@ class Job:
     log: str = ""
     error: str = ""  # the log's last line, when it failed
     accuracy: float | None = None
+    stderr: float | None = None  # of the accuracy
+    val_loss: float | None = None  # at the end of the last stage
     process: Any = field(default=None, repr=False)
     started: float = 0.0
 
@@ -127,8 +131,11 @@ class ProcessLauncher(Launcher):
                     self._finish(job)
             signal.signal(signal.SIGTERM, before)
             self.finished += jobs
-            write_table(self.folder, [j.record() for j in self.finished])
-        self.console.print(table(self.sweep, [j.record() for j in jobs]))
+            rows = read_rows(self.folder, [j.record() for j in self.finished])
+            write_table(self.folder, rows)
+        self.console.print(table(self.sweep, rows))
+        if (seeds := seeds_table(rows)) is not None:
+            self.console.print(seeds)
         self.console.print(f"written to {self.folder}/sweep.md, sweep.csv and sweep.json")
         return [self._job_return(job, jobs) for job in jobs]
 
@@ -153,9 +160,14 @@ class ProcessLauncher(Launcher):
         old = json.loads(self._status_file(job).read_text())
         if old["status"] != "done" or old["overrides"] != job.overrides or old["config"] != job.config:
             return False
-        for key in ("status", "returncode", "seconds", "log", "accuracy"):
+        for key in ("status", "returncode", "seconds", "log"):
             setattr(job, key, old[key])
+        self._read(job)
         return True
+
+    def _read(self, job: Job) -> None:
+        """The numbers that a finished job has left in its folder."""
+        job.accuracy, job.stderr, job.val_loss = read_numbers(self.folder / job.name)
 
     def _start(self, job: Job) -> None:
         folder = self.folder / job.name
@@ -192,7 +204,7 @@ class ProcessLauncher(Launcher):
         job.returncode = code
         if code == 0:
             job.status = "done"
-            job.accuracy = read_accuracy(self.folder / job.name / "results.json")
+            self._read(job)
         elif code < 0:
             job.status, job.signal = "killed", signal.Signals(-code).name
             job.error = f"killed by {job.signal}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
@@ -266,18 +278,13 @@ def stop(processes: list[subprocess.Popen], patience: float = 60.0) -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def usable_processors() -> int:
-    """Those that this process may run on, which in a container are fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _exit_on_sigterm(signum: int, frame: Any) -> None:
     raise SystemExit(128 + signum)
 
 
 def _last_line(path: Path) -> str:
     lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip()[:200] if lines else "no output"
+    return textwrap.shorten(lines[-1], 240, placeholder=" ...") if lines else "no output"
 
 
 def as_a_single_run(given: Sequence[Override], chosen: Sequence[str]) -> list[str]:

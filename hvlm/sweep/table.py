@@ -5,33 +5,99 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from hvlm.io.files import write_atomically
+from hvlm.io.files import FINISHED, write_atomically
 
-COLUMNS = ("overrides", "status", "accuracy", "time", "note")
+COLUMNS = ("overrides", "status", "accuracy", "±", "val/loss", "time", "note")
+SEEDS = ("overrides", "seeds", "accuracy", "±", "val/loss", "±")
 COLOURS = {"done": "green", "failed": "red", "killed": "red", "busy": "yellow", "running": "cyan", "waiting": "dim"}
 
 
-def read_accuracy(results: Path) -> float | None:
-    """``accuracy_mean`` of the model itself (not of its blind control) from a results.json, or None without one."""
-    if not results.exists():
-        return None
-    for record in json.loads(results.read_text(encoding="utf-8")):
-        if record["metric"] == "accuracy_mean" and record["variant"] != "blind":
-            return record["value"]
-    return None
+class Numbers(NamedTuple):
+    """What a job came to: the benchmark's mean with its standard error, and the last stage's validation loss."""
+
+    accuracy: float | None = None
+    stderr: float | None = None
+    val_loss: float | None = None
 
 
-def row(job: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
+def read_numbers(folder: Path) -> Numbers:
+    """Of the job in ``folder``: ``accuracy_mean`` of the model itself (not of its blind control) in its results.json,
+    and the validation at the end of the stage that was finished last. None where there is none."""
+    found = Numbers()
+    if (folder / "results.json").exists():
+        for record in json.loads((folder / "results.json").read_text(encoding="utf-8")):
+            if record["metric"] == "accuracy_mean" and record["variant"] != "blind":
+                found = Numbers(record["value"], record.get("stderr"))
+                break
+    stages = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(f"*/{FINISHED}")]
+    last = max(stages, key=lambda stage: stage["finished_at"], default={})
+    return found._replace(val_loss=last.get("metrics", {}).get("val/loss"))
+
+
+def read_rows(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The records of ``jobs``, after those of earlier calls for the same folder that had other jobs."""
+    path, names = folder / "sweep.json", {job["name"] for job in jobs}
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    except ValueError:  # a file of somebody else's; it is written anew
+        earlier = []
+    kept = [job for job in earlier if job["name"] not in names and (folder / job["name"]).is_dir()]
+    return [*({"stderr": None, "val_loss": None, **job} for job in kept), *jobs]
+
+
+def row(job: Mapping[str, Any]) -> tuple[str, ...]:
     """A job's record as the words of ``COLUMNS``."""
-    accuracy = "" if job["accuracy"] is None else f"{job['accuracy']:.3f}"
     minutes, seconds = divmod(round(job["seconds"]), 60)
-    return " ".join(job["overrides"]), job["status"], accuracy, f"{minutes}:{seconds:02d}", job["error"]
+    numbers = (_number(job["accuracy"]), _number(job["stderr"]), _number(job["val_loss"], 4))
+    return " ".join(job["overrides"]), job["status"], *numbers, f"{minutes}:{seconds:02d}", job["error"]
+
+
+def over_seeds(jobs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """The words of ``SEEDS``: finished jobs that differ in their seed alone together, the mean of each number with its
+    standard error over the seeds. Empty where no two jobs differ so."""
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for job in jobs:
+        if job["status"] == "done":
+            groups.setdefault(tuple(o for o in job["overrides"] if not o.startswith("seed=")), []).append(job)
+    rows = []
+    for overrides, same in groups.items():
+        seeds = [o.removeprefix("seed=") for job in same for o in job["overrides"] if o.startswith("seed=")]
+        accuracy, loss = (_mean([job[key] for job in same]) for key in ("accuracy", "val_loss"))
+        numbers = (_number(accuracy[0]), _number(accuracy[1]), _number(loss[0], 4), _number(loss[1], 4))
+        rows.append((" ".join(overrides), " ".join(seeds), *numbers))
+    return rows if any(len(same) > 1 for same in groups.values()) else []
+
+
+def _mean(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    found = [value for value in values if value is not None]
+    if not found:
+        return None, None
+    return statistics.fmean(found), statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else None
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def seeds_table(jobs: Sequence[Mapping[str, Any]]) -> Table | None:
+    """``over_seeds`` for the screen; None where there is nothing to put together."""
+    rows = over_seeds(jobs)
+    if not rows:
+        return None
+    shown = Table(*SEEDS, title="over seeds (±: standard error of their mean)")
+    common = set.intersection(*(set(line[0].split(" ")) for line in rows)) if len(rows) > 1 else set()
+    for overrides, *rest in rows:
+        own = " ".join(o for o in overrides.split(" ") if o not in common)
+        shown.add_row(*(cell.replace("[", r"\[") for cell in (own, *rest)))
+    return shown
 
 
 def table(title: str, jobs: Sequence[Mapping[str, Any]]) -> Table:
@@ -49,9 +115,12 @@ def table(title: str, jobs: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def write_table(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
-    """sweep.md, sweep.csv and sweep.json (the whole records) in ``folder``."""
+    """sweep.md (with the means over seeds), sweep.csv and sweep.json (the whole records) in ``folder``."""
     lines = [f"# {folder.name}", "", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(cell.replace("|", r"\|") for cell in row(job)) + " |" for job in jobs]
+    lines += [_line(row(job)) for job in jobs]
+    if together := over_seeds(jobs):
+        lines += ["", "Over seeds (±: standard error of their mean):", ""]
+        lines += ["| " + " | ".join(SEEDS) + " |", "|" + "---|" * len(SEEDS), *map(_line, together)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -63,3 +132,7 @@ def write_table(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
     }
     for name, content in files.items():
         write_atomically(folder / name, lambda f, content=content: f.write(content.encode()))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"

@@ -136,6 +136,10 @@ def _train_and_evaluate(
         records = run_benchmark(made, last, root, command)
         if stage_name(last) == "dpo" and start is not None and (is_release(start) or metadata_of(start)["chat"]):
             records = run_preference(made, start, last, root, command)
+        if last["logger"]["name"] == "wandb":
+            from hvlm.training.wandb_logger import write_summary
+
+            write_summary(last, previous, records)
     return Outcome(root, finished, records)
 
 
@@ -263,7 +267,7 @@ def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None, 
     if trainer.is_global_zero:
         state = {k.removeprefix("model."): v for k, v in whole.items() if k.startswith("model.")}
         metrics = {k: float(v) for v in validated for k, v in v.items()}
-        folder.finish(weights_hash(state), trainer.global_step, took)
+        folder.finish(weights_hash(state), trainer.global_step, took, metrics)
         shown = [f"done in {took['seconds']:.0f} s", *(f"{k} {v:.4g}" for k, v in metrics.items())]
         log.info(f"{folder.path.name}: {', '.join(shown)}")
     stage.model.features = None  # many gigabytes, and what comes next may need them

@@ -129,14 +129,17 @@ class RunDir:
         """What ``finish`` wrote."""
         return json.loads(self.finished_file.read_text())
 
-    def finish(self, weights_sha256: str, steps: int, took: Mapping[str, float]) -> None:
+    def finish(
+        self, weights_sha256: str, steps: int, took: Mapping[str, float], metrics: Mapping[str, float] | None = None
+    ) -> None:
         """Marks the stage as done; the next call of the same command skips it.
 
         took: steps_here (of this process: fewer than ``steps`` after a resume), and their seconds and cpu_seconds (of
-        the training process, all threads).
+        the training process, all threads). metrics: of the validation at the end.
         """
         start = {"weights_sha256": self._identity().get("start.weights_sha256")}
-        record = {"weights_sha256": weights_sha256, "start": start, "steps": steps, **took, "finished_at": time.time()}
+        record = {"weights_sha256": weights_sha256, "start": start, "steps": steps, **took}
+        record |= {"metrics": dict(metrics or {}), "finished_at": time.time()}
         self._write(self.finished_file, json.dumps(record, indent=1) + "\n")
 
     def latest_checkpoint(self) -> Path | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,24 @@ def wandb_logger(cfg: Mapping[str, Any], folder: Path, fresh: bool = False) -> W
     """
     keep_wandb_media_in(folder)
     return WandbLogger(save_dir=str(folder), experiment=_start(cfg, folder, fresh))
+
+
+@rank_zero_only
+def write_summary(cfg: Mapping[str, Any], folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Put the benchmark's results into the summary of the W&B run of the stage in ``folder``, which has ended:
+    ``eval/<variant>/<metric>``, and ``.../stderr`` where a result has one.
+
+    Raises UserError where W&B cannot start.
+    """
+    found: dict[str, float] = {}
+    for record in records:
+        name = f"eval/{record['variant']}/{record['metric']}"
+        found[name] = record["value"]
+        if record["stderr"] is not None:
+            found[f"{name}/stderr"] = record["stderr"]
+    run = _start(cfg, folder, fresh=False)
+    run.summary.update(found)
+    run.finish()
 
 
 @rank_zero_only
