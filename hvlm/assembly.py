@@ -80,7 +80,7 @@ def source_config(cfg: Mapping[str, Any], group: str, stored: Mapping[str, Any] 
 
 def source_configs(model: VLM | Encoder) -> dict[str, dict[str, Any] | None]:
     """{group: what its source said} of a model's rooms, for a checkpoint to keep."""
-    rooms = {"vision": model.vision, "language": getattr(model, "language", None)}
+    rooms = {"vision": model.vision, "language": model.language if isinstance(model, VLM) else None}
     return {group: one.source_config for group, one in rooms.items() if one is not None}
 
 

@@ -14,6 +14,8 @@ from _reliability import pytest_addoption, pytest_collection_modifyitems, pytest
 # Two test processes on two cores; torch reads it when it is imported, child processes inherit it. Nothing large is
 # imported here: xdist's own process reads this file before it starts the others.
 os.environ["OMP_NUM_THREADS"] = "1"
+# The checks that `hvlm check` runs are plain asserts; here they say what was compared.
+pytest.register_assert_rewrite("hvlm.checks")
 
 
 # What every small run of train.py has in common; the dataset's folders come from the ``needles`` fixture.

@@ -40,7 +40,7 @@ LAYERS = [
     ("stage",),
     ("assembly", "rebuild"),
     ("evaluation", "viz", "interop", "prepare"),
-    ("training", "tasks"),
+    ("training", "tasks", "checks"),
     ("sweep", "cli", "commands", "__main__"),
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

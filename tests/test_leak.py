@@ -7,19 +7,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 from _rooms import Cheat, IgnoresTheMask, Mix, with_fusion
-from _tiny import ASKED, ORDERS, Case, Variant, batch_of, cases, chat, clip, model, per_row, side, two_clips, variants
-from torch import Tensor
+from _tiny import ASKED, ORDERS, Case, Variant, batch_of, cases, chat, clip, model, per_row, side, variants
 
 from hvlm import assembly
+from hvlm.checks.leaks import assert_nothing_leaks, changed_from, states
 from hvlm.data.collate import collate
 from hvlm.errors import UserError
 from hvlm.evaluation.generate import generate
 from hvlm.evaluation.likelihood import Query, answer_likelihoods
 from hvlm.evaluation.scores import Question, Try
 from hvlm.evaluation.streaming import StreamingReader
-from hvlm.model import VLM, known_text
+from hvlm.model import known_text
 from hvlm.prompts import Prompt, context
-from hvlm.types import Batch, InputSpec
+from hvlm.types import InputSpec
 
 CASES = [pytest.param(case, id=case.id) for case in cases()]
 # A fusion that reads the text, behind every connector in every mode, every kind of attention and every merger.
@@ -30,40 +30,6 @@ FUSED = [
     for variant in variants(group)
     if order == "question_first" or group == "connector"
 ]
-
-
-@torch.no_grad()
-def states(vlm: VLM, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """The language model's states [K, L, D], where each text token stands [K, S], and which places are real [K, L]."""
-    sequence = vlm.sequence(batch)
-    return vlm.hidden(sequence), sequence.text_place_KS, sequence.mask_KL
-
-
-def changed_from(batch: Batch, place: int) -> Batch:
-    """Other words at ``place`` and later, in every row."""
-    later = torch.arange(batch.input_ids_KS.shape[1]) >= place
-    return batch._replace(
-        input_ids_KS=torch.where(later, (batch.input_ids_KS + 3) % chat().vocab_size, batch.input_ids_KS)
-    )
-
-
-def assert_nothing_leaks(vlm: VLM, loss: str) -> None:
-    """States before place i stay as they were, to the last bit, when the tokens at i and later change.
-
-    ``loss=all``: for any i, since every token is scored. ``loss=answer``: for those of the answer; what comes before is
-    given, and a fusion may let visual tokens know it.
-    """
-    batch = batch_of(*two_clips(vlm, loss), size=side(vlm))
-    first = int(batch.loss_mask_KS.int().argmax(1).max())  # so that it is inside every row's answer, or behind it
-    last = int(batch.attention_mask_KS.sum(1).max()) - 1
-    at = int(batch.visual_at_K[0])
-    places = {first, last} if loss == "answer" else {1, at, at + 1, first, last}
-    h, place_KS, mask = states(vlm, batch)
-    for i in sorted(places - {0}):
-        other, _, _ = states(vlm, changed_from(batch, i))
-        before = mask & (torch.arange(h.shape[1]) < place_KS[:, i : i + 1])
-        assert torch.equal(h[before], other[before]), f"states before token {i} changed with it"
-        assert not torch.equal(h[mask], other[mask]), "the change must be seen, or this test sees nothing"
 
 
 @pytest.mark.fault(65)

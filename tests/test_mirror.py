@@ -11,18 +11,20 @@ from pathlib import Path
 
 import pytest
 import yaml
-from _tiny import CONF, ROOT
+from _tiny import CONF, ROOT, Variant, target
 
+from hvlm.checks import contract
+from hvlm.checks.contract import ALLOWED, RUNNING
 from hvlm.config.compose import plan
 from hvlm.config.rooms import ROOMS
-from hvlm.config.schema import is_plain, parameters
 
 PACKAGE = ROOT / "hvlm"
 # Groups that say how things run: hvlm/config/settings.py or Hydra reads their YAML; there is no class behind it.
 WITHOUT_PYTHON = {"trainer", "logger", "callback", "sweep", "launcher", "experiment", "debug", "domain"}
 # Folders of the program itself; nothing in them is chosen by a word.
 WITHOUT_CONF = {
-    "commands", "config", "data", "evaluation", "interop", "io", "prepare", "sweep", "text", "training", "viz"
+    "checks", "commands", "config", "data", "evaluation", "interop", "io", "prepare", "sweep", "text", "training",
+    "viz",
 }  # fmt: skip
 # Several sizes of one class, or several corpora behind one reader: {YAML: Python file it shares}.
 SHARED = {
@@ -93,24 +95,12 @@ def test_every_python_file_has_a_yaml_and_the_other_way_round() -> None:
 
 @pytest.mark.parametrize("name", ROOM_YAMLS)
 def test_a_rooms_yaml_is_one_flat_call_of_a_class_in_the_mirrored_file(name: str) -> None:
-    settings = yaml.safe_load(YAMLS[name].read_text())
-    module, _, cls = settings.pop("_target_").rpartition(".")
+    variant = Variant(*name.split("/", 1))
+    module, _, cls = variant.written["_target_"].rpartition(".")
     assert module == "hvlm." + mirrored(name).replace("/", ".")
-    made = getattr(importlib.import_module(module), cls)
-    assert made.__module__ == module, "defined there, not imported from elsewhere"
-    for key, value in settings.items():
-        inner = value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]
-        assert all(v is None or isinstance(v, bool | int | float | str) for v in inner), f"{key} is nested"
-        assert not any("${" in v for v in inner if isinstance(v, str)), f"{key} interpolates another room"
-
-    group = name.split("/")[0]
-    known, supplied = parameters(made), ROOMS[group]
-    plain = {n for n, (annotation, _) in known.items() if is_plain(annotation) and n not in supplied}
-    assert set(settings) <= plain, "arguments that the class does not have"
-    required = {n for n in plain if known[n][1]}
-    assert required <= set(settings), "arguments without a default and without a value"
-    others = {n for n, (_, needed) in known.items() if needed} - plain - supplied
-    assert not others, "arguments that neither the YAML nor hvlm.assembly can give"
+    assert target(variant.written).__module__ == module, "defined there, not imported from elsewhere"
+    contract.its_settings_are_what_its_constructor_takes(variant)
+    contract.it_says_what_it_is(variant)
 
 
 @pytest.mark.parametrize("name", [name for name in YAMLS if name not in ROOM_YAMLS])
@@ -166,9 +156,6 @@ OF_THE_PROJECT = {
     "dataset": OF_TENSORS | {"data", "prompts", "image", "io"},
     "benchmark": {"types", "contracts", "errors", "prompts", "evaluation", "data"},
 }
-# Libraries that decide how a program runs. Stages are LightningModules, and nothing else in a room is.
-RUNNING = {"lightning", "pytorch_lightning", "hydra", "omegaconf", "wandb"}
-ALLOWED = {"stage": {"lightning"}}
 
 
 @pytest.mark.parametrize("path", [p for room in ROOMS for p in sorted((PACKAGE / room).glob("*.py"))], ids=str)

@@ -73,6 +73,17 @@ class Lt:
 
 
 @dataclass(frozen=True)
+class AnySign:
+    """No bound at all: for a number that means something below 0, too."""
+
+    def holds(self, value: float) -> bool:
+        return True
+
+    def __str__(self) -> str:
+        return "of either sign"
+
+
+@dataclass(frozen=True)
 class MinLen:
     """A list, map or text with at least ``least`` entries or characters."""
 
@@ -104,6 +115,7 @@ NonNegativeInt = Annotated[int, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 FramesPerSecond = Annotated[float, Gt(0), Le(1000)]  # beyond any camera
 NonNegativeFloat = Annotated[float, Ge(0)]
+AnyFloat = Annotated[float, AnySign()]
 Fraction = Annotated[float, Ge(0), Le(1)]  # a share that may be nothing or all
 Share = Annotated[float, Gt(0), Le(1)]  # a share of which something must remain
 Probability = Annotated[float, Ge(0), Lt(1)]  # of dropping something: never all
