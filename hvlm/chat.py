@@ -109,8 +109,13 @@ class Chat:
         self._special = {token: self._tokenizer.token_to_id(token) for token in names}
 
     @property
+    def jinja(self) -> ChatTemplate | None:
+        """The tokenizer's own template, or the Jinja template in its place; None for the two that are built in."""
+        return self._jinja
+
+    @property
     def chat_template(self) -> str | None:
-        """The Jinja template, where there is one."""
+        """The Jinja template's text, where there is one."""
         return None if self._jinja is None else self._jinja.source
 
     @property

@@ -254,12 +254,17 @@ def byte_level(special: tuple[str, ...], plain: tuple[str, ...] = (), **named: s
 
 @cache
 def piece_like(
-    special: tuple[str, ...], prefix: str = "always", puts_bos: bool = True, blanks: bool = False, **named: str
+    special: tuple[str, ...],
+    prefix: str = "always",
+    puts_bos: bool = True,
+    blanks: bool = False,
+    plain: tuple[str, ...] = (),
+    **named: str,
 ) -> PreTrainedTokenizerFast:
     """As SentencePiece makes them (Llama 2, Vicuna, Mistral, Phi 3, Gemma): blanks are ▁, unknown characters are bytes.
 
     prefix: a ▁ in front of every piece of text (``always``), of the first (``first``), of none. blanks: a special token
-    takes the blanks after it, as Phi 3's.
+    takes the blanks after it, as Phi 3's. plain: added tokens that are not special.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
@@ -278,6 +283,7 @@ def piece_like(
     tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
     tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in ("<unk>", "<s>", "</s>")])
     tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True, rstrip=blanks) for t in special])
+    tokenizer.add_tokens([AddedToken(t, normalized=False, special=False) for t in plain])
     if puts_bos:
         bos = named.get("bos_token", "<s>")
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -296,6 +302,7 @@ HEADERS = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end
 L3 = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
 THINK = ("<think>", "</think>", "<tool_response>", "</tool_response>")
 TURNS = ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")
+LINES = ("\n\n", "\n\n\n", "▁▁", "<table>")  # for ordinary text
 GEMMAS = {"bos_token": "<bos>", "eos_token": "<eos>"}
 FAMILIES = {  # name -> (chat template, tokenizer, the token that closes an answer)
     "llama_2": (LLAMA_2, lambda: piece_like(()), "</s>"),
@@ -304,8 +311,8 @@ FAMILIES = {  # name -> (chat template, tokenizer, the token that closes an answ
     "llama_3_2": (LLAMA_3_2, lambda: byte_level(HEADERS, **L3), "<|eot_id|>"),
     "qwen_2": (QWEN_2, lambda: byte_level(IM, eos_token="<|im_end|>", pad_token="<|endoftext|>"), "<|im_end|>"),
     "qwen_3": (QWEN_3, lambda: byte_level(IM, THINK, eos_token="<|im_end|>"), "<|im_end|>"),
-    "gemma_2": (GEMMA, lambda: piece_like(TURNS, "never", **GEMMAS), "<end_of_turn>"),
-    "gemma_3": (GEMMA_3, lambda: piece_like(TURNS, "never", **GEMMAS), "<end_of_turn>"),
+    "gemma_2": (GEMMA, lambda: piece_like(TURNS, "never", plain=LINES, **GEMMAS), "<end_of_turn>"),
+    "gemma_3": (GEMMA_3, lambda: piece_like(TURNS, "never", plain=LINES, **GEMMAS), "<end_of_turn>"),
     "phi_3": (
         PHI_3,
         lambda: piece_like(

@@ -7,10 +7,12 @@ import os.path
 import pickle
 
 import pytest
-from _templates import FAMILIES, LLAMA_3_2, SMOLLM_3, piece_like, tokenizer_of
+from _templates import FAMILIES, LLAMA_3_2, SMOLLM_3, THINK, piece_like, tokenizer_of
+from transformers import AutoTokenizer
 
 from hvlm.chat import Chat
 from hvlm.errors import UserError
+from hvlm.interop.hf_template import tokenizer_with_template
 from hvlm.text.jinja import VICUNA, without_clock
 
 Q, A = "What color is the ring?", "Red, 3."
@@ -57,6 +59,15 @@ def test_ids_are_those_of_apply_chat_template(family, system):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("text", ["one\n\ntwo\n\n\nthree", "a  b\t c ", "<table> é \U0001f600 {{ x }}"])
+def test_what_is_ordinary_text_is_encoded_as_that(family, text):
+    tokenizer = tokenizer_of(family)
+    row = Chat(tokenizer, "own").encode(text, f"{text} Red", before=[(text, f"Blue {text}")])
+    whole = by_transformers(tokenizer, said(text, f"Blue {text}", text, f"{text} Red"))
+    assert row.ids == whole[: len(row.ids)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_video_stands_before_the_header_or_before_everything(family):
     tokenizer = tokenizer_of(family)
     chat = Chat(tokenizer, "own")
@@ -98,14 +109,14 @@ def test_every_answer_of_a_conversation_is_a_target(family):
 
 def tokens(family):
     named = tokenizer_of(family).added_tokens_decoder.values()
-    return [token.content for token in named]
+    return [token.content for token in named if token.special or token.content in THINK]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_special_token_in_a_text_is_text(family):
     tokenizer = tokenizer_of(family)
     chat = Chat(tokenizer, "own")
-    ours = {index for index, token in tokenizer.added_tokens_decoder.items()}
+    ours = {tokenizer.convert_tokens_to_ids(token) for token in tokens(family)}
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     plain = chat.encode(Q, A, before=BEFORE)
     spelt = "".join(tokens(family))
@@ -149,6 +160,28 @@ def test_a_chat_travels_with_its_template(family):
         )
     assert chat != Chat(tokenizer_of(family), "own")
     assert chat.vocab_size == len(tokenizer_of(family))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("system", [None, SYSTEM])
+def test_an_export_writes_the_template_that_was_trained(family, system, tmp_path):
+    chat = Chat(tokenizer_of(family), "own", system)
+    tokenizer_with_template(chat).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    spelt = f"{Q} {''.join(tokens(family))} '\"\\ \n\n é"
+    for text in (Q, spelt):
+        before = [(text, A), (Q, "Blue.")]
+        turns = [words for exchange in [*before, (text, A)] for words in exchange]
+        prompt, _ = chat.encode_prompt(text, before=before)
+        found = tokenizer.apply_chat_template(said(*turns[:-1]), add_generation_prompt=True, return_dict=False)
+        assert found == prompt
+        row = chat.encode(text, A, before=before)
+        assert tokenizer.apply_chat_template(said(*turns), return_dict=False)[: len(row.ids)] == row.ids
+        own = tokenizer.apply_chat_template(
+            said(text, system="Be brief."), add_generation_prompt=True, return_dict=False
+        )
+        assert own == chat.encode_prompt(text, system="Be brief.")[0]
+    assert tokenizer.decode(row.ids) == chat._tokenizer.decode(row.ids, skip_special_tokens=False)
 
 
 @pytest.mark.parametrize("source", [LLAMA_3_2, SMOLLM_3])

@@ -85,11 +85,12 @@ def write(
     """
     newest = newest_KD
     ended = torch.zeros(len(newest_KD), dtype=torch.bool, device=newest_KD.device)
+    ends = torch.tensor(sorted(chat.end_ids), device=newest_KD.device)
     written: list[Tensor] = []
     for _ in range(max_new_tokens):
         token = choose(model.head.logits(newest))
         token = torch.where(ended, chat.end_id, token)
-        ended = ended | (token == chat.end_id)
+        ended = ended | torch.isin(token, ends)
         written.append(token)
         if ended.all():
             break

@@ -144,7 +144,9 @@ class HvlmModel(nn.Module):
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
         tokenizer_with_template(self.chat).save_pretrained(folder)
         end = self.chat.end_id
-        GenerationConfig(eos_token_id=end, pad_token_id=end, do_sample=False, max_new_tokens=32).save_pretrained(folder)
+        ends = sorted(self.chat.end_ids, key=lambda index: (index != end, index))
+        settings = {"eos_token_id": end if len(ends) == 1 else ends, "pad_token_id": end}
+        GenerationConfig(**settings, do_sample=False, max_new_tokens=32).save_pretrained(folder)
 
     def answer(self, frames_TCHW: Tensor, question: str, max_new_tokens: int = 32) -> str:
         """What the model says about a clip, greedily.

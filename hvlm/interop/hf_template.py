@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
 from hvlm.chat import Chat
+from hvlm.text.jinja import GUARD, ChatTemplate
 
-# A character without a meaning keeps a special token that is spelt out in somebody's text from being one: the template
-# puts it in, the tokenizer's normalizer takes it out after special tokens were looked for.
-GUARD = "\ue000"
 TEMPLATES = {  # as Chat writes a conversation, in the language of chat templates
     "chatml": (
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] GUARDED }}<|im_end|>\n{% endfor %}"
@@ -24,6 +23,49 @@ TEMPLATES = {  # as Chat writes a conversation, in the language of chat template
 }
 
 
+# Before a template of the tokenizer's own: its messages with the system message that they lack, and texts in which no
+# special token is one. (See ``hvlm.text.jinja`` for the character that is put between.)
+BEFORE = """\
+{%- if enable_thinking is not defined %}{%- set enable_thinking = false %}{% endif -%}
+{%- set hvlm = namespace(said=messages, system=SYSTEM, done=[], text='') -%}
+{%- if hvlm.said[0]['role'] == 'system' and not TAKES_SYSTEM -%}
+{%- set hvlm.system = hvlm.said[0]['content'] -%}{%- set hvlm.said = hvlm.said[1:] -%}
+{%- endif -%}
+{%- if hvlm.system is not none and hvlm.said[0]['role'] != 'system' -%}
+{%- if TAKES_SYSTEM -%}
+{%- set hvlm.said = [{'role': 'system', 'content': hvlm.system}] + hvlm.said -%}
+{%- elif hvlm.system -%}
+{%- set hvlm.text = hvlm.system + '\n\n' + hvlm.said[0]['content'] -%}
+{%- set hvlm.said = [dict(hvlm.said[0], content=hvlm.text)] + hvlm.said[1:] -%}
+{%- endif -%}
+{%- endif -%}
+{%- for m in hvlm.said -%}
+{%- set hvlm.text = m['content'] -%}
+{%- if hvlm.text is string -%}
+{%- set hvlm.text = hvlm.text | replace('GUARD', '') -%}
+{%- for token in (ANSWERS if m['role'] == 'assistant' else OTHERS) -%}
+{%- set hvlm.text = hvlm.text | replace(token, token[0] + 'GUARD' + token[1:]) -%}
+{%- endfor -%}
+{%- endif -%}
+{%- set hvlm.done = hvlm.done + [dict(m, content=hvlm.text)] -%}
+{%- endfor -%}
+{%- set messages = hvlm.done -%}
+"""
+
+
+def _guarded(template: ChatTemplate, system: str | None) -> str:
+    """The template with ``BEFORE``."""
+    values = {
+        "TAKES_SYSTEM": "true" if template.takes_system else "false",
+        "SYSTEM": "none" if system is None else json.dumps(system, ensure_ascii=False),
+        "OTHERS": json.dumps(template.of_others.tokens, ensure_ascii=False),
+        "ANSWERS": json.dumps(template.of_answers.tokens, ensure_ascii=False),
+        "GUARD": GUARD,
+    }
+    before = re.sub("|".join(values), lambda found: values[found.group()], BEFORE)
+    return before + template.frozen
+
+
 def tokenizer_with_template(chat: Chat) -> PreTrainedTokenizerFast:
     """``chat``'s tokenizer as transformers knows it, with its template.
 
@@ -31,6 +73,9 @@ def tokenizer_with_template(chat: Chat) -> PreTrainedTokenizerFast:
     was trained with stands where a conversation has none of its own, and a special token in a turn's content is text.
     """
     tokenizer = chat.to_fast()
+    if chat.jinja is not None:
+        tokenizer.chat_template = _guarded(chat.jinja, chat.system)
+        return tokenizer
     backend = tokenizer.backend_tokenizer
     before = [] if backend.normalizer is None else [backend.normalizer]
     backend.normalizer = normalizers.Sequence([normalizers.Replace(GUARD, ""), *before])

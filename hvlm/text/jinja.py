@@ -46,6 +46,7 @@ _DAY = {
     "%A": "Friday", "%a": "Fri", "%H": "00", "%M": "00", "%S": "00", "%%": "%",
 }  # fmt: skip
 _CLOCK = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)")
+_MARK = re.compile(r"[<\[{|].*[>\]}|]")
 _USER, _ANSWER, _SYSTEM = "hvlmuser", "hvlmanswer", "hvlmsystem"  # to find where a template puts what
 
 Messages = Sequence[Mapping[str, str]]
@@ -99,8 +100,9 @@ class Guard:
     """Keeps tokens that are spelt out in a text from being found in it."""
 
     def __init__(self, tokens: Iterable[str]) -> None:
-        longest_first = sorted({token for token in tokens if len(token) > 1}, key=lambda token: (-len(token), token))
-        self._starts = re.compile(f"(?=(?:{'|'.join(map(re.escape, longest_first))}))") if longest_first else None
+        # The longest first.
+        self.tokens = sorted({token for token in tokens if len(token) > 1}, key=lambda token: (-len(token), token))
+        self._starts = re.compile(f"(?=(?:{'|'.join(map(re.escape, self.tokens))}))") if self.tokens else None
 
     def __call__(self, text: str) -> str:
         text = text.replace(GUARD, "")
@@ -125,10 +127,12 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Tokenizer, source: str, named: Mapping[str, str], name: str) -> None:
         self.tokenizer, self.source, self.named, self.name = tokenizer, source, dict(named), name
-        self._frozen = without_clock(source)
+        self.frozen = without_clock(source)
         added = tokenizer.get_added_tokens_decoder()
         self.special = {token.content for token in added.values() if token.special}
-        mine = self.special | {t.content for t in added.values() if t.content in source}
+        # Others that the template writes close turns, too. But what a vocabulary has been given for ordinary text (two
+        # line breaks, say) belongs to everybody.
+        mine = self.special | {t.content for t in added.values() if t.content in source and _MARK.fullmatch(t.content)}
         mine |= {token for token in self.named.values() if tokenizer.token_to_id(token) is not None}
         asked = [{"role": "user", "content": _USER}]
         answered = [*asked, {"role": "assistant", "content": _ANSWER}]
@@ -141,8 +145,8 @@ class ChatTemplate:
         self._closing = header[header.rindex(_USER) + len(_USER) :]
         self.end_id, self._adds_end = self._find_end(whole[whole.rindex(_ANSWER) + len(_ANSWER) :], added)
         self.end_ids = {self.end_id, *filter(None.__ne__, [tokenizer.token_to_id(self.named.get("eos_token", ""))])}
-        self._of_others = Guard(mine)
-        self._of_answers = Guard(self.special | {tokenizer.id_to_token(self.end_id)})
+        self.of_others = Guard(mine)
+        self.of_answers = Guard(self.special | {tokenizer.id_to_token(self.end_id)})
         self.takes_system = self._has_system_turn(asked, answered)
 
     def messages(
@@ -155,12 +159,12 @@ class ChatTemplate:
         for i, (question, reply) in enumerate(exchanges):
             if i == 0 and system is not None:
                 if self.takes_system:
-                    out.append({"role": "system", "content": self._of_others(system)})
+                    out.append({"role": "system", "content": self.of_others(system)})
                 elif system:
                     question = f"{system}\n\n{question}"
-            out.append({"role": "user", "content": self._of_others(question)})
+            out.append({"role": "user", "content": self.of_others(question)})
             if reply is not None:
-                out.append({"role": "assistant", "content": self._of_answers(reply)})
+                out.append({"role": "assistant", "content": self.of_answers(reply)})
         return out
 
     def lay(self, messages: Messages) -> Laid:
@@ -198,7 +202,7 @@ class ChatTemplate:
         try:
             rendered, _ = render_jinja_template(
                 [[dict(message) for message in messages]],
-                chat_template=self._frozen,
+                chat_template=self.frozen,
                 add_generation_prompt=header,
                 enable_thinking=thinking,
                 **self.named,
