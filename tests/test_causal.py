@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Dinov2Config, Dinov2M
 import eval as evaluation
 from hvlm import assembly
 from hvlm.caching import PastKV
+from hvlm.config.compose import compose
 from hvlm.data.collate import Item, collate
 from hvlm.errors import UserError
 from hvlm.evaluation.generate import generate
@@ -48,6 +49,9 @@ FAMILIES = {
                       "long_factor": [4.0] * 4}, "original_max_position_embeddings": 64},
     "olmo2": {},
     "mistral": {"sliding_window": 6},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
+             "num_key_value_heads": 4},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0, "num_key_value_heads": 4},
     "granite": {"embedding_multiplier": 3.0, "logits_scaling": 4.0, "residual_multiplier": 0.5},
 }  # fmt: skip
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -224,6 +228,21 @@ def test_narrow_weights_keep_to_themselves(room, folders) -> None:
 # ---------------------------------------------------------------------------------------------------- sizes and sources
 
 
+@pytest.mark.fault(104)
+def test_the_words_of_the_field_exist() -> None:
+    for word in (
+        "qwen",
+        "qwen2_5_0_5b",
+        "llama3_2_1b",
+        "vicuna_7b",
+        "gemma3_1b",
+        "mistral_7b",
+        "phi3_mini",
+        "olmo2_1b",
+    ):
+        assert compose([f"language={word}"])["language"]["_target_"] == "hvlm.language.causal.Causal"
+
+
 @pytest.mark.parametrize(
     ("name", "count"),
     [
@@ -349,11 +368,14 @@ def test_weights_of_torch_save_are_read_where_there_are_no_others(folders, tmp_p
         ({"model_type": "llama4_text"}, "chunked_attention"),
         ({"hidden_size": 32}, "model_type=None"),
         ({"model_type": "llama", "attention_dropout": 0.1}, "use language.attention=sdpa"),
+        ({"model_type": "gpt_oss"}, "gpt_oss has attention sinks"),
+        ({"model_type": "nemotron", **TINY}, "do not hand on what ours needs"),
+        ({"model_type": "nemotron", "num_key_value_heads": None}, "language.config: nemotron cannot be built: "),
     ],
 )
 def test_models_that_cannot_be_served_are_refused_by_name(config: dict, said: str) -> None:
     with pytest.raises(UserError, match=said) as error, torch.device("meta"):
-        Causal(None, config=config, vocab_size=64)
+        Causal(None, config=config, vocab_size=420)
     assert "\n" not in str(error.value)
 
 

@@ -29,6 +29,7 @@ def attention_forward(
     key_bias: Tensor | None = None,
     kept: PastKV | None = None,
     masks: Mapping[int | None, Tensor | None] | None = None,
+    reached: set[int] | None = None,
     **_: Any,  # transformers passes on what other implementations need: position ids, flags of output recording
 ) -> tuple[Tensor, None]:
     """query [B, H, S, d], key and value [B, G, L, d], attention_mask [B, 1, S, L] or None = causal -> [B, S, H, d].
@@ -36,7 +37,10 @@ def attention_forward(
     What the language model's own forward is called with arrives here. key_bias, softcap: see ``attend``. kept: the
     cache that key and value come from, which knows itself what may be seen of them; attention_mask is nothing then.
     masks: those by the layer's window (None: a layer without one), in place of attention_mask.
+    reached: the layers that all this came to; each adds its number.
     """
+    if reached is not None:
+        reached.add(module.layer_idx)
     if dropout or s_aux is not None:
         what = "attention dropout" if dropout else "attention with sinks"
         raise NotImplementedError(f"{what} is not implemented here; use language.attention=sdpa or eager")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -188,7 +188,29 @@ class CausalRoom(Language):
 
     # ------------------------------------------------------------------------------------------------------- passes
 
+    def rehearse(self) -> None:
+        """Read two places with a cache, on torch's meta device: takes no memory. UserError where the model's layers do
+        not hand on to attention what ours needs, which some classes of transformers forget."""
+        if type(self.model) in _TOLD:
+            return
+        with torch.no_grad(), suppress(NotImplementedError, RuntimeError):  # of what depends on values there
+            self.hidden(torch.empty(1, 2, self.dim), cache=PastKV())
+
     def _states(self, x_KSD: Tensor, seen: Any, position_KS: Tensor, **more: Any) -> Tensor:
+        kind = type(self.model)
+        if not more or not self.ours or kind in _TOLD:
+            return self._pass(x_KSD, seen, position_KS, **more)
+        reached: set[int] = set()
+        states = self._pass(x_KSD, seen, position_KS, reached=reached, **more)
+        if len(reached) < self.num_layers:
+            raise UserError(
+                f"language.attention=auto: the layers of {self.model.config.model_type} do not hand on what ours needs "
+                "to know; use language.attention=sdpa"
+            )
+        _TOLD.add(kind)
+        return states
+
+    def _pass(self, x_KSD: Tensor, seen: Any, position_KS: Tensor, **more: Any) -> Tensor:
         output = self.model.base_model(inputs_embeds=x_KSD, attention_mask=seen, position_ids=position_KS, **more)
         return self._out(output.last_hidden_state)
 
@@ -212,6 +234,7 @@ class CausalRoom(Language):
 
 
 SLIDING = "sliding_attention"
+_TOLD: set[type] = set()  # models all of whose layers were seen to hand on to attention what ours needs
 
 
 def windows_of(config: PreTrainedConfig) -> tuple[int, ...]:

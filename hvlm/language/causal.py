@@ -91,10 +91,16 @@ class Causal(CausalRoom):
                 raise UserError(f"{KEY}: the model in {folder} has {', '.join(differ)}; use language.config=null")
             model = load_causal(folder, made, cls, DTYPES[dtype], quantize)
         else:
-            model = cls._from_config(made, dtype=DTYPES[dtype])
+            try:
+                model = cls._from_config(made, dtype=DTYPES[dtype])
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+                reason = " ".join(str(error).split())
+                raise UserError(f"{where}: {made.model_type} cannot be built: {reason}") from error
         check_model(model, where, attention)
         self.take(model)
         self.max_positions = positions_of(made)
+        if meta and self.ours:
+            self.rehearse()
         if quantize is not None:
             self.fixed = f"language.quantize={quantize}"
             self.register_state_dict_post_hook(_without_weights)
@@ -126,17 +132,20 @@ class Causal(CausalRoom):
     def logits(self, h: Tensor) -> Tensor:
         """What the model's own forward pass makes of its last states, soft caps and scales included."""
         states = h.reshape(1, -1, h.shape[-1]).to(self._dtype if self._dtype != torch.float32 else h.dtype)
-        # The same model, but for layers that hand on these states: whatever comes after them is its own.
+        # The same model, but for a decoder that has these states already: whatever comes after it is its own.
         given = copy.copy(self.model)
-        given._modules = {**self.model._modules, self.model.base_model_prefix: lambda **_: _States(states)}
+        given._modules = {**self.model._modules, self.model.base_model_prefix: _Given(states)}
         return given.forward(inputs_embeds=states).logits.view(*h.shape[:-1], -1)
 
 
-class _States:
-    """A decoder's output that holds its last states and nothing else."""
+class _Given:
+    """A decoder that gives these last states and nothing else; its own output."""
 
     def __init__(self, last_hidden_state: Tensor):
-        self.last_hidden_state = last_hidden_state
+        self.last_hidden_state, self.decoder = last_hidden_state, self
+
+    def __call__(self, *_: Any, **__: Any) -> _Given:
+        return self
 
     def __getattr__(self, name: str) -> None:
         return None
