@@ -9,12 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from _clips import FakeChat
 from _videos import picture, video
 from PIL import Image
 
+from hvlm.data.order import SampleRef
+from hvlm.data.quarantine import Quarantine
+from hvlm.data.reader import Reader, SampleSpec
 from hvlm.data.shard_index import load_manifest
 from hvlm.dataset.shards import Shards
 from hvlm.prepare.command import prepare
+from hvlm.types import InputSpec
 
 TINY = video(4, size=(32, 32))
 
@@ -82,3 +87,17 @@ def dataset(out: Path) -> Shards:
     data = Shards(str(out))
     data.prepare()
     return data
+
+
+def read_all(out: Path, view: Any) -> list[Any]:
+    """Every sample of every split through the reader of training, without one bad sample."""
+    data, items = dataset(out), []
+    for split in data.manifest().splits:
+        if split == "text":
+            continue
+        spec = SampleSpec(FakeChat(), view, None, "answer", InputSpec("question_first", 4, 32), None, 1)
+        clips = data.manifest().split(split)
+        reading = Reader(clips, None, spec, quarantine := Quarantine(1.0), replace=False)
+        items += [reading._item(SampleRef(0, i)) for i in range(len(clips))]
+        assert quarantine.bad == 0
+    return items

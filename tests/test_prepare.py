@@ -7,31 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _clips import FakeChat
-from _tables import dataset, distinct, left_out, made, together, videos, write_csv, write_json
+from _tables import dataset, distinct, left_out, made, read_all, together, videos, write_csv, write_json
 
-from hvlm.data.order import SampleRef
-from hvlm.data.quarantine import Quarantine
-from hvlm.data.reader import Reader, SampleSpec
 from hvlm.data.views import Questions
 from hvlm.prepare.formats import formats
-from hvlm.types import InputSpec
 
 ROWS = [{"video": f"v{i}.mp4", "question": f"what {i}?", "answer": f"thing {i}"} for i in range(6)]
-
-
-def read_all(out: Path, view: Any) -> list[Any]:
-    """Every sample of every split through the reader of training, without one bad sample."""
-    data, items = dataset(out), []
-    for split in data.manifest().splits:
-        if split == "text":
-            continue
-        spec = SampleSpec(FakeChat(), view, None, "answer", InputSpec("question_first", 4, 32), None, 1)
-        clips = data.manifest().split(split)
-        reading = Reader(clips, None, spec, quarantine := Quarantine(1.0), replace=False)
-        items += [reading._item(SampleRef(0, i)) for i in range(len(clips))]
-        assert quarantine.bad == 0
-    return items
 
 
 def texts_of(sample: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,12 +1,11 @@
-"""``hvlm prepare SRC out=DIR [setting=value …]``; docs/prepare.md."""
+"""Make checked shards of a table and the videos or pictures that it names: ``hvlm prepare SRC out=DIR``."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from hvlm.cli import error_line
-from hvlm.console import setup_logging
+from hvlm.console import error_line, setup_logging
 
 USAGE = """hvlm prepare SRC out=DIR [setting=value ...]
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hvlm.data.shard_index import MANIFEST, Manifest, index_shard, load_manifest, write_manifest
+from hvlm.data.tar import STILL_FIELDS, VIDEO_FIELDS
 from hvlm.errors import UserError
 from hvlm.io.pretrained import cache_folder
 
@@ -24,6 +25,7 @@ SPLITS = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 TEXT = "text"
+RAW = ("csv", "tsv", "jsonl", "ndjson", "json", "parquet", "arrow")  # tables that `hvlm prepare` reads
 
 
 def index_folder(folder: Path, domain: str, setting: str) -> None:
@@ -41,7 +43,7 @@ def index_folder(folder: Path, domain: str, setting: str) -> None:
     path = _manifest_path(folder, tars)
     if not path.exists():
         if not tars:
-            raise UserError(f"{setting}={folder}: no *.tar in this folder")
+            raise UserError(f"{setting}={folder}: no *.tar in this folder{way_to_shards(folder)}")
         log.info("%s: indexing %d shards, once", folder, len(tars))
         shards = {tar.name: index_shard(tar, split_of(tar.name), domain) for tar in tars}
         try:
@@ -70,6 +72,20 @@ def manifest_of(folder: Path) -> Manifest:
 def tars_of(folder: Path) -> list[Path]:
     """The shards of a folder, by name. Hidden files (macOS puts a ``._name`` beside every file) are none."""
     return sorted(tar for tar in folder.glob("*.tar") if not tar.name.startswith("."))
+
+
+def way_to_shards(path: Path) -> str:
+    """For a message: the command that makes shards of what lies there; nothing where that holds no table, video or
+    picture."""
+    entries = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else [path.name] if path.is_file() else []
+    endings = {name.rpartition(".")[2].lower() for name in entries}
+    if path.is_dir() and not endings & {*RAW, *VIDEO_FIELDS, *STILL_FIELDS}:
+        inside = [p for p in sorted(path.iterdir()) if p.is_dir()][:20]
+        endings |= {p.name.rpartition(".")[2].lower() for folder in inside for p in folder.iterdir()}
+    if not endings & {*RAW, *VIDEO_FIELDS, *STILL_FIELDS}:
+        return ""
+    out = path.parent / f"{path.stem}-shards"
+    return f"; make shards of what is there: hvlm prepare {path} out={out}"
 
 
 def split_of(name: str) -> str:

@@ -13,7 +13,7 @@ from hvlm.config.ranges import PositiveFloat, PositiveInt
 from hvlm.contracts import Dataset
 from hvlm.data import samples
 from hvlm.data.quarantine import SampleError
-from hvlm.data.shard_folder import index_folder, manifest_of, split_of, tars_of
+from hvlm.data.shard_folder import index_folder, manifest_of, split_of, tars_of, way_to_shards
 from hvlm.data.shard_index import Manifest
 from hvlm.data.stream import check_url
 from hvlm.data.tar import TEXT_FIELDS
@@ -121,7 +121,7 @@ class Shards(Dataset):
         if len(self.paths) != 1 or not Path(self.paths[0]).is_dir():
             raise UserError(
                 f"dataset.path={', '.join(self.paths)}: expected one existing folder of *.tar; lists and URLs need "
-                "dataset.access=stream"
+                f"dataset.access=stream{way_to_shards(Path(self.paths[0])) if len(self.paths) == 1 else ''}"
             )
         return Path(self.paths[0])
 

@@ -99,7 +99,7 @@ def take(columns: Sequence[str], rows: Sequence[dict[str, Any]], finder: Finder,
     if isinstance(settings.split, list):
         off.add("split")
     few = rows[:: max(1, len(rows) // LOOKED_AT)][:LOOKED_AT]
-    for role in ("conversations", "rejected", *ROLES):
+    for role in ("conversations", "rejected", "options", *ROLES):
         if role in off or role in taken.columns:
             continue
         free = [c for c in columns if all(c not in names for names in taken.columns.values())]

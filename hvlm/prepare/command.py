@@ -70,12 +70,16 @@ def _make(plan: Plan, settings: Settings, out: Path, to: Any) -> Path:
 
 
 def _writable(out: Path) -> None:
-    """Before anything is read. Raises UserError."""
+    """Before anything is read; makes nothing that stays. Raises UserError."""
     place = out
     while not place.exists():
         place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise UserError(f"out={out}: cannot be written; name another folder")
+    probe = place / f".{os.getpid()}.probe"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"out={out}: cannot be written ({error.strerror}); name another folder") from error
 
 
 def _is_finished(plan: Plan, settings: Settings, out: Path) -> bool:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from hvlm.data.sample_json import FieldError, as_rate
+from hvlm.data.sample_fields import FieldError, as_rate
 from hvlm.data.shard_folder import SPLITS as WORDS
 from hvlm.data.shard_folder import TEXT
 from hvlm.prepare.columns import Taken, take

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hvlm.prepare.columns import Taken
-from hvlm.prepare.conversations import MARKER, Turn, turns_of
+from hvlm.prepare.conversations import MARKER, messages, read
 from hvlm.prepare.options import Answers, options_of, right
 from hvlm.prepare.problems import Problem
 from hvlm.prepare.settings import Settings
@@ -15,11 +15,12 @@ from hvlm.prepare.settings import Settings
 
 @dataclass
 class Said:
-    """media: files that are named inside a conversation. marked: whether a text says that something is shown."""
+    """conversations: questions whose ``messages`` say the turns. media: files that are named inside a conversation.
+    marked: whether a text says that something is shown."""
 
     captions: list[dict[str, Any]] = field(default_factory=list)
     questions: list[dict[str, Any]] = field(default_factory=list)
-    conversations: list[list[Turn]] = field(default_factory=list)
+    conversations: list[dict[str, Any]] = field(default_factory=list)
     media: list[str] = field(default_factory=list)
     marked: bool = False
 
@@ -56,11 +57,11 @@ def _caption(item: Any, settings: Settings) -> dict[str, Any]:
 
 
 def _conversation(value: Any, out: Said, more: dict[str, Any]) -> None:
-    turns, out.media, out.marked = turns_of(value)
-    if len(turns) == 2 and turns[0]["role"] == "user":
-        out.questions.append({"question": turns[0]["content"], "answer": turns[1]["content"], **more})
+    one, out.media, out.marked = read(value)
+    if one.turns or one.system:
+        out.conversations.append({"messages": messages(one), **more})
     else:
-        out.conversations.append(turns)
+        out.questions.append({"question": one.prompt, "answer": one.answer, **more})
 
 
 def _questions(
@@ -114,7 +115,19 @@ def _last(messages: list[Any]) -> Any:
 def sample_json(parts: list[Said], more: dict[str, Any]) -> bytes:
     """The JSON of a sample whose texts are those of several rows."""
     value: dict[str, Any] = dict(more)
-    for name in ("captions", "questions", "conversations"):
-        if items := [item for part in parts for item in getattr(part, name)]:
-            value[name] = items
+    value["captions"] = [item for part in parts for item in part.captions]
+    value["questions"] = [item for part in parts for item in (*part.questions, *part.conversations)]
+    return _bytes({name: field for name, field in value.items() if field != []})
+
+
+def chat_json(part: Said) -> bytes:
+    """The JSON of a text-only chat."""
+    if part.conversations:
+        return _bytes({"messages": part.conversations[0]["messages"]})
+    exchange = part.questions[0]
+    said = (("user", exchange["question"]), ("assistant", exchange["answer"]))
+    return _bytes({"messages": [{"role": role, "content": text} for role, text in said]})
+
+
+def _bytes(value: dict[str, Any]) -> bytes:
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode("utf-8", "surrogatepass")

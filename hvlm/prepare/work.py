@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from hvlm.prepare.media import LATE, check
 from hvlm.prepare.plan import Bad, Plan, Sample, Shard
 from hvlm.prepare.problems import Problem
 from hvlm.prepare.settings import Settings
-from hvlm.prepare.texts import Said, sample_json
+from hvlm.prepare.texts import Said, chat_json, sample_json
 
 STATE, PARTS = "prepare.json", ".prepare"
 QUARANTINE = "quarantine.jsonl"
@@ -50,6 +50,7 @@ class Job:
 
 
 _done: Any = None  # shared: rows and bytes that are through
+_say: Callable[[], None] | None = None  # where the work is done by one process
 
 
 def make_shard(job: Job) -> dict[str, Any]:
@@ -87,6 +88,8 @@ def _good(job: Job, bad: list[Bad], domains: list[str]) -> Iterator[tuple[str, d
             with _done:
                 _done[0] += len(sample.parts)
                 _done[1] += sample.size
+        if _say is not None:
+            _say()
 
 
 def _shown(sample: Sample, job: Job) -> tuple[dict[str, bytes | Path], dict[str, Any]]:
@@ -109,8 +112,9 @@ def _readable(sample: Sample, bad: list[Bad]) -> list[Said]:
     ids: set[str] = set()
     for table, row, part in sample.parts:
         try:
-            parse({"json": sample_json([part], {"questions": []})}, sample.key, "general")
-            given = [str(q["id"]) for q in part.questions if isinstance(q, dict) and q.get("id") is not None]
+            parse({"json": sample_json([part], {})}, sample.key, "general")
+            said = (*part.questions, *part.conversations)
+            given = [str(q["id"]) for q in said if isinstance(q, dict) and q.get("id") is not None]
             if again := next((name for name in given if name in ids), None):
                 raise SampleError(sample.key, "json", f"the question's id {again} stands in another row of this video")
             ids.update(given)
@@ -123,12 +127,7 @@ def _readable(sample: Sample, bad: list[Bad]) -> list[Said]:
 def _whole(sample: Sample, texts: list[Said], more: dict[str, Any]) -> bytes:
     """The sample's JSON. Raises Problem where its texts are only together more than the reader takes."""
     if sample.medium is None:
-        part = texts[0]
-        turns = part.conversations[0] if part.conversations else [
-            {"role": "user", "content": part.questions[0]["question"]},
-            {"role": "assistant", "content": part.questions[0]["answer"]},
-        ]  # fmt: skip
-        return json.dumps({"messages": turns}, ensure_ascii=False, separators=(",", ":")).encode()
+        return chat_json(texts[0])
     data = sample_json(texts, more)
     try:
         parse({"json": data}, sample.key, "general")
@@ -180,18 +179,16 @@ def made(plan: Plan, settings: Settings, out: Path, told: Callable[[int, int, in
             raise too_many(listed, plan.rows, settings, out / QUARANTINE)
 
     enough()
+
+    def say() -> None:
+        found = len(plan.bad) + sum(len(record["bad"]) for record in records.values())
+        told(through[0] + done[0], through[1] + done[1], found)
+
     done = multiprocessing.get_context(_method()).Array("q", 2)
-    workers = settings.workers or usable_processors()
-    if jobs:
-        with _pool(min(workers, len(jobs)), done) as pool:
-            waiting: dict[Future, Job] = {pool.submit(make_shard, job): job for job in jobs}
-            while waiting:
-                finished, _ = wait(waiting, timeout=0.25, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    records[waiting.pop(future).shard.name] = future.result()
-                enough()
-                found = len(plan.bad) + sum(len(record["bad"]) for record in records.values())
-                told(through[0] + done[0], through[1] + done[1], found)
+    with closing(_records(jobs, min(settings.workers or usable_processors(), len(jobs)), done, say)) as found:
+        for name, record in found:
+            records[name] = record
+            enough()
     shards = {shard.name: entry for shard in plan.shards if (entry := records[shard.name]["entry"]) is not None}
     listed = bad()
     if not shards:
@@ -202,6 +199,26 @@ def made(plan: Plan, settings: Settings, out: Path, told: Callable[[int, int, in
     write_manifest(out, spec, json.loads(json.dumps(shards)), [_in_manifest(b) for b in listed])
     shutil.rmtree(out / PARTS)
     return shards, listed
+
+
+def _records(jobs: list[Job], workers: int, done: Any, say: Callable[[], None]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name of the shard, its record) as they are finished. One worker is this process itself."""
+    global _done, _say
+    if workers <= 1:
+        _done, _say = done, say
+        try:
+            for job in jobs:
+                yield job.shard.name, make_shard(job)
+        finally:
+            _done = _say = None
+        return
+    with _pool(workers, done) as pool:
+        waiting: dict[Future, Job] = {pool.submit(make_shard, job): job for job in jobs}
+        while waiting:
+            finished, _ = wait(waiting, timeout=0.25, return_when=FIRST_COMPLETED)
+            for future in finished:
+                yield waiting.pop(future).shard.name, future.result()
+            say()
 
 
 def _in_manifest(bad: Bad) -> dict[str, str]:
