@@ -1,4 +1,4 @@
-"""hvlm: efficient long-video vision-language models, from the command line."""
+"""hvlm: efficient long-video vision-language models, from the command line and from Python (docs/library.md)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 # encoded in half the system time. A value that is set already stays.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-_PUBLIC = {"FoveatedVLM": "hvlm.interop.fvlm", "transform": "hvlm.image"}
+_PUBLIC = {
+    "load": "hvlm.api.load", "build": "hvlm.api.build", "Model": "hvlm.api.model",
+    "FoveatedVLM": "hvlm.interop.fvlm", "transform": "hvlm.image",
+}  # fmt: skip
 __all__ = list(_PUBLIC)
 
 

@@ -40,7 +40,7 @@ LAYERS = [
     ("stage",),
     ("assembly", "rebuild"),
     ("evaluation", "viz", "interop", "prepare"),
-    ("training", "tasks", "checks"),
+    ("training", "tasks", "checks", "api"),
     ("sweep", "cli", "commands", "__main__"),
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -55,9 +55,15 @@ class InWords:
         ]
 
 
-@torch.inference_mode()
 def generate(model: VLM, chat: Chat, batch: Batch, max_new_tokens: int, choose: Sampling = GREEDY) -> list[str]:
-    """What the model answers to every text row of ``batch``, whose answer (if it has one) is cut off first.
+    """What the model answers to every text row, see ``generate_ids``."""
+    return [chat.decode(ids) for ids in generate_ids(model, chat, batch, max_new_tokens, choose).tolist()]
+
+
+@torch.inference_mode()
+def generate_ids(model: VLM, chat: Chat, batch: Batch, max_new_tokens: int, choose: Sampling = GREEDY) -> Tensor:
+    """Ids [K, N], N <= max_new_tokens: what the model answers to every text row of ``batch``, whose own answer (if
+    it has one) is cut off first.
 
     The prompt goes through once; every further token costs one position. What is kept for that is the matter of the
     model's ``kvcache``. The model's mode (training or not), part by part, is the same afterwards.
@@ -73,7 +79,7 @@ def generate(model: VLM, chat: Chat, batch: Batch, max_new_tokens: int, choose: 
         written_KN = write(model, chat, cache, newest, max_new_tokens, choose)
     for module, mode in modes.items():
         module.training = mode
-    return [chat.decode(ids) for ids in written_KN.tolist()]
+    return written_KN
 
 
 def write(

@@ -3,6 +3,7 @@
     import hvlm.interop.hf_export                                    # registers the architecture
     from transformers import AutoModel, AutoTokenizer
     model = AutoModel.from_pretrained("folder")        # or a hub id
+    model.answer("clip.mp4", "what color is the ring ?")
     model.answer(frames, "what color is the ring ?")   # frames: uint8 [T, 3, H, W], or normalised floats
 
 The folder holds config.json (the resolved rooms), model.safetensors, the tokenizer with its chat template,
@@ -16,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, GenerationConfig, PretrainedConfig
@@ -24,14 +26,18 @@ from hvlm import assembly
 from hvlm.chat import Chat
 from hvlm.config.rooms import OF_A_MODEL
 from hvlm.data.collate import Item, collate
+from hvlm.data.given import frames_given
 from hvlm.data.optical_flow import motion_energy
+from hvlm.errors import UserError
 from hvlm.evaluation import results
 from hvlm.evaluation.evaluate import RESULTS
-from hvlm.evaluation.generate import generate
+from hvlm.evaluation.generate import generate, generate_ids
 from hvlm.evaluation.report import table
+from hvlm.evaluation.sampling import GREEDY, Sampling
 from hvlm.interop.hf_template import tokenizer_with_template
 from hvlm.io.checkpoint import load_into, load_weights
 from hvlm.model import VLM
+from hvlm.types import Batch
 
 WEIGHTS = "model.safetensors"
 
@@ -63,13 +69,17 @@ class HvlmModel(nn.Module):
 
     config_class = HvlmConfig
 
-    def __init__(self, config: HvlmConfig):
+    def __init__(self, config: HvlmConfig, vlm: VLM | None = None):
+        """vlm: the model where it is there already; else it is built, with random weights."""
         super().__init__()
         self.config = config
         self.chat = Chat.from_json(config.chat)
+        if vlm is not None:
+            self.vlm = vlm
+            return
         settings = {**config.rooms, "order": config.order, "domain": {"adapter": config.adapter}}
         stored = {"config": config.rooms, "source_configs": config.source_configs}
-        self.vlm: VLM = assembly.model(settings, self.chat, weights=False, stored=stored)
+        self.vlm = assembly.model(settings, self.chat, weights=False, stored=stored)
 
     @classmethod
     def from_pretrained(
@@ -148,38 +158,103 @@ class HvlmModel(nn.Module):
         settings = {"eos_token_id": end if len(ends) == 1 else ends, "pad_token_id": end}
         GenerationConfig(**settings, do_sample=False, max_new_tokens=32).save_pretrained(folder)
 
-    def answer(self, frames_TCHW: Tensor, question: str, max_new_tokens: int = 32) -> str:
+    def answer(self, video: Tensor | Any, question: str, max_new_tokens: int = 32, *, fps: float = 1.0) -> str:
         """What the model says about a clip, greedily.
 
         Args:
-            frames_TCHW: [T, 3, H, W] of the size it was trained with, evenly sampled: uint8 pixels, or floating point
-                and then normalised with ImageNet's statistics, as ``hvlm.image.transform`` does.
+            video: a tensor is taken as it is: [T, 3, H, W] of the size that the model was trained with, evenly sampled,
+                uint8 pixels, or floating point and then normalised with ImageNet's statistics, as
+                ``hvlm.image.transform`` does. Of a file, a folder of stills, a list of pictures or a numpy array,
+                frames are sampled and scaled as in training.
             question: as a user writes it; special tokens in it are text.
             max_new_tokens: where to stop at the latest.
+            fps: pictures a second of a folder, a list or an array.
 
         Raises:
             ValueError: frames of another shape or size, or normalised ones where the merger wants optical flow.
+            UserError: a file or folder that cannot be read.
         """
+        frames, time = self._frames(video, fps)
+        batch = self._batch(frames, time, [(*self.chat.encode(question, "", order=self.config.order), {})])
+        with self._computing():
+            return generate(self.vlm, self.chat, batch, max_new_tokens)[0]
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        video: Tensor | Any,
+        fps: float = 1.0,
+        max_new_tokens: int = 32,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Tensor:
+        """Token ids of the answers to several questions about one clip, without the questions.
+
+        Args:
+            input_ids: int64 [K, S], each row one question as the tokenizer's
+                ``apply_chat_template(turns, add_generation_prompt=True)`` writes it.
+            attention_mask: [K, S], 0 where a row is padding; None: nowhere.
+            video, fps: as ``answer`` takes them.
+            max_new_tokens: where to stop at the latest.
+            do_sample: draw words by ``temperature``, ``top_p`` and ``seed``; else the likeliest is taken.
+
+        Returns:
+            int64 [K, N], N <= ``max_new_tokens``; rows that ended earlier go on with the end token.
+
+        Raises:
+            ValueError: ids of another shape, or rows that do not end with the header of an answer.
+        """
+        if input_ids.dim() != 2 or (attention_mask is not None and attention_mask.shape != input_ids.shape):
+            raise ValueError(f"input_ids of shape {tuple(input_ids.shape)}: expected [K, S], with a mask of that shape")
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        rows = [self._asked(ids[seen.bool()].tolist()) for ids, seen in zip(input_ids, mask, strict=True)]
+        frames, time = self._frames(video, fps)
+        choose = Sampling(temperature, top_p, seed) if do_sample else GREEDY
+        with self._computing():
+            return generate_ids(self.vlm, self.chat, self._batch(frames, time, rows), max_new_tokens, choose)
+
+    def _asked(self, ids: list[int]) -> tuple[list[int], list[bool], int, dict[str, Any]]:
+        """A row of ids, the visual tokens where training has them: before everything, or before the answer's header."""
+        order = self.config.order
+        probe, at = self.chat.encode_prompt("?", order)
+        header = probe[at:] if order == "question_first" else self.chat.encode_prompt("?", "question_first")[0][-1:]
+        if not header or ids[-len(header) :] != header:
+            raise ValueError(
+                "input_ids: a row does not end with the header of an answer; use add_generation_prompt=True"
+            )
+        return ids, [False] * len(ids), len(ids) - len(header) if order == "question_first" else at, {}
+
+    def _frames(self, video: Tensor | Any, fps: float) -> tuple[Tensor, np.ndarray]:
+        """[T, 3, H, W] as the encoder takes them, and their float32 seconds."""
         side = self.vlm.vision.image_size
-        if frames_TCHW.dim() != 4 or tuple(frames_TCHW.shape[1:]) != (3, side, side) or not len(frames_TCHW):
-            raise ValueError(f"frames of shape {tuple(frames_TCHW.shape)}: expected [T, 3, {side}, {side}]")
-        if not (frames_TCHW.is_floating_point() or frames_TCHW.dtype == torch.uint8):
-            raise ValueError(f"frames of {frames_TCHW.dtype}: expected uint8, or floating point and normalised")
-        time = torch.arange(len(frames_TCHW), dtype=torch.float32).numpy()
-        row = (*self.chat.encode(question, "", order=self.config.order), {})
-        frames, grid = frames_TCHW.cpu(), assembly.motion_grid(self.vlm)
-        normalised = frames.is_floating_point()
+        if not isinstance(video, Tensor):
+            frames, time = frames_given(video, self.config.num_frames, (side, side), fps)
+            return torch.from_numpy(frames), time
+        if video.dim() != 4 or tuple(video.shape[1:]) != (3, side, side) or not len(video):
+            raise ValueError(f"frames of shape {tuple(video.shape)}: expected [T, 3, {side}, {side}]")
+        if not (video.is_floating_point() or video.dtype == torch.uint8):
+            raise ValueError(f"frames of {video.dtype}: expected uint8, or floating point and normalised")
+        return video.cpu(), np.arange(len(video), dtype=np.float32)
+
+    def _batch(self, frames: Tensor, time: np.ndarray, rows: list[Any]) -> Batch:
+        grid, normalised, size = assembly.motion_grid(self.vlm), frames.is_floating_point(), tuple(frames.shape[2:])
         if grid is not None and normalised:
             raise ValueError("frames that are normalised: this model's merger reads optical flow, which needs uint8")
         motion = None if grid is None else motion_energy(frames.numpy(), grid)
         pixels = torch.zeros(frames.shape, dtype=torch.uint8) if normalised else frames
-        item = Item(pixels.numpy(), time, [row], motion=motion)
-        batch = collate([item], pad_id=self.chat.pad_id, size=(side, side), motion=grid)
+        item = Item(pixels.numpy(), time, rows, motion=motion)
+        batch = collate([item], pad_id=self.chat.pad_id, size=size, motion=grid)
         if normalised:
             batch = batch._replace(frames_BTCHW=frames.float().unsqueeze(0))
+        return batch.to(next(self.parameters()).device)
+
+    def _computing(self) -> torch.autocast:
         weight = next(self.parameters())
-        with torch.autocast(weight.device.type, weight.dtype, enabled=weight.dtype != torch.float32):
-            return generate(self.vlm, self.chat, batch, max_new_tokens)[0]
+        return torch.autocast(weight.device.type, weight.dtype, enabled=weight.dtype != torch.float32)
 
 
 def _dtype(given: torch.dtype | str | None) -> torch.dtype | None:
@@ -221,6 +296,7 @@ def _with_attention(config: HvlmConfig, asked: str | None) -> HvlmConfig:
 def export(path: str | Path, cfg: Mapping[str, Any], metadata: Mapping[str, Any], out: Path) -> Path:
     """Write the checkpoint at ``path``, which holds ``metadata``, as a Hugging Face folder ``out`` of the model that
     ``cfg`` describes. Returns it."""
+    refuse_to_overwrite(out)
     rooms = {name: dict(cfg[name]) for name in OF_A_MODEL}
     frames, adapter = cfg["dataset"]["num_frames"], cfg["domain"]["adapter"]
     sources = metadata.get("source_configs", {})
@@ -233,6 +309,25 @@ def export(path: str | Path, cfg: Mapping[str, Any], metadata: Mapping[str, Any]
     return out
 
 
+def save(vlm: VLM, chat: Chat, rooms: Mapping[str, Any], num_frames: int, adapter: str, out: str | Path) -> Path:
+    """Write a model that a program holds as a Hugging Face folder ``out``, with a card. Returns it."""
+    out = Path(out)
+    refuse_to_overwrite(out)
+    sources = assembly.source_configs(vlm)
+    config = HvlmConfig(
+        dict(rooms), chat.to_json(), vlm.order, num_frames, adapter, sources, architectures=["HvlmModel"]
+    )
+    HvlmModel(config, vlm).save_pretrained(out)
+    return out
+
+
+def refuse_to_overwrite(out: Path) -> None:
+    """``UserError`` where a model stands in the folder already."""
+    there = [name for name in (WEIGHTS, "config.json") if (out / name).exists()]
+    if there:
+        raise UserError(f"out={out}: holds {there[0]} already; name another folder, or delete that one")
+
+
 def model_card(path: str | Path, cfg: Mapping[str, Any], rooms: Mapping[str, Mapping[str, Any]]) -> str:
     """The model card: rooms, how to load it, and the figures of the run that the checkpoint is from, if it has any."""
     here = Path(path)
@@ -241,7 +336,7 @@ def model_card(path: str | Path, cfg: Mapping[str, Any], rooms: Mapping[str, Map
     lines = ["---", "library_name: transformers", "pipeline_tag: video-text-to-text", "tags: [hvlm]", "---", ""]
     lines += [f"# {here.name}", "", f"Made with hvlm: {' '.join(words)} order={cfg['order']} seed={cfg['seed']}.", ""]
     lines += ["```python", "import hvlm.interop.hf_export", "from transformers import AutoModel", ""]
-    lines += ["model = AutoModel.from_pretrained(FOLDER)", "print(model.answer(frames, QUESTION))", "```", ""]
+    lines += ["model = AutoModel.from_pretrained(FOLDER)", "print(model.answer(VIDEO, QUESTION))", "```", ""]
     side = cfg["vision"]["image_size"]
     lines += [
         f"`frames`: uint8 [T, 3, {side}, {side}], {cfg['dataset']['num_frames']} of them evenly over the clip.",
