@@ -179,7 +179,15 @@ READS_CFG = {
     "sweep/launcher", "training/chain",
 }  # fmt: skip
 # These take the resolved configuration as a plain mapping: one rebuilds a model from it, one hands it to a logger.
-TAKES_PLAIN_CFG = {"rebuild", "tasks", "commands/train", "commands/eval", "interop/hf_export", "training/wandb_logger"}
+TAKES_PLAIN_CFG = {
+    "rebuild",
+    "tasks",
+    "api/build",
+    "commands/train",
+    "commands/eval",
+    "interop/hf_export",
+    "training/wandb_logger",
+}
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=str)
