@@ -58,7 +58,7 @@ def run_benchmark(
     results.write(out / RESULTS, records)
     write_report(out)
     log.info("\n".join(table(records)))
-    log.info(f"results: {out / RESULTS}; report: {out / 'report.md'}")
+    log.info(f"results: {out / RESULTS}; report: {out / 'report.html'} (and report.md)")
     return records
 
 

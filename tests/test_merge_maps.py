@@ -16,6 +16,7 @@ import eval as evaluation
 from hvlm.data.batches import one_row, one_row_per_clip
 from hvlm.errors import UserError
 from hvlm.training.clip_table import ClipTable
+from hvlm.viz.media import NAME_WIDTH
 from hvlm.viz.merge_maps import MergeMap, coloured, colours, merge_maps, write_budget, write_merging
 
 MERGERS = [pytest.param(v, id=v.id) for v in variants("merger") if v.name != "none"]
@@ -91,7 +92,8 @@ def test_pictures(tmp_path: Path) -> None:
     assert merged.kept_T.tolist() == [2, 0, 1]
     files = write_merging(frames, merged, tmp_path / "a.b")
     assert {kind: path.name for kind, path in files.items()} == {"merged": "a.b-merged.png", "budget": "a.b-budget.png"}
-    assert Image.open(files["merged"]).size == (3 * 32 + 2 * 2, 2 * 32 + 2), "frames, and below them the assignment"
+    size = (NAME_WIDTH + 3 * 32 + 2 * 2, 2 * 32 + 2)
+    assert Image.open(files["merged"]).size == size, "frames, and below them the assignment, with their names"
     bars = np.asarray(Image.open(files["budget"]).convert("RGB"))
     heights = [(bars[:, 24 + 12 * i + 4] == (60, 110, 180)).all(-1).sum() for i in range(3)]
     assert heights[1] == 0 and heights[0] > 1.9 * heights[2] > 100

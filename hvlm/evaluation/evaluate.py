@@ -21,6 +21,7 @@ from hvlm.evaluation.answers import AMBIGUOUS, MISSING, UNREAD
 from hvlm.evaluation.asking import Answer, Asked, Query, clips_of, queries
 from hvlm.evaluation.generate import InWords
 from hvlm.evaluation.likelihood import ByLikelihood
+from hvlm.evaluation.open_scores import is_right
 from hvlm.evaluation.predictions import read_predictions, write_predictions
 from hvlm.evaluation.scores import Prediction, Question, score
 from hvlm.io.json_lines import write_lines
@@ -58,7 +59,7 @@ def evaluate(
     out_dir: Path,
     *,
     answer: Answer | None = None,
-    contact_sheets: int = 4,
+    contact_sheets: int = 6,
 ) -> list[results.Record]:
     """Run ``benchmark`` and return its records, having written both files into ``out_dir``.
 
@@ -66,8 +67,8 @@ def evaluate(
         loaded: the model, left in eval mode; the dataset, how the model wants its clips, and the precision.
         label: stands in the records; those of the blind control have the variant ``blind``.
         answer: the way to answer; None: the benchmark's.
-        contact_sheets: so many asked clips become ``out_dir/clips/<n>.png`` with their answers in ``clips.jsonl``
-            beside them.
+        contact_sheets: so many asked clips, first those with wrong answers, become ``out_dir/clips/<n>.png`` with their
+            answers in ``clips.jsonl`` beside them.
 
     Questions whose evidence the sampled frames do not show are not asked; how many is logged. The blind control asks
     exactly the questions that were asked with frames. Clips that cannot be read are named in
@@ -111,7 +112,8 @@ def ask(
     as_read = loaded._replace(inputs=benchmark.inputs(loaded.inputs))
     found: list[Prediction] = []
     asked: list[Question] = []
-    shown: list[tuple[Query, list[Prediction]]] = []
+    wrong: list[tuple[Query, list[Prediction]]] = []
+    right: list[tuple[Query, list[Prediction]]] = []
     hidden = seen = 0
     with _bar() as bar:
         for batch in bar.track(clips, description=f"asking ({variant})"):
@@ -121,8 +123,9 @@ def ask(
             for clip, predictions in zip(about, answer(as_read, benchmark, about, variant), strict=True):
                 found += predictions
                 asked += clip.questions
-                if len(shown) < pictured:
-                    shown.append((clip, predictions))
+                of_its_kind = right if all(map(is_right, predictions)) else wrong
+                if len(of_its_kind) < pictured:
+                    of_its_kind.append((clip, predictions))
     count, notes = clips.reader.quarantine, clips.reader.show.notes
     notes.say(clips.reader.show.max_tokens, loaded.chat.unknown_token)
     warn_of_answers(loaded.chat, (p.text for p in found))
@@ -149,7 +152,7 @@ def ask(
             ", ".join(list(missing)[:3]) + (", ..." if len(missing) > 3 else ""),
         )  # fmt: skip
     lost = {"questions_without_video": sum(missing.values()), "clips_unreadable": count.bad}
-    return Answered(found, asked, shown, {metric: n for metric, n in lost.items() if n})
+    return Answered(found, asked, (wrong + right)[:pictured], {metric: n for metric, n in lost.items() if n})
 
 
 def ask_blind(
@@ -234,17 +237,20 @@ def _record(row: Mapping[str, Any], label: results.Label, seconds: float) -> res
 
 
 def _write_sheets(folder: Path, shown: Sequence[tuple[Query, list[Prediction]]]) -> None:
-    """Contact sheets of a few clips and, in clips.jsonl, what was asked about them and answered on the first try."""
+    """Contact sheets of a few clips and, in clips.jsonl, what was asked about them and answered: the first wrong try of
+    each question, or the first."""
     if not shown:
         return
     lines = []
     for i, (clip, predictions) in enumerate(shown):
         contact_sheet(clip.frames_TCHW, folder / f"{i}.png")
-        prompts = {q.id: q.tries[0].prompt for q in clip.questions}
-        for p in (p for p in predictions if p.attempt == 0):
+        tries: dict[str, Prediction] = {}
+        for p in predictions:
+            if p.question_id not in tries or (is_right(tries[p.question_id]) and not is_right(p)):
+                tries[p.question_id] = p
+        for p in tries.values():
             chosen = p.text if p.pred is None else p.options[p.pred]
-            line = {"sheet": f"{i}.png", "key": p.key, "task": p.task, "question": prompts[p.question_id]}
-            lines.append(
-                line | {"answer": p.options[p.gold] if p.options else " / ".join(p.answers), "prediction": chosen}
-            )
+            line = {"sheet": f"{i}.png", "key": p.key, "task": p.task, "question": p.question, "options": p.options}
+            line |= {"answer": p.options[p.gold] if p.options else " / ".join(p.answers), "prediction": chosen}
+            lines.append(line | {"right": is_right(p)})
     write_lines(folder / "clips.jsonl", lines)

@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from torchmetrics.functional.text import squad
-
 from hvlm.evaluation.answers import plain
 from hvlm.evaluation.scores import Prediction, Tries, means_and_tasks, problems, variants_of
 
@@ -56,6 +54,11 @@ def normalised(text: str, answers: Sequence[str]) -> float:
     return float(normal(plain(text)) in {normal(answer) for answer in answers})
 
 
+def is_right(p: Prediction) -> bool:
+    """Whether an answer counts as right: the option, or, of an open question, the answer once both are normalised."""
+    return p.right or (not p.options and normalised(p.text or "", p.answers) == 1.0)
+
+
 def f1(text: str, answers: Sequence[str]) -> float:
     """Harmonic mean of precision and recall of the text's words, for the answer where that is greatest."""
     return _f1(plain(text), tuple(answers)) if text.strip() else 0.0
@@ -63,6 +66,8 @@ def f1(text: str, answers: Sequence[str]) -> float:
 
 @lru_cache(maxsize=4096)  # the answer that is always given meets the same few answers again and again
 def _f1(text: str, answers: tuple[str, ...]) -> float:
+    from torchmetrics.functional.text import squad  # a third of a second, which reports and other scores do without
+
     found = squad({"prediction_text": text, "id": ""}, {"answers": {"text": list(answers)}, "id": ""})
     return float(found["f1"]) / 100
 

@@ -77,9 +77,10 @@ def write_maps(frames_TCHW: np.ndarray, maps: Maps, stem: Path, fps: float = 4.0
     mean = lit(frames_TCHW, maps.weights_TLYX.mean(1))
     layers = [lit(frames_TCHW, maps.weights_TLYX[:, i]) for i in range(maps.weights_TLYX.shape[1])]
     sheet = np.concatenate([frames_TCHW, mean, *layers])
+    names = ["frames", "mean of layers", *(f"layer {i + 1}" for i in range(len(layers)))]
     stem.parent.mkdir(parents=True, exist_ok=True)
     return {
-        "sheet": contact_sheet(sheet, stem.with_name(f"{stem.name}.png"), columns=len(frames_TCHW)),
+        "sheet": contact_sheet(sheet, stem.with_name(f"{stem.name}.png"), len(frames_TCHW), names=names),
         "film": write_mp4(mean, stem.with_name(f"{stem.name}.mp4"), fps),
         "path": write_path(frames_TCHW[0], centres(maps), stem.with_name(f"{stem.name}-path.png")),
     }

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from hvlm.errors import UserError
 
 GAP = 2  # pixels between the frames of a sheet
+NAME_WIDTH = 96  # pixels in front of rows that have names
 
 
-def contact_sheet(frames_TCHW: np.ndarray, path: Path, columns: int = 8, scale: int = 2) -> Path:
+def contact_sheet(
+    frames_TCHW: np.ndarray, path: Path, columns: int = 8, scale: int = 2, names: Sequence[str] = ()
+) -> Path:
     """Frames in reading order as one PNG. uint8 [T, 3, H, W]; ``scale`` enlarges without smoothing, so that what the
-    encoder saw stays visible. Returns the path."""
+    encoder saw stays visible. names: of the rows, written in front of them. Returns the path."""
     frames = _checked(frames_TCHW)
     t, _, h, w = frames.shape
     columns = min(columns, t)
     rows = -(-t // columns)
-    sheet = Image.new("RGB", (columns * (w * scale + GAP) - GAP, rows * (h * scale + GAP) - GAP), "white")
+    left = NAME_WIDTH if names else 0
+    sheet = Image.new("RGB", (left + columns * (w * scale + GAP) - GAP, rows * (h * scale + GAP) - GAP), "white")
+    for i, name in enumerate(names):
+        ImageDraw.Draw(sheet).text((4, i * (h * scale + GAP) + h * scale // 2 - 6), name, fill="black")
     for i, frame in enumerate(frames):
         image = Image.fromarray(np.ascontiguousarray(frame.transpose(1, 2, 0)))
         image = image.resize((w * scale, h * scale), Image.Resampling.NEAREST)
-        sheet.paste(image, ((i % columns) * (w * scale + GAP), (i // columns) * (h * scale + GAP)))
+        sheet.paste(image, (left + (i % columns) * (w * scale + GAP), (i // columns) * (h * scale + GAP)))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, format="PNG")

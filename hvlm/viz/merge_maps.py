@@ -93,7 +93,9 @@ def write_merging(frames_TCHW: np.ndarray, merged: MergeMap, stem: Path) -> dict
     """``<stem>-merged.png`` (the sheet) and ``<stem>-budget.png``. frames: uint8, as many as the map has."""
     sheet = np.concatenate([frames_TCHW, coloured(frames_TCHW, merged)])
     return {
-        "merged": contact_sheet(sheet, stem.with_name(f"{stem.name}-merged.png"), columns=len(frames_TCHW)),
+        "merged": contact_sheet(
+            sheet, stem.with_name(f"{stem.name}-merged.png"), len(frames_TCHW), names=("frames", "tokens")
+        ),
         "budget": write_budget(merged, stem.with_name(f"{stem.name}-budget.png")),
     }
 
