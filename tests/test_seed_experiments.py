@@ -93,7 +93,7 @@ TINY = [
     "vision.config.num_hidden_layers=3", "vision.config.num_attention_heads=2", "vision.config.image_size=56",
     "language.source=scratch", "language.config.hidden_size=32", "language.config.intermediate_size=48",
     "language.config.num_hidden_layers=1", "language.config.num_attention_heads=2", "language.config.vocab_size=null",
-    "dataset=needles", "dataset.num_frames=8", "trainer=cpu", "trainer.accelerator=cpu", "trainer.devices=1",
+    "dataset=needles", "dataset.num_frames=8", "trainer=cpu",
     "trainer.precision=32-true", "trainer.num_workers=0", "trainer.accumulate=1", "stage.batch_size=2",
     "debug=fast_dev_run",
 ]  # fmt: skip
