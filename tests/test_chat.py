@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from hvlm.chat import Chat
 from hvlm.errors import UserError
 from hvlm.interop.hf_template import tokenizer_with_template
+from hvlm.language._weights import tokenizer_of as folders_tokenizer
 from hvlm.text.jinja import VICUNA, without_clock
 
 Q, A = "What color is the ring?", "Red, 3."
@@ -217,3 +218,23 @@ def test_vicuna_is_as_it_was_taught(prefix):
     assert Chat(tokenizer, "vicuna", "Hi.").encode_prompt(Q)[0] == tokenizer(f"Hi. USER: {Q} ASSISTANT:")["input_ids"]
     assert Chat(tokenizer, "vicuna", "").encode_prompt(Q)[0] == tokenizer(f"USER: {Q} ASSISTANT:")["input_ids"]
     assert Chat(tokenizer, "plain").encode(Q, A).ids == tokenizer(f"{Q}\n{A}</s>")["input_ids"]
+
+
+def test_a_folders_tokenizer_is_read_or_it_is_said_how_to_convert_it(tmp_path):
+    tokenizer_of("qwen_3").save_pretrained(tmp_path / "new")
+    found = Chat(folders_tokenizer(tmp_path / "new"), "own", SYSTEM)
+    assert found.encode(f"{Q} <|im_end|>", A) == Chat(tokenizer_of("qwen_3"), "own", SYSTEM).encode(
+        f"{Q} <|im_end|>", A
+    )
+    for name, data, said in (
+        ("tokenizer.model", b"no model", "has tokenizer.model and no tokenizer.json .*convert it once .*AutoTokenizer"),
+        ("tokenizer.json", b"{", "tokenizer.json cannot be read"),
+        ("other.txt", b"", "has no tokenizer.json, tokenizer.model or vocab.json"),
+    ):
+        folder = tmp_path / name.replace(".", "_")
+        folder.mkdir()
+        (folder / name).write_bytes(data)
+        (folder / "config.json").write_text('{"model_type": "llama"}')
+        with pytest.raises(UserError, match=f"language.source: .*{said}") as caught:
+            folders_tokenizer(folder)
+        assert "\n" not in str(caught.value)

@@ -170,6 +170,23 @@ def test_a_conversation_keeps_its_turns(value, system):
 
 
 @pytest.mark.fault(108)
+def test_several_conversations_may_stand_beside_captions_and_questions():
+    alone = parse({"conversations": [LLAVA, OPENAI]})
+    assert [(q["id"], q["question"], len(q["turns"])) for q in alone["questions"]] == [
+        ("q0", "Its color?", 1), ("q1", "Its color?", 1),
+    ]  # fmt: skip
+    assert [c.get("system") for c in alone["captions"]] == [None, "Be brief."]
+    beside = {"captions": ["a ring"], "questions": [{"id": "q1", "question": "q", "answer": "a"}]}
+    found = parse(beside | {"conversations": [LLAVA, OPENAI], "source": "talk"})
+    assert [(q["id"], q["task"]) for q in found["questions"]] == [("q1", "question"), ("q2", "talk"), ("q3", "talk")]
+    assert len(found["captions"]) == 1 and "turns" not in found["captions"][0]
+    rows = Questions().rows(found, TIMES, np.random.default_rng(0), None)
+    assert [context(row.prompt).get("before", ()) for row in rows] == [(), *([(("What is it?", "A ring."),)] * 2)]
+    with pytest.raises(SampleError, match=r"conversations\[1\]\[0\] is of the assistant"):
+        parse(beside | {"conversations": [LLAVA, LLAVA[1:]]})
+
+
+@pytest.mark.fault(108)
 def test_a_marker_of_the_video_is_no_text_and_a_question_without_words_asks_for_a_description():
     turns = [{"from": "human", "value": "<video>"}, {"from": "gpt", "value": "A <image> of a ring."}]
     (row,) = Questions().rows(parse({"conversations": turns}), TIMES, np.random.default_rng(0), None)

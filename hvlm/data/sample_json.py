@@ -7,6 +7,7 @@ and written down, and never ends a run. docs/data.md lists the fields for those 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -114,42 +115,72 @@ def _sample(value: dict[str, Any], key: str, domain: str, uid: str) -> dict[str,
     names = [question["id"] for question in sample["questions"]]
     if len(set(names)) < len(names):
         raise FieldError(f"questions: two have the id {next(n for n in names if names.count(n) > 1)!r}")
+    talks = _conversations(value)
+    numbers = (f"q{i}" for i in itertools.count(len(names)) if f"q{i}" not in names)
     if "captions" in value or "questions" in value or "objects" in value:
+        sample["questions"] += [_of_talk(talk, next(numbers), value) for talk in talks]
         return sample
-    if "question" in value and any(name in value for name in ("answer", "answers", "gold")):
+    if not talks and "question" in value and any(name in value for name in ("answer", "answers", "gold")):
         q = _lone_question({name: value[name] for name in _ASKED if name in value}, lettered)
         sample["captions"] = [{"prompt": q["question"], "text": q["answer"], "evidence": q["evidence"]}]
         sample["questions"] = [q]
         return sample
-    said = _exchange(value)
-    context = {name: field for name, field in (("turns", said.turns), ("system", said.system)) if field}
-    sample["captions"] = [{"prompt": said.prompt, "text": said.answer, "evidence": [], **context}]
-    if "caption" not in value:
-        question: dict[str, Any] = {
-            "id": "q0",
-            "task": as_text(value.get("source", "question"), "source"),
-            "question": said.prompt,
+    talks = talks or [_exchange(value)]
+    for talk in talks:
+        caption = {
+            "prompt": talk.prompt,
+            "text": talk.answer,
+            "evidence": [],
+            "turns": talk.turns,
+            "system": talk.system,
         }
-        question |= {"answer": said.answer, "lettered": False, "evidence": [], **context}
-        sample["questions"] = [question | ({} if said.rejected is None else {"rejected": said.rejected})]
+        sample["captions"].append({name: field for name, field in caption.items() if field or name == "evidence"})
+        if "caption" not in value:
+            sample["questions"].append(_of_talk(talk, next(numbers), value))
     return sample
 
 
-def _exchange(value: dict[str, Any]) -> Conversation:
-    """The one exchange or conversation that a sample holds."""
-    rejected = value.get("rejected_assistant")
-    rejected = None if rejected is None else as_text(rejected, "rejected_assistant")
+def _of_talk(talk: Conversation, name: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    """A conversation as the question that it ends with, of the task that the sample's ``source`` names."""
+    task = as_text(value.get("source", "question"), "source")
+    more = {"turns": talk.turns, "system": talk.system, "rejected": talk.rejected}
+    question = {"id": name, "task": task, "question": talk.prompt, "answer": talk.answer}
+    return question | {"lettered": False, "evidence": []} | {name: field for name, field in more.items() if field}
+
+
+def _conversations(value: dict[str, Any]) -> list[Conversation]:
+    """Those of the fields ``messages`` and ``conversations``, each of which holds the turns of one, or several such
+    lists."""
+    found = []
     for name in _CONVERSATIONS:
-        if name in value:
-            said = conversation(value[name], name)
-            system = said.system or (as_text(value["system"], "system") if "system" in value else "")
-            return said._replace(rejected=rejected, system=system)
+        if name not in value:
+            continue
+        items = as_list(value[name], name)
+        if items and isinstance(items[0], list):
+            found += [conversation(as_list(item, f"{name}[{i}]"), f"{name}[{i}]") for i, item in enumerate(items)]
+        else:
+            found.append(conversation(items, name))
+    if found and "system" in value:
+        system = as_text(value["system"], "system")
+        found = [talk._replace(system=talk.system or system) for talk in found]
+    if len(found) == 1:
+        found = [found[0]._replace(rejected=_rejected(value))]
+    return found
+
+
+def _rejected(value: dict[str, Any]) -> str | None:
+    rejected = value.get("rejected_assistant")
+    return None if rejected is None else as_text(rejected, "rejected_assistant")
+
+
+def _exchange(value: dict[str, Any]) -> Conversation:
+    """The one exchange that a sample holds."""
     prompt = _prompt(value.get("user"), "user")
     if "caption" in value:
         return Conversation(prompt, as_text(value["caption"], "caption"))
     for name in _ANSWERS:
         if name in value:
-            return Conversation(prompt, as_text(value[name], name), rejected=rejected)
+            return Conversation(prompt, as_text(value[name], name), rejected=_rejected(value))
     found = ", ".join(sorted(map(_name, value))[:12]) or "nothing"
     raise FieldError(f"no text to learn from in it: it has {found}; expected {_FORMS}")
 

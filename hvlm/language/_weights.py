@@ -99,18 +99,35 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 def tokenizer_of(folder: Path) -> PreTrainedTokenizerFast:
-    """The folder's own tokenizer: ``tokenizer.json`` as it stands, else what transformers makes of
-    ``tokenizer.model``."""
+    """The folder's own tokenizer: ``tokenizer.json`` as it stands, else what transformers makes of the older files
+    (``tokenizer.model``, ``vocab.json`` with ``merges.txt``). UserError where it can make nothing of them."""
     if (folder / "tokenizer.json").is_file():
-        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    if not (folder / "tokenizer.model").is_file():
+        try:
+            return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # of the library in Rust, which has no class of its own
+            raise UserError(f"{KEY}: {folder}/tokenizer.json cannot be read: {_one_line(error)}") from error
+    older = [name for name in ("tokenizer.model", "vocab.json") if (folder / name).is_file()]
+    if not older:
         raise UserError(
-            f"{KEY}: {folder} has no tokenizer.json and no tokenizer.model; expected a Hugging Face model folder"
+            f"{KEY}: {folder} has no tokenizer.json, tokenizer.model or vocab.json; expected a Hugging Face model's "
+            "folder"
         )
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{KEY}: {folder}/tokenizer.model cannot be read: {' '.join(str(error).split())}") from error
+        made = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        reason = None if made.is_fast else "transformers makes no fast tokenizer of it"
+    except Exception as error:  # whatever its converters raise: ImportError, ValueError, TypeError, protobuf's own
+        reason = _one_line(error)
+    if reason is not None:
+        raise UserError(
+            f"{KEY}: {folder} has {older[0]} and no tokenizer.json ({reason}); convert it once where the packages "
+            'sentencepiece and protobuf are installed: python -c "from transformers import AutoTokenizer as A; '
+            f"A.from_pretrained('{folder}').save_pretrained('{folder}')\""
+        )
+    return made
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def load_causal(
