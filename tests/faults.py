@@ -171,6 +171,10 @@ FAULTS = {
         "Small ones: capital file endings, resource forks, unusual line ends, locales, pixel aspect ratio, full disks",
         "Each of them is read rightly, or refused in one line",
     ),
+    103: Fault(
+        "A DINOv2 of another image size, or with registers, could not be FoveatedVLM's encoder",
+        "An encoder's sizes come from its source",
+    ),
     109: Fault(
         "A first try that failed kept the run's name from being used again",
         "A run's folder belongs to its settings once a step is saved",

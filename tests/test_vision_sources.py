@@ -330,7 +330,10 @@ def test_a_configuration_must_be_the_sources(folders: dict[str, Path]) -> None:
         Clip(str(folders["clip"]), config=TOWER | {"hidden_act": "gelu"})
     with pytest.raises(UserError, match=r"vision.config.hiden_size' of clip_vision_model; did you mean 'hidden_size'"):
         Clip(config={"hiden_size": 64})
-    with pytest.raises(UserError, match=r"says model_type='clip', expected siglip_vision_model or siglip2_vision"):
+    with pytest.raises(
+        UserError,
+        match=r"says model_type='clip', expected siglip_vision.*; use vision=clip",
+    ):
         Siglip(str(folders["clip-pair"]))
     with pytest.raises(UserError, match=r"vision.image_size=33: .* multiples of 8"):
         Clip(str(folders["clip"]), image_size=33)

@@ -139,7 +139,10 @@ class FoveatedVLM(VLM):
 
 def dinov2_sizes(name: str) -> dict[str, Any]:
     """The encoder room's size arguments for a hub id that conf/ knows; of others and of folders the room reads them."""
-    return _known(name, "vision", DINOV2)
+    known = _known(name, "vision", DINOV2)
+    if not known:
+        fetch(name, key="dino_name", files=("config.json",), packages=Dinov2.packages)
+    return known
 
 
 def llama_sizes(name: str) -> dict[str, Any]:

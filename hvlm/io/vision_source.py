@@ -17,6 +17,8 @@ KEY = "vision.source"
 DESCRIPTIONS = ("config.json", "preprocessor_config.json")
 # What lies beside the vision part in folders of pairs of towers, and of classifiers.
 BESIDE = ("text_model.", "text_projection.", "visual_projection.", "logit_", "classifier.")
+# How a ``model_type`` begins -> the word of the room that can use it.
+WORDS = {"dinov2": "dinov2", "dinov3_vit": "dinov3", "clip": "clip", "siglip": "siglip"}
 NORMALISATION = ("image_mean", "image_std")
 
 
@@ -44,7 +46,9 @@ def vision_config(folder: Path, known: tuple[str, ...]) -> dict[str, Any]:
         config = {**config["vision_config"], **(config.get("vision_config_dict") or {})}
         config.setdefault("model_type", f"{found}_vision_model")
     if config.get("model_type") not in known:
-        raise UserError(f"{KEY}: {path} says model_type={found!r}, expected {' or '.join(known)}")
+        word = next((word for start, word in WORDS.items() if str(found).startswith(start)), None)
+        hint = f"; use vision={word}" if word else ""
+        raise UserError(f"{KEY}: {path} says model_type={found!r}, expected {' or '.join(known)}{hint}")
     preprocessor = _read(folder / DESCRIPTIONS[1]) if (folder / DESCRIPTIONS[1]).is_file() else {}
     return config | {key: preprocessor[key] for key in NORMALISATION if preprocessor.get(key)}
 
