@@ -34,8 +34,11 @@ def commands():
     texts = [page.read_text(encoding="utf-8") for page in PAGES if page.name not in elsewhere]
     lines = "\n".join(block for text in texts for block in FENCE.findall(text)).splitlines()
     calls = dict.fromkeys(
-        line.split("  # ")[0].strip() for line in lines if re.match(r"python (train|eval)\.py ", line)
+        line.split("  # ")[0].strip()
+        for line in lines
+        if re.match(r"(python (train|eval)\.py|hvlm (train|eval)) ", line)
     )
+    calls = dict.fromkeys(re.sub(r"^hvlm (train|eval) ", r"python \1.py ", call) for call in calls)
     return [shlex.split(call, comments=True)[1:] for call in calls]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -197,6 +198,18 @@ def test_a_model_is_built_in_one_call(video: Path) -> None:
     ):  # fmt: skip
         with pytest.raises(UserError, match=words):
             hvlm.build(**{**TINY, "texts": TEXTS, **wrong})
+
+
+def test_the_page_runs(run: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").symlink_to(run)
+    (tmp_path / "clip.mp4").symlink_to(video)
+    page = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    exec(compile(script, "docs/library.md", "exec"), {})
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith("Model(vision=convvit") and any(line.startswith("1.75 ") for line in shown)
 
 
 def test_importing_the_package_imports_little(tmp_path: Path) -> None:

@@ -29,7 +29,9 @@ def names() -> dict[str, str]:
     found = {}
     for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        found[path.stem] = text.split("\n", 1)[0].split(": ``", 1)[0].rstrip(".:")
+        line = text.split("\n", 1)[0]
+        line = line.split("``: ", 1)[-1] if line.startswith("``") else line.split(": ``", 1)[0]
+        found[path.stem] = line.rstrip(".:")
     return found
 
 
