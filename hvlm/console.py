@@ -33,6 +33,7 @@ LOG_LINES = (
     r"Restor(ing|ed all) states from the checkpoint",  # the run folder's "continues from" says so
 )
 WARNINGS = (
+    r"Be aware that when using `ckpt_path`, callbacks used to create",  # trainer.checkpoint_every may change
     r"Checkpoint directory .* exists and is not empty",  # of course: the run continues
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # between Lightning and torch
     r"Total length of `\w+` across ranks is zero",  # data without a val split; hvlm.data.datamodule says so

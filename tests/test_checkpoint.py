@@ -238,12 +238,15 @@ def test_a_folder_in_which_no_step_was_saved_can_be_had_for_other_settings(tmp_p
         folder.prepare(CONFIG, start="a" * 64)
 
 
-@pytest.mark.fault(82, 99)
+@pytest.mark.fault(82, 99, 109)
 @pytest.mark.parametrize(
     "changes",
     [
         {"trainer": {"devices": 2, "num_nodes": 2, "strategy": "ddp", "threads": 4, "accelerator": "gpu"}},
-        {"trainer": {"max_steps": 9, "max_time": "00:01:00:00", "num_workers": 2}},
+        {"trainer": {"max_steps": 9, "max_time": "00:01:00:00", "num_workers": 2, "log_every": 1, "cache_mb": 0}},
+        {"vision": {"cache_gb": 2.0, "frames_at_once": 8, "gradient_checkpointing": True}},
+        {"dataset": {"path": "data", "access": "index", "decode_timeout": 1.0, "generate_workers": 4}},
+        {"logger": {"name": "wandb"}, "callback": {"media": 0}, "evaluate": False, "benchmark": {"limit": 1}},
         {"dataset": {"path": "elsewhere/", "access": "index"}, "init_from": "copied/demo"},
     ],
 )
@@ -253,6 +256,16 @@ def test_what_cannot_change_a_result_may_change_on_resume(tmp_path: Path, change
     folder.prepare(config, "a" * 64, "b" * 64)
     IO.save_checkpoint(content(1), folder.checkpoints / "step-1.ckpt")
     folder.prepare({**config, **changes}, "a" * 64, "b" * 64)
+
+
+@pytest.mark.fault(109)
+def test_an_older_version_s_idea_of_what_counts_stops_no_run(tmp_path: Path) -> None:
+    folder = RunDir("a", "sft", tmp_path)
+    folder.prepare(CONFIG, "a" * 64)
+    IO.save_checkpoint(content(1), folder.checkpoints / "step-1.ckpt")
+    written = json.loads(folder.identity_file.read_text()) | {"vision.cache_gb": 0.0}
+    folder.identity_file.write_text(json.dumps(written))
+    folder.prepare(CONFIG, "a" * 64)
 
 
 @pytest.mark.fault(68)

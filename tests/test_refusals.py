@@ -132,6 +132,25 @@ def test_several_processes_without_a_strategy_are_refused_before_work(override: 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.fault(109)
+def test_a_failed_first_try_leaves_the_run_s_name_free(
+    needles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong folder, advice that is followed, a look at three steps, then the whole run: one name."""
+    monkeypatch.chdir(tmp_path)
+    first = ["stage=sft", "stage.steps=4", "stage.batch_size=2", "callback.media=0", "evaluate=false", "run=mine"]
+    command = [*first, *needles, f"dataset.root={tmp_path / 'data'}", "dataset.text_chats=0", "dataset.shard_clips=25"]
+    with pytest.raises(UserError, match="no such folder: /gone"):
+        run([*command, "dataset.haystack=/gone"])
+    with pytest.raises(UserError, match="set stage.interleave=0"):
+        run(command)
+    command += ["stage.interleave=0"]
+    looked = run([*command, "debug=fast_dev_run"])
+    assert looked.stages["sft"]["steps"] == 3
+    whole = run([*command, "trainer.log_every=1", "trainer.cache_mb=0", "vision.frames_at_once=4"])
+    assert whole.stages["sft"]["steps"] == 4 and whole.stages["sft"]["steps_here"] == 1, "it went on from the look"
+
+
 # -------------------------------------------------------------------------------------------- what a disk refuses
 
 

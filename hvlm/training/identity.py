@@ -32,6 +32,9 @@ IGNORED = (
     "dataset.decode_timeout",
     "language.gradient_checkpointing",
     "attention.gradient_checkpointing",
+    "vision.gradient_checkpointing",
+    "vision.frames_at_once",
+    "vision.cache_gb",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",
@@ -75,7 +78,12 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _counted(config: Mapping[str, Any]) -> dict[str, Any]:
     flat = {k: v for k, v in flatten(config).items() if k not in LATER or v != LATER[k]}
-    return {k: v for k, v in flat.items() if not any(k == i or k.startswith(f"{i}.") for i in IGNORED)}
+    return {k: v for k, v in flat.items() if counts(k)}
+
+
+def counts(key: str) -> bool:
+    """Whether a dotted key can change a result."""
+    return not any(key == ignored or key.startswith(f"{ignored}.") for ignored in IGNORED)
 
 
 def config_id(*configs: Mapping[str, Any]) -> str:

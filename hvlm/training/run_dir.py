@@ -15,7 +15,7 @@ from hvlm.errors import UserError
 from hvlm.io.checkpoint import furthest_checkpoint, stored_step
 from hvlm.io.files import FINISHED, LAST, clean_parts, write_atomically
 from hvlm.precision import choose_precision
-from hvlm.training.identity import differences, identity
+from hvlm.training.identity import counts, differences, identity
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,7 @@ class RunDir:
             old = {k: v for k, v in old.items() if k != "data.sha256" and not (anew and k.startswith("start."))}
         if anew:
             new = {k: v for k, v in new.items() if k != "data.sha256" and not k.startswith("start.")}
+        old = {k: v for k, v in old.items() if counts(k)}  # written when more was thought to count
         changed = differences(old, new)
         if not changed:
             return
