@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hvlm.config.catalog import page
 from hvlm.config.check import check_files, check_settings
-from hvlm.config.compose import compose, explain, resolved
+from hvlm.config.compose import compose, explain, plan, resolved
 from hvlm.config.overlay import on_top
 from hvlm.config.search_path import CONF, OF_THE_COMMAND_LINE, folders, named_by
 from hvlm.config.words import as_given, as_written, key_of, quoted
@@ -185,9 +185,18 @@ def _being_completed() -> list[str]:
         return []
 
 
+def _has_chain(stages: Mapping[str, Mapping[str, Any]]) -> bool:
+    return any(cfg["chain"] for cfg in stages.values())
+
+
 def _words(asked: Namespace, flags: list[str], overrides: list[str], configure: Configure) -> list[str] | None:
     """The command line in Hydra's language; None when all that was asked for is printed already."""
     if configure is compose:
+        if asked.cfg == "job" and not asked.package and (stages := plan(overrides)) and _has_chain(stages):
+            for number, (label, cfg) in enumerate(stages.items(), 1):
+                print(f"---\n# {label}, stage {number} of {len(stages)}")
+                print(yaml.safe_dump(cfg, sort_keys=False, allow_unicode=True), end="")
+            return None
         return flags + overrides
     if asked.cfg == "job" and not asked.package:
         print(yaml.safe_dump(configure(overrides), sort_keys=False, allow_unicode=True), end="")

@@ -103,7 +103,7 @@ def error_line() -> Iterator[None]:
         if os.environ.get("HYDRA_FULL_ERROR") == "1" or (isinstance(e, OSError) and machine is None):
             raise
         if isinstance(e, KeyboardInterrupt):
-            print("error: stopped by Ctrl-C", file=sys.stderr)
+            print("error: stopped by Ctrl-C; the same command continues", file=sys.stderr)
             raise SystemExit(130) from None
         text = f"{machine.filename or 'writing'}: {machine.strerror}; the same command continues" if machine else str(e)
         print(f"error: {text}", file=sys.stderr)

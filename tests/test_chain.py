@@ -277,7 +277,8 @@ def test_stage_0_is_rehearsed_without_its_language_model(tmp_path: Path) -> None
     "change, words",
     [
         (["benchmark.split=dev"], "benchmark.split=dev: the dataset has no such split, it has .*test"),
-        (["benchmark.tasks=[color]"], "benchmark.tasks=.'color'.: the questions are of the tasks .*colour"),
+        (["benchmark.tasks=[color]"], "tasks=.color.: the questions are of the tasks .*; .* did you mean 'colour'"),
+        (["benchmark.tasks=[shape,colr]"], "'colr' is none of them; did you mean 'colour'"),
     ],
 )
 def test_what_the_benchmark_will_refuse_is_said_before_training(needles, tmp_path, monkeypatch, change, words) -> None:

@@ -7,6 +7,7 @@ of the offered answers (``predict``) and in the model's own words (``read``).
 
 from __future__ import annotations
 
+import difflib
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -108,30 +109,41 @@ class QuestionBenchmark(Benchmark):
             UserError: no such split, or no question (of the wanted tasks) in it.
         """
         clips = self.source(dataset)
-        tasks: set[str] = set()
+        wanted, tasks = set(self.tasks or ()), set[str]()
         found: list[Question] = []
         asked = 0
         chosen = self.select(len(clips))
-        for index in chosen:
+        # A task that none of the chosen clips has is rare, or misspelt: the other clips say which.
+        others = sorted(set(range(len(clips))) - set(chosen)) if self.tasks else []
+        for place, index in enumerate([*chosen, *others]):
+            seen_enough = asked == PEEKED or place >= len(chosen)
+            if seen_enough and (wanted <= tasks or not found):
+                break
             key, domain, uid = clips.keys[index], clips.domains[index], clips.uid(index)
             try:
                 sample = samples.parse(clips.read(index, TEXT_FIELDS), key, domain, uid)
                 tasks |= {q.task for q in self.all_questions(sample) if q.tries[0].options or self.writes}
-                wanted = self.questions(sample, self.writes)
+                questions = [] if seen_enough else self.questions(sample, self.writes)
             except (SampleError, ValueError, LookupError, TypeError):
                 continue  # it is named and counted when it is asked about
-            found += wanted
-            asked += bool(wanted)
-            if asked == PEEKED:
-                break
-        if found:
+            found += questions
+            asked += bool(questions)
+        unknown = sorted(wanted - tasks)
+        if found and not unknown:
             return found
         if not tasks:
             raise UserError(
                 f"benchmark: {len(chosen)} clips of {clips.name!r} in {clips.folder} hold no question of "
                 f"{type(self).__name__} ({self.form}); choose another benchmark or split, or set evaluate=false"
             )
-        raise UserError(f"benchmark.tasks={self.tasks}: the questions are of the tasks {', '.join(sorted(tasks))}")
+        near = ""
+        for word in unknown[:1]:
+            alike = difflib.get_close_matches(word, tasks, n=1)
+            near = f" {word!r} is none of them" + (f"; did you mean {alike[0]!r}?" if alike else "")
+        raise UserError(
+            f"benchmark.tasks=[{','.join(self.tasks or ())}]: the questions are of the tasks "
+            f"{', '.join(sorted(tasks))};{near}".rstrip(";")
+        )
 
     # -- how it is answered --------------------------------------------------------------------------------------------
 

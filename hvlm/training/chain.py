@@ -261,8 +261,8 @@ def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None, 
                 "the same command continues"
             )
         trainer.limit_val_batches = val_batches(cfg["trainer"])  # 0 while fitting unless trainer.val_every asks for it
-        validated = trainer.validate(stage, datamodule=reading, verbose=False, weights_only=True)
-    trainer.save_checkpoint(folder.last)
+        trainer.save_checkpoint(folder.last)  # before the validation, so that stopping there loses nothing
+        validated = validate(trainer, stage, reading)
     whole = trainer.strategy.lightning_module_state_dict()  # of all processes: sharded weights are put together
     if trainer.is_global_zero:
         state = {k.removeprefix("model."): v for k, v in whole.items() if k.startswith("model.")}
@@ -272,6 +272,16 @@ def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None, 
         log.info(f"{folder.path.name}: {', '.join(shown)}")
     stage.model.features = None  # many gigabytes, and what comes next may need them
     trainer.strategy.barrier()
+
+
+def validate(trainer: lightning.Trainer, stage: Stage, reading: Any) -> Sequence[Mapping[str, float]]:
+    """The metrics of a validation. Lightning answers Ctrl-C with a bare exit status; here it is an interrupt."""
+    try:
+        return trainer.validate(stage, datamodule=reading, verbose=False, weights_only=True)
+    except SystemExit:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
 
 
 def find_start(path: str) -> Path:

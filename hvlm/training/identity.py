@@ -91,6 +91,8 @@ def config_id(*configs: Mapping[str, Any]) -> str:
 
     def named(config: Mapping[str, Any]) -> dict[str, Any]:
         flat = _counted(config)
+        if "dataset.root" in flat and flat["dataset.root"] is None:
+            flat["dataset.root"] = "data"  # what it was called before: a run's name does not depend on the machine
         return flat | {k: str(Path(flat[k])) for k in PLACES if isinstance(flat.get(k), str) and "://" not in flat[k]}
 
     text = json.dumps([named(c) for c in configs], sort_keys=True)

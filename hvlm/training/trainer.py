@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning
@@ -35,6 +35,10 @@ class Sharded(ModelParallelStrategy):
     def _setup_distributed(self) -> None:
         super()._setup_distributed()
         self._data_parallel_size = self.world_size
+
+
+# Plain DDP stops at the first batch that leaves a parameter without a gradient, as frozen parts and text alone do.
+STRATEGIES: dict[str, Callable[[], Any]] = {"fsdp": Sharded, "ddp": lambda: "ddp_find_unused_parameters_true"}
 
 
 def max_seconds(trainer: Mapping[str, Any]) -> float | None:
@@ -113,7 +117,7 @@ def make_trainer_kwargs(trainer: Mapping[str, Any], steps: int) -> dict[str, Any
         "accelerator": trainer["accelerator"],
         "devices": trainer["devices"],
         "num_nodes": trainer["num_nodes"],
-        "strategy": Sharded() if trainer["strategy"] == "fsdp" else trainer["strategy"],
+        "strategy": STRATEGIES.get(trainer["strategy"], lambda: trainer["strategy"])(),
         "precision": precision,
         "max_steps": steps if limit is None else min(steps, limit),
         "max_epochs": -1,
