@@ -19,7 +19,9 @@ import torch
 from _tiny import ROOT
 
 import eval as evaluation
+import hvlm
 from hvlm import assembly
+from hvlm.commands.check import main as checks
 from hvlm.config import packages as named_packages
 from hvlm.config.check import room_class
 from hvlm.config.compose import compose, plan
@@ -49,7 +51,7 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with contextlib.chdir(folder):
         yield folder
     sys.path[:] = path
-    for name in [n for n in sys.modules if n.split(".")[0] in ("mypackage", "broken")]:
+    for name in [n for n in sys.modules if n.split(".")[0] in ("mypackage", "badrooms", "broken", "broken2")]:
         del sys.modules[name]
 
 
@@ -218,6 +220,93 @@ def test_what_is_stored_of_packages_and_folders_does_not_count(mine: Path) -> No
     assert overlay(stored, ["connector=mean", "stage=sft"])["packages"] == []
     got = overlay(stored, [NAMED])
     assert got["packages"] == ["mypackage"] and got["config_dir"] is None
+
+
+def test_the_library_asks_for_its_name_too(mine: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"trained with package mypackage: add packages=\[mypackage\]"):
+        hvlm.load(mine)
+    model = hvlm.load(mine, packages=["mypackage"])
+    exported = model.save(tmp_path / "export")
+    with pytest.raises(UserError, match=r"package mypackage is not named: add packages=\[mypackage\]"):
+        hvlm.load(exported)
+    assert hvlm.load(exported, packages=["mypackage"]).num_parameters == model.num_parameters
+    words = {"vision": {"name": "convvit", "dim": 32, "num_layers": 1, "num_heads": 2}, "texts": ["red"]}
+    assert hvlm.build(connector="power", packages=["mypackage"], **words).vlm.connector.power == 2.0
+    with pytest.raises(UserError, match="connector=power: no such option"):
+        hvlm.build(connector="power", **words)
+
+
+# ---------------------------------------------------------------------------------------------------- hvlm check
+
+
+def test_its_rooms_are_checked(capsys: pytest.CaptureFixture) -> None:
+    checks(["mypackage"])
+    *lines, total = capsys.readouterr().out.splitlines()
+    assert total == f"{len(lines)} ok" and len(lines) > 30
+    assert "ok      stage/noisy: as a stage" in lines
+    assert "ok      connector/power: padding changes nothing (video_first)" in lines
+
+
+BAD = """from hvlm.contracts import Connector
+from hvlm.connector.mean import Mean
+from hvlm.types import Tokens
+import omegaconf
+
+class Seeing(Mean):
+    def __init__(self, pull: float = 0.1, *, dim: int, text_dim: int):
+        super().__init__(dim=dim, text_dim=text_dim)
+        self.pull = pull
+
+    def forward(self, patches, language, prefix):
+        tokens, rows = super().forward(patches, language, prefix)
+        return tokens._replace(x_BSD=tokens.x_BSD + self.pull * tokens.x_BSD.mean((0, 1))), rows
+
+class Strange:
+    def __init__(self, other: str):
+        pass
+"""
+
+
+def test_what_is_wrong_is_said_of_each_room(outside: Path, capsys: pytest.CaptureFixture) -> None:
+    write(outside, {"badrooms/__init__.py": "", "badrooms/connector/bad.py": BAD})
+    yamls = {"seeing": "Seeing\npull: 0.1\nreach: 2\n", "strange": "Strange\n", "gone": "Gone\n"}
+    for name, text in yamls.items():
+        write(outside, {f"badrooms/conf/connector/{name}.yaml": f"_target_: badrooms.connector.bad.{text}"})
+    with pytest.raises(SystemExit) as ended:
+        checks(["badrooms", "-q"])
+    out = capsys.readouterr().out
+    assert ended.value.code == 1 and "Traceback" not in out
+    for words in (
+        "connector/seeing: it is a word of the command line: unknown key 'connector.reach'",
+        "connector/seeing: its settings are what its constructor takes: arguments that the class does not have: reach",
+        "connector/seeing: its numbers say their range: connector.pull has no range",
+        "connector/seeing: it says what it is: class Seeing has no docstring",
+        "connector/seeing: it imports nothing that runs programs: imports omegaconf",
+        "connector/strange: its settings are what its constructor takes: arguments without a default and without a",
+        "connector/strange: it has what its contract says: does not derive from hvlm.contracts.Connector",
+        "connector/gone: its class is a room: connector._target_=badrooms.connector.bad.Gone cannot be imported",
+        "skipped connector/seeing: in a model: it cannot be built before what failed above is mended",
+    ):
+        assert words in out, out
+    write(outside, {"badrooms/conf/connector/seeing.yaml": "_target_: badrooms.connector.bad.Seeing\npull: 0.1\n"})
+    for name in ("strange", "gone"):
+        (outside / f"badrooms/conf/connector/{name}.yaml").unlink()
+    with pytest.raises(SystemExit):
+        checks(["badrooms", "-q"])
+    out = capsys.readouterr().out
+    assert "failed  connector/seeing: padding changes nothing (question_first)" in out
+    assert "failed  connector/seeing: clips may come in any order" not in out
+
+
+def test_a_package_without_rooms_and_one_that_is_not_there(outside: Path, capsys: pytest.CaptureFixture) -> None:
+    write(outside, {"empty/__init__.py": ""})
+    for name, words in {"empty": "empty: has no room to check", "gone": "there is no package of that name"}.items():
+        with pytest.raises(SystemExit) as ended:
+            checks([name])
+        assert ended.value.code == 1 and words in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------- processes
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from hvlm.checks.tiny import Variant, target
+from hvlm.config.check import room_class
 from hvlm.config.rooms import ROOMS
 from hvlm.config.schema import is_plain, parameters
 from hvlm.contracts import CONTRACTS
@@ -21,6 +22,11 @@ ALLOWED = {"stage": frozenset({"lightning"})}
 SIGNED = frozenset(
     {"visual_scale", "threshold", "weight"}
 )  # settings that mean something below 0, or above every bound
+
+
+def its_class_is_a_room(variant: Variant) -> None:
+    """``_target_`` is a class of the group, of hvlm or of a package that is named."""
+    room_class(variant.group, variant.written)
 
 
 def methods(base: type) -> dict[str, inspect.Signature]:

@@ -20,6 +20,18 @@ from hvlm.errors import UserError
 Check = Callable[[], None]
 
 
+def said(check: Callable[..., None]) -> str:
+    """A check's name in words."""
+    return check.__name__.replace("_", " ")
+
+
+# Without these a room cannot be built.
+NEEDED = (
+    said(contract.its_class_is_a_room), "it is a word of the command line",
+    said(contract.it_has_what_its_contract_says),
+)  # fmt: skip
+
+
 class Outcome(NamedTuple):
     """What came of one check of one room; ``why`` where it is not ok."""
 
@@ -46,20 +58,33 @@ def outcomes(package: str = OURS) -> Iterator[Outcome]:
     if conf is None or not found:
         where = f"{conf or package + '/conf'}/<group>/<word>.yaml"
         raise UserError(f"{package}: has no room to check; a room is a class and a YAML, {where}")
+    sound: dict[str, list[str]] = {group: [] for group in ROOMS}
     for path in found:
-        yield from _of_a_yaml(Variant(path.parent.name, path.stem, folder=conf), package)
-    for group in ROOMS:
-        for variant in variants(group, conf) if (conf / group).is_dir() else []:
+        variant = Variant(path.parent.name, path.stem, folder=conf)
+        wrong = False
+        for one in _of_a_yaml(variant, package):
+            yield one
+            wrong = wrong or (one.result == "failed" and one.check in NEEDED)
+        if wrong:
+            room = f"{variant.group}/{variant.name}"
+            yield Outcome(room, "in a model", "skipped", "it cannot be built before what failed above is mended")
+        else:
+            sound[variant.group].append(variant.name)
+    for group, words in sound.items():
+        for variant in variants(group, conf, words) if words else []:
             for name, check in _of_a_room(variant):
                 yield outcome(f"{group}/{variant.id}", name, check)
 
 
 def _of_a_yaml(variant: Variant, package: str) -> Iterator[Outcome]:
-    """The YAML by itself: a word that is found, of a class that is one. Without that the rest would say nothing."""
+    """The YAML by itself: a word that is found, of a class that is a room. Without one the rest says nothing."""
     room = f"{variant.group}/{variant.name}"
-    yield outcome(room, "it is a word of the command line", partial(_composes, variant, package))
-    for check in contract.CHECKS:
-        yield outcome(room, said(check), partial(check, variant))
+    found = outcome(room, NEEDED[0], lambda: contract.its_class_is_a_room(variant))
+    yield found
+    if found.result == "ok":
+        yield outcome(room, NEEDED[1], partial(_composes, variant, package))
+        for check in contract.CHECKS:
+            yield outcome(room, said(check), partial(check, variant))
 
 
 def _composes(variant: Variant, package: str) -> None:
@@ -88,11 +113,6 @@ def _of_a_room(variant: Variant) -> Iterator[tuple[str, Check]]:
         for check in (*models.CHECKS, leaks.no_text_reaches_what_stands_before_it):
             yield f"{said(check)} ({where})", partial(check, case)
     models.shared_model.cache_clear()
-
-
-def said(check: Callable[..., None]) -> str:
-    """A check's name in words."""
-    return check.__name__.replace("_", " ")
 
 
 def outcome(room: str, name: str, check: Check) -> Outcome:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,10 +86,15 @@ def target(settings: Mapping[str, Any]) -> type:
     return getattr(importlib.import_module(module), name)
 
 
-def variants(group: str, folder: Path = CONF) -> list[Variant]:
-    """One per class of the group and per ``mode`` of the class. Of several sizes the one that needs no weights."""
+def variants(group: str, folder: Path = CONF, words: Collection[str] | None = None) -> list[Variant]:
+    """One per class of the group and per ``mode`` of the class. Of several sizes the one that needs no weights.
+
+    folder: where the YAMLs are. words: of these alone; None: of all.
+    """
     by_class: dict[str, str] = {}
     for path in sorted((folder / group).glob("*.yaml")):
+        if words is not None and path.stem not in words:
+            continue
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
         if settings["_target_"] not in by_class or settings.get("source") == "scratch":
             by_class[settings["_target_"]] = path.stem
@@ -155,7 +160,7 @@ def cases() -> Iterator[Case]:
 def cases_of(variant: Variant) -> list[Case]:
     """The whole models that show what a room does: as ``cases`` chooses them."""
     if variant.group == "vision":
-        return [Case(order, (variant, connector)) for order in ORDERS for connector in variants("connector")]
+        return [Case(ORDERS[i % 2], (variant, connector)) for i, connector in enumerate(variants("connector"))]
     if variant.group == "merger":
         densely = (variant, Variant("connector", "patches"), Variant("vision", "dinov2_tiny"))
         return [Case("question_first", (variant,)), Case("video_first", densely)]

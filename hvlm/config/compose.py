@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, cast
 
 import hydra
@@ -21,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hvlm.config.check import check
 from hvlm.config.schema import did_you_mean
-from hvlm.config.search_path import CONF, OF_THE_COMMAND_LINE, folders, named_by
+from hvlm.config.search_path import CONF, OF_THE_COMMAND_LINE, contents, named_by
 from hvlm.config.synonyms import instead_of_key, instead_of_word
 from hvlm.config.words import as_given, key_of
 from hvlm.errors import UserError
@@ -42,11 +41,11 @@ def compose(overrides: Sequence[str], config_name: str = "train") -> dict[str, A
     """The checked configuration for these overrides, as the command line would give it: plain values only."""
     overrides = [as_given(o) for o in overrides]
     with named_by(overrides), explained(overrides, config_name):
-        return check(resolved(_compose(tuple(overrides), config_name, folders())))
+        return check(resolved(_compose(tuple(overrides), config_name, contents())))
 
 
 @functools.cache
-def _compose(overrides: tuple[str, ...], config_name: str, searched: tuple[Path, ...]) -> DictConfig:
+def _compose(overrides: tuple[str, ...], config_name: str, searched: tuple[Any, ...]) -> DictConfig:
     """What Hydra makes of the files and the overrides; a third of a second, so kept. Nobody may change it."""
     # Hydra's global state is put aside and back: compose is also called in the middle of a run.
     before, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
@@ -132,7 +131,7 @@ def _near_key(key: str, config_name: str, overrides: Sequence[str], bad: str) ->
     nothing: list[str] = []
     for others in ([o for o in overrides if o != bad], rooms, nothing):
         try:
-            cfg = _compose(tuple(others), config_name, folders())
+            cfg = _compose(tuple(others), config_name, contents())
             break
         except (HydraException, OmegaConfBaseException):
             continue

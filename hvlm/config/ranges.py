@@ -115,6 +115,7 @@ NonNegativeInt = Annotated[int, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 FramesPerSecond = Annotated[float, Gt(0), Le(1000)]  # beyond any camera
 NonNegativeFloat = Annotated[float, Ge(0)]
+AnyInt = Annotated[int, AnySign()]
 AnyFloat = Annotated[float, AnySign()]
 Fraction = Annotated[float, Ge(0), Le(1)]  # a share that may be nothing or all
 Share = Annotated[float, Gt(0), Le(1)]  # a share of which something must remain

@@ -68,6 +68,13 @@ def folders() -> tuple[Path, ...]:
     return _FOLDERS.get()
 
 
+def contents() -> tuple[tuple[str, int, int], ...]:
+    """What stands in ``folders`` now, (file, ns of its last change, bytes) of every YAML: in a program that runs on,
+    somebody edits them."""
+    files = [path for folder in folders() for path in sorted(folder.rglob("*.yaml"))]
+    return tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+
+
 def _value(overrides: Sequence[str], key: str) -> Any:
     """What the last override of ``key`` gives it; None where there is none, or where it cannot be read (which is said
     when the whole command line is)."""

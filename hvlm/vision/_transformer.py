@@ -18,7 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hvlm.config.ranges import NonNegativeFloat, PositiveInt
+from hvlm.config.ranges import AnyInt, NonNegativeFloat, PositiveInt
 from hvlm.contracts import Vision
 from hvlm.errors import UserError
 from hvlm.functional import attend, join_heads, split_heads
@@ -81,7 +81,7 @@ class TransformerVision(Vision):
         revision: str | None = None,
         config: dict[str, bool | int | float | str | None] | None = None,
         image_size: PositiveInt | None = None,
-        layer: int | None = None,
+        layer: AnyInt | None = None,
         query_dim: PositiveInt | None = None,
         gradient_checkpointing: bool = False,
         frames_at_once: PositiveInt = 256,
