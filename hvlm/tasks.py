@@ -128,7 +128,11 @@ def run_preference(
         )
     merged = results.update(out / RESULTS, records)
     write_report(out)
-    log.info("\n".join(table([r for r in records if r["metric"] in ("accuracy_mean", "reward_accuracy")])))
+    log.info(
+        "\n".join(
+            table([r for r in records if r["metric"].startswith(("accuracy_m", "normalised_m", "reward_accuracy"))])
+        )
+    )
     return merged
 
 

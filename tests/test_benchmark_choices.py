@@ -16,6 +16,7 @@ from _tiny import USUAL, Case, chat, model
 from PIL import Image
 
 from hvlm.benchmark.choices import Choices
+from hvlm.benchmark.open import Open
 from hvlm.data import samples
 from hvlm.data.options import gold_of
 from hvlm.data.question_file import read_questions
@@ -24,7 +25,7 @@ from hvlm.errors import UserError
 from hvlm.evaluation.evaluate import evaluate, score_predictions
 from hvlm.evaluation.results import Label
 from hvlm.evaluation.scores import Likelihood, Prediction, score_choices
-from hvlm.prompts import bare_options, lettered_prompt
+from hvlm.prompts import bare_options, context, lettered_prompt
 from hvlm.rebuild import Loaded
 from hvlm.types import InputSpec
 from hvlm.viz.media import write_mp4
@@ -202,6 +203,19 @@ def test_clips_that_are_parts_of_one_video_share_its_errors() -> None:
         assert (question.key, question.id) == (key, "test/0/k/q0")
 
 
+def test_the_last_question_of_a_conversation_is_asked_after_the_earlier_ones() -> None:
+    said = [("user", "what shape ?"), ("assistant", "a ring"), ("user", "what color ?"), ("assistant", "blue")]
+    messages = [{"role": role, "content": text} for role, text in said]
+    sample = {"questions": [{"messages": messages, "options": ["red", "blue"]}]}
+    read = samples.parse({"json": json.dumps(sample).encode()}, "k", "general")
+    for benchmark in (Choices(), Choices(scoring="loglik_letter"), Open()):
+        ((asked,), text) = next((q.tries, q.text) for q in benchmark.all_questions(read))
+        assert context(asked.prompt) == {"before": (("what shape ?", "a ring"),)} and text == "what color ?"
+        assert asked.answers[asked.gold] in ("blue", "B")
+    ids = [chat().encode(q, "blue", **context(q)).ids for q in (asked.prompt, str(asked.prompt))]
+    assert len(ids[0]) > len(ids[1])
+
+
 def test_questions_without_a_choice_are_none() -> None:
     assert Choices().all_questions(parsed(answer="red")) == []
     with pytest.raises(ValueError, match="two or more"):
@@ -277,6 +291,13 @@ def test_files_and_folders_that_are_not_there_are_said(tmp_path: Path, videos: P
 
 
 # -------------------------------------------------------------------------------------------------- the whole of it
+
+
+def test_questions_that_are_too_long_are_counted(tmp_path: Path, videos: Path) -> None:
+    rows = [row("a.mp4"), row("a.mp4", question="what color " * 60), row("b", question="what color " * 60)]
+    path = str(write_rows(tmp_path / "q.jsonl", rows))
+    records, _ = ask(Choices(questions=path, videos=str(videos), blind=False), tmp_path / "out")
+    assert records["tiny", "questions_too_long"]["value"] == 2 and records["tiny", "accuracy_micro"]["n"] == 1
 
 
 @pytest.mark.fault(107)

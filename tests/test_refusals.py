@@ -112,10 +112,12 @@ def test_a_moment_after_the_video_is_refused(trained: tuple[Path, list[str]], tm
 
 
 @pytest.mark.fault(85)
-@pytest.mark.parametrize("key", ["checkpoint", "init_from", "predictions", "ask.video"])
+@pytest.mark.parametrize(
+    "key", ["checkpoint", "init_from", "predictions", "ask.video", "benchmark.questions", "benchmark.path"]
+)
 def test_an_empty_file_name_is_not_the_current_folder(key: str) -> None:
     with pytest.raises(UserError, match=f"^{key}= is empty"):
-        check_files(compose([f"{key}="]))
+        check_files(compose(["benchmark=choices", f"{key}="]))
 
 
 @pytest.mark.fault(85)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from hvlm.benchmark._base import cluster_of
 from hvlm.benchmark._own import OwnQuestions
 from hvlm.config.ranges import PositiveInt
+from hvlm.data.views import in_context
 from hvlm.errors import UserError
 from hvlm.evaluation.scores import Prediction, Question, Try, score_choices
 from hvlm.prompts import LETTERS, bare_options, lettered_prompt
@@ -80,6 +81,7 @@ def _try(q: Mapping[str, Any], one: Mapping[str, Any], lettered: bool) -> Try:
     if len(options) < 2 or len(set(options)) < len(options):
         raise ValueError(f"question {q['id']!r} has the options {options}, expected two or more, all different")
     if not lettered:
-        return Try(q["question"], options, options, one["gold"])
+        return Try(in_context(q["question"], q), options, options, one["gold"])
     options = bare_options(options)
-    return Try(lettered_prompt(q["question"], options), options, tuple(LETTERS[: len(options)]), one["gold"])
+    prompt = in_context(lettered_prompt(q["question"], options), q)
+    return Try(prompt, options, tuple(LETTERS[: len(options)]), one["gold"])

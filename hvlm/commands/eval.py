@@ -34,7 +34,10 @@ def configuration(overrides: list[str]) -> dict[str, Any]:
     check_files(given)
     from hvlm.rebuild import stored_config  # seconds of imports, which a missing file does without
 
-    return overlay(stored_config(given["checkpoint"]), overrides, given["checkpoint"])
+    cfg = overlay(stored_config(given["checkpoint"]), overrides, given["checkpoint"])
+    if cfg["task"] in ("benchmark", "generate", "look", "cost"):
+        check_files(cfg)  # of the benchmark, which may be the checkpoint's
+    return cfg
 
 
 @command(configure=configuration, folder="out")

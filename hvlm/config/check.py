@@ -107,11 +107,18 @@ def room_class(group: str, node: Any) -> type:
     return cls
 
 
+def files_of_the_benchmark(checked: Mapping[str, Any]) -> dict[str, str | None]:
+    """{setting: path} of what a benchmark reads beside the dataset."""
+    settings = checked.get("benchmark", {})
+    return {f"benchmark.{name}": settings.get(name) for name in ("path", "questions", "videos")}
+
+
 def check_files(checked: Mapping[str, Any]) -> None:
     """``UserError`` for a file of the command's that does not exist. Only for a command that starts: a stage of a chain
     may name what an earlier one is going to write."""
     named = {key: checked[key] for key in ("init_from", "checkpoint", "predictions")}
     named["ask.video"] = checked["ask"]["video"]
+    named |= files_of_the_benchmark(checked)
     for key, path in named.items():
         if path == "":
             raise UserError(f"{key}= is empty: name a file or folder, or leave {key}= out")

@@ -91,6 +91,8 @@ def evaluate(
     write_predictions(out_dir / PREDICTIONS, predictions)
     _write_sheets(out_dir / "clips", asked.clips)
     records = [_record(row, label, seconds[row["variant"]]) for row in benchmark.score(predictions)]
+    if left_out := {str(r["left_out"]) for r in records if "left_out" in r}:
+        log.info("means over tasks leave out %s, as benchmark.apart says", ", ".join(sorted(left_out)))
     for metric, count in asked.lost.items():
         records.append(label.record(metric, count, n=len(asked.questions), seconds=seconds[label.variant]))
     results.write(out_dir / RESULTS, records)
@@ -152,6 +154,7 @@ def ask(
             ", ".join(list(missing)[:3]) + (", ..." if len(missing) > 3 else ""),
         )  # fmt: skip
     lost = {"questions_without_video": sum(missing.values()), "clips_unreadable": count.bad}
+    lost["questions_too_long"] = notes.left_out.count
     return Answered(found, asked, (wrong + right)[:pictured], {metric: n for metric, n in lost.items() if n})
 
 

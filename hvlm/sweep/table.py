@@ -17,6 +17,7 @@ from hvlm.io.files import FINISHED, write_atomically
 
 COLUMNS = ("overrides", "status", "accuracy", "±", "val/loss", "time", "note")
 SEEDS = ("overrides", "seeds", "accuracy", "±", "val/loss", "±")
+MEANS = ("accuracy_mean", "accuracy_macro", "normalised_macro")  # of needles, choices and open; may go on _without_x
 COLOURS = {"done": "green", "failed": "red", "killed": "red", "busy": "yellow", "running": "cyan", "waiting": "dim"}
 
 
@@ -29,12 +30,12 @@ class Numbers(NamedTuple):
 
 
 def read_numbers(folder: Path) -> Numbers:
-    """Of the job in ``folder``: ``accuracy_mean`` of the model itself (not of its blind control) in its results.json,
-    and the validation at the end of the stage that was finished last. None where there is none."""
+    """Of the job in ``folder``: the mean of the model itself (not of its blind control) in its results.json, and
+    the validation at the end of the stage that was finished last. None where there is none."""
     found = Numbers()
     if (folder / "results.json").exists():
         for record in json.loads((folder / "results.json").read_text(encoding="utf-8")):
-            if record["metric"] == "accuracy_mean" and record["variant"] != "blind":
+            if record["metric"].startswith(MEANS) and record["variant"] != "blind":
                 found = Numbers(record["value"], record.get("stderr"))
                 break
     stages = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(f"*/{FINISHED}")]
