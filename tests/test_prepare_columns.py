@@ -349,3 +349,65 @@ def test_who_trains_on_raw_videos_or_a_table_is_told_the_command_that_makes_shar
     command = str(refused.value).split("hvlm prepare ")[1].split()[:2]
     prepare([command[0], command[1], "workers=1"])
     Shards(command[1].removeprefix("out=")).prepare()
+
+
+def test_a_video_column_and_a_picture_column_of_which_each_row_fills_one_are_both_taken(tmp_path: Path) -> None:
+    videos(tmp_path, 1)
+    (tmp_path / "a.jpg").write_bytes(still(1))
+    turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "x"}]
+    rows = [{"image": "a.jpg", "conversations": turns}, {"video": "v0.mp4", "conversations": turns}]
+    found = planned(write_json(tmp_path / "mix.json", rows))
+    assert found.taken.columns["video"] == ["video", "image"]
+    assert [s.medium.name for s in found.samples] == ["a.jpg", "v0.mp4"] and not found.bad
+
+
+def test_rows_without_options_are_open_questions_where_answers_are_texts(tmp_path: Path) -> None:
+    rows = [
+        {"video": f"v{i}", "question": "q?", "options": o, "answer": "cat"}
+        for i, o in enumerate(("cat|dog", "", "dog|cow"))
+    ]
+    found = planned(table(tmp_path, rows))
+    assert [s.parts[0][2].questions[0].get("options") for s in found.samples] == [["cat", "dog"], None]
+    assert [(b.row, b.kind) for b in found.bad] == [(3, "wrong answer")]
+
+
+def test_names_and_texts_of_any_kind_end_neither_the_work_nor_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    videos(tmp_path / "in", 2)
+    odd = "odd \udcff[red].mp4"  # a name that is no UTF-8
+    (tmp_path / "in" / odd).write_bytes(distinct(7))
+    rows = [
+        {"video": "v0.mp4", "caption": "[/red] :smile: ünï\u2028 text"},
+        {"video": odd, "caption": "x"},
+        {"video": "\ud800.mp4", "caption": "x"},
+        {"video": "v1.mp4", "caption": "half \ud800"},
+        {"video": {"path": "v1.mp4"}, "caption": 7},
+    ]
+    found = together(made(write_json(tmp_path / "in/t.json", rows), tmp_path / "out"))
+    assert {str(c["text"]) for s in found.values() for c in s["captions"]} == {"7", rows[0]["caption"], "x"}
+    assert [(b["row"], b["kind"]) for b in left_out(tmp_path / "out")] == [(3, "missing file"), (4, "bad text")]
+    assert "[/red] :smile:" in capsys.readouterr().out
+
+
+def test_a_video_that_was_not_decoded_in_time_is_tried_again_with_more(tmp_path: Path) -> None:
+    src, out = table(tmp_path / "in", [{"video": "v0", "caption": "x"}]), tmp_path / "o"
+    with pytest.raises(UserError, match="1 of 1 rows are bad, most often 'not decoded in time'.*raise decode_timeout"):
+        made(src, out, "decode_timeout=0.000001")
+    assert set(together(made(src, out, "decode_timeout=60"))) == {"v0"}
+
+
+def test_a_table_without_rows_and_shards_among_the_videos_are_refused(tmp_path: Path) -> None:
+    src = table(tmp_path / "in", [{"video": "v0", "caption": "x"}])
+    with pytest.raises(UserError, match="that is the folder of the videos"):
+        made(src, tmp_path / "in")
+    src.write_text("video,caption\n")
+    with pytest.raises(UserError, match="no rows in it"):
+        made(src, tmp_path / "o")
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    (tmp_path / "t.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"pip install 'hvlm\[data\]'"):
+        planned(tmp_path / "t.parquet")

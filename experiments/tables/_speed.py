@@ -213,6 +213,18 @@ def reader() -> list[str]:
     return table(("", "clips/s"), ([r["variant"], f"{r['value']:.0f}"] for r in some(BENCH, case="reading")))
 
 
+def prepare() -> list[str]:
+    names = {"floor": "decoding and writing alone", "prepare": "hvlm prepare, with all checks"}
+
+    def row(r: Record) -> list[str]:
+        return [names[r["variant"]], f"{r['value']:.0f}", f"{r['wall_of_floor']:.2f}", f"{r['cpu_s']:.1f}",
+                f"{r['cpu_of_floor']:.2f}"]  # fmt: skip
+
+    return table(
+        ("", "rows a second", "of the first", "CPU seconds", "of the first"), map(row, read("prepare/results.json"))
+    )
+
+
 def decoders() -> list[str]:
     names = {"ten_minutes": "ten minutes of H.264, 640x360"}
 
@@ -260,6 +272,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "foveation/long": foveation_long,
     "speed/precision": precisions,
     "speed/reader": reader,
+    "prepare": prepare,
     "speed/decoders": decoders,
     "speed/decoders/short": decoders_in_short,
 }

@@ -23,6 +23,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from inspect import isgenerator
+from multiprocessing import util
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
@@ -187,6 +188,7 @@ def _own() -> _Process:
     global _process
     if _process is None or _process.owner != os.getpid():
         _process = _Process()
+        util.Finalize(None, _end, exitpriority=1)  # a worker of multiprocessing does not run what atexit knows
     return _process
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,7 +86,8 @@ def way_to_shards(path: Path) -> str:
     if not endings & {*RAW, *VIDEO_FIELDS, *STILL_FIELDS}:
         return ""
     out = path.parent / f"{path.stem}-shards"
-    return f"; make shards of what is there: hvlm prepare {path} out={out}"
+    said = f"hvlm prepare {shlex.quote(str(path))} out={shlex.quote(str(out))}"
+    return f"; make shards of what is there: {said}"
 
 
 def split_of(name: str) -> str:

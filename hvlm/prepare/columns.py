@@ -51,17 +51,21 @@ _FAMILY = re.compile(r"(option|choice|candidate|opt|a|c|answer|)[ _-]?([a-z]|\d{
 
 @dataclass
 class Taken:
-    """columns: {role: its columns}, several for options alone. notes: what was not taken, and why, one line each."""
+    """columns: {role: its columns}, several for options and videos alone. said: roles that the command line names.
+    notes: what was not taken, and why, one line each."""
 
     columns: dict[str, list[str]]
-    said: set[str]  # roles that the command line names
+    said: set[str]
     notes: list[str] = field(default_factory=list)
 
     def one(self, role: str, row: dict[str, Any]) -> Any:
-        """What a row holds for a role with one column; None where it has none, or nothing."""
-        names = self.columns.get(role)
-        value = row.get(names[0]) if names else None
-        return None if isinstance(value, str) and not value.strip() else value
+        """What a row holds for a role; None where it has no column, or nothing in it. Of several columns (a video, or a
+        picture) the first one that holds something."""
+        for name in self.columns.get(role, ()):
+            value = row.get(name)
+            if value is not None and not (isinstance(value, str) and not value.strip()):
+                return value
+        return None
 
 
 def plain(name: str) -> str:
@@ -113,14 +117,15 @@ def take(columns: Sequence[str], rows: Sequence[dict[str, Any]], finder: Finder,
 def _named(role: str, free: list[str], few: Sequence[dict], rows: Sequence[dict], taken: Taken) -> list[str] | None:
     for tier in NAMES[role]:
         found = [c for c in free if plain(c) in tier.split() and _suits(role, c, few, rows, taken)]
-        if role == "options" and not found and tier == NAMES[role][0]:
-            found = _families(free)
-            if len(found) == 1:
-                return found[0]
         if len(found) == 1:
-            return [found[0]]
+            return found
         if found:
-            raise ambiguous(role, ["[" + ",".join(f) + "]" if isinstance(f, list) else f for f in found])
+            raise ambiguous(role, found)
+        families = _families(free) if role == "options" and tier == NAMES[role][0] else []
+        if len(families) == 1:
+            return families[0]
+        if families:
+            raise ambiguous(role, [f"[{','.join(family)}]" for family in families])
     if role in ("caption", "question", "answer"):
         found = [c for c in free if plain(c).endswith(role) and plain(c) != role]
         if role == "answer" and "question" not in taken.columns:
@@ -179,7 +184,7 @@ def _noted(taken: Taken, good: bool, note: str) -> bool:
 def _number(value: Any) -> bool:
     try:
         return float(value) > 0
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 
@@ -206,6 +211,8 @@ def _video(free: list[str], few: Sequence[dict], finder: Finder) -> list[str] | 
     by_name = [c for c in found_by_name if shares[c] > 0]
     if not by_name and (others := [c for c in free if shares[c] >= 0.5]):
         by_name = others
+    if len(by_name) > 1 and all(sum(row.get(c) not in (None, "", []) for c in by_name) < 2 for row in few):
+        return by_name  # a video, or a picture
     for names in (by_name, found_by_name):
         for tier in (*NAMES["video"], ""):
             found = [c for c in names if not tier or plain(c) in tier.split()]

@@ -18,7 +18,7 @@ from hvlm.io.lock import locked
 from hvlm.prepare import plan as planning
 from hvlm.prepare import show, source, work
 from hvlm.prepare.plan import Plan
-from hvlm.prepare.settings import Settings, read
+from hvlm.prepare.settings import SPLITS, Settings, read
 
 FORMAT = 1
 
@@ -38,21 +38,23 @@ def prepare(words: Sequence[str]) -> Path | None:
             if plan.bad
             else UserError(f"{settings.src}: no rows in it")
         )
-    sizes = Counter({split: 0 for split in planning.SPLITS})
+    sizes = Counter({split: 0 for split in SPLITS})
     for sample in plan.samples:
         sizes[sample.split] += sample.size
     show.counts(plan.samples, Counter(shard.split for shard in plan.shards), sizes, to)
     if settings.dry_run or out is None:
         show.left_out(plan.bad, to)
-        to.print("dry run: nothing was decoded and nothing written", markup=False)
+        to.print("dry run: nothing was decoded and nothing written")
         return None
+    if out.resolve() == plan.source.root.resolve():
+        raise UserError(f"out={out}: that is the folder of the videos; name another one for the shards")
     with locked(out, f"out={out}"):
         return _make(plan, settings, out, to)
 
 
 def _make(plan: Plan, settings: Settings, out: Path, to: Any) -> Path:
     if _is_finished(plan, settings, out):
-        to.print(f"{out}: finished already", markup=False)
+        to.print(f"{out}: finished already")
         return out
     _room_for(plan, out)
     with show.progress(plan, to) as told:
@@ -63,9 +65,9 @@ def _make(plan: Plan, settings: Settings, out: Path, to: Any) -> Path:
     show.left_out(bad, to)
     listed = f"; {len(bad):,} rows are left out, see {out / work.QUARANTINE}" if bad else ""
     clips = ", ".join(f"{split} {number:,}" for split, number in counted.items())
-    to.print(f"{out}: {clips} samples in {len(shards):,} shards{listed}", markup=False)
+    to.print(f"{out}: {clips} samples in {len(shards):,} shards{listed}")
     kinds = set(plan.taken.columns) | ({TEXT} & set(counted))
-    to.print(f"next: {show.next_step(settings, kinds)}", markup=False)
+    to.print(f"next: {show.next_step(settings, kinds)}")
     return out
 
 

@@ -15,13 +15,18 @@ import numpy as np
 from hvlm.data import decode_process
 from hvlm.data.decode import chosen_frames, decoded_stills
 from hvlm.data.samples import natural
-from hvlm.data.sources import Source
+from hvlm.data.sources import Source, content
 from hvlm.data.tar import STILL_FIELDS, VIDEO_FIELDS
 from hvlm.data.video import Video, VideoDecodeError
 from hvlm.prepare.formats import Blob, load
 from hvlm.prepare.problems import Problem
 
 ENDINGS = VIDEO_FIELDS + STILL_FIELDS
+# What files of a kind begin with: (at which byte, these bytes, its ending).
+MARKS = (
+    (0, b"\xff\xd8", "jpg"), (0, b"\x89PNG", "png"), (0, b"GIF8", "gif"), (0, b"BM", "bmp"), (8, b"WEBP", "webp"),
+    (8, b"AVI ", "avi"), (4, b"ftyp", "mp4"), (0, b"\x1aE\xdf\xa3", "mkv"),
+)  # fmt: skip
 MOST_STILLS = 10_000  # of one clip
 LATE = "not decoded in time"  # what another start, with more time, tries again
 
@@ -98,6 +103,10 @@ class Finder:
     def _medium(self, name: str) -> Medium:
         if "://" in name:
             raise Problem("a URL", "files are read from folders alone; download it first", name)
+        try:
+            os.fsencode(name)
+        except UnicodeEncodeError:
+            raise Problem("missing file", "the name is no text", name) from None
         if "\0" in name:
             raise Problem("path leads out", "the path holds a NUL", name.replace("\0", "?"))
         path = os.path.normpath(os.path.join(self.root, name))
@@ -170,9 +179,7 @@ def _ending(name: str) -> str:
 def _sniffed(blob: Blob) -> str:
     """The ending that the first bytes say. Raises Problem."""
     head = load(blob)[:16]
-    kinds = ((0, b"\xff\xd8", "jpg"), (0, b"\x89PNG", "png"), (0, b"GIF8", "gif"), (0, b"BM", "bmp"))
-    kinds += ((8, b"WEBP", "webp"), (8, b"AVI ", "avi"), (4, b"ftyp", "mp4"), (0, b"\x1aE\xdf\xa3", "mkv"))
-    for at, mark, ending in kinds:
+    for at, mark, ending in MARKS:
         if head[at : at + len(mark)] == mark:
             return ending
     raise Problem("unknown kind of file", "the bytes are none of a picture or video that is known", blob.name)
@@ -231,7 +238,7 @@ def probe_stills(stills: list[Source], frames: int, fps: float) -> float:
     sampled, _ = chosen_frames(np.arange(len(stills)) / fps, len(stills) / fps, frames)
     numbers = set(sampled.tolist()) | {0, len(stills) - 1}
     for i, still in enumerate(stills):
-        data = still if isinstance(still, bytes) else Path(still).read_bytes()
+        data = content(still)
         if i in numbers:
             for _ in decoded_stills([data], np.zeros(1)):
                 pass

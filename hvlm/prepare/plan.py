@@ -18,6 +18,7 @@ from typing import Any
 from hvlm.data.sample_fields import FieldError, as_rate
 from hvlm.data.shard_folder import SPLITS as WORDS
 from hvlm.data.shard_folder import TEXT
+from hvlm.errors import UserError
 from hvlm.prepare.columns import Taken, take
 from hvlm.prepare.formats import Malformed
 from hvlm.prepare.media import Finder, Medium
@@ -44,6 +45,10 @@ class Bad:
     file: str
     kind: str
     reason: str
+
+    def __post_init__(self) -> None:
+        for name in ("table", "file", "reason"):  # names of files need not be text
+            object.__setattr__(self, name, getattr(self, name).encode("utf-8", "backslashreplace").decode())
 
 
 @dataclass
@@ -121,12 +126,16 @@ def make(source: Source, settings: Settings) -> Plan:
         else:
             rows.append((table, number, row))
     total = len(rows) + len(bad)
+    if not rows:
+        why = f"; {len(bad):,} cannot be read, the first: {bad[0].reason}" if bad else ""
+        raise UserError(f"{settings.src}: no rows in it{why}")
     taken = take(source.columns, [row for _, _, row in rows], finder, settings)
     how = _answers([row for _, _, row in rows], taken, settings)
     same = _same_content(_media(rows, taken, finder))
     samples: dict[str, Sample] = {}
     texts: list[Sample] = []
-    groups, ids = Groups(), {}
+    groups = Groups()
+    ids: dict[str, tuple[str, int]] = {}
     for table, number, row in rows:
         shown = ""
         try:

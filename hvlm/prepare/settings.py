@@ -30,7 +30,8 @@ class Settings:
         ``save_to_disk`` writes it. out: the folder of the shards. table: the table's name, where ``src`` holds several.
     videos: the folder that paths in the table begin in; by default the table's own.
     video … conversations: the column that plays this part, ``none`` for no column; what is not said is guessed.
-        options: one column, or one for each option. split: a column, or the shares of train, val and test.
+        options: one column, or one for each option. video: one, or several of which each row fills one. split: a
+        column, or the shares of train, val and test.
     answers: how a multiple-choice answer is written: the option's text, its letter, its number from 0 or from 1.
     lettered: whether a multiple-choice question lists its options and asks for the letter.
     prompt: what is asked for a caption; by default what the reader asks.
@@ -46,7 +47,7 @@ class Settings:
     out: str | None = None
     table: str | None = None
     videos: str | None = None
-    video: str | None = None
+    video: list[str] | str | None = None
     source: str | None = None
     split: list[Fraction] | str | None = None
     id: str | None = None

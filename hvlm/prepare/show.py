@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,13 +23,15 @@ EVERY_S = 30.0  # between two lines where there is no terminal
 
 def console() -> Console:
     """On stdout, without cutting lines where it is no terminal."""
-    found = Console(highlight=False, soft_wrap=True)
-    return found if found.is_terminal else Console(highlight=False, width=160)
+    found = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    return (
+        found if found.is_terminal else Console(highlight=False, markup=False, emoji=False, soft_wrap=True, width=160)
+    )
 
 
 def columns(plan: Plan, to: Console) -> None:
     """Which column was taken for what, with an example."""
-    to.print(f"{plan.source.about}: {plan.rows:,} rows", markup=False)
+    to.print(f"{plan.source.about}: {plan.rows:,} rows")
     table = Table("for", "column", "example")
     for role in ROLES:
         names = plan.taken.columns.get(role)
@@ -37,12 +40,12 @@ def columns(plan: Plan, to: Console) -> None:
         shown = " | ".join(_short(plan.example.get(name)) for name in names)
         name = ", ".join(names) if len(names) < 4 else f"{names[0]} … {names[-1]}"
         table.add_row(role, name + ("" if role in plan.taken.said else " (guessed)"), shown)
-    to.print(table, markup=False)
+    to.print(table, soft_wrap=False)
     if plan.how is not None:
         ways = {"text": "their text", "letter": "their letter", "index0": "number, from 0", "index1": "number, from 1"}
-        to.print(f"answers name options by {ways[plan.how]}", markup=False)
+        to.print(f"answers name options by {ways[plan.how]}")
     for note in plan.taken.notes:
-        to.print(note, markup=False)
+        to.print(note)
 
 
 def counts(samples: Sequence[Sample], shards: Counter[str], sizes: dict[str, int], to: Console) -> None:
@@ -56,7 +59,7 @@ def counts(samples: Sequence[Sample], shards: Counter[str], sizes: dict[str, int
         numbers = [len(mine), len({s.group for s in mine}) if split != TEXT else 0, len(parts)]
         numbers += [sum(len(getattr(p, name)) for p in parts) for name in ("captions", "questions", "conversations")]
         table.add_row(split, *(f"{n:,}" for n in numbers), f"{shards[split]:,}", size(sizes[split]))
-    to.print(table, markup=False)
+    to.print(table, soft_wrap=False)
 
 
 def left_out(bad: Sequence[Bad], to: Console) -> None:
@@ -64,7 +67,7 @@ def left_out(bad: Sequence[Bad], to: Console) -> None:
     for kind, number in Counter(b.kind for b in bad).most_common():
         one = next(b for b in bad if b.kind == kind)
         what = f"row {one.row} of {one.table}: {f'{one.file}: ' if one.file else ''}{one.reason}"
-        to.print(f"left out: {number:,} × {kind}, e.g. {what}", markup=False)
+        to.print(f"left out: {number:,} × {kind}, e.g. {what}")
 
 
 @contextmanager
@@ -109,9 +112,11 @@ def next_step(settings: Settings, kinds: set[str]) -> str:
     """The command that trains on what was made."""
     stage = "dpo" if "rejected" in kinds else "sft" if "question" in kinds or "conversations" in kinds else "align"
     more = "" if TEXT in kinds else " stage.interleave=0"
-    return f"python train.py stage={stage} dataset=shards dataset.path={settings.out}{more} run=mine"
+    path = shlex.quote(str(settings.out))
+    return f"hvlm train stage={stage} dataset=shards dataset.path={path}{more} run=mine"
 
 
 def _short(value: Any) -> str:
     text = f"{value.size:,} bytes {value.name}" if isinstance(value, Blob) else " ".join(str(value).split())
+    text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= 48 else f"{text[:47]}…"

@@ -89,8 +89,10 @@ def _questions(
         raise Problem("empty text", "the question is empty")
     out.marked = out.marked or asked != question
     item: dict[str, Any] = {"question": asked, "answer": answer, **more}
-    if "options" in taken.columns and how is not None:
-        options = options_of([row.get(name) for name in taken.columns["options"]])
+    cells = [row.get(name) for name in taken.columns.get("options", ())]
+    is_open = how == "text" and all(cell in (None, "", []) for cell in cells)
+    if cells and how is not None and not is_open:
+        options = options_of(cells)
         chosen = right(answer, options, how)
         item |= {"options": options, "answer": chosen, "gold": options.index(chosen)}
         if settings.lettered:

@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -101,8 +101,9 @@ def _shown(sample: Sample, job: Job) -> tuple[dict[str, bytes | Path], dict[str,
         members = sample.medium.members()
     except OSError as error:
         raise Problem("cannot be read", error.strerror or str(error), sample.medium.name) from error
+    name = sample.medium.name.encode("utf-8", "backslashreplace").decode()
     seconds = check(sample.medium, members, job.frames, fps, job.timeout)
-    more: dict[str, Any] = {"file": sample.medium.name, "duration": round(seconds, 3), "domain": sample.domain}
+    more: dict[str, Any] = {"file": name, "duration": round(seconds, 3), "domain": sample.domain}
     return members, more if sample.medium.is_video or sample.fps is None else more | {"fps": sample.fps}
 
 
@@ -201,7 +202,9 @@ def made(plan: Plan, settings: Settings, out: Path, told: Callable[[int, int, in
     return shards, listed
 
 
-def _records(jobs: list[Job], workers: int, done: Any, say: Callable[[], None]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _records(
+    jobs: list[Job], workers: int, done: Any, say: Callable[[], None]
+) -> Generator[tuple[str, dict[str, Any]]]:
     """(name of the shard, its record) as they are finished. One worker is this process itself."""
     global _done, _say
     if workers <= 1:
@@ -233,13 +236,15 @@ def too_many(bad: list[Bad], rows: int, settings: Settings, path: Path) -> UserE
     for b in bad:
         kinds.setdefault(b.kind, []).append(b)
     kind, most = max(kinds.items(), key=lambda item: len(item[1]))
-    share = min(1.0, -(-len(bad) * 100 // max(rows, 1)) / 100)
+    share = -(-len(bad) * 100 // max(rows, 1)) / 100
+    way = f"Repair them, or leave them out with max_bad={share:g}" if share < 1 else "Repair them"
+    over = f"more than max_bad={settings.max_bad:g} allows, " if len(bad) < rows else ""
     where = f"; {path} lists them" if path.exists() else ""
     one = most[0]
     return UserError(
-        f"{len(bad):,} of {rows:,} rows are bad, more than max_bad={settings.max_bad:g} allows, most often "
+        f"{len(bad):,} of {rows:,} rows are bad, {over}most often "
         f"{kind!r} ({len(most):,}), e.g. row {one.row} of {one.table}: {one.file or 'no file'}: {one.reason}{where}. "
-        f"Repair them, or leave them out with max_bad={share:g}"
+        f"{way}"
     )
 
 

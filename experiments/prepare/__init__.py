@@ -1,0 +1,1 @@
+"""What do the checks of ``hvlm prepare`` cost?"""
