@@ -23,10 +23,9 @@ EVERY_S = 30.0  # between two lines where there is no terminal
 
 def console() -> Console:
     """On stdout, without cutting lines where it is no terminal."""
-    found = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-    return (
-        found if found.is_terminal else Console(highlight=False, markup=False, emoji=False, soft_wrap=True, width=160)
-    )
+    how: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False, "soft_wrap": True}
+    found = Console(**how)
+    return found if found.is_terminal else Console(**how, width=160)
 
 
 def columns(plan: Plan, to: Console) -> None:
