@@ -294,10 +294,10 @@ def test_turns_and_several_questions_of_a_clip_are_kept(tmp_path: Path) -> None:
     ]
     splits = made(write_json(tmp_path / "in/chats.json", rows), tmp_path / "out")
     (sample,) = splits["train"].values()
-    assert sample["questions"] == [
-        {"messages": [{"role": "user" if who == "human" else "assistant", "content": text.removeprefix("<video>\n")}
-                      for who, text in chat]},
-        {"question": "what?", "answer": "a dog"},
+    assert sample["questions"] == [{"question": "what?", "answer": "a dog"}]
+    assert sample["conversations"] == [
+        [{"role": "user" if who == "human" else "assistant", "content": text.removeprefix("<video>\n")}
+         for who, text in chat]
     ]  # fmt: skip
     assert list(splits["text"].values()) == [
         {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]}
@@ -307,7 +307,7 @@ def test_turns_and_several_questions_of_a_clip_are_kept(tmp_path: Path) -> None:
     ]  # fmt: skip
     questions = parse({"json": json.dumps(sample).encode()}, "k", "general")["questions"]
     assert [(q["question"], q["answer"], q.get("turns", ())) for q in questions] == [
-        ("where?", "in a park", (("what?", "a dog"),)), ("what?", "a dog", ()),
+        ("what?", "a dog", ()), ("where?", "in a park", (("what?", "a dog"),)),
     ]  # fmt: skip
 
 

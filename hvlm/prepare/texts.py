@@ -15,12 +15,11 @@ from hvlm.prepare.settings import Settings
 
 @dataclass
 class Said:
-    """conversations: questions whose ``messages`` say the turns. media: files that are named inside a conversation.
-    marked: whether a text says that something is shown."""
+    """media: files that are named inside a conversation. marked: whether a text says that something is shown."""
 
     captions: list[dict[str, Any]] = field(default_factory=list)
     questions: list[dict[str, Any]] = field(default_factory=list)
-    conversations: list[dict[str, Any]] = field(default_factory=list)
+    conversations: list[list[dict[str, str]]] = field(default_factory=list)
     media: list[str] = field(default_factory=list)
     marked: bool = False
 
@@ -59,7 +58,7 @@ def _caption(item: Any, settings: Settings) -> dict[str, Any]:
 def _conversation(value: Any, out: Said, more: dict[str, Any]) -> None:
     one, out.media, out.marked = read(value)
     if one.turns or one.system:
-        out.conversations.append({"messages": messages(one), **more})
+        out.conversations.append(messages(one))
     else:
         out.questions.append({"question": one.prompt, "answer": one.answer, **more})
 
@@ -117,15 +116,15 @@ def _last(messages: list[Any]) -> Any:
 def sample_json(parts: list[Said], more: dict[str, Any]) -> bytes:
     """The JSON of a sample whose texts are those of several rows."""
     value: dict[str, Any] = dict(more)
-    value["captions"] = [item for part in parts for item in part.captions]
-    value["questions"] = [item for part in parts for item in (*part.questions, *part.conversations)]
+    for name in ("captions", "questions", "conversations"):
+        value[name] = [item for part in parts for item in getattr(part, name)]
     return _bytes({name: field for name, field in value.items() if field != []})
 
 
 def chat_json(part: Said) -> bytes:
     """The JSON of a text-only chat."""
     if part.conversations:
-        return _bytes({"messages": part.conversations[0]["messages"]})
+        return _bytes({"messages": part.conversations[0]})
     exchange = part.questions[0]
     said = (("user", exchange["question"]), ("assistant", exchange["answer"]))
     return _bytes({"messages": [{"role": role, "content": text} for role, text in said]})

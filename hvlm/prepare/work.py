@@ -114,8 +114,7 @@ def _readable(sample: Sample, bad: list[Bad]) -> list[Said]:
     for table, row, part in sample.parts:
         try:
             parse({"json": sample_json([part], {})}, sample.key, "general")
-            said = (*part.questions, *part.conversations)
-            given = [str(q["id"]) for q in said if isinstance(q, dict) and q.get("id") is not None]
+            given = [str(q["id"]) for q in part.questions if isinstance(q, dict) and q.get("id") is not None]
             if again := next((name for name in given if name in ids), None):
                 raise SampleError(sample.key, "json", f"the question's id {again} stands in another row of this video")
             ids.update(given)
