@@ -128,6 +128,7 @@ def ask(
                 of_its_kind = right if all(map(is_right, predictions)) else wrong
                 if len(of_its_kind) < pictured:
                     of_its_kind.append((clip, predictions))
+                del right[max(0, pictured - len(wrong)) :]  # no more frames are held than will be shown
     count, notes = clips.reader.quarantine, clips.reader.show.notes
     notes.say(clips.reader.show.max_tokens, loaded.chat.unknown_token)
     warn_of_answers(loaded.chat, (p.text for p in found))
