@@ -495,6 +495,23 @@ def test_a_conversation_is_one_row_with_every_answer_a_target(tmp_path):
     assert int(batch.visual_at_K[0]) == 3 and chat.decode(ids[:3]) == "what ?"
 
 
+@pytest.mark.fault(110)
+def test_training_says_which_words_it_could_not_read_and_how_much_was_cut(tmp_path, caplog):
+    tar(tmp_path / "train-0.tar", clip("a", "a zebra") + clip("b", "a very long text of a dog"))
+    chat = Chat(train_word_tokenizer(["Describe this.", "a very long text of dog"]), "tiny")
+    made = DataModule(
+        Shards(str(tmp_path), max_tokens=8, too_long="cut"), chat, InputSpec("question_first", 4, 64),
+        view=Captions(), rows_per_clip=1, loss="answer", batch_size=2, steps=3, num_workers=0, seed=3,
+    )  # fmt: skip
+    made.prepare_data()
+    assert [batch.input_ids_KS.shape[1] for batch in made.train_dataloader()] == [8, 8, 8]
+    caplog.clear()
+    made.say_notes()
+    cut, unknown = caplog.messages
+    assert cut == "dataset.too_long=cut: 3 texts were cut to dataset.max_tokens=8, e.g. b"
+    assert unknown.startswith("3 words in 3 texts are outside the vocabulary: 'zebra'; the model reads <|unk|>")
+
+
 @pytest.mark.fault(108)
 def test_shards_without_a_text_that_can_be_read_say_what_they_have(tmp_path):
     tar(tmp_path / "train-0.tar", [("a.mp4", VIDEO), ("a.json", {"Frage": "x"}), ("b.mp4", VIDEO), ("b.json", b"{")])

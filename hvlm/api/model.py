@@ -23,6 +23,7 @@ from hvlm.evaluation.sampling import Sampling
 from hvlm.model import VLM
 from hvlm.precision import DTYPES, autocast, choose_precision
 from hvlm.prompts import LETTERS, context, lettered_prompt
+from hvlm.text.unknown import warn_of_question
 from hvlm.types import InputSpec
 
 
@@ -129,6 +130,8 @@ class Model:
         if not questions or not all(isinstance(q, str) and q.strip() for q in questions):
             raise UserError(f"question={question!r}: expected a question, or several")
         choose = sampling(temperature, top_p, seed)
+        for one in questions:
+            warn_of_question(self.chat, one)
         frames, time, motion = self._read(video, num_frames, fps, section)
         rows = [(*self.chat.encode(q, "", "last", self.inputs.order, **context(q)), {}) for q in questions]
         item = Item(frames, time, rows, motion=motion)

@@ -37,6 +37,7 @@ from hvlm.evaluation.sampling import GREEDY, Sampling
 from hvlm.interop.hf_template import tokenizer_with_template
 from hvlm.io.checkpoint import load_into, load_weights
 from hvlm.model import VLM
+from hvlm.text.unknown import warn_of_question
 from hvlm.types import Batch
 
 WEIGHTS = "model.safetensors"
@@ -174,6 +175,7 @@ class HvlmModel(nn.Module):
             ValueError: frames of another shape or size, or normalised ones where the merger wants optical flow.
             UserError: a file or folder that cannot be read.
         """
+        warn_of_question(self.chat, question)
         frames, time = self._frames(video, fps)
         batch = self._batch(frames, time, [(*self.chat.encode(question, "", order=self.config.order), {})])
         with self._computing():

@@ -47,7 +47,7 @@ class Causal(CausalRoom):
         source: str = "scratch",
         revision: str | None = None,
         config: dict[str, bool | int | float | str | None] | None = None,
-        template: str = "own",
+        template: Literal["own", "chatml", "vicuna", "plain", "tiny"] = "own",
         system: str | None = None,
         attention: Literal["auto", "sdpa", "eager"] = "auto",
         dtype: Literal["float32", "bfloat16"] = "float32",
