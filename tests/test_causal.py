@@ -176,6 +176,20 @@ def test_padding_positions_sizes_and_caches_agree(name: str, attention: str, roo
             assert (ours.hidden(x, mask)[mask] - ours.hidden(x, mask, position)[mask]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("attention", ["auto", "sdpa", "eager"])
+def test_a_window_is_of_positions_however_few_places_there_are(attention: str, room) -> None:
+    """After a leap longer than the window nothing before it is seen."""
+    ours, x = room("mistral", attention=attention), torch.randn(1, 4, 32)
+    position = torch.tensor([[0, 1, 8, 9]])
+    with torch.no_grad():
+        alone = ours.hidden(x[:, 2:], None, position[:, 2:])
+        torch.testing.assert_close(ours.hidden(x, None, position)[:, 2:], alone, **CLOSE)
+        cache = PastKV()
+        ours.hidden(x[:, :2], None, position[:, :2], cache)
+        torch.testing.assert_close(ours.hidden(x[:, 2:], None, position[:, 2:], cache), alone, **CLOSE)
+        assert (ours.hidden(x)[:, 2:] - alone).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("name", ["qwen2", "gemma2"])
 def test_gradients_are_those_of_the_model_alone(name: str, folders, room) -> None:
     ours, reference = room(name, gradient_checkpointing=True).train(), theirs(folders[name]).train()

@@ -1,11 +1,12 @@
-"""How much faster is bfloat16 than float32 on this CPU, and how fast does the reader read?
+"""How much faster is bfloat16 than float32 on this CPU, how fast does the reader read, and do language rooms differ?
 
-    python -m experiments.speed [--repeats 10] [--threads 2] [--only precision batches reader]
+    python -m experiments.speed [--repeats 10] [--threads 2] [--only precision batches reader causal]
 
 Both precisions of a case are timed in turns in one process, median of the repeats. Cases: a training step of the
 demo's SFT stage, of its vision stage, and a forward pass of a DINOv2-small-sized encoder over 8 frames of 224 pixels.
 Batches: clips a second from shards to ``Batch``, beside decoding alone. The reader: frames a CPU second beside decord
-(``reader.py``). Writes results.json beside this file; with ``--only``, the records of the other parts stay.
+(``reader.py``). Causal: SmolLM2-135M in both language rooms (``causal.py``). Writes results.json beside this file; with
+``--only``, the records of the other parts stay.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from experiments.speed import reader
+from experiments.speed import causal, reader
 from hvlm import assembly
 from hvlm.config.compose import compose
 from hvlm.data.decode import decode
@@ -29,7 +30,7 @@ from hvlm.vision.dinov2 import Dinov2
 
 HERE = Path(__file__).parent
 PRECISIONS = ("32-true", "bf16-mixed")
-PARTS = ("precision", "batches", "reader")
+PARTS = ("precision", "batches", "reader", "causal")
 
 
 def main() -> None:
@@ -46,6 +47,8 @@ def main() -> None:
         records += batches()
     if "reader" in options.only:
         records += reader.records(options.repeats)
+    if "causal" in options.only:
+        records += causal.records(options.repeats)
     if set(options.only) == set(PARTS):
         results.write(HERE / "results.json", records)
     else:
