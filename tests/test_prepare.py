@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +145,9 @@ def test_formats_keep_their_contract() -> None:
     assert len(set(endings)) == len(endings) and all(e.startswith(".") and e == e.lower() for e in endings)
     for name, table in found.items():
         assert table.about and callable(table.rows) and not table.takes(Path("/nonexistent")), name
+
+
+def test_the_process_that_decodes_does_without_torch() -> None:
+    """It is started for every worker, and torch takes seconds."""
+    code = "import hvlm.prepare.probe, sys; print(*{'torch', 'lightning', 'webdataset', 'rich'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"

@@ -35,8 +35,8 @@ from hvlm.evaluation import results
 from hvlm.prepare import plan as planning
 from hvlm.prepare import source
 from hvlm.prepare.command import prepare
-from hvlm.prepare.media import probe
 from hvlm.prepare.plan import Shard
+from hvlm.prepare.probe import probe
 from hvlm.prepare.settings import Settings, read
 from hvlm.prepare.texts import sample_json
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 from collections.abc import Iterator
@@ -10,15 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hvlm.data import decode_process
-from hvlm.data.decode import chosen_frames, decoded_stills
 from hvlm.data.samples import natural
-from hvlm.data.sources import Source, content
 from hvlm.data.tar import STILL_FIELDS, VIDEO_FIELDS
-from hvlm.data.video import Video, VideoDecodeError
+from hvlm.data.video import VideoDecodeError
 from hvlm.prepare.formats import Blob, load
+from hvlm.prepare.probe import probe, probe_stills
 from hvlm.prepare.problems import Problem
 
 ENDINGS = VIDEO_FIELDS + STILL_FIELDS
@@ -214,37 +210,3 @@ def check(medium: Medium, members: dict[str, bytes | Path], frames: int, fps: fl
         raise Problem("cannot be decoded", reason, medium.name) from error
     except OSError as error:
         raise Problem("cannot be read", error.strerror or str(error), medium.name) from error
-
-
-def probe(video: Source, frames: int) -> float:
-    """Seconds of a video whose first, last and ``frames`` sampled frames can be decoded. Raises VideoDecodeError."""
-
-    def choose(seconds: np.ndarray, duration: float) -> np.ndarray:
-        sampled, _ = chosen_frames(seconds, duration, frames)
-        return np.unique(np.concatenate(([0], sampled, [len(seconds) - 1])))
-
-    with Video(video) as file:
-        for number, (_, picture) in enumerate(file.sample(choose)):
-            if not number:
-                picture.pixels()
-        return float(file.duration)
-
-
-def probe_stills(stills: list[Source], frames: int, fps: float) -> float:
-    """Seconds of stills of which the first, the last and ``frames`` others can be decoded, and all can be opened.
-    Raises VideoDecodeError, OSError."""
-    from PIL import Image
-
-    sampled, _ = chosen_frames(np.arange(len(stills)) / fps, len(stills) / fps, frames)
-    numbers = set(sampled.tolist()) | {0, len(stills) - 1}
-    for i, still in enumerate(stills):
-        data = content(still)
-        if i in numbers:
-            for _ in decoded_stills([data], np.zeros(1)):
-                pass
-        else:
-            try:
-                Image.open(io.BytesIO(data)).close()
-            except Exception as error:  # Pillow fails in many ways on damaged pictures
-                raise VideoDecodeError("", "image", f"still {i + 1} cannot be opened ({error})") from error
-    return len(stills) / fps
