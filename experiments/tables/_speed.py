@@ -253,6 +253,18 @@ def decoders_in_short() -> list[str]:
     ]
 
 
+def rooms_for_language() -> list[str]:
+    names = {"step": "a training step, one row of 128", "reading": "reading, 4 rows of 128",
+             "writing": "writing 16 after 32"}  # fmt: skip
+
+    def row(case: str) -> list[str]:
+        own, any_ = (one(BENCH, case=f"smollm2_135m_{case}", variant=v) for v in ("smollm2", "causal"))
+        return [names[case], f"{own['value']:.3g}", f"{any_['value']:.3g}", f"{any_['ratio_to_smollm2']:.3f}"]
+
+    head = ("tokens a CPU second, one thread", "language=smollm2_135m", "language=causal", "ratio in turns")
+    return table(head, map(row, names))
+
+
 def by_setting() -> Iterator[tuple[str, Callable[[], list[str]]]]:
     for setting in SETTINGS:
         yield f"attention/speed/{setting}", lambda setting=setting: attention_lengths(setting)
@@ -273,6 +285,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "speed/precision": precisions,
     "speed/reader": reader,
     "prepare": prepare,
+    "speed/causal": rooms_for_language,
     "speed/decoders": decoders,
     "speed/decoders/short": decoders_in_short,
 }
