@@ -258,6 +258,6 @@ def test_the_published_sizes_count_as_published(llm: str, count: int) -> None:
 
 
 def test_public_names() -> None:
-    assert set(hvlm.__all__) == {"FoveatedVLM", "transform"}
+    assert set(hvlm.__all__) == {"FoveatedVLM", "Model", "build", "load", "transform"}
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = hvlm.nothing
