@@ -561,7 +561,7 @@ def test_what_cannot_be_asked_is_said_by_check(dataset):
     Needles().check(dataset)
     with pytest.raises(UserError, match="benchmark.split=dev: the dataset has no such split, it has test.*evaluate="):
         Needles(split="dev").check(dataset)
-    with pytest.raises(UserError, match=r"benchmark.tasks=\['color'\]: the questions are of the tasks colour, where"):
+    with pytest.raises(UserError, match=r"benchmark.tasks=\[color\]: the questions are of the tasks colour, where"):
         Needles(tasks=["color"]).check(dataset)
     dataset._split.samples = [FOREIGN, FOREIGN]
     with pytest.raises(UserError, match="2 clips of .test. in nowhere hold no question of Needles .the JSON"):

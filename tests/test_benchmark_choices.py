@@ -331,6 +331,11 @@ def test_a_file_beside_a_folder_of_videos_is_asked_whole(tmp_path: Path, videos:
     assert records["tiny", "questions_without_video"]["value"] == 2
     (bad,) = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
     assert bad["key"] == "gone.mp4" and "2 questions" in bad["error"]
+    shown = [json.loads(line) for line in (tmp_path / "out/clips/clips.jsonl").read_text().splitlines()]
+    assert {line["question"] for line in shown} == {line["question"] for line in seen} and shown[0]["options"]
+    wrong = {line["sheet"] for line in shown if not line["right"]}
+    order = list(dict.fromkeys(line["sheet"] for line in shown))
+    assert 0 < len(wrong) and set(order[: len(wrong)]) == wrong, "clips with wrong answers come first"
     again = score_predictions(tmp_path / "out/predictions.jsonl", Label("own", "x", 0), tmp_path / "again", benchmark)
     assert {(r["variant"], r["metric"]): r["value"] for r in again} == {
         name: r["value"] for name, r in records.items() if name[1] != "questions_without_video"
