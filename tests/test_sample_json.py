@@ -182,6 +182,12 @@ def test_several_conversations_may_stand_beside_captions_and_questions():
     assert len(found["captions"]) == 1 and "turns" not in found["captions"][0]
     rows = Questions().rows(found, TIMES, np.random.default_rng(0), None)
     assert [context(row.prompt).get("before", ()) for row in rows] == [(), *([(("What is it?", "A ring."),)] * 2)]
+    asked = {"messages": OPENAI, "options": ["Blue.", "Red."]}
+    (q,) = parse({"questions": [asked]})["questions"]
+    assert (q["question"], q["tries"]) == ("Its color?", [{"options": ["Blue.", "Red."], "gold": 1}])
+    assert (q["turns"], q["system"]) == ((("What is it?", "A ring."),), "Be brief.")
+    with pytest.raises(SampleError, match=r"questions\[0\]\.messages\[0\] is of the assistant"):
+        parse({"questions": [{"messages": OPENAI[2:]}]})
     with pytest.raises(SampleError, match=r"conversations\[1\]\[0\] is of the assistant"):
         parse(beside | {"conversations": [LLAVA, LLAVA[1:]]})
 

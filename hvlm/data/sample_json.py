@@ -216,7 +216,7 @@ def _question(item: Any, number: int, where: str, lettered: bool) -> dict[str, A
     question: dict[str, Any] = {
         "id": as_text(item.get("id", f"q{number}"), f"{where}.id"),
         "task": as_text(item.get("task", "question"), f"{where}.task"),
-        "question": as_text(item.get("question"), f"{where}.question"),
+        **_asked(item, where),
         "answer": "",
         "evidence": as_evidence(item.get("evidence"), f"{where}.evidence"),
         "lettered": as_flag(item.get("lettered", lettered), f"{where}.lettered"),
@@ -240,6 +240,16 @@ def _question(item: Any, number: int, where: str, lettered: bool) -> dict[str, A
     elif question["lettered"]:
         raise FieldError(f"{where}.tries is missing: a lettered question lists options")
     return question | {"answer": as_text(item.get("answer"), f"{where}.answer")}
+
+
+def _asked(item: dict[str, Any], where: str) -> dict[str, Any]:
+    """What is asked, and in which conversation; of ``messages`` the last exchange is the question and its answer."""
+    if "messages" not in item:
+        return {"question": as_text(item.get("question"), f"{where}.question")}
+    said = conversation(item["messages"], f"{where}.messages")
+    item["answer"] = said.answer
+    context = {"turns": said.turns, "system": said.system}
+    return {"question": said.prompt} | {name: field for name, field in context.items() if field}
 
 
 def _only_try(item: dict[str, Any], where: str) -> dict[str, Any]:
