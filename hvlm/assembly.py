@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,15 +13,17 @@ from hvlm.chat import Chat
 from hvlm.config.check import check_room, group_of, room_class
 from hvlm.config.compose import stage_name
 from hvlm.config.schema import parameters
-from hvlm.data.datamodule import DataModule
 from hvlm.data.views import Questions, View
 from hvlm.errors import UserError
 from hvlm.feature_cache import FrozenFeatures, plan
 from hvlm.io.checkpoint import weights_hash
 from hvlm.model import VLM, Encoder
-from hvlm.stage._base import Stage
 from hvlm.tokenizer import train_word_tokenizer
 from hvlm.types import InputSpec, Wants
+
+if TYPE_CHECKING:  # seconds of imports, which a model that only answers does without
+    from hvlm.data.datamodule import DataModule
+    from hvlm.stage._base import Stage
 
 log = logging.getLogger(__name__)
 
@@ -239,6 +241,8 @@ def datamodule(
     grid, view = None, view_of(training, training.model)
     if view.needs_labels:
         grid = tuple(side * training.cells for side in vision.grid(vision.image_size, vision.image_size))
+    from hvlm.data.datamodule import DataModule
+
     return DataModule(
         data,
         chat,
@@ -263,6 +267,8 @@ def reader(
 ) -> DataModule:
     """The reader without a stage, for its ``loader`` alone."""
     plain = {"view": Questions(), "rows_per_clip": 1, "loss": "answer", "batch_size": 1, "steps": 1}
+    from hvlm.data.datamodule import DataModule
+
     return DataModule(data, chat, inputs, quarantine=quarantine, **plain, **_reading(cfg))
 
 

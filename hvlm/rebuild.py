@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hvlm import assembly
 from hvlm.chat import Chat
-from hvlm.data.datamodule import DataModule
 from hvlm.errors import UserError
 from hvlm.io.checkpoint import load_into, load_weights, read_checkpoint
 from hvlm.model import VLM
 from hvlm.precision import choose_precision
 from hvlm.types import InputSpec
+
+if TYPE_CHECKING:
+    from hvlm.data.datamodule import DataModule
 
 log = logging.getLogger(__name__)
 

@@ -24,9 +24,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from omegaconf import OmegaConf
 
 from hvlm.errors import UserError
-from hvlm.io import checkpoint as ck
 from hvlm.io.checkpoint import (
-    AtomicCheckpointIO,
     find_checkpoint,
     load_checkpoint,
     load_into,
@@ -35,13 +33,15 @@ from hvlm.io.checkpoint import (
     verify,
     weights_hash,
 )
-from hvlm.io.files import read_metrics
+from hvlm.io.files import clean_parts, read_metrics
 from hvlm.io.lock import locked
+from hvlm.training.checkpoint_io import AtomicCheckpointIO
 from hvlm.training.file_logger import FileLogger
 from hvlm.training.identity import config_id, default_run
+from hvlm.training.ranks import refuse_left_over_rank
 from hvlm.training.resume_callbacks import GracefulStop, RngState, requeue
 from hvlm.training.run_dir import RunDir
-from hvlm.training.trainer import make_trainer, make_trainer_kwargs, max_seconds, refuse_left_over_rank
+from hvlm.training.trainer import make_trainer, make_trainer_kwargs, max_seconds
 
 IO = AtomicCheckpointIO()
 
@@ -123,7 +123,7 @@ def test_sigkill_while_saving(tmp_path: Path) -> None:
         loaded = load_checkpoint(path)
         assert (loaded["w"] == loaded["step"]).all()
     assert halves > 0, "no kill landed in a write, so nothing was tested"
-    ck.clean_parts(tmp_path)
+    clean_parts(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last.ckpt", "last.ckpt.sha256"]
 
 

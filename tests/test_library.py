@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -220,3 +221,20 @@ def test_importing_the_package_imports_little(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
     assert done.stdout == "[] True\n", done.stderr
+
+
+@pytest.mark.fault(114)
+def test_loading_and_asking_need_no_trainer(run: Path, video: Path, tmp_path: Path) -> None:
+    """Lightning takes as long to import as everything else together."""
+    code = (
+        "import sys, hvlm; hvlm.load(sys.argv[1]).answer(sys.argv[2], 'what color ?')\n"
+        "from hvlm.commands import eval\n"
+        "eval.evaluate([f'checkpoint={sys.argv[1]}', 'task=ask', f'ask.video={sys.argv[2]}', 'ask.question=what ?',\n"
+        "               f'out={sys.argv[3]}'])\n"
+        "print(sorted({'lightning', 'torchmetrics', 'wandb'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run), str(video), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.endswith("[]\n"), done.stdout[-300:] + done.stderr[-2000:]

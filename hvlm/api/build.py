@@ -16,6 +16,7 @@ from hvlm.config.schema import did_you_mean
 from hvlm.config.search_path import named_by
 from hvlm.errors import UserError
 
+UNUSED = ("stage", "benchmark")  # of no matter here, and a stage takes seconds to import
 ROOT = ("order", "seed", "domain")
 
 
@@ -46,10 +47,10 @@ def build(
     words, values = _split(rooms)
     given = [*words, *overrides, *([f"packages=[{','.join(packages)}]"] if packages else [])]
     with named_by(given):
-        cfg = compose(given)
+        cfg = compose(given, unused=UNUSED)
         for group, settings in values.items():
             cfg[group] |= settings
-        cfg = check(cfg)
+        cfg = check(cfg, UNUSED)
         chat = _chat(cfg, texts)
         counted = str(device) == "meta"
         with torch.random.fork_rng(devices=[]), torch.device("meta" if counted else "cpu"):

@@ -68,7 +68,7 @@ def ask(cfg: dict[str, Any]) -> Any:
     """Rebuilds the model and lets it do the task: choose, write, watch, or be exported."""
     from hvlm import tasks
     from hvlm.io.checkpoint import find_checkpoint
-    from hvlm.training.trainer import refuse_left_over_rank
+    from hvlm.training.ranks import refuse_left_over_rank
 
     refuse_left_over_rank({"devices": 1, "num_nodes": 1})  # an evaluation is one process
     path, task = Path(cfg["checkpoint"]), cfg["task"]

@@ -20,8 +20,12 @@ from hvlm.config.synonyms import instead_of_key
 from hvlm.errors import UserError
 
 
-def check(plain: Mapping[str, Any]) -> dict[str, Any]:
+def check(plain: Mapping[str, Any], unused: Collection[str] = ()) -> dict[str, Any]:
     """Every key and every value against the class that will receive it. Returns the converted configuration.
+
+    Args:
+        plain: the configuration.
+        unused: rooms that will not be built: of these only the name of the class is checked, and nothing is imported.
 
     Raises:
         UserError: an unknown key (with the one that was probably meant), a wrong type, a number out of range, a missing
@@ -30,7 +34,11 @@ def check(plain: Mapping[str, Any]) -> dict[str, Any]:
     checked = check_settings(plain)
     import_named(checked["packages"])
     for group in ROOMS:
-        checked[group] = check_room(group, plain[group])
+        if group in unused:
+            allowed_target(group, plain[group])
+            checked[group] = plain[group]
+        else:
+            checked[group] = check_room(group, plain[group])
     return {key: checked[key] for key in plain}
 
 
@@ -84,27 +92,37 @@ def group_of(node: Any) -> str:
 def room_class(group: str, node: Any) -> type:
     """The class that ``_target_`` names, which must be defined in ``<package>.<group>`` of hvlm or of a package that
     the command line names. Imports nothing else."""
-    if not isinstance(node, Mapping) or "_target_" not in node:
-        raise UserError(f"{group}: expected a mapping with _target_ (conf/{group}/<name>.yaml), found {node!r}")
+    package = allowed_target(group, node)
     path = node["_target_"]
-    refused = UserError(f"{group}._target_={path}: expected a class in hvlm.{group}; choose it with {group}=<name>")
-    package = package_of(node, group)
-    if package is None:
-        raise refused
-    if package not in (OURS, *named()):
-        both = ",".join((*named(), package))
-        raise UserError(
-            f"{group}._target_={path}: expected a class in hvlm.{group}, and package {package} is not named: add "
-            f"packages=[{both}] if you trust it"
-        )
     module, name = path.rsplit(".", 1)
     cls = getattr(import_module(module, f"{group}._target_={path}"), name, None)
     if cls is None:
         raise UserError(f"{group}._target_={path} cannot be imported: module {module} has no {name}")
     # What the module itself imported (its libraries' classes, say) is no room.
     if not isinstance(cls, type) or not cls.__module__.startswith(f"{package}.{group}."):
-        raise refused
+        raise _refused(group, path)
     return cls
+
+
+def allowed_target(group: str, node: Any) -> str:
+    """The package whose class ``_target_`` names: hvlm or one that the command line names, else ``UserError``."""
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise UserError(f"{group}: expected a mapping with _target_ (conf/{group}/<name>.yaml), found {node!r}")
+    path = node["_target_"]
+    package = package_of(node, group)
+    if package is None:
+        raise _refused(group, path)
+    if package not in (OURS, *named()):
+        both = ",".join((*named(), package))
+        raise UserError(
+            f"{group}._target_={path}: expected a class in hvlm.{group}, and package {package} is not named: add "
+            f"packages=[{both}] if you trust it"
+        )
+    return package
+
+
+def _refused(group: str, path: Any) -> UserError:
+    return UserError(f"{group}._target_={path}: expected a class in hvlm.{group}; choose it with {group}=<name>")
 
 
 def files_of_the_benchmark(checked: Mapping[str, Any]) -> dict[str, str | None]:

@@ -8,7 +8,7 @@ in ``hvlm.sweep.launcher``, and nowhere else.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -37,11 +37,14 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"{e.full_key}: {str(e).splitlines()[0]}") from e
 
 
-def compose(overrides: Sequence[str], config_name: str = "train") -> dict[str, Any]:
-    """The checked configuration for these overrides, as the command line would give it: plain values only."""
+def compose(overrides: Sequence[str], config_name: str = "train", unused: Collection[str] = ()) -> dict[str, Any]:
+    """The checked configuration for these overrides, as the command line would give it: plain values only.
+
+    unused: rooms that will not be built, see ``hvlm.config.check.check``.
+    """
     overrides = [as_given(o) for o in overrides]
     with named_by(overrides), explained(overrides, config_name):
-        return check(resolved(_compose(tuple(overrides), config_name, contents())))
+        return check(resolved(_compose(tuple(overrides), config_name, contents())), unused)
 
 
 @functools.cache

@@ -39,7 +39,13 @@ def on_top(overrides: Sequence[str]) -> list[str]:
 def of_the_command(overrides: Sequence[str]) -> dict[str, Any]:
     """The checked configuration of everything that the overrides say by themselves (task, checkpoint, out, ...)."""
     later = on_top(overrides)
-    return compose([o for o in overrides if o not in later])
+    return compose([o for o in overrides if o not in later], unused=_unused(overrides))
+
+
+def _unused(overrides: Sequence[str]) -> tuple[str, ...]:
+    """What a command about a trained model builds none of, unless it speaks of it: the stage, which is Lightning's and
+    takes seconds to import."""
+    return () if any(key_of(o).split(".")[0] == "stage" for o in overrides) else ("stage",)
 
 
 def overlay(stored: Mapping[str, Any], overrides: Sequence[str], source: str = "the checkpoint") -> dict[str, Any]:
@@ -62,13 +68,15 @@ def _overlay(stored: Mapping[str, Any], overrides: Sequence[str], source: str) -
     for override in overrides:
         if override.startswith("~"):
             raise UserError(f"{override}: nothing can be taken out of a stored configuration; set another value")
-    later = on_top(overrides)
+    later, unused = on_top(overrides), _unused(overrides)
     given = of_the_command(overrides)
     chosen = {key_of(o) for o in overrides}
     refuse_unnamed({key: node for key, node in stored.items() if key not in chosen}, source)
     merged = copy.deepcopy(given)
     for key, value in stored.items():
-        if key in ROOMS and key not in chosen:
+        if key in unused:
+            merged[key] = value
+        elif key in ROOMS and key not in chosen:
             merged[key] = _of_this_version(key, value, source)
         elif key in SECTIONS and key in merged and key not in (*chosen, *OF_THE_COMMAND):
             merged[key] |= {name: v for name, v in value.items() if name in merged[key]}
@@ -84,7 +92,7 @@ def _overlay(stored: Mapping[str, Any], overrides: Sequence[str], source: str) -
     for override in later:
         key, value = _parse(override)
         _set(merged, key, value)
-    return check(merged)
+    return check(merged, unused)
 
 
 def _of_this_version(group: str, node: Any, source: str) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,22 +17,16 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor, nn
 
 from hvlm.errors import UserError
 from hvlm.io.files import (
     FINISHED,
     LAST,
-    PART,
     SIDECAR,
-    clean_parts,
-    file_sha256,
     file_state,
     known_sums,
-    sync_folder,
     verify,
-    write_atomically,
 )
 
 log = logging.getLogger(__name__)
@@ -41,58 +34,7 @@ log = logging.getLogger(__name__)
 UNSAFE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
-class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's door to the functions of this file. Never uses $TMPDIR: a move from there is a copy on clusters."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
-        """Writes ``checkpoint`` (plain values and tensors only) so that the old file stays until the new one is whole.
-
-        Raises TypeError for values that ``weights_only=True`` could not read back, UserError when the disk is full.
-        """
-        if storage_options is not None:
-            raise TypeError("AtomicCheckpointIO takes no storage_options")
-        assert_plain(checkpoint)
-        path = _local(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        clean_parts(path.parent)
-        part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
-        try:
-            with open(part, "wb") as f:
-                torch.save(checkpoint, f)
-                f.flush()
-                os.fsync(f.fileno())
-            digest = file_sha256(part)
-            self._write_sums(path, [digest, *known_sums(path)])
-            os.replace(part, path)
-            sync_folder(path.parent)
-            self._write_sums(path, [digest])
-        except (OSError, RuntimeError) as e:  # torch.save reports a full disk as a RuntimeError
-            part.unlink(missing_ok=True)
-            free = shutil.disk_usage(path.parent).free >> 20
-            raise UserError(f"{path} not written ({e}); {free} MB are free there; the previous file is whole") from e
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-
-    def _write_sums(self, path: Path, sums: list[str]) -> None:
-        text = "".join(f"{s}  {path.name}\n" for s in dict.fromkeys(sums))
-        write_atomically(path.with_name(path.name + SIDECAR), lambda f: f.write(text.encode()))
-
-    def load_checkpoint(
-        self, path: str | os.PathLike, map_location: Any = "cpu", weights_only: bool | None = True
-    ) -> dict[str, Any]:
-        """The verified checkpoint. ``weights_only`` other than True or None is refused: pickles run code."""
-        if weights_only is False:
-            raise UserError(f"{path}: checkpoints are only read with weights_only=True")
-        return load_checkpoint(path, map_location)
-
-    def remove_checkpoint(self, path: str | os.PathLike) -> None:
-        path = _local(path)
-        path.unlink(missing_ok=True)
-        path.with_name(path.name + SIDECAR).unlink(missing_ok=True)
-
-
-def _local(path: str | os.PathLike) -> Path:
+def local(path: str | os.PathLike) -> Path:
     if "://" in str(path):
         raise UserError(f"{path}: checkpoints are files on this machine; download it and check its sha256 first")
     return Path(path)
@@ -189,7 +131,7 @@ def find_checkpoint(path: str | os.PathLike) -> Path:
     The last stage of a run is the finished one from whose weights no other finished one started; where that leaves
     several, the chain's order decides. No clock is asked.
     """
-    path = _local(path)
+    path = local(path)
     if path.is_file():
         return path
     if not path.is_dir():

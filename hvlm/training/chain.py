@@ -36,13 +36,13 @@ from hvlm.training.callbacks import Norms, Throughput, progress
 from hvlm.training.clip_table import ClipTable
 from hvlm.training.file_logger import FileLogger
 from hvlm.training.identity import default_run
+from hvlm.training.ranks import refuse_left_over_rank
 from hvlm.training.resume_callbacks import GracefulStop, RngState
 from hvlm.training.run_dir import RunDir
 from hvlm.training.trainer import (
     make_trainer,
     make_trainer_kwargs,
     max_seconds,
-    refuse_left_over_rank,
     refuse_processes_without_a_strategy,
     val_batches,
 )

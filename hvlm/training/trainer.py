@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,12 +14,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from hvlm.errors import UserError
-from hvlm.io.checkpoint import AtomicCheckpointIO
 from hvlm.precision import choose_precision
+from hvlm.training.checkpoint_io import AtomicCheckpointIO
 
 log = logging.getLogger(__name__)
-
-RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # Lightning believes the first of them that is set
 
 
 class Sharded(ModelParallelStrategy):
@@ -52,23 +49,6 @@ def max_seconds(trainer: Mapping[str, Any]) -> float | None:
         )
     days, hours, minutes, seconds = map(int, asked.split(":"))
     return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
-
-
-def refuse_left_over_rank(trainer: Mapping[str, Any]) -> None:
-    """``UserError`` where the environment counts this process among several and the configuration says it is alone.
-
-    Such a process would train, and write neither metrics nor files.
-    """
-    name = next((name for name in RANKS if name in os.environ), None)
-    if name is None or os.environ[name] in ("", "0"):
-        return
-    alone = trainer["devices"] == 1 and trainer["num_nodes"] == 1
-    if alone or (name == "RANK" and "LOCAL_RANK" not in os.environ):  # no launcher sets it by itself
-        expects = "trainer.devices=1 and trainer.num_nodes=1" if alone else "no launcher's LOCAL_RANK beside it"
-        raise UserError(
-            f"{name}={os.environ[name]} in the environment says that this is one of several processes, but there is "
-            f"{expects}: unset {name}, or start one process only, or use trainer=ddp"
-        )
 
 
 def refuse_processes_without_a_strategy(trainer: Mapping[str, Any]) -> None:
