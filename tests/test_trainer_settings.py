@@ -116,7 +116,7 @@ def test_words_of_other_programs_are_answered_with_ours(override: str, ours: str
         ("connector=projector", "did you mean 'patches'?"),
         ("connector=qformer", "did you mean 'foveated'?"),
         ("dataset=webdataset", "did you mean 'shards'?"),
-        ("vision=dino", "'dinov2_small' or 'dinov2'"),
+        ("vision=dino", "'dinov2' or 'dinov2_base'"),
         ("merger=null", "did you mean 'none'?"),
         ("debug=true", "did you mean 'fast_dev_run'?"),
         ("connector=3", "connector=3: no such option; options: "),
@@ -129,7 +129,7 @@ def test_words_of_the_field_are_answered_with_ours(override: str, ours: str) -> 
 @pytest.mark.fault(104)
 def test_a_word_means_what_begins_with_it_and_what_the_table_says() -> None:
     known = ["causal", "qwen2_5_0_5b", "qwen3_0_6b", "smollm2_tiny"]
-    assert instead_of_word("language", "qwen", known) == " did you mean 'causal' or 'qwen2_5_0_5b' or 'qwen3_0_6b'?"
+    assert instead_of_word("language", "qwen", known) == " did you mean 'qwen2_5_0_5b' or 'qwen3_0_6b' or 'causal'?"
     assert instead_of_word("language", "llama", known) == " did you mean 'causal'?"
     assert instead_of_word("vision", "siglip", ["clip", "siglip2_base"]) == " did you mean 'siglip2_base'?"
     assert "language.source=" in instead_of_word("language", "llama", ["smollm2_tiny"])

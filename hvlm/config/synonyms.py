@@ -275,9 +275,9 @@ def instead_of_word(group: str, word: str, known: Collection[str]) -> str:
     table = WORDS.get(group, {})
     meant = table.get(word.lower()) or table.get(plain) or ()
     found: dict[str, None] = {}
+    found |= dict.fromkeys(_beginning_with(plain, known) if len(plain) > 2 else ())
     for name in meant:
         found |= dict.fromkeys([name] if "=" in name or name in known else _beginning_with(name, known))
-    found |= dict.fromkeys(_beginning_with(plain, known) if len(plain) > 2 else ())
     if not found and len(plain) > 3:
         found |= dict.fromkeys([name for name in known if plain in name][:3])
     if found:
