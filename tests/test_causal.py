@@ -363,7 +363,7 @@ def test_weights_of_torch_save_are_read_where_there_are_no_others(folders, tmp_p
     with pytest.raises(UserError, match=r"has no model\*.safetensors"):
         of(tmp_path / "old")
     (tmp_path / "old/tokenizer.json").unlink()
-    with pytest.raises(UserError, match="no tokenizer.json and no tokenizer.model"):
+    with pytest.raises(UserError, match="has no tokenizer.json, tokenizer.model"):
         of(tmp_path / "old")
 
 
