@@ -115,7 +115,7 @@ def test_killed_and_started_again_it_makes_the_same_bytes(table: Path, straight:
     command = [sys.executable, "-m", "hvlm.commands.prepare", str(table), f"out={out}", "workers=2", *WORDS]
     child = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
     end = time.monotonic() + 120
-    while time.monotonic() < end and len(list(out.glob("*.tar"))) < 4:
+    while time.monotonic() < end and len(list(out.glob("*.tar"))) < 5:
         assert child.poll() is None, "it ended before it was killed"
         time.sleep(0.002)
     child.send_signal(signal.SIGKILL)
@@ -127,7 +127,7 @@ def test_killed_and_started_again_it_makes_the_same_bytes(table: Path, straight:
     prepare([str(table), f"out={out}", "workers=2", *WORDS])
     assert digests(out) == digests(straight)
     again = {p.name: p.stat().st_mtime_ns for p in out.glob("*.tar")}
-    assert sum(again[name] == written for name, written in kept.items()) >= 3, "finished shards are kept"
+    assert sum(again[name] == written for name, written in kept.items()) >= len(kept) - 2, "finished shards are kept"
 
 
 def children_of_the_killed(out: Path) -> bool:
