@@ -47,7 +47,7 @@ class Prompt(str):
         return str(self), self.before, self.system
 
     def __eq__(self, other: object) -> bool:
-        return str.__eq__(self, other) is True and context(self) == context(other)
+        return isinstance(other, str) and str.__eq__(self, other) and context(self) == context(other)
 
     def __ne__(self, other: object) -> bool:
         return not self == other

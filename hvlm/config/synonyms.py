@@ -263,7 +263,7 @@ def instead_of_key(key: str) -> str:
 def instead_of_value(key: str, value: object, known: Collection[str]) -> str:
     """The same for a value of ``key``; ``known`` are those that it takes."""
     ours = VALUES.get(key.rpartition(".")[2], {}).get(str(value).lower())
-    return _asked((ours,)) if ours in known else ""
+    return _asked((ours,)) if ours is not None and ours in known else ""
 
 
 def instead_of_word(group: str, word: str, known: Collection[str]) -> str:

@@ -33,8 +33,9 @@ def frames(
     key, section = sample["key"], sample.get("section")
     for field in VIDEO_FIELDS:
         if field in members:
-            how = {"size": size, "decoder": decoder, "timeout": timeout, "section": section}
-            return decode(members[field], num_frames, name=key, **how)
+            return decode(
+                members[field], num_frames, name=key, size=size, decoder=decoder, timeout=timeout, section=section
+            )
     stills = sorted((field for field in members if field.rsplit(".", 1)[-1] in STILL_FIELDS), key=natural)
     if not stills:
         raise VideoDecodeError(key, "mp4", f"no video or image; the sample has {', '.join(sorted(members))}")

@@ -6,7 +6,7 @@ is a frozen dataclass with ``name`` and ``rows``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -139,7 +139,7 @@ def chat_row(sample: dict[str, Any]) -> Row:
     return Row(prompt, answer, {"key": sample["key"], "uid": sample["uid"], "task": "chat", "answer": answer})
 
 
-def in_context(prompt: str, text: dict[str, Any]) -> str:
+def in_context(prompt: str, text: Mapping[str, Any]) -> str:
     """The prompt of a caption or question with the conversation that it stands in, if it does."""
     if "turns" not in text and "system" not in text:
         return prompt

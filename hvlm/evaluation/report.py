@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from hvlm.console import duration
 from hvlm.errors import UserError
@@ -62,9 +63,12 @@ def write_report(run_dir: Path, extra: Sequence[str] = ()) -> Path:
     path = run_dir / "report.md"
     html = page(run_dir, stages, records, extra)
     for name, text in ((path, "\n".join(lines).rstrip() + "\n"), (path.with_suffix(".html"), html)):
-        data = text.encode("utf-8", "backslashreplace")
-        write_atomically(name, lambda file, data=data: file.write(data))
+        write_atomically(name, partial(_put, text.encode("utf-8", "backslashreplace")))
     return path
+
+
+def _put(data: bytes, file: BinaryIO) -> None:
+    file.write(data)
 
 
 def table(records: Sequence[results.Record], blind: str = BLIND) -> list[str]:
@@ -172,7 +176,7 @@ def _clips(folder: Path) -> list[str]:
         lines += ["| | question | answer | prediction |", "|---|---|---|---|"]
         for row in rows:
             cells = [str(row[k]).replace("|", "\\|").replace("\n", " / ") for k in ("question", "answer", "prediction")]
-            mark = {True: "right", False: "**wrong**"}.get(row.get("right"), "")
+            mark = "" if row.get("right") is None else "right" if row["right"] else "**wrong**"
             lines.append(f"| {' | '.join([mark, *cells])} |")
         lines.append("")
     return lines
