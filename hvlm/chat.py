@@ -72,10 +72,9 @@ class Chat:
             self._begin_fixed(tokenizer, template)
         else:
             self._begin_jinja(tokenizer, template, chat_template, named)
-        model = self._tokenizer.model
-        self.unknown_token: str | None = (
-            None if getattr(model, "byte_fallback", False) else getattr(model, "unk_token", None)
-        )
+        vocabulary = self._tokenizer.model  # of several classes: BPE, Unigram, WordLevel
+        whole = getattr(vocabulary, "byte_fallback", False)  # nothing is unknown where every byte has an id
+        self.unknown_token: str | None = None if whole else getattr(vocabulary, "unk_token", None)
         self.unk_id = None if self.unknown_token is None else self._tokenizer.token_to_id(self.unknown_token)
         self._special.pop(self.unknown_token, None)  # what the model could not name stays to be seen
 

@@ -171,16 +171,60 @@ FAULTS = {
         "Small ones: capital file endings, resource forks, unusual line ends, locales, pixel aspect ratio, full disks",
         "Each of them is read rightly, or refused in one line",
     ),
+    102: Fault(
+        "Settings known from Lightning and other programs were only called unknown",
+        "They exist, or the answer names the setting that does the same here",
+    ),
     103: Fault(
         "A DINOv2 of another image size, or with registers, could not be FoveatedVLM's encoder",
         "An encoder's sizes come from its source",
+    ),
+    104: Fault(
+        "Words of the field (qwen, siglip, vnbench) were unknown without a hint",
+        "The words exist, or the answer names what is meant",
+    ),
+    105: Fault(
+        "After a demo there was no page to look at",
+        "report.html has plots, wrong answers first and where the model looked",
+    ),
+    107: Fault(
+        "A mean left out tasks of one's own multiple choice without a word",
+        "Nothing is left out of a mean unless its name says so; benchmark=choices documents its forms",
+    ),
+    108: Fault(
+        "Tables, LLaVA JSON and folders of videos were refused; advice named settings that do not exist",
+        "hvlm prepare takes them; messages name the keys found and expected, and advice can be followed",
     ),
     109: Fault(
         "A first try that failed kept the run's name from being used again",
         "A run's folder belongs to its settings once a step is saved",
     ),
+    110: Fault(
+        "Words outside the vocabulary vanished in training and answers",
+        "One line counts them and shows examples",
+    ),
+    111: Fault(
+        "Most models could not be asked about a video; only greedy answers",
+        "Models that cannot watch a stream read the clip whole; answers may be drawn by chance",
+    ),
+    112: Fault(
+        "Sweeps used processors that were not theirs, lost earlier rows and had no means over seeds",
+        "Usable processors are counted, rows stay, seeds are put together, W&B holds the results",
+    ),
+    113: Fault(
+        "There was no library: sixteen lines to build a model, no wheel that runs",
+        "hvlm.load and hvlm.build; a wheel works in an empty folder",
+    ),
     114: Fault(
         "Help and mistakes on the command line waited for torch",
         "What needs no torch is said before torch is imported",
+    ),
+    115: Fault(
+        "Reports showed right answers first, one point a curve, pictures without labels",
+        "Wrong answers come first, with labels, questions and curves",
+    ),
+    116: Fault(
+        "Small first steps failed: devices alone, tasks misspelt, Ctrl-C, other folders, exports without generate",
+        "Each works, or is refused in one line that says the way out",
     ),
 }

@@ -154,7 +154,9 @@ def test_with_fusion_writing_goes_on_from_what_training_sees(order: str) -> None
     for parameter in vlm.language.parameters():
         parameter.add_(0.3 * torch.randn_like(parameter))
     item = clip(1, 3, ASKED, order, side(vlm))
-    ids = SimpleNamespace(end_id=chat().end_id, decode=list)  # words would leave out special tokens
+    ids = SimpleNamespace(
+        end_id=chat().end_id, end_ids=chat().end_ids, decode=list
+    )  # words would leave out special tokens
     said = generate(vlm, ids, batch_of(item, size=side(vlm)), 5)
     assert len(set(map(tuple, said))) > 1, "the answers must differ, or this test sees nothing"
     rows = []

@@ -105,7 +105,9 @@ def test_a_rooms_yaml_is_one_flat_call_of_a_class_in_the_mirrored_file(name: str
 
 @pytest.mark.parametrize("name", [name for name in YAMLS if name not in ROOM_YAMLS])
 def test_every_option_composes_and_passes_the_checks(name: str) -> None:
-    needed = MANDATORY["dataset=shards"] if "/fvlm_" in name else []  # the corpora are the user's
+    needed = (
+        MANDATORY["dataset=shards"] if name.endswith(("/longvlm_7b", "/vila_like")) or "/fvlm_" in name else []
+    )  # the corpora are the user's
     plan([name.replace("/", "=", 1), *needed])
 
 

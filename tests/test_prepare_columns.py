@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -390,10 +391,18 @@ def test_names_and_texts_of_any_kind_end_neither_the_work_nor_the_table(
     assert "[/red] :smile:" in capsys.readouterr().out
 
 
-def test_a_video_that_was_not_decoded_in_time_is_tried_again_with_more(tmp_path: Path) -> None:
+def sleepy(*_: Any) -> float:
+    time.sleep(60)
+    raise AssertionError("it should have been killed")
+
+
+def test_a_video_that_was_not_decoded_in_time_is_tried_again_with_more(tmp_path: Path, monkeypatch) -> None:
     src, out = table(tmp_path / "in", [{"video": "v0", "caption": "x"}]), tmp_path / "o"
-    with pytest.raises(UserError, match="1 of 1 rows are bad, most often 'not decoded in time'.*raise decode_timeout"):
-        made(src, out, "decode_timeout=0.000001")
+    with monkeypatch.context() as slow:
+        slow.setattr("hvlm.prepare.media.probe", sleepy)
+        refused = "1 of 1 rows are bad, most often 'not decoded in time'.*raise decode_timeout"
+        with pytest.raises(UserError, match=refused):
+            made(src, out, "decode_timeout=0.1")
     assert set(together(made(src, out, "decode_timeout=60"))) == {"v0"}
 
 

@@ -108,7 +108,7 @@ def make_trainer_kwargs(trainer: Mapping[str, Any], steps: int) -> dict[str, Any
         "log_every_n_steps": min(trainer["log_every"], steps),
         "val_check_interval": trainer["val_every"] * trainer["accumulate"] if validate else None,
         "check_val_every_n_epoch": None if validate else 1,
-        "limit_val_batches": val_batches(trainer) if validate else 0,
+        "limit_val_batches": trainer["limit_val_batches"] if validate else 0,  # null: all
         "num_sanity_val_steps": 0,
         "deterministic": trainer["deterministic"],
         "use_distributed_sampler": False,
