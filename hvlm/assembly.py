@@ -114,6 +114,12 @@ def model(cfg: Mapping[str, Any], chat: Chat, weights: bool = True, stored: Mapp
             f"{connector.reads_forward} reads frame by frame, but in {mixing} frames see later "
             "ones; use attention=none, or attention.causal=true (mamba: attention.bidirectional=false)"
         )
+    kvcache = room(cfg["kvcache"], **language.cache_sizes)
+    if kvcache.own_attention and not language.asks_cache:
+        raise UserError(
+            f"kvcache={cfg['kvcache']['_target_'].split('.')[2]}: its heads keep different lengths, which attention of "
+            "transformers' own cannot read; use language.attention=auto"
+        )
     merger = room(cfg["merger"], needs_frames=connector.needs_frames)
     if connector.needs_grid and not merger.changes_nothing:
         raise UserError(
@@ -128,7 +134,7 @@ def model(cfg: Mapping[str, Any], chat: Chat, weights: bool = True, stored: Mapp
         fusion=room(cfg["fusion"], **text),
         language=language,
         adapter=room(cfg["adapter"], name=cfg["domain"]["adapter"]),
-        kvcache=room(cfg["kvcache"], **language.cache_sizes),
+        kvcache=kvcache,
         head=room(cfg["head"], text_dim=language.dim, logits=language.logits),
         order=order,
     )

@@ -9,6 +9,7 @@ left, where that stood, how much it counts and which row it belongs to.
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,13 @@ from transformers import Cache, DynamicLayer
 from hvlm.functional import attend, last_true, visible, with_causal, within
 
 NOWHERE = -1e4  # as a bias it leaves a weight of exactly zero, and every dtype holds it
+
+
+class Held(NamedTuple):
+    """What ``update`` gives in place of keys and of values where only the cache itself can read them."""
+
+    cache: PastKV
+    layer_idx: int
 
 
 class PastKV(Cache):
@@ -33,7 +41,10 @@ class PastKV(Cache):
         bias_KL: float, added to the attention scores of a place; None while nobody gave one.
         next_K1: int64, the position after each row's last valid token.
         length: places read so far, padding and forgotten ones included.
+        in_pieces: reading in pieces of any size is reading all at once; False: what is asked goes in token by token.
     """
+
+    in_pieces: bool = True
 
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=DynamicLayer)
@@ -113,16 +124,24 @@ class PastKV(Cache):
         self.length, self._padded = self.length + new, self._padded or padded
 
         self._new, self._keys = new, self.mask_KL.shape[1]
+        self._see()
+        self._index_KN = self.keep()
+        if self._index_KN is not None:
+            self._go_on_with(self._index_KN)
+        return position_KS
+
+    def announced(self, layer_idx: int, mask: Tensor | None) -> None:
+        """Called before ``attend`` of a layer whose ``update`` gave ``Held``, with the mask that attention was given:
+        for passes that nobody announced with ``extend``."""
+
+    def _see(self) -> None:
+        """What the pass that was announced sees of all that is kept and of itself."""
         self._mask = self._key_bias = None
         self._mask_KL, self._position_KL, self._windows = self.mask_KL, self.position_KL, {}
         if self.bias_KL is not None:  # padding travels beside the keys as well, and attention stays plainly causal
             self._key_bias = self.bias_KL.masked_fill(~self.mask_KL, NOWHERE) if self._padded else self.bias_KL
         elif self._padded:
-            self._mask = visible(self.mask_KL, new)
-        self._index_KN = self.keep()
-        if self._index_KN is not None:
-            self._go_on_with(self._index_KN)
-        return position_KS
+            self._mask = visible(self.mask_KL, self._new)
 
     def keep(self) -> Tensor | None:
         """Which places to go on with after this pass, in which the new tokens still see all that was kept before it.
@@ -189,6 +208,12 @@ class PastKV(Cache):
         if self._key_bias is None:
             return seen
         return torch.where(seen, self._key_bias[:, None, None, :].float(), torch.finfo(torch.float32).min)
+
+    def reserve(self, places: int) -> None:
+        """So many places will be read in all: a cache that allocates ahead does it once."""
+
+    def question(self) -> None:
+        """The context was read; what follows is asked about it. For caches that choose at this point what stays."""
 
     # --------------------------------------------------------------------------------------------- rows and copies
 

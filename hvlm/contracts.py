@@ -240,6 +240,8 @@ class Language(FromSource, ABC, group="language"):
     chat: its tokenizer and template, or None where ids come from outside. gradient_checkpointing: layers are computed
     again in the backward pass.
     max_positions: the longest sequence of text and visual tokens.
+    windows: of the layers that look back by so many positions only. asks_cache: what a layer sees of the tokens that
+    were read, its attention asks the cache (``PastKV.attend``).
     """
 
     part = "language"
@@ -250,6 +252,8 @@ class Language(FromSource, ABC, group="language"):
     num_kv_heads: int
     head_dim: int
     chat: Chat | None
+    windows: tuple[int, ...] = ()
+    asks_cache: bool = False
     gradient_checkpointing: bool = False
 
     @staticmethod
@@ -311,11 +315,20 @@ class Adapter(Module, ABC, group="adapter"):
 class KVCache(Module, ABC, group="kvcache"):
     """What decoding keeps of what was read. A module, since what to keep may be learnt.
 
+    chunk: the context is read by so many places; None: at once. apart: what stands after the video is read after it, as
+    steps of its own, and likelihoods are asked through the cache: it matters what was forgotten. own_attention: heads
+    keep different lengths, which only an attention that asks the cache can read (``language.attention=auto``). given:
+    its weights came with its settings, and go before a checkpoint's.
+
     Args:
         num_layers, num_kv_heads, head_dim: the language model's.
     """
 
     part = "kvcache"
+    chunk: int | None = None
+    apart: bool = False
+    own_attention: bool = False
+    given: bool = False
 
     def __init__(self, *, num_layers: int, num_kv_heads: int, head_dim: int):
         super().__init__()

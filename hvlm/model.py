@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hvlm import prefill
 from hvlm.caching import PastKV
 from hvlm.contracts import (
     PARTS,
@@ -154,10 +155,17 @@ class VLM(nn.Module):
             )
 
     def hidden(self, sequence: Sequence, cache: PastKV | None = None) -> Tensor:
-        """The language model's states, [K, L, D]; an empty ``cache`` keeps what writing goes on from."""
+        """The language model's states, [K, L, D]; an empty ``cache`` (of ``kvcache``) keeps what writing goes on from,
+        and each place sees of those before what it keeps: see ``hvlm.prefill.read``."""
         x, mask, _, position, log_size, _, batch = sequence
         with self.adapter.using(language=None if batch is None else batch.adapter_K):
-            return self.language.hidden(x, mask, position, cache, log_size)
+            if cache is not None:
+                return prefill.read(self.language, sequence, cache, self.kvcache.chunk, self.kvcache.apart)
+            return self.language.hidden(x, mask, position, None, log_size)
+
+    def forgetful(self) -> PastKV | None:
+        """An empty cache where it matters to a likelihood what the model's ``kvcache`` keeps; else None."""
+        return self.kvcache.new() if self.kvcache.apart else None
 
     def adapting(self, batch: Batch) -> AbstractContextManager[None]:
         """Inside the block the language model's rows use the weights that ``batch.adapter_K`` names: for those who
@@ -195,27 +203,28 @@ class VLM(nn.Module):
         after = torch.arange(counted.shape[1], device=counted.device) >= batch.visual_at_K.unsqueeze(1)
         return counted + video_K1 * after
 
-    def output(self, batch: Batch) -> Any:
-        """What the head makes of the batch; ``head.loss`` takes it."""
+    def output(self, batch: Batch, cache: PastKV | None = None) -> Any:
+        """What the head makes of the batch; ``head.loss`` takes it. cache: see ``hidden``."""
         sequence = self.sequence(batch)
-        return self.head(self.hidden(sequence), sequence)
+        return self.head(self.hidden(sequence, cache), sequence)
 
-    def targets(self, batch: Batch) -> Targets:
+    def targets(self, batch: Batch, cache: PastKV | None = None) -> Targets:
         """Logits for every token under ``loss_mask_KS``. ValueError where the head is not one for text."""
         if not self.head.writes:
             raise ValueError(f"{type(self.head).__name__} gives no logits of tokens; use head=text")
-        return self.output(batch)
+        return self.output(batch, cache)
 
-    def token_logprobs(self, batch: Batch) -> Tensor:
-        """log p(token | everything before it), float32 [K, S]; 0 where the token is not a target."""
-        logits, ids, row, place = self.targets(batch)
+    def token_logprobs(self, batch: Batch, cache: PastKV | None = None) -> Tensor:
+        """log p(token | everything before it), float32 [K, S]; 0 where the token is not a target. cache: an empty one,
+        of what was before it (``hidden``)."""
+        logits, ids, row, place = self.targets(batch, cache)
         logp = logits.log_softmax(-1).gather(1, ids.unsqueeze(1)).squeeze(1)
         return torch.zeros(batch.input_ids_KS.shape, device=logp.device).index_put((row, place), logp)
 
-    def next_token_logprobs(self, batch: Batch) -> Tensor:
+    def next_token_logprobs(self, batch: Batch, cache: PastKV | None = None) -> Tensor:
         """The distribution over the first target token of every row, float32 [K, vocabulary]."""
         first = batch.loss_mask_KS & (batch.loss_mask_KS.cumsum(1) == 1)
-        return self.targets(batch._replace(loss_mask_KS=first)).logits_MV.log_softmax(-1)
+        return self.targets(batch._replace(loss_mask_KS=first), cache).logits_MV.log_softmax(-1)
 
 
 class Encoder(nn.Module):

@@ -97,15 +97,22 @@ def rebuild(path: str | Path, cfg: Mapping[str, Any]) -> tuple[VLM, Chat]:
         raise UserError(f"{path}: is of stage {metadata['stage']}, which has no language model; name a later stage's")
     chat = Chat.from_json(metadata["chat"])
     model = assembly.model(cfg, chat, weights=False, stored=metadata)
-    load_into(model, with_own_merger(load_weights(path), model), path)
+    load_into(model, with_own(load_weights(path), model), path)
     return model, chat
 
 
-def with_own_merger(weights: Mapping[str, Tensor], model: VLM) -> dict[str, Tensor]:
-    """The checkpoint's weights with the state of this model's merger in place of the checkpoint's, where they differ.
+def with_own(weights: Mapping[str, Tensor], model: VLM) -> dict[str, Tensor]:
+    """The checkpoint's weights, but of merger and cache those that this model has, where they differ.
 
-    Mergers learn nothing: any of them may stand before any model, and what little they remember starts anew.
+    Mergers learn nothing: any of them may stand before any model, and what little they remember starts anew. Any cache
+    may keep what a model has read, but what it has learnt must come from the checkpoint, or with its settings
+    (``KVCache.given``).
     """
-    own = {f"merger.{name}": value for name, value in model.merger.state_dict().items()}
-    others = {name: value for name, value in weights.items() if not name.startswith("merger.") or name in own}
+    rooms = {"merger": (model.merger, True), "kvcache": (model.kvcache, model.kvcache.given)}
+    own, names = {}, set()
+    for room, (module, brings) in rooms.items():
+        state = {f"{room}.{name}": value for name, value in module.state_dict().items()}
+        names |= set(state)
+        own |= state if brings else {}
+    others = {n: value for n, value in weights.items() if n in names or n.partition(".")[0] not in rooms}
     return own | others

@@ -220,12 +220,15 @@ class FakeModel(torch.nn.Module):
         state += int(seen.float().mean()) if len(seen) else 0
         return self.weight[state % 64].log_softmax(-1)
 
-    def next_token_logprobs(self, batch):
+    def forgetful(self):
+        return None
+
+    def next_token_logprobs(self, batch, cache=None):
         self.calls.append("next")
         first = [int(mask.nonzero()[0]) for mask in batch.loss_mask_KS]
         return torch.stack([self.distribution(batch, row, place) for row, place in enumerate(first)])
 
-    def token_logprobs(self, batch):
+    def token_logprobs(self, batch, cache=None):
         self.calls.append("whole")
         out = torch.zeros(batch.input_ids_KS.shape)
         for row, place in batch.loss_mask_KS.nonzero().tolist():

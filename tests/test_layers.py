@@ -36,7 +36,7 @@ LAYERS = [
     ("evaluation.stats", "evaluation.answers", "evaluation.scores", "evaluation.open_scores", "evaluation.predictions"),
     ("data",),
     ROOM_GROUPS,
-    ("gaze", "feature_cache", "model"),
+    ("gaze", "feature_cache", "prefill", "model"),
     ("stage",),
     ("assembly", "rebuild"),
     ("evaluation", "viz", "interop", "prepare"),

@@ -17,7 +17,7 @@ from hvlm.io.checkpoint import load_into
 from hvlm.merger import MotionAwareTokenMerge, SaliencyMerge, adaptive
 from hvlm.merger._scores import View, feature_motion
 from hvlm.merging import Assignment, best_of_clip, bipartite, bipartite_down_to
-from hvlm.rebuild import with_own_merger
+from hvlm.rebuild import with_own
 from hvlm.types import Patches, Tokens, Wants
 
 MERGERS = [v for v in variants("merger") if v.name != "none"]
@@ -552,6 +552,6 @@ def test_any_merger_may_stand_before_any_model() -> None:
     with_random, plain = whole(Variant("merger", "random"), "patches"), whole(Variant("merger", "none"), "patches")
     with_random.merger.draws += 7
     for model_, other in ((plain, with_random), (with_random, plain)):
-        load_into(model_, with_own_merger(other.state_dict(), model_), "a checkpoint")
-    load_into(with_random, with_own_merger(with_random.state_dict(), with_random), "a checkpoint")
+        load_into(model_, with_own(other.state_dict(), model_), "a checkpoint")
+    load_into(with_random, with_own(with_random.state_dict(), with_random), "a checkpoint")
     assert int(with_random.merger.draws) == 7

@@ -154,6 +154,7 @@ OF_THE_PROJECT = {
     **dict.fromkeys(ROOMS, OF_TENSORS),
     "vision": OF_TENSORS | {"image", "io"},
     "language": OF_TENSORS | {"io", "chat", "tokenizer"},
+    "kvcache": OF_TENSORS | {"io"},
     "stage": OF_TENSORS | {"model", "data"},
     "dataset": OF_TENSORS | {"data", "prompts", "image", "io"},
     "benchmark": {"types", "contracts", "errors", "prompts", "evaluation", "data"},

@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from hvlm.caching import PastKV
 from hvlm.chat import Chat, Encoded
 from hvlm.contracts import Benchmark
 from hvlm.data.collate import Item, collate
@@ -30,13 +31,15 @@ from hvlm.types import Batch, InputSpec
 
 
 class Scores(Protocol):
-    """What is needed of a model; ``hvlm.model.VLM`` documents both."""
+    """What is needed of a model; ``hvlm.model.VLM`` documents all."""
 
     def parameters(self) -> Iterator[Tensor]: ...
 
-    def token_logprobs(self, batch: Batch) -> Tensor: ...
+    def token_logprobs(self, batch: Batch, cache: PastKV | None = None) -> Tensor: ...
 
-    def next_token_logprobs(self, batch: Batch) -> Tensor: ...
+    def next_token_logprobs(self, batch: Batch, cache: PastKV | None = None) -> Tensor: ...
+
+    def forgetful(self) -> PastKV | None: ...
 
 
 class _Row(NamedTuple):
@@ -83,11 +86,14 @@ def answer_likelihoods(
     with autocast(device, precision):
         if next_token:
             batch = _batch(chat, clips, [rows[0] for rows in next_token], inputs).to(device)
-            for rows, logp_V in zip(next_token, model.next_token_logprobs(batch).float().cpu(), strict=True):
+            for rows, logp_V in zip(
+                next_token, model.next_token_logprobs(batch, model.forgetful()).float().cpu(), strict=True
+            ):
                 for clip, prompt, answer, row in rows:
                     out[clip][prompt, answer] = Likelihood(float(logp_V[row.ids[-1]]), 1)
         if whole:
-            logp_KS = model.token_logprobs(_batch(chat, clips, whole, inputs).to(device)).float().cpu()
+            batch = _batch(chat, clips, whole, inputs).to(device)
+            logp_KS = model.token_logprobs(batch, model.forgetful()).float().cpu()
             for (clip, prompt, answer, row), total in zip(whole, logp_KS.sum(1).tolist(), strict=True):
                 out[clip][prompt, answer] = Likelihood(total, sum(row.loss_mask))
     return out

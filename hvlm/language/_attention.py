@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from hvlm.caching import PastKV
+from hvlm.caching import Held, PastKV
 from hvlm.functional import attend
 
 IMPLEMENTATION = "hvlm"
@@ -44,6 +44,9 @@ def attention_forward(
     if dropout or s_aux is not None:
         what = "attention dropout" if dropout else "attention with sinks"
         raise NotImplementedError(f"{what} is not implemented here; use language.attention=sdpa or eager")
+    if isinstance(key, Held):  # heads of different lengths; whoever called the model need not know
+        kept = key.cache
+        kept.announced(module.layer_idx, attention_mask)
     if kept is not None:
         # Only what a layer has: caches that divide their heads know plain layers.
         limits = {"window": sliding_window} if sliding_window is not None else {}

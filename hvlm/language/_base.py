@@ -51,6 +51,7 @@ class CausalRoom(Language):
         """The room's model, once, when it stands."""
         config = model.config
         self.model, self.ours = model, config._attn_implementation == IMPLEMENTATION
+        self.asks_cache = self.ours
         self._eager = config._attn_implementation == "eager"
         self.dim, self.num_layers = config.hidden_size, config.num_hidden_layers
         self.num_heads = config.num_attention_heads

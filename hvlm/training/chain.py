@@ -29,7 +29,7 @@ from hvlm.io.checkpoint import find_checkpoint, load_into, load_weights, stored_
 from hvlm.io.files import FINISHED
 from hvlm.io.lock import locked
 from hvlm.model import VLM, Encoder
-from hvlm.rebuild import metadata_of, with_own_merger
+from hvlm.rebuild import metadata_of, with_own
 from hvlm.stage._base import Stage
 from hvlm.tasks import check_benchmark, run_benchmark, run_preference
 from hvlm.training.callbacks import Norms, Throughput, progress
@@ -333,7 +333,7 @@ def start_stage(cfg: Mapping[str, Any], data: Any, init_from: Path | None) -> tu
             encoder = {k.removeprefix("vision."): v for k, v in weights.items() if k.startswith("vision.")}
             load_into(model.vision, encoder, init_from)
         else:
-            weights = with_own_merger(weights, model)
+            weights = with_own(weights, model)
             load_into(model, weights | _new_rooms(model, weights), init_from)
     return _stage_around(model, chat, cfg, data), chat
 

@@ -1,0 +1,83 @@
+"""A sequence into a cache: the context in pieces, then what is asked about it.
+
+In a single pass every head of most caches sees the whole prompt, and what a cache forgets is never missed. So the
+context, everything up to the last visual token, goes in first, in pieces of a chosen size; only then does what follows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hvlm.caching import PastKV
+from hvlm.contracts import Language
+from hvlm.types import Sequence
+
+
+def read(language: Language, sequence: Sequence, cache: PastKV, chunk: int | None, apart: bool) -> Tensor:
+    """The language model's states of the whole sequence, [K, L, D], after which ``cache`` holds it.
+
+    Args:
+        language: called as ``hidden`` of its contract.
+        sequence: the laid-out rows. Without visual tokens all of it is context.
+        cache: an empty one.
+        chunk: the context goes in by so many places; None: at once.
+        apart: what follows the video is read after it, and token by token where pieces matter to the cache
+            (``PastKV.in_pieces``).
+    """
+    x, mask, _, position, log_size, _, batch = sequence
+    length = x.shape[1]
+    cache.reserve(length)
+    if batch is None or not sequence.visual or not apart:
+        return torch.cat([_pass(language, cache, part, x, mask, position, log_size) for part in _cut(length, chunk)], 1)
+
+    end_K1 = (batch.visual_at_K + sequence.visual).unsqueeze(1)
+    context = int(end_K1.max())
+    place = torch.arange(length, device=x.device)
+    states = x.new_zeros(*x.shape[:2], language.dim)
+    known = mask & (place < end_K1)
+    for part in _cut(context, chunk):
+        states[:, part] = _pass(language, cache, part, x, known, position, log_size)
+    cache.question()
+
+    # Rows have their video end at different places: what follows stands flush left, for all to go on together.
+    asked = (mask & (place >= end_K1)) * (place + 1)
+    width = int((asked.amax(1, keepdim=True) - end_K1).max())
+    if width <= 0:
+        return states
+    at_KW = end_K1 + torch.arange(width, device=x.device)
+    valid = (at_KW < length) & mask.gather(1, at_KW.clamp(max=length - 1))
+    at_KW = at_KW.clamp(max=length - 1)
+    x, position, log_size = (None if t is None else _gather(t, at_KW) for t in (x, position, log_size))
+    read_KWD = torch.cat(
+        [
+            _pass(language, cache, part, x, valid, position, log_size)
+            for part in _cut(width, None if cache.in_pieces else 1)
+        ],
+        1,
+    )
+    row, column = valid.nonzero(as_tuple=True)
+    states[row, at_KW[row, column]] = read_KWD[row, column].to(states.dtype)
+    return states
+
+
+def _cut(length: int, size: int | None) -> list[slice]:
+    size = length if size is None else size
+    return [slice(start, min(start + size, length)) for start in range(0, length, max(size, 1))]
+
+
+def _pass(
+    language: Language,
+    cache: PastKV,
+    part: slice,
+    x: Tensor,
+    mask: Tensor | None,
+    position: Tensor | None,
+    log_size: Tensor | None,
+) -> Tensor:
+    of_part = (None if t is None else t[:, part] for t in (mask, position))
+    return language.hidden(x[:, part], *of_part, cache, None if log_size is None else log_size[:, part])
+
+
+def _gather(x: Tensor, at_KW: Tensor) -> Tensor:
+    return x.gather(1, at_KW.view(*at_KW.shape, *(1,) * (x.dim() - 2)).expand(*at_KW.shape, *x.shape[2:]))
