@@ -19,6 +19,8 @@ from hvlm.errors import UserError
 from hvlm.types import KV, NOTHING_ELSE, Batch, Encoded, InputSpec, Patches, Prefix, Sequence, Tokens, Wants
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from hvlm.caching import PastKV
     from hvlm.chat import Chat
     from hvlm.data.views import View
@@ -473,6 +475,15 @@ class Benchmark(Room, ABC, group="benchmark"):
     @abstractmethod
     def read(self, question: Question, written: Mapping[str, str], variant: str) -> list[Prediction]:
         """Predictions from {prompt: what the model wrote}."""
+
+    def predictions(self, path: Path, variant: str) -> list[Prediction] | None:
+        """A predictions file in a form of the benchmark's own; None: it is in ours (``hvlm.evaluation.predictions``).
+
+        Args:
+            path: of the file.
+            variant: whose answers they are, where the file does not say.
+        """
+        return None
 
     @abstractmethod
     def score(self, predictions: Iterable[Prediction]) -> list[dict[str, Any]]:

@@ -33,13 +33,22 @@ LAYERS = [
         "io",
     ),  # fmt: skip
     ("merging", "caching", "config"),
-    ("evaluation.stats", "evaluation.answers", "evaluation.scores", "evaluation.open_scores", "evaluation.predictions"),
+    (
+        "evaluation.stats",
+        "evaluation.answers",
+        "evaluation.scores",
+        "evaluation.open_scores",
+        "evaluation.predictions",
+        "evaluation.vnbench_annotations",
+        "evaluation.vnbench_lines",
+        "evaluation.vnbench_scores",
+    ),  # fmt: skip
     ("data",),
     ROOM_GROUPS,
     ("gaze", "feature_cache", "prefill", "model"),
     ("stage",),
     ("assembly", "rebuild"),
-    ("evaluation", "viz", "interop", "prepare"),
+    ("evaluation", "viz", "interop", "prepare", "benchmark.niah"),
     ("training", "tasks", "checks", "api"),
     ("sweep", "cli", "commands", "__main__"),
 ]

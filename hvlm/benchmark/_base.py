@@ -178,7 +178,7 @@ def from_scores(question: Question, attempt: int, one: Try, scores: Sequence[flo
     pred = choose(scores)
     return Prediction(
         question.id, question.key, question.task, attempt, one.options, one.gold, pred, tuple(scores), variant,
-        problem=MISSING if pred is None else "", question=question.words,
+        problem=MISSING if pred is None else "", question=question.words, depth=question.depth, length=question.length,
     )  # fmt: skip
 
 
@@ -191,5 +191,5 @@ def from_text(question: Question, attempt: int, one: Try, text: str, variant: st
     reading = read_answer(text, one.options, one.lettered)
     return Prediction(
         *shared, one.options, one.gold, reading.index, None, variant, text, problem=reading.problem,
-        question=question.words,
+        question=question.words, depth=question.depth, length=question.length,
     )  # fmt: skip

@@ -17,6 +17,16 @@ from hvlm.evaluation.scores import Question
 log = logging.getLogger(__name__)
 
 
+def say_missing(missing: Mapping[str, int], folder: str) -> None:
+    """Warns of videos that questions name and ``folder`` does not hold: {name: how many questions}."""
+    if missing:
+        names = ", ".join(list(missing)[:3]) + (", ..." if len(missing) > 3 else "")
+        log.warning(
+            "benchmark.videos=%s: %d videos are not there (%s); their %d questions will not be asked",
+            folder, len(missing), names, sum(missing.values()),
+        )  # fmt: skip
+
+
 class OwnQuestions(QuestionBenchmark):
     """path: a folder of shards, in place of the dataset's. questions: a file of questions in their place, about the
     videos (or stills) of the folder ``videos``, by default the file's own. choices: whether questions need options."""
@@ -59,11 +69,5 @@ class OwnQuestions(QuestionBenchmark):
     def check(self, dataset: Any) -> list[Question]:
         """See ``QuestionBenchmark.check``; says how many videos are not there, too."""
         found = super().check(dataset)
-        missing = self.missing(self.source(dataset))
-        if missing:
-            names = ", ".join(list(missing)[:3]) + (", ..." if len(missing) > 3 else "")
-            log.warning(
-                "benchmark.videos=%s: %d videos are not there (%s); their %d questions will not be asked",
-                self.videos or Path(str(self.file)).parent, len(missing), names, sum(missing.values()),
-            )  # fmt: skip
+        say_missing(self.missing(self.source(dataset)), self.videos or str(Path(str(self.file)).parent))
         return found

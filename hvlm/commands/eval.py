@@ -2,10 +2,10 @@
 
 ``hvlm eval checkpoint=runs/demo benchmark=needles``, in a clone ``python eval.py checkpoint=runs/demo ...``.
 The model is rebuilt from the checkpoint (a file or a run folder) alone; what the command line says comes on top, e.g.
-``dataset.set=hard``. ``task=score predictions=FILE`` scores a file of predictions, whoever made them; ``task=generate``
-lets the model write its own answers; ``task=ask ask.video=FILE ask.question=...`` watches a video frame by frame;
-``task=look`` draws where it looks and what its merger did; ``task=export`` writes a Hugging Face folder,
-``task=release`` fVLM's own layout.
+``dataset.set=hard``. ``task=score predictions=FILE`` scores a file of predictions, whoever made them, and so does
+``predictions=FILE`` without a checkpoint; ``task=generate`` lets the model write its own answers; ``task=ask
+ask.video=FILE ask.question=...`` watches a video frame by frame; ``task=look`` draws where it looks and what its merger
+did; ``task=export`` writes a Hugging Face folder, ``task=release`` fVLM's own layout.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from hvlm.cli import writable
 from hvlm.config.check import check_files
 from hvlm.config.compose import compose
 from hvlm.config.overlay import of_the_command, overlay
+from hvlm.config.words import key_of
 from hvlm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,12 @@ def configuration(overrides: list[str]) -> dict[str, Any]:
     given = of_the_command(overrides)
     if given["task"] == "score":
         return compose(overrides)
+    if (
+        given["checkpoint"] is None
+        and given["predictions"] is not None
+        and not any(key_of(o) == "task" for o in overrides)
+    ):
+        return compose([*overrides, "task=score"])  # without a model there is nothing else to do with predictions
     if given["checkpoint"] is None:
         raise UserError("checkpoint= is missing: name a checkpoint file or a run folder, e.g. checkpoint=runs/demo")
     check_files(given)
@@ -56,11 +63,14 @@ def score(cfg: dict[str, Any]) -> list[dict[str, Any]]:
     if cfg["predictions"] is None:
         raise UserError("task=score needs predictions=FILE, a JSONL that an evaluation or somebody else wrote")
     source = Path(cfg["predictions"])
-    out = writable(Path(cfg["out"]) if cfg["out"] else source.parent / "score", "out")
+    out = Path(cfg["out"]) if cfg["out"] else source.parent / "score"
+    is_file = out.suffix == ".json"
+    writable(out.parent if is_file else out, "out")
     benchmark = assembly.room(cfg["benchmark"])
-    records = score_predictions(source, Label(out.name, "predictions", cfg["seed"]), out, benchmark)
+    label = Label(out.stem if is_file else out.name, "predictions", cfg["seed"])
+    records = score_predictions(source, label, out, benchmark)
     log.info("\n".join(table(records)))
-    log.info(f"results: {out / RESULTS}")
+    log.info(f"results: {out if is_file else out / RESULTS}")
     return records
 
 

@@ -128,7 +128,7 @@ def _refused(group: str, path: Any) -> UserError:
 def files_of_the_benchmark(checked: Mapping[str, Any]) -> dict[str, str | None]:
     """{setting: path} of what a benchmark reads beside the dataset."""
     settings = checked.get("benchmark", {})
-    return {f"benchmark.{name}": settings.get(name) for name in ("path", "questions", "videos")}
+    return {f"benchmark.{name}": settings.get(name) for name in ("path", "questions", "annotations", "videos")}
 
 
 def check_files(checked: Mapping[str, Any]) -> None:

@@ -128,7 +128,8 @@ ROOM_TEXTS: dict[str, frozenset[str]] = {
             "vision.source", "vision.revision", "language.source", "language.revision",
             "language.system",
             "dataset.root", "dataset.haystack", "dataset.domain", "benchmark.split",
-            "benchmark.path", "benchmark.questions", "benchmark.videos", "benchmark.instruction",
+            "benchmark.path", "benchmark.questions", "benchmark.annotations",
+            "benchmark.videos", "benchmark.instruction",
         }
     ),
     "list": frozenset({"dataset.domains", "benchmark.tasks", "benchmark.apart"}),

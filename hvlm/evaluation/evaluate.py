@@ -21,6 +21,7 @@ from hvlm.evaluation.answers import AMBIGUOUS, MISSING, UNREAD
 from hvlm.evaluation.asking import Answer, Asked, Query, clips_of, queries
 from hvlm.evaluation.generate import InWords
 from hvlm.evaluation.likelihood import ByLikelihood
+from hvlm.evaluation.needle_map import PICTURE, write_needle_map
 from hvlm.evaluation.open_scores import is_right
 from hvlm.evaluation.predictions import read_predictions, write_predictions
 from hvlm.evaluation.scores import Prediction, Question, score
@@ -90,6 +91,7 @@ def evaluate(
     warn_of_problems(predictions)
     write_predictions(out_dir / PREDICTIONS, predictions)
     _write_sheets(out_dir / "clips", asked.clips)
+    write_needle_map(predictions, out_dir / PICTURE)
     records = [_record(row, label, seconds[row["variant"]]) for row in benchmark.score(predictions)]
     if left_out := {str(r["left_out"]) for r in records if "left_out" in r}:
         log.info("means over tasks leave out %s, as benchmark.apart says", ", ".join(sorted(left_out)))
@@ -193,21 +195,25 @@ def blind_batches(questions: Sequence[Question], pairs: int) -> Iterator[list[Qu
 
 
 def score_predictions(
-    path: Path, label: results.Label, out_dir: Path, benchmark: Benchmark | None = None
+    path: Path, label: results.Label, out: Path, benchmark: Benchmark | None = None
 ) -> list[results.Record]:
-    """Score a predictions file, whoever made it, and write ``out_dir/results.json``.
+    """Score a predictions file, whoever made it, and write its results.
 
     Args:
         path: the file; a question that it leaves out cannot be missed.
         label: its variant names lines that name none.
+        out: the file, ending in .json, or a folder that receives ``results.json``.
         benchmark: whose rules count; None: accuracy.
     """
     started = time.monotonic()
-    predictions = read_predictions(path, label.variant)
+    published = None if benchmark is None else benchmark.predictions(path, label.variant)
+    predictions = read_predictions(path, label.variant) if published is None else published
     warn_of_problems(predictions)
     rows = score(predictions) if benchmark is None else benchmark.score(predictions)
     records = [_record(row, label, time.monotonic() - started) for row in rows]
-    results.write(Path(out_dir) / RESULTS, records)
+    out = Path(out)
+    write_needle_map(predictions, out.with_suffix(".needles.png") if out.suffix == ".json" else out / PICTURE)
+    results.write(out if out.suffix == ".json" else out / RESULTS, records)
     return records
 
 

@@ -8,7 +8,8 @@ other programs need question_id, key, task, try, options, gold and pred; ``pred`
 that ``hvlm.evaluation.answers`` reads, or null where there was no answer. Open questions need answer (the right one)
 and text (what was answered) in place of options, gold and pred. No answer, and a text that is none of the options,
 count as wrong: leaving them out would reward a model for staying silent. An ``answer`` may be a list of all that count
-as right; ``question`` (what was asked) is for whoever reads the file.
+as right; ``question`` (what was asked) is for whoever reads the file; ``depth`` and ``length`` (where in the video the
+answer is, 0 to 1, and the video's seconds) are there where they are known, for the map of accuracy over both.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
 def _to_dict(p: Prediction) -> dict[str, Any]:
     line = {"question_id": p.question_id, "key": p.key, "task": p.task, "try": p.attempt}
     line |= {"question": p.question} if p.question else {}
+    line |= {name: round(at, 4) for name, at in (("depth", p.depth), ("length", p.length)) if at is not None}
     if p.options:
         scores = p.scores and [round(s, 6) if math.isfinite(s) else None for s in p.scores]
         line |= {"options": p.options, "gold": p.gold, "pred": p.pred, "scores": scores, "variant": p.variant}
@@ -96,7 +98,8 @@ def _parse(line: str, where: str, variant: str) -> Prediction:
     found = _open(value, where) if is_open else _choice(value, where)
     return Prediction(
         question_id=str(value["question_id"]), key=str(value["key"]), task=str(value["task"]), attempt=value["try"],
-        variant=str(value.get("variant", variant)), question=str(value.get("question", "")), **found,
+        variant=str(value.get("variant", variant)), question=str(value.get("question", "")),
+        depth=_place(value, "depth", where), length=_place(value, "length", where), **found,
     )  # fmt: skip
 
 
@@ -161,6 +164,13 @@ def _read(pred: Any, options: tuple[str, ...], where: str, own: bool) -> Reading
             f"option, too; write the option's letter, {LETTERS[0]!r} to {LETTERS[min(len(options), 26) - 1]!r}"
         )
     return reading
+
+
+def _place(value: dict[str, Any], name: str, where: str) -> float | None:
+    field = value.get(name)
+    if field is not None and (isinstance(field, bool) or not isinstance(field, int | float) or not field >= 0):
+        raise UserError(f"{where}: {name} is {field!r}, expected a number from 0 on, or null")
+    return None if field is None else float(field)
 
 
 def _is_index(value: Any, stop: int) -> bool:

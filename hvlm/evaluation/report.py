@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 from hvlm.console import duration
 from hvlm.errors import UserError
 from hvlm.evaluation import results
+from hvlm.evaluation.needle_map import PICTURE
 from hvlm.evaluation.report_data import (
     BLIND,
     Series,
@@ -55,6 +56,8 @@ def write_report(run_dir: Path, extra: Sequence[str] = ()) -> Path:
     lines = [f"# {run_dir.name}", "", *extra, *([""] if extra else [])]
     if records:
         lines += ["## Results", "", *table(records), "", *_provenance(records), ""]
+    if (run_dir / PICTURE).exists():
+        lines += [f"![right answers by depth of the needle and length of the video]({PICTURE})", ""]
     if stages:
         lines += ["## Training", ""]
         for stage in stages:

@@ -13,6 +13,7 @@ from typing import Any
 
 from hvlm.console import duration
 from hvlm.evaluation import results
+from hvlm.evaluation.needle_map import PICTURE
 from hvlm.evaluation.open_scores import is_right
 from hvlm.evaluation.predictions import read_predictions
 from hvlm.evaluation.report_data import (
@@ -62,6 +63,8 @@ def page(run_dir: Path, stages: Sequence[Stage], records: Sequence[results.Recor
     parts = [f"<h1>{title}</h1>", *(f"<p>{escape(line)}</p>" for line in extra)]
     if records:
         parts += ["<h2>Results</h2>", *_results(records)]
+    if (run_dir / PICTURE).exists():
+        parts.append(f"<h3>Where the needle is, and how long the video</h3>{_image(run_dir, PICTURE)}")
     parts += _answers(run_dir)
     if stages:
         parts += ["<h2>Training</h2>", *(part for stage in stages for part in _stage(stage))]

@@ -48,7 +48,9 @@ class Try(NamedTuple):
 class Question(NamedTuple):
     """id: unique in the benchmark. key: the clip's one name (its uid), by which errors are clustered; clips that are
     parts of one video share it. evidence: seconds, half-open: every interval must hold a sampled frame, otherwise the
-    question is not asked. text: the question alone, for whoever reads the answers; "": as in the first try's prompt."""
+    question is not asked. text: the question alone, for whoever reads the answers; "": as in the first try's prompt.
+    depth, length: of what it asks about, where that is known: its place in the video, 0 to 1, and the video's seconds.
+    """
 
     id: str
     key: str
@@ -56,6 +58,8 @@ class Question(NamedTuple):
     tries: tuple[Try, ...]
     evidence: tuple[tuple[float, float], ...]
     text: str = ""
+    depth: float | None = None
+    length: float | None = None
 
     @property
     def words(self) -> str:
@@ -70,7 +74,7 @@ class Prediction(NamedTuple):
     pred: index of the chosen option, None where there is none. scores: of each option, where options were scored.
     text: what was written, where something was. answers: what counts as right, of an open question.
     problem: why there is no ``pred``: "missing" (no answer), "unread" (a text that is no option), "ambiguous" (it could
-    mean two), or "". question: what was asked, where that is known.
+    mean two), or "". question: what was asked, where that is known. depth, length: as in ``Question``.
     """
 
     question_id: str
@@ -86,6 +90,8 @@ class Prediction(NamedTuple):
     answers: tuple[str, ...] = ()
     problem: str = ""
     question: str = ""
+    depth: float | None = None
+    length: float | None = None
 
     @property
     def right(self) -> bool:

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from hvlm.errors import UserError
+from hvlm.evaluation.needle_map import PICTURE
 from hvlm.viz.media import keep_wandb_media_in
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def wandb_logger(cfg: Mapping[str, Any], folder: Path, fresh: bool = False) -> W
 @rank_zero_only
 def write_summary(cfg: Mapping[str, Any], folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Put the benchmark's results into the summary of the W&B run of the stage in ``folder``, which has ended:
-    ``eval/<variant>/<metric>``, and ``.../stderr`` where a result has one.
+    ``eval/<variant>/<metric>``, and ``.../stderr`` where a result has one; the map of depth and length, if any.
 
     Raises UserError where W&B cannot start.
     """
@@ -47,6 +48,8 @@ def write_summary(cfg: Mapping[str, Any], folder: Path, records: Sequence[Mappin
             found[f"{name}/stderr"] = record["stderr"]
     run = _start(cfg, folder, fresh=False)
     run.summary.update(found)
+    if (picture := folder.parent / PICTURE).exists():
+        run.log({"eval/needles": wandb.Image(str(picture))})
     run.finish()
 
 

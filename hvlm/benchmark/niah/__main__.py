@@ -1,0 +1,5 @@
+"""See ``hvlm.benchmark.niah``."""
+
+from hvlm.benchmark.niah.command import main
+
+main()
