@@ -16,8 +16,10 @@ from hvlm.benchmark.vnbench import VNBench
 from hvlm.commands.eval import evaluate as eval_script
 from hvlm.errors import UserError
 from hvlm.evaluation.answers import MISSING, UNREAD
+from hvlm.evaluation.evaluate import score_predictions
 from hvlm.evaluation.needle_map import needle_map, write_needle_map
 from hvlm.evaluation.predictions import read_predictions, write_predictions
+from hvlm.evaluation.results import Label
 from hvlm.evaluation.scores import Prediction
 from hvlm.evaluation.vnbench_annotations import FIELDS, TASKS, read_annotations, source_of, stem_of
 from hvlm.evaluation.vnbench_lines import is_published, parse, read_published
@@ -206,7 +208,7 @@ def test_the_script_scores_without_a_model_and_writes_a_file(tmp_path: Path, cap
     assert json.loads(out.read_text()) == records and list(out.parent.iterdir()) == [out]
     assert {r["metric"]: r["value"] for r in records}["accuracy_mean"] == 0.75
     assert "1 of them null" in caplog.text and "accuracy/ret_edit1" in caplog.text
-    again = eval_script([*words[:2], "task=score", f"out={tmp_path / 'folder'}", "benchmark.parser=strict"])
+    again = score_predictions(path, Label("p", "m", 0), tmp_path / "folder", VNBench(parser="strict"))
     assert (tmp_path / "folder" / "results.json").exists()
     assert {r["metric"] for r in again} >= {"official_accuracy_4of4"}
 

@@ -165,8 +165,8 @@ def _spelled(needle: Needle, frame: np.ndarray, number: int) -> None:
 
 
 def _written(frame: np.ndarray, text: str, longest: str) -> None:
-    """Text on a dark band in the lower third; its size follows from ``longest``. Where a line has no room, its last word
-    stands alone."""
+    """Text on a dark band in the lower third; its size follows from ``longest``. Where a line has no room its last
+    word stands alone."""
     height, width, _ = frame.shape
     if letters(longest, 1).shape[1] > 0.94 * width:
         text, longest = text.rpartition(" ")[2], longest.rpartition(" ")[2]
