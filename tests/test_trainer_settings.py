@@ -110,7 +110,7 @@ def test_words_of_other_programs_are_answered_with_ours(override: str, ours: str
 @pytest.mark.parametrize(
     "override, ours",
     [
-        ("benchmark=vnbench", "did you mean 'dataset=needles dataset.set=vnbench'?"),
+        ("benchmark=videoniah", "did you mean 'vnbench'?"),
         ("benchmark=videomme", "did you mean 'choices'?"),
         ("connector=mlp", "did you mean 'connector=patches connector.projector=mlp'?"),
         ("connector=projector", "did you mean 'patches'?"),

@@ -219,7 +219,7 @@ WORDS: dict[str, dict[str, tuple[str, ...]]] = {
         **dict.fromkeys(("vnbench", "niah", "needle"), ("dataset=needles dataset.set=vnbench",)),
     },
     "benchmark": {
-        **dict.fromkeys(("vnbench", "niah", "videoniah", "haystack"), ("dataset=needles dataset.set=vnbench",)),
+        **dict.fromkeys(("niah", "videoniah", "haystack", "vn_bench"), ("vnbench",)),
         **dict.fromkeys(("mvbench", "videomme", "video_mme", "mlvu", "longvideobench", "egoschema"), ("choices",)),
         **dict.fromkeys(("nextqa", "mcq", "mc", "multiple_choice", "own", "custom", "perceptiontest"), ("choices",)),
         **dict.fromkeys(("vqa", "qa", "open_ended", "activitynetqa", "msvd", "msrvtt", "captions"), ("open",)),
