@@ -20,13 +20,16 @@ MAX_TURNS = 1000
 
 class Conversation(NamedTuple):
     """prompt, answer: the last exchange. turns: the earlier ones, (question, answer). system: the text of the system
-    turn, "" without one. rejected: a worse answer to the last question."""
+    turn, "" without one. rejected: a worse answer to the last question. name, task: of one that stands in an object
+    with ``id`` and ``task``, else ""."""
 
     prompt: str
     answer: str
     turns: tuple[tuple[str, str], ...] = ()
     system: str = ""
     rejected: str | None = None
+    name: str = ""
+    task: str = ""
 
 
 def conversation(value: Any, where: str) -> Conversation:

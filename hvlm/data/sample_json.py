@@ -116,9 +116,12 @@ def _sample(value: dict[str, Any], key: str, domain: str, uid: str) -> dict[str,
     if len(set(names)) < len(names):
         raise FieldError(f"questions: two have the id {next(n for n in names if names.count(n) > 1)!r}")
     talks = _conversations(value)
-    numbers = (f"q{i}" for i in itertools.count(len(names)) if f"q{i}" not in names)
+    names += [talk.name for talk in talks if talk.name]
+    if len(set(names)) < len(names):
+        raise FieldError(f"conversations: two have the id {next(n for n in names if names.count(n) > 1)!r}")
+    numbers = (f"q{i}" for i in itertools.count(len(sample["questions"])) if f"q{i}" not in names)
     if "captions" in value or "questions" in value or "objects" in value:
-        sample["questions"] += [_of_talk(talk, next(numbers), value) for talk in talks]
+        sample["questions"] += [_of_talk(talk, talk.name or next(numbers), value) for talk in talks]
         return sample
     if not talks and "question" in value and any(name in value for name in ("answer", "answers", "gold")):
         q = _lone_question({name: value[name] for name in _ASKED if name in value}, lettered)
@@ -136,13 +139,14 @@ def _sample(value: dict[str, Any], key: str, domain: str, uid: str) -> dict[str,
         }
         sample["captions"].append({name: field for name, field in caption.items() if field or name == "evidence"})
         if "caption" not in value:
-            sample["questions"].append(_of_talk(talk, next(numbers), value))
+            sample["questions"].append(_of_talk(talk, talk.name or next(numbers), value))
     return sample
 
 
 def _of_talk(talk: Conversation, name: str, value: Mapping[str, Any]) -> dict[str, Any]:
-    """A conversation as the question that it ends with, of the task that the sample's ``source`` names."""
-    task = as_text(value.get("source", "question"), "source")
+    """A conversation as the question that it ends with, of its own task or the one that the sample's ``source``
+    names."""
+    task = talk.task or as_text(value.get("source", "question"), "source")
     more = {"turns": talk.turns, "system": talk.system, "rejected": talk.rejected}
     question = {"id": name, "task": task, "question": talk.prompt, "answer": talk.answer}
     return question | {"lettered": False, "evidence": []} | {name: field for name, field in more.items() if field}
@@ -150,14 +154,14 @@ def _of_talk(talk: Conversation, name: str, value: Mapping[str, Any]) -> dict[st
 
 def _conversations(value: dict[str, Any]) -> list[Conversation]:
     """Those of the fields ``messages`` and ``conversations``, each of which holds the turns of one, or several such
-    lists."""
+    lists or objects with ``messages``."""
     found = []
     for name in _CONVERSATIONS:
         if name not in value:
             continue
         items = as_list(value[name], name)
-        if items and isinstance(items[0], list):
-            found += [conversation(as_list(item, f"{name}[{i}]"), f"{name}[{i}]") for i, item in enumerate(items)]
+        if items and (isinstance(items[0], list) or (isinstance(items[0], dict) and "messages" in items[0])):
+            found += [_conversation(item, f"{name}[{i}]") for i, item in enumerate(items)]
         else:
             found.append(conversation(items, name))
     if found and "system" in value:
@@ -166,6 +170,15 @@ def _conversations(value: dict[str, Any]) -> list[Conversation]:
     if len(found) == 1:
         found = [found[0]._replace(rejected=_rejected(value))]
     return found
+
+
+def _conversation(item: Any, where: str) -> Conversation:
+    """A list of turns, or an object that holds one as ``messages``, with ``id`` and ``task``."""
+    if not isinstance(item, dict):
+        return conversation(as_list(item, where), where)
+    said = conversation(item.get("messages"), f"{where}.messages")
+    own = {name: as_text(item[name], f"{where}.{name}") for name in ("id", "task") if item.get(name) is not None}
+    return said._replace(name=own.get("id", ""), task=own.get("task", ""))
 
 
 def _rejected(value: dict[str, Any]) -> str | None:

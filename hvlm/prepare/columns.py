@@ -17,6 +17,7 @@ from hvlm.errors import UserError
 from hvlm.prepare.formats import Blob
 from hvlm.prepare.media import Finder
 from hvlm.prepare.problems import Problem
+from hvlm.prepare.seconds import as_seconds
 from hvlm.prepare.settings import ROLES, Settings
 
 NONE = "none"
@@ -36,11 +37,13 @@ NAMES: dict[str, tuple[str, ...]] = {
     "domain": ("domain",),
     "task": ("task", "tasktype questiontype qtype type category"),
     "fps": ("fps",),
+    "start": ("start", "starttime startsec startseconds startsecond", "begin begintime"),
+    "end": ("end", "endtime endsec endseconds endsecond", "stop stoptime"),
     "caption": ("caption captions", "text description", "summary sentence desc"),
     "question": ("question questions", "query prompt instruction", "user input problem q"),
     "answer": (
         "answer answers", "chosen chosenassistant", "response output completion assistant",
-        "correctanswer correct gtanswer gold label target solution answeridx answerindex a",
+        "correctanswer correct answerkey gtanswer gold label target solution answeridx answerindex a",
     ),
     "options": ("options choices", "candidates candidate optionlist answerchoices multiplechoice"),
     "rejected": ("rejected", "rejectedassistant rejectedanswer rejectedresponse"),
@@ -110,6 +113,11 @@ def take(columns: Sequence[str], rows: Sequence[dict[str, Any]], finder: Finder,
         guess = _video(free, few, finder) if role == "video" else _named(role, free, few, rows, taken)
         if guess:
             taken.columns[role] = guess
+    for role, other in (("start", "end"), ("end", "start")):
+        if role in taken.columns and other not in taken.columns:
+            if role in taken.said:
+                raise UserError(f"{role}={taken.columns[role][0]}: a part of a video has both; say {other}=…, too")
+            taken.notes.append(f"{taken.columns.pop(role)[0]} is not taken for the {role}: no column says the {other}")
     _enough(taken, columns, few)
     return taken
 
@@ -171,7 +179,15 @@ def _suits(role: str, column: str, few: Sequence[dict], rows: Sequence[dict], ta
     if role == "rejected":
         return not all(isinstance(v, (int, float)) for v in values)
     if role == "fps":
-        return all(_number(v) for v in values)
+        odd = [v for v in values if not _number(v)]
+        return _noted(
+            taken, not odd, f"{column} is not taken for fps: {_shown(odd[0]) if odd else ''} is no rate above 0"
+        )
+    if role in ("start", "end"):
+        odd = [v for v in values if as_seconds(v) is None]
+        return _noted(
+            taken, not odd, f"{column} is not taken for the {role}: {_shown(odd[0]) if odd else ''} is no time"
+        )
     return not isinstance(values[0], Blob)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,13 +124,22 @@ class Finder:
         if fields[0] not in ENDINGS:
             reason = f"files ending in .{fields[0]} are not read; make it an .mp4: ffmpeg -i {shown} {shown}.mp4"
             raise Problem("unknown kind of file", reason, shown)
-        sizes = [os.path.getsize(file) for file in files]
+        try:
+            sizes = [os.path.getsize(file) for file in files]
+        except OSError as error:  # a link to nothing
+            raise Problem("cannot be read", error.strerror or str(error), shown) from error
         if 0 in sizes:
             raise Problem("empty file", "the file holds nothing", os.path.relpath(files[sizes.index(0)], self.root))
         return Medium(shown, tuple(files), fields, sum(sizes))
 
     def _searched(self, name: str, path: str) -> str:
         """The one file of this name, with or without its ending, below the folder. Raises Problem."""
+        # Accents that a Mac has taken apart, or the table; the separators of Windows.
+        others = [unicodedata.normalize(form, name) for form in ("NFC", "NFD")] + [name.replace("\\", "/")]
+        for other in others:
+            way = os.path.normpath(os.path.join(self.root, other))
+            if other != name and os.path.exists(way) and os.path.commonpath([way, self.root]) == str(self.root):
+                return way
         if same := [f"{path}.{e}" for e in ENDINGS if os.path.isfile(f"{path}.{e}")]:
             found = same
         elif "/" in name or os.sep in name:

@@ -24,6 +24,7 @@ from hvlm.prepare.formats import Malformed
 from hvlm.prepare.media import Finder, Medium
 from hvlm.prepare.options import Answers, fitting, options_of, way
 from hvlm.prepare.problems import Problem
+from hvlm.prepare.seconds import section
 from hvlm.prepare.settings import SPLITS, Settings
 from hvlm.prepare.source import Source
 from hvlm.prepare.splits import Groups, drawn
@@ -55,7 +56,8 @@ class Bad:
 class Sample:
     """One clip with the texts of all rows that show it; without a medium a text-only chat.
 
-    parts: (table, row, what it says) of each row. group: what it must share its split with.
+    parts: (table, row, what it says) of each row. group: what it must share its split with. section: [start, stop] in
+    seconds, of which alone frames are shown. cluster: what errors are clustered by, where that is more than the clip.
     """
 
     medium: Medium | None
@@ -64,6 +66,8 @@ class Sample:
     domain: str = "general"
     fps: float | None = None
     group: str = ""
+    section: tuple[float, float] | None = None
+    cluster: str = ""
     parts: list[tuple[str, int, Said]] = field(default_factory=list)
 
     @property
@@ -110,6 +114,7 @@ class Plan:
             state = [(p, os.stat(p).st_size, os.stat(p).st_mtime_ns) if isinstance(p, str) else p.sha256 for p in parts]
             texts = [(t, r, s.captions, s.questions, s.conversations) for t, r, s in sample.parts]
             line = [sample.key, sample.split, sample.domain, sample.fps, state, texts]
+            line += [sample.section, sample.cluster] if sample.section or sample.cluster else []
             found.update(json.dumps(line, default=str).encode())
         found.update(json.dumps([vars(bad) for bad in self.bad]).encode())
         return found.hexdigest()
@@ -132,16 +137,16 @@ def make(source: Source, settings: Settings) -> Plan:
     taken = take(source.columns, [row for _, _, row in rows], finder, settings)
     how = _answers([row for _, _, row in rows], taken, settings)
     same = _same_content(_media(rows, taken, finder))
-    samples: dict[str, Sample] = {}
+    samples: dict[tuple[str, tuple[float, float] | None], Sample] = {}
     texts: list[Sample] = []
     groups = Groups()
     ids: dict[str, tuple[str, int]] = {}
     for table, number, row in rows:
-        shown = ""
+        shown = _named(taken.one("video", row))
         try:
             part = said(row, taken, how, settings)
             medium = _medium(row, taken, part, finder)
-            shown = medium.name if medium else ""
+            shown = medium.name if medium else shown
             name = taken.one("id", row)
             if name is not None and ids.setdefault(str(name), (table, number)) != (table, number):
                 other, line = ids[str(name)]
@@ -153,10 +158,12 @@ def make(source: Source, settings: Settings) -> Plan:
                 texts.append(Sample(None, key, domain=TEXT, parts=[(table, number, part)]))
                 continue
             medium = same.get(medium.name, medium)
-            sample = samples.get(medium.name) or Sample(medium, group=medium.name)
+            part_of = section(taken.one("start", row), taken.one("end", row))
+            clip = (medium.name, part_of)
+            sample = samples.get(clip) or Sample(medium, group=medium.name, section=part_of)
             _join(sample, row, taken, groups)
             sample.parts.append((table, number, part))
-            samples[medium.name] = sample
+            samples[clip] = sample
         except Problem as problem:
             bad.append(Bad(table, number, problem.file or shown, problem.kind, problem.reason))
     found = list(samples.values())
@@ -193,6 +200,11 @@ def _medium(row: dict[str, Any], taken: Taken, part: Said, finder: Finder) -> Me
     if value is None and "conversations" in taken.columns and not part.captions:
         return None
     return finder.find(value)
+
+
+def _named(value: Any) -> str:
+    """What a row calls its video, for the record of those that are left out."""
+    return value.strip()[:LONGEST_KEY] if isinstance(value, str) else ""
 
 
 def _media(rows: Sequence[tuple[str, int, dict[str, Any]]], taken: Taken, finder: Finder) -> Iterator[Medium]:
@@ -245,9 +257,13 @@ def _join(sample: Sample, row: dict[str, Any], taken: Taken, groups: Groups) -> 
         sample.domain = str(domain).strip()
     names: list[tuple[str, str]] = [("file", sample.group)]
     # A column that was only guessed does not overrule the splits that a table states.
-    if (source := taken.one("source", row)) is not None and ("source" in taken.said or "split" not in taken.columns):
+    source = taken.one("source", row)
+    if source is not None and ("source" in taken.said or "split" not in taken.columns):
         names.append(("source", str(source)))
     groups.join(names)
+    sample.cluster = sample.cluster or (
+        str(source).strip() if source is not None else sample.group if sample.section else ""
+    )
 
 
 def _split(samples: list[Sample], taken: Taken, settings: Settings, bad: list[Bad], rows: dict) -> None:
@@ -279,10 +295,11 @@ def _split(samples: list[Sample], taken: Taken, settings: Settings, bad: list[Ba
 
 def _keys(samples: list[Sample]) -> None:
     """Names of samples: those of their files, where they can be names of a tar's members and differ."""
-    plain = [_key(sample.medium.name if sample.medium else "") for sample in samples]
+    parts = ["" if sample.section is None else "@{:g}-{:g}".format(*sample.section) for sample in samples]
+    names = [sample.medium.name if sample.medium else "" for sample in samples]
+    plain = [_key(name) + _as_name(part) for name, part in zip(names, parts, strict=True)]
     often = Counter(plain)
-    for sample, key in zip(samples, plain, strict=True):
-        name = sample.medium.name if sample.medium else ""
+    for sample, key, name in zip(samples, plain, map("".join, zip(names, parts, strict=True)), strict=True):
         if often[key] > 1 or len(key) > LONGEST_KEY or not key.strip("/"):
             digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12]
             key = f"{key[-LONGEST_KEY:].strip('/')}-{digest}".lstrip("-")
@@ -291,7 +308,11 @@ def _keys(samples: list[Sample]) -> None:
 
 def _key(name: str) -> str:
     stem = os.path.splitext(name)[0].replace("\\", "/")
-    return "/".join("".join(c if c.isalnum() or c in "_-" else "_" for c in part) for part in stem.split("/") if part)
+    return "/".join(_as_name(part) for part in stem.split("/") if part)
+
+
+def _as_name(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "_-" else "_" for c in text)
 
 
 def _shards(samples: list[Sample], settings: Settings) -> list[Shard]:

@@ -14,7 +14,7 @@ from hvlm.errors import UserError
 
 # Parts that a column can play, in the order in which they are shown.
 ROLES = (
-    "video", "source", "split", "id", "domain", "task", "fps", "caption", "question", "answer", "options", "rejected",
+    "video", "source", "split", "id", "domain", "task", "fps", "start", "end", "caption", "question", "answer", "options", "rejected",
     "conversations",
 )  # fmt: skip
 # Settings that change how the work is done and not what comes out: a second start may give them other values.
@@ -54,6 +54,8 @@ class Settings:
     domain: str | None = None
     task: str | None = None
     fps: str | None = None
+    start: str | None = None
+    end: str | None = None
     caption: str | None = None
     question: str | None = None
     answer: str | None = None

@@ -19,7 +19,7 @@ class Said:
 
     captions: list[dict[str, Any]] = field(default_factory=list)
     questions: list[dict[str, Any]] = field(default_factory=list)
-    conversations: list[list[dict[str, str]]] = field(default_factory=list)
+    conversations: list[Any] = field(default_factory=list)  # turns, or an object with them, an id and a task
     media: list[str] = field(default_factory=list)
     marked: bool = False
 
@@ -58,7 +58,8 @@ def _caption(item: Any, settings: Settings) -> dict[str, Any]:
 def _conversation(value: Any, out: Said, more: dict[str, Any]) -> None:
     one, out.media, out.marked = read(value)
     if one.turns or one.system:
-        out.conversations.append(messages(one))
+        said = messages(one)
+        out.conversations.append({"messages": said, **more} if more else said)
     else:
         out.questions.append({"question": one.prompt, "answer": one.answer, **more})
 
@@ -124,11 +125,14 @@ def sample_json(parts: list[Said], more: dict[str, Any]) -> bytes:
 def chat_json(part: Said) -> bytes:
     """The JSON of a text-only chat."""
     if part.conversations:
-        return _bytes({"messages": part.conversations[0]})
+        said = part.conversations[0]
+        return _bytes({"messages": said["messages"] if isinstance(said, dict) else said})
     exchange = part.questions[0]
-    said = (("user", exchange["question"]), ("assistant", exchange["answer"]))
-    return _bytes({"messages": [{"role": role, "content": text} for role, text in said]})
+    turns = (("user", exchange["question"]), ("assistant", exchange["answer"]))
+    return _bytes({"messages": [{"role": role, "content": text} for role, text in turns]})
 
 
 def _bytes(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    # default: dates and the like in objects of a table's own, which no reader looks at
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str)
+    return text.encode("utf-8", "surrogatepass")

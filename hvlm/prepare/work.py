@@ -104,6 +104,12 @@ def _shown(sample: Sample, job: Job) -> tuple[dict[str, bytes | Path], dict[str,
     name = sample.medium.name.encode("utf-8", "backslashreplace").decode()
     seconds = check(sample.medium, members, job.frames, fps, job.timeout)
     more: dict[str, Any] = {"file": name, "duration": round(seconds, 3), "domain": sample.domain}
+    if sample.section is not None:
+        if sample.section[0] >= seconds:
+            raise Problem("wrong part", f"it starts at {sample.section[0]:g} s, the video lasts {seconds:.2f} s", name)
+        more["section"] = list(sample.section)
+    if sample.cluster:
+        more["cluster"] = sample.cluster
     return members, more if sample.medium.is_video or sample.fps is None else more | {"fps": sample.fps}
 
 
@@ -114,7 +120,8 @@ def _readable(sample: Sample, bad: list[Bad]) -> list[Said]:
     for table, row, part in sample.parts:
         try:
             parse({"json": sample_json([part], {})}, sample.key, "general")
-            given = [str(q["id"]) for q in part.questions if isinstance(q, dict) and q.get("id") is not None]
+            asked = [q for q in (*part.questions, *part.conversations) if isinstance(q, dict)]
+            given = [str(q["id"]) for q in asked if q.get("id") is not None]
             if again := next((name for name in given if name in ids), None):
                 raise SampleError(sample.key, "json", f"the question's id {again} stands in another row of this video")
             ids.update(given)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from hvlm.errors import UserError
 from hvlm.prepare.formats import Malformed, Row
 
 LONGEST_CELL = 16 << 20  # characters
+FIRST_ROWS = 20  # that tell what stands between cells
 
 
 class Table:
@@ -22,7 +24,7 @@ class Table:
         try:
             with open(path, "rb") as file:
                 head = file.readline(LONGEST_CELL).decode("utf-8-sig")
-            self._mark = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=head.count)
+            self._mark = "\t" if path.suffix.lower() == ".tsv" else _mark(path, head)
             with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
                 names = next(csv.reader(file, delimiter=self._mark), [])
         except UnicodeDecodeError as error:
@@ -63,3 +65,15 @@ class Table:
                     yield self.path.name, number, Malformed("not UTF-8")
                 else:
                     yield self.path.name, number, dict(zip(self.columns, cells, strict=True))
+
+
+def _mark(path: Path, head: str) -> str:
+    """What stands between cells: what most often stands in the first line, of those by which the first rows have as
+    many cells as it."""
+    marks = sorted((mark for mark in ",;\t" if mark in head), key=head.count, reverse=True)
+    for mark in marks:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            cells = {len(row) for row in islice(csv.reader(file, delimiter=mark), FIRST_ROWS) if row}
+        if len(cells) == 1:
+            return mark
+    return marks[0] if marks else ","
