@@ -11,6 +11,8 @@ import errno
 import logging
 import os
 import re
+import select
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -95,10 +97,14 @@ def duration(seconds: float) -> str:
 @contextmanager
 def error_line() -> Iterator[None]:
     """Prints a ``UserError``, and what a disk or a folder refuses, as one line on stderr and exits 1; after Ctrl-C
-    exits 130. HYDRA_FULL_ERROR=1 shows the whole traceback."""
+    exits 130, without a word and with 141 where nobody reads its output any more. HYDRA_FULL_ERROR=1 shows the
+    whole traceback."""
     try:
         yield
+        sys.stdout.flush()
     except (UserError, OSError, KeyboardInterrupt) as e:
+        if isinstance(e, BrokenPipeError) and _nobody_reads():
+            raise SystemExit(128 + signal.SIGPIPE) from None
         machine = e if isinstance(e, OSError) and e.errno in OF_THE_MACHINE else None
         if os.environ.get("HYDRA_FULL_ERROR") == "1" or (isinstance(e, OSError) and machine is None):
             raise
@@ -108,6 +114,21 @@ def error_line() -> Iterator[None]:
         text = f"{machine.filename or 'writing'}: {machine.strerror}; the same command continues" if machine else str(e)
         print(f"error: {text}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _nobody_reads() -> bool:
+    """Whether whoever read this process's output has gone (``hvlm train --help | head``). Then it goes nowhere, so that
+    nothing complains when the process ends."""
+    try:
+        place = sys.stdout.fileno()
+        asked = select.poll()
+        asked.register(place, select.POLLOUT)
+        gone = any(event & select.POLLERR for _, event in asked.poll(0))
+    except (OSError, ValueError, AttributeError):  # no file, or a system without poll
+        return False
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), place)
+    return gone
 
 
 def typed() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,14 @@ print(sorted({"torch", "lightning", "transformers", "numpy"} & set(sys.modules))
     ]
 
 
+def test_who_stops_reading_the_help_sees_no_traceback(tmp_path: Path) -> None:
+    code = "from hvlm import commands; commands.run(['train', '--help'])"
+    shell = f'{sys.executable} -c "{code}" | head -1; exit ${{PIPESTATUS[0]}}'
+    env = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
+    done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout.startswith("usage:") and done.stderr == "" and done.returncode in (0, 141)
+
+
 def test_completion_knows_commands_groups_words_and_settings() -> None:
     for line, expected in {
         "hvlm ev": ["eval"],
@@ -81,6 +90,14 @@ def test_completion_knows_commands_groups_words_and_settings() -> None:
         "hvlm train seed=3 conn": ["connector.", "connector="],
         "hvlm eval connector=foveated connector.mo": ["connector.mode="],
         "hvlm completion z": ["zsh"],
+        "hvlm eval task=ge": ["task=generate"],
+        "hvlm train evaluate=": ["evaluate=true", "evaluate=false"],
+        "hvlm train trainer.precision=": [
+            f"trainer.precision={p}" for p in ("auto", "32-true", "bf16-mixed", "16-mixed")
+        ],
+        "hvlm prepare clips lett": ["lettered="],
+        "hvlm prepare clips answers=ind": ["answers=index0", "answers=index1"],
+        "hvlm prepare clips/": [],
     }.items():
         assert completion.candidates(line) == expected, line
     with pytest.raises(UserError, match="expected one of bash, zsh, fish"):

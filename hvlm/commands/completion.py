@@ -9,8 +9,11 @@ import contextlib
 import importlib
 import io
 import os
-from collections.abc import Sequence
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from hvlm.config.settings import SECTIONS, RootConfig
 from hvlm.errors import UserError
 
 BASH = """_hvlm_complete() {
@@ -60,8 +63,15 @@ def candidates(line: str) -> list[str]:
         return [name for name in names() if name.startswith("".join(given))]
     if given[0] == "completion":
         return [shell for shell in SHELLS if shell.startswith(given[-1])]
+    if given[0] == "prepare":
+        from hvlm.prepare.settings import Settings
+
+        named = [f"{name}=" for name in vars(Settings("")) if given[-1] and f"{name}=".startswith(given[-1])]
+        return _values(given[-1], {"": Settings}) or named
     if given[0] not in ("train", "eval"):
         return []
+    if values := _values(given[-1], {"": RootConfig} | {f"{name}.": of for name, of in SECTIONS.items()}):
+        return values
     out = io.StringIO()
     before = os.environ.get("COMP_LINE")
     os.environ["COMP_LINE"] = line.replace(f" {given[0]}", "", 1)  # as of a script, which is what Hydra completes
@@ -71,3 +81,25 @@ def candidates(line: str) -> list[str]:
     finally:
         os.environ.pop("COMP_LINE") if before is None else os.environ.update(COMP_LINE=before)
     return out.getvalue().split()
+
+
+def _values(word: str, classes: Mapping[str, type]) -> list[str]:
+    """What ``key=`` can become where the key's type says it: the values of a Literal, true and false.
+
+    classes: {what stands before a key and its dot: the class whose fields are the keys}.
+    """
+    key, equals, begun = word.partition("=")
+    section, dot, name = key.rpartition(".")
+    found = classes.get(section + dot)
+    annotation = get_type_hints(found).get(name) if found is not None and equals else None
+    return [f"{key}={value}" for value in _said(annotation) if value.startswith(begun)]
+
+
+def _said(annotation: Any) -> Iterator[str]:
+    if annotation is bool:
+        yield from ("true", "false")
+    elif get_origin(annotation) is Literal:
+        yield from (str(value) for value in get_args(annotation))
+    elif get_origin(annotation) in (Union, types.UnionType):
+        for one in get_args(annotation):
+            yield from _said(one)

@@ -14,8 +14,8 @@ from hvlm.errors import UserError
 
 # Parts that a column can play, in the order in which they are shown.
 ROLES = (
-    "video", "source", "split", "id", "domain", "task", "fps", "start", "end", "caption", "question", "answer", "options", "rejected",
-    "conversations",
+    "video", "source", "split", "id", "domain", "task", "fps", "start", "end", "caption", "question", "answer",
+    "options", "rejected", "conversations",
 )  # fmt: skip
 # Settings that change how the work is done and not what comes out: a second start may give them other values.
 FREE = ("out", "dry_run", "workers", "max_bad", "decode_timeout", "videos", "src", "table")
