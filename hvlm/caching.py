@@ -9,7 +9,7 @@ left, where that stood, how much it counts and which row it belongs to.
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +27,14 @@ class Held(NamedTuple):
     layer_idx: int
 
 
+class Rotates(Protocol):
+    """How a language model rotates queries and keys (``hvlm.language._rotation.Rotation``)."""
+
+    def angles(self, position_KS: Tensor, layer: int) -> Any: ...
+
+    def turn(self, x_KHSd: Tensor, angles: Any) -> Tensor: ...
+
+
 class PastKV(Cache):
     """Keeps everything: reading piece by piece then equals one pass over the whole sequence.
 
@@ -42,9 +50,12 @@ class PastKV(Cache):
         next_K1: int64, the position after each row's last valid token.
         length: places read so far, padding and forgotten ones included.
         in_pieces: reading in pieces of any size is reading all at once; False: what is asked goes in token by token.
+        rotation: of the language model that reads through it; None before the first pass, and of a model whose rotation
+            cannot be told.
     """
 
     in_pieces: bool = True
+    rotation: Rotates | None = None
 
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=DynamicLayer)
@@ -142,6 +153,16 @@ class PastKV(Cache):
             self._key_bias = self.bias_KL.masked_fill(~self.mask_KL, NOWHERE) if self._padded else self.bias_KL
         elif self._padded:
             self._mask = visible(self.mask_KL, self._new)
+
+    def tell(self, frame_KS: Tensor, slot_KS: Tensor) -> None:
+        """Say of the next S places of each row, before the passes that read them, what of the video they are.
+
+        Whoever does not know says nothing. What it is to a cache is its own matter, and to most of them nothing.
+
+        Args:
+            frame_KS: int64 [K, S], which frame; -1 for text.
+            slot_KS: int64 [K, S], which place within a frame, the same number in every frame.
+        """
 
     def keep(self) -> Tensor | None:
         """Which places to go on with after this pass, in which the new tokens still see all that was kept before it.

@@ -158,6 +158,8 @@ class VLM(nn.Module):
         """The language model's states, [K, L, D]; an empty ``cache`` (of ``kvcache``) keeps what writing goes on from,
         and each place sees of those before what it keeps: see ``hvlm.prefill.read``."""
         x, mask, _, position, log_size, _, batch = sequence
+        if cache is not None and batch is not None and sequence.tokens is not None:
+            cache.tell(*frames_and_slots(sequence, self.vision.grid(*batch.frames_BTCHW.shape[-2:])))
         with self.adapter.using(language=None if batch is None else batch.adapter_K):
             if cache is not None:
                 return prefill.read(self.language, sequence, cache, self.kvcache.chunk, self.kvcache.apart)
@@ -249,6 +251,21 @@ def interleave(s: int, v: int, at_K: Tensor) -> Tensor:
     place = torch.arange(s + v, device=at_K.device).expand(len(at_K), -1)
     at = at_K.unsqueeze(1)
     return torch.where(place < at, place, torch.where(place < at + v, s + place - at, place - v))
+
+
+def frames_and_slots(sequence: Sequence, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Of each place of the laid-out rows, the frame and the patch of the frame's ``grid`` that it is or stands for;
+    -1 for text and padding. int64, both [K, L]."""
+    tokens = sequence.tokens
+    assert tokens is not None, "a sequence with a video"
+    rows, cols = grid
+    y, x = (tokens.yx_BS2 * tokens.yx_BS2.new_tensor([rows, cols])).long().unbind(-1)
+    slot_KV = y.clamp(0, rows - 1) * cols + x.clamp(0, cols - 1)
+    text = torch.full(sequence.mask_KL.shape, -1, device=slot_KV.device)
+    return (
+        text.scatter(1, sequence.visual_place_KV, tokens.frame_BS.masked_fill(~tokens.mask_BS, -1)),
+        text.scatter(1, sequence.visual_place_KV, slot_KV.masked_fill(~tokens.mask_BS, -1)),
+    )
 
 
 def pick(source_KL: Tensor, text_KS: Tensor, visual_KV: Tensor) -> Tensor:

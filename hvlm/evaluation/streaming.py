@@ -69,6 +69,7 @@ class StreamingReader:
         tokens, kv, _ = vision.encode(frames, time, seen, Wants(kv=True))
         patches = Patches(tokens, time, seen, CachedKV(vision, kv))
         token = connector.read_frame(patches, self.query, torch.zeros(1, dtype=torch.long, device=self.device), at=0)
+        self.cache.tell(torch.full((1, 1), self.frames, device=self.device), torch.zeros_like(seen, dtype=torch.long))
         self.query = connector.llm_to_query(self.model.language.hidden(token, cache=self.cache))
         self.frames += 1
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from hvlm.contracts import Language
 from hvlm.errors import UserError
 from hvlm.functional import visible, within
 from hvlm.language._attention import IMPLEMENTATION
+from hvlm.language._rotation import Rotation
 
 # The name that transformers changed within version 5: the older one, which warns now, goes in 5.40 and in 6.
 _CHECKPOINTING = (
@@ -98,6 +100,7 @@ class CausalRoom(Language):
         if self._dtype != torch.float32:
             x_KSD = x_KSD.to(self._dtype)
         if cache is not None:
+            cache.rotation = self.rotation
             position_KS = cache.extend(x_KSD, mask_KS, position_KS, log_size_KS)
             # Our attention asks the cache; the mask is there to keep transformers from making one.
             seen = x_KSD.new_ones(1, 1, 1, 1, dtype=torch.bool) if self.ours else self._by_layer(cache.full_mask)
@@ -135,6 +138,11 @@ class CausalRoom(Language):
     def logits(self, h: Tensor) -> Tensor:
         """States [..., dim] -> [..., vocabulary]. Pass only the places that are needed: the vocabulary is large."""
         return self.model.lm_head(h)
+
+    @cached_property
+    def rotation(self) -> Rotation | None:
+        """How the model's layers rotate queries and keys; None where that cannot be told from outside."""
+        return Rotation.of(self.model)
 
     # --------------------------------------------------------------------------------------------- windows of layers
 
