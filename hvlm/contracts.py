@@ -59,9 +59,11 @@ class Stage(Room, group="stage"):
     view: what the reader shows (``hvlm.data.views``); None leaves it to the head (``Head.view``). Where it needs
     labels, the constructor is given ``labels``, the dataset's number of classes by name. cells: labels are those of
     each patch's ``cells`` x ``cells`` parts. shallow: its own queries read the encoder's last layer alone.
+    rooms: {group: word} of what it needs in place of the usual rooms.
     """
 
     view: ClassVar[View | None] = None
+    rooms: ClassVar[Mapping[str, str]] = {}
     cells: int = 1
     shallow: bool = False
 
@@ -321,6 +323,8 @@ class KVCache(Module, ABC, group="kvcache"):
     steps of its own, and likelihoods are asked through the cache: it matters what was forgotten. own_attention: heads
     keep different lengths, which only an attention that asks the cache can read (``language.attention=auto``). given:
     its weights came with its settings, and go before a checkpoint's.
+    gates: float32 [layers, KV heads], how much of what was read each head is given, where that is learnt
+    (``stage=duo``); None where it is not. sink, recent: of a cache with gates, what a head keeps that is given little.
 
     Args:
         num_layers, num_kv_heads, head_dim: the language model's.
@@ -331,10 +335,14 @@ class KVCache(Module, ABC, group="kvcache"):
     apart: bool = False
     own_attention: bool = False
     given: bool = False
+    gates: nn.Parameter | None
+    sink: int = 0
+    recent: int = 0
 
     def __init__(self, *, num_layers: int, num_kv_heads: int, head_dim: int):
         super().__init__()
         self.num_layers, self.num_kv_heads, self.head_dim = num_layers, num_kv_heads, head_dim
+        self.register_parameter("gates", None)
 
     @abstractmethod
     def new(self) -> PastKV:
@@ -384,7 +392,7 @@ class Dataset(Room, ABC, group="dataset"):
     """Samples. access: ``index`` (by offset; resume is exact) or ``stream``. num_frames: sampled of a clip.
     domain: of samples that name none. max_tokens: of one text with its prompt. too_long: whether a sample with a longer
     one is a bad sample, or is cut. decoder: of videos (``hvlm.data.decode``). decode_timeout: seconds, after which a
-    clip whose decoder hangs is a bad sample."""
+    clip whose decoder hangs is a bad sample. text_only: its samples have no video."""
 
     access: str
     num_frames: int
@@ -393,6 +401,7 @@ class Dataset(Room, ABC, group="dataset"):
     too_long: Literal["refuse", "cut"] = "refuse"
     decoder: Literal["pyav", "decord"] = "pyav"
     decode_timeout: float = 60.0
+    text_only: bool = False
 
     @abstractmethod
     def prepare(self) -> None:

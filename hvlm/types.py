@@ -228,6 +228,17 @@ class Sequence(NamedTuple):
         place = torch.arange(self.batch.input_ids_KS.shape[1], device=self.x_KLD.device)
         return place + self.visual * (place >= self.batch.visual_at_K.unsqueeze(1))
 
+    def scored(self) -> tuple[Tensor, Tensor]:
+        """(text row, position in it) of every token under the loss mask, int64 [M] each, in row order.
+
+        A token that directly follows the video is not scored: the place before it may be a padded frame.
+        """
+        assert self.batch is not None, "a sequence that was laid out"
+        batch, place_KS = self.batch, self.text_place_KS
+        follows = (place_KS == self.visual + batch.visual_at_K.unsqueeze(1)) | (place_KS == 0)
+        row_M, place_M = (batch.loss_mask_KS & batch.attention_mask_KS & ~follows).nonzero(as_tuple=True)
+        return row_M, place_M
+
     @property
     def visual_place_KV(self) -> Tensor:
         """int64: where each visual token stands among the L places."""

@@ -7,6 +7,7 @@ import inspect
 import io
 import json
 import multiprocessing
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -21,10 +22,11 @@ from hvlm import assembly
 from hvlm.data.sampling import is_shown
 from hvlm.data.shard_index import load_manifest
 from hvlm.dataset import _needles_make
+from hvlm.dataset import _needles_text as grammar
 from hvlm.dataset._haystack import SEGMENTS, find_videos
 from hvlm.dataset._needles_draw import PALETTE
 from hvlm.dataset._needles_scene import DIRECTIONS, SETS, VNBENCH, Recipe, plan
-from hvlm.dataset._needles_text import captions, chat, questions
+from hvlm.dataset._needles_text import captions, chat, key_questions, questions
 from hvlm.dataset.needles import Needles
 from hvlm.errors import UserError
 
@@ -89,7 +91,8 @@ def scenes(name: str, count: int):
     for i in range(count):
         rng = np.random.default_rng([7, i])
         scene = plan(rng, recipe, i)
-        yield scene, questions(rng, scene, recipe), captions(rng, scene, recipe)
+        asked = key_questions(rng, scene, recipe, False) if name == "keys" else questions(rng, scene, recipe)
+        yield scene, asked, captions(rng, scene, recipe)
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -181,6 +184,8 @@ def test_every_set_generates_and_decodes(sets, name):
         elif name == "hard":
             expected = {"domain", "bind_colour", "bind_shape", "count", "direction", "flash_colour", "flash_order"}
             assert expected <= set(tasks) <= expected | {"where"}
+        elif name == "keys":
+            assert tasks == ["keys"] * 4
         else:
             assert len(tasks) == 1 and len(info["needle_time"]) == len(info["needles"]) > 0
     for info, video in samples(sets[name], "text"):
@@ -415,3 +420,67 @@ def test_yaml_mirrors_the_constructor():
     values = yaml.safe_load((Path(__file__).parents[1] / "conf/dataset/needles.yaml").read_text())
     assert values.pop("_target_") == "hvlm.dataset.needles.Needles"
     assert values == {name: p.default for name, p in inspect.signature(Needles).parameters.items()}
+
+
+# ---------------------------------------------------------------------------------------------------- keys
+
+
+def test_keys_are_asked_about_again_and_again_and_say_nothing_of_each_other(sets) -> None:
+    """Train: one conversation, each of its questions about a flash drawn from all. Otherwise a question for each."""
+    again = total = 0
+    for info, _ in samples(sets["keys"], "train"):
+        colours = {flash["shape"]: flash["colour"] for flash in info["flashes"]}
+        assert len(colours) == 4 == len({flash["frame"] for flash in info["flashes"]}), "distinct shapes and frames"
+        (question,) = info["questions"]
+        asked = [m["content"] for m in question["messages"][::2]]
+        answers = [m["content"] for m in question["messages"][1::2]]
+        shapes = [next(shape for shape in colours if f" {shape} " in text or f"{shape} " in text) for text in asked]
+        assert answers == [colours[shape] for shape in shapes]
+        again, total = again + len(shapes) - len(set(shapes)), total + len(shapes)
+    assert again > total / 4, "drawn with replacement"
+    for info, _ in samples(sets["keys"], "test"):
+        assert sorted(q["answer"] for q in info["questions"]) == sorted(f["colour"] for f in info["flashes"])
+        assert all(len(q["tries"]) == 4 for q in info["questions"])
+    drawn = Counter(tuple(f.colour for f in plan(np.random.default_rng(i), recipe_of(set="keys", keys=2), i).flashes)
+                    for i in range(1800))  # fmt: skip
+    assert len(drawn) == 36 and min(drawn.values()) > 25, "colours are independent"
+
+
+def test_keys_of_one_wording_share_no_clip_and_no_template_with_any_benchmark(shared, haystack, sets) -> None:
+    """What gates are learnt from and what they are tested on: the manifests say so."""
+    learnt = small(shared / "sets", haystack, set="keys", wording="first")
+    tested = [small(shared / "sets", haystack, set="keys", wording="second"), *(sets[n] for n in SETS if n != "keys")]
+    template = learnt.manifest().spec["templates"][0]
+    assert template == grammar.KEYS["first"]
+    said = {q["messages"][0]["content"] for info, _ in samples(learnt, "train") for q in info["questions"]}
+    pattern = re.compile(re.escape(template).replace(r"\{shape\}", r"\w+"))
+    assert all(pattern.fullmatch(text) for text in said)
+    used = {(i["source"], *i["segment"]) for i, _ in samples(learnt, "train")}
+    for other in tested:
+        assert template not in other.manifest().spec["templates"]
+        for split in ("val", "test"):
+            for info, _ in samples(other, split):
+                assert not any(pattern.fullmatch(q["question"]) for q in info["questions"])
+                start, stop = info["segment"]
+                assert all(source != info["source"] or stop <= a or b <= start for source, a, b in used), info["key"]
+
+
+def test_the_words_of_keys_were_in_the_vocabulary_before_them() -> None:
+    """So that no model from scratch reads other ids because the set exists."""
+    words = {word for line in grammar.vocabulary() for word in line.lower().split()}
+    assert {w for line in grammar.KEYS.values() for w in line.format(shape="star").split()} <= words
+    assert {w for t in grammar.KEYS.values() for w in t.split()} - {"{shape}"} <= {
+        w for q in (*grammar.QUESTIONS.values(), *(x for p, t in grammar.CAPTIONS.values() for x in (*p, t)),
+                    *(x for pair in grammar.CHATS for x in pair)) for w in q.split()
+    }  # fmt: skip
+
+
+def test_other_sets_are_what_they_were_before_there_were_keys() -> None:
+    assert not {"keys", "wording"} & Needles(set="easy", keys=3, wording="first").spec.keys()
+    assert Needles(set="easy").folder == Needles(set="easy", keys=3).folder
+    assert Needles(set="keys").folder != Needles(set="keys", wording="first").folder
+
+
+def test_more_keys_than_frames_are_refused() -> None:
+    with pytest.raises(UserError, match="dataset.keys=5: a frame shows one flash, and 4 frames"):
+        Needles(set="keys", keys=5, frames=4, num_frames=4)

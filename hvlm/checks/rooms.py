@@ -10,6 +10,7 @@ from hvlm import assembly
 from hvlm.checks.models import CLOSE, shared_model
 from hvlm.checks.tiny import ASKED, Case, Variant, batch_of, clip, model, side, target, two_clips
 from hvlm.config.schema import parameters
+from hvlm.contracts import Stage
 from hvlm.data.views import Pairs, PatchLabels
 from hvlm.errors import UserError
 from hvlm.types import Patches, Tokens
@@ -118,8 +119,9 @@ def head(variant: Variant) -> None:
 def stage(variant: Variant) -> None:
     """A step from a batch with videos and from one of text alone: finite, with gradients in the parts that train and in
     no others, and as many units as ``units`` counts."""
-    vlm = model(Case("question_first", ()))
-    view = target(variant.settings).view  # type: ignore[attr-defined]
+    kind: type[Stage] = target(variant.settings)
+    vlm = model(Case("question_first", tuple(Variant(group, word) for group, word in kind.rooms.items())))
+    view = kind.view
     if isinstance(view, Pairs | PatchLabels):
         raise Skipped(f"it learns from {view.name}, which take a data set: try it with debug=fast_dev_run")
     made = assembly.stage({"stage": variant.settings}, vlm, None).train()

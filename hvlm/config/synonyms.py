@@ -217,6 +217,7 @@ WORDS: dict[str, dict[str, tuple[str, ...]]] = {
         **dict.fromkeys(("llava", "sharegpt", "json", "jsonl", "csv", "parquet", "hf", "huggingface"), ("shards",)),
         **dict.fromkeys(("demo", "synthetic", "toy"), ("needles",)),
         **dict.fromkeys(("vnbench", "niah", "needle"), ("dataset=needles dataset.set=vnbench",)),
+        **dict.fromkeys(("passkey", "passkey_retrieval", "ruler"), ("passkeys",)),
     },
     "benchmark": {
         **dict.fromkeys(("niah", "videoniah", "haystack", "vn_bench"), ("vnbench",)),
@@ -229,6 +230,7 @@ WORDS: dict[str, dict[str, tuple[str, ...]]] = {
         **dict.fromkeys(("finetune", "finetuning", "instruct", "instruction", "stage2", "train"), ("sft",)),
         **dict.fromkeys(("rlhf", "preference", "stage3", "orpo", "kto"), ("dpo",)),
         **dict.fromkeys(("encoder", "stage0", "classify"), ("vision",)),
+        **dict.fromkeys(("duoattention", "duo_attention", "gates", "heads"), ("duo",)),
     },
     "trainer": {
         **dict.fromkeys(("cuda", "single", "default"), ("gpu",)),

@@ -224,6 +224,7 @@ class DataModule(lightning.LightningDataModule):
             too_long=self.dataset.too_long,
             decoder=self.dataset.decoder,
             decode_timeout=self.dataset.decode_timeout,
+            text_only=self.dataset.text_only,
         )
 
     def _once(self, clips: ShardSplit, show: SampleSpec, sampler: InOrder) -> Loader:

@@ -53,6 +53,7 @@ class SampleSpec:
     max_tokens: of one text row. too_long: what becomes of a longer one: ``refuse`` makes its sample a bad one, ``cut``
     leaves out the oldest exchanges of its conversation, then the end of the answer. notes: counts what was cut, and
     words outside the vocabulary. decoder, decode_timeout: as ``decode`` takes them.
+    text_only: samples are texts without a video, and none is looked for.
     """
 
     chat: Any
@@ -67,11 +68,14 @@ class SampleSpec:
     too_long: Literal["refuse", "cut"] = "refuse"
     decoder: Literal["pyav", "decord"] = "pyav"
     decode_timeout: float | None = None
+    text_only: bool = False
     notes: Notes = field(default_factory=Notes)
 
     def decode(self, members: Mapping[str, Source], key: str, domain: str, uid: str) -> Clip:
         """The sample's JSON and the frames that are sampled. Raises SampleError."""
         sample = samples.parse(members, key, domain, uid)
+        if self.text_only:
+            return Clip(sample, np.empty((0, 3, *self.inputs.size), np.uint8), np.empty(0, np.float32))
         how = (self.inputs.num_frames, self.inputs.size, self.decoder, self.decode_timeout)
         return Clip(sample, *samples.frames(members, sample, *how))
 
@@ -84,7 +88,7 @@ class SampleSpec:
 
     def motion_of(self, clip: Clip) -> np.ndarray | None:
         """float32 [T, rows, columns] where motion is asked for, else None. Raises UserError without OpenCV."""
-        return None if self.inputs.motion is None else motion_energy(clip.frames, self.inputs.motion)
+        return None if self.inputs.motion is None or self.text_only else motion_energy(clip.frames, self.inputs.motion)
 
     def clip(self, clip: Clip, motion: np.ndarray | None, epoch: int) -> Item | None:
         """What is shown of a clip and its motion, or None if the sampled frames answer none of its texts. Raises
@@ -97,6 +101,8 @@ class SampleSpec:
             motion = None if motion is None else motion[window]
             return Item(frames, times, [], self._labels(sample, times), uid, motion)
         rows = self._encode(self.view.rows(sample, times, rng, self.rows_per_clip), key)
+        if self.text_only:
+            return Item(None, None, rows, uid=uid) if rows else None
         return Item(frames, times, rows, self._labels(sample, times), uid, motion) if rows else None
 
     def text(self, members: dict[str, bytes], key: str, uid: str) -> Item:
@@ -257,6 +263,8 @@ class Reader(Dataset):
         workers = get_worker_info()
         limit = self.cache_bytes // (workers.num_workers if workers else 1)
         key, domain = source.keys[index], source.domains[index]
+        if self.show.text_only:  # nothing to decode, and nothing worth keeping
+            return self.show.decode(source.sources(index), key, domain, uid), None
         clip = SHARED.get(name, lambda: self.show.decode(source.sources(index), key, domain, uid), limit)
         if inputs.motion is None:
             return clip, None

@@ -64,7 +64,10 @@ def make_sample(recipe: Recipe, haystack: Haystack | None, split: str, number: i
     ]
     info["flashes"] = [vars(flash) for flash in scene.flashes]
     info["captions"] = text.captions(rng, scene, recipe)
-    info["questions"] = text.questions(rng, scene, recipe)
+    if recipe.set == "keys":
+        info["questions"] = text.key_questions(rng, scene, recipe, conversation=split == "train")
+    else:
+        info["questions"] = text.questions(rng, scene, recipe)
     if scene.needles:
         info["needles"] = [vars(needle) for needle in scene.needles]
         info["needle_time"] = [recipe.window(needle.first)[0] for needle in scene.needles]

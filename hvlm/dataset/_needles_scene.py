@@ -14,7 +14,7 @@ import numpy as np
 
 from hvlm.data.sampling import nearest_frames, uniform_times
 
-SETS = ("easy", "hard", "vnbench")
+SETS = ("easy", "hard", "vnbench", "keys")
 DOMAINS = ("general", "sports", "tutorials", "news")
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "plus")
 COLOURS = ("red", "green", "blue", "yellow", "magenta", "cyan")
@@ -33,6 +33,7 @@ ORDERED = 4  # needles in an ordering clip
 OBJECT_RADII = {"easy": (8, 9, 10), "hard": (7, 8, 9)}
 FLASH_RADIUS = {"easy": 6.0, "hard": 4.5}
 EDIT_RADIUS = 8.0
+KEY_RADIUS = 9.0
 MIDDLE = 3.0  # no path runs along the middle lines, where "top" and "bottom" would be a matter of taste
 JITTER = 0.5  # standard deviation
 
@@ -51,6 +52,8 @@ class Recipe:
     domains: tuple[str, ...]
     seed: int
     crf: int
+    keys: int = 4
+    wording: str = "both"
 
     @property
     def scale(self) -> float:
@@ -149,6 +152,8 @@ def plan(rng: np.random.Generator, recipe: Recipe, index: int) -> Scene:
     if recipe.set == "vnbench":
         task = VNBENCH[index % len(VNBENCH)]
         return Scene(domain, needles=_needles(rng, recipe, task), task=task)
+    if recipe.set == "keys":
+        return Scene(domain, flashes=_keys(rng, recipe))
     count = 1 if recipe.set == "easy" else int(rng.integers(1, MAX_OBJECTS + 1))
     objects = _objects(rng, recipe, count)
     return Scene(domain, objects, _flashes(rng, recipe, objects))
@@ -206,6 +211,16 @@ def _flashes(rng: np.random.Generator, recipe: Recipe, objects: list[Object]) ->
         x, y = places[int((gaps > 0).argmax()) if (gaps > 0).any() else int(gaps.argmax())].tolist()
         flashes.append(Flash(shape, colour, frame, x, y, r))
     return flashes
+
+
+def _keys(rng: np.random.Generator, recipe: Recipe) -> list[Flash]:
+    """Flashes of distinct shapes in distinct shown frames, in time order. Each colour is drawn from all: one says
+    nothing of another."""
+    frames = np.sort(rng.choice(recipe.shown, recipe.keys, replace=False)).tolist()
+    shapes, colours = rng.permutation(SHAPES)[: recipe.keys].tolist(), rng.choice(COLOURS, recipe.keys).tolist()
+    r = KEY_RADIUS * recipe.scale
+    places = _places(rng, recipe, r, recipe.keys).tolist()
+    return [Flash(*thing, x, y, r) for *thing, (x, y) in zip(shapes, colours, frames, places, strict=True)]
 
 
 def _places(rng: np.random.Generator, recipe: Recipe, r: float, count: int) -> np.ndarray:

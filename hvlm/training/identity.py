@@ -52,7 +52,12 @@ IGNORED = (
     "trainer.max_steps",
 )
 # Keys that came later, with the value that stands for how it was before: a folder of then is still its owner's.
-LATER = {"trainer.gradient_clip_algorithm": "norm", "trainer.overfit_batches": None}
+LATER = {
+    "trainer.gradient_clip_algorithm": "norm",
+    "trainer.overfit_batches": None,
+    "dataset.keys": 4,
+    "dataset.wording": "both",
+}
 # Where things lie. What lies there counts instead, as ``start`` and ``data`` of ``RunDir.prepare``.
 PLACES = ("init_from", "dataset.path", "dataset.root", "dataset.haystack")
 
