@@ -21,6 +21,9 @@ from _tiny import ROOT
 import eval as evaluation
 import hvlm
 from hvlm import assembly
+from hvlm.checks import rooms
+from hvlm.checks.run import outcome
+from hvlm.checks.tiny import Variant
 from hvlm.commands.check import main as checks
 from hvlm.config import packages as named_packages
 from hvlm.config.check import room_class
@@ -296,6 +299,22 @@ def test_what_is_wrong_is_said_of_each_room(outside: Path, capsys: pytest.Captur
     out = capsys.readouterr().out
     assert "failed  connector/seeing: padding changes nothing (question_first)" in out
     assert "failed  connector/seeing: clips may come in any order" not in out
+
+
+def test_a_room_that_ends_the_process_has_failed_and_a_comparison_says_how_far_it_is_off() -> None:
+    ended = outcome("merger/x", "a check", lambda: sys.exit(3))
+    assert (ended.result, ended.why.split(" (")[0]) == ("failed", "SystemExit: 3")
+    off = outcome("merger/x", "a check", lambda: torch.testing.assert_close(torch.zeros(2), torch.tensor([0.0, 0.5])))
+    assert "not close, Greatest absolute difference: 0.5" in off.why and "test_outside.py" in off.why
+
+
+def test_a_room_may_not_change_what_it_is_given(outside: Path) -> None:
+    text = "from hvlm.merger.none import NoMerger\n\nclass Twice(NoMerger):\n    def forward(self, patches):\n"
+    text += "        patches.tokens.x_BSD.mul_(2)\n        return patches\n"
+    write(outside, {"rash/__init__.py": "", "rash/merger/twice.py": text})
+    write(outside, {"rash/conf/merger/twice.yaml": "_target_: rash.merger.twice.Twice\n"})
+    with named_packages.allow(["rash"]), pytest.raises(AssertionError, match="in place"):
+        rooms.merger(Variant("merger", "twice", folder=outside / "rash/conf"))
 
 
 def test_a_package_without_rooms_and_one_that_is_not_there(outside: Path, capsys: pytest.CaptureFixture) -> None:

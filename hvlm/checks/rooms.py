@@ -47,6 +47,7 @@ def merger(variant: Variant) -> None:
     room = moved(assembly.room(variant.settings))
     came = visual(3)
     out = room(came)
+    assert torch.equal(came.tokens.x_BSD, visual(3).tokens.x_BSD), "it changes the tokens that it is given, in place"
     b, s, _ = out.tokens.x_BSD.shape
     assert all(field is None or field.shape[:2] == (b, s) for field in out.tokens)
     assert s <= came.tokens.x_BSD.shape[1] and torch.equal(out.frame_mask_BT, came.frame_mask_BT)
@@ -65,6 +66,7 @@ def attention(variant: Variant) -> None:
     room = moved(assembly.room(variant.settings, dim=DIM, num_heads=HEADS))
     came = visual(3).tokens
     out, _ = room(came)
+    assert torch.equal(came.x_BSD, visual(3).tokens.x_BSD), "it changes the tokens that it is given, in place"
     assert out.x_BSD.shape == came.x_BSD.shape and torch.equal(out.mask_BS, came.mask_BS)
     padded, _ = room(visual(3, padded_to=5).tokens)
     torch.testing.assert_close(padded.x_BSD[padded.mask_BS], out.x_BSD[out.mask_BS], **CLOSE)
@@ -87,7 +89,9 @@ def fusion(variant: Variant) -> None:
     room = moved(assembly.room(variant.settings, dim=DIM, num_heads=HEADS))
     text = torch.randn(1, 5, DIM, generator=torch.Generator().manual_seed(3))
     mask = torch.arange(5)[None] < 3
-    out = room(visual(3).tokens, text, mask)
+    came = visual(3).tokens
+    out = room(came, text, mask)
+    assert torch.equal(came.x_BSD, visual(3).tokens.x_BSD), "it changes the tokens that it is given, in place"
     padded = room(visual(3, padded_to=5).tokens, text + 7 * ~mask.unsqueeze(-1), mask)
     torch.testing.assert_close(padded.x_BSD[padded.mask_BS], out.x_BSD[out.mask_BS], **CLOSE)
 

@@ -121,15 +121,21 @@ def outcome(room: str, name: str, check: Check) -> Outcome:
         check()
     except rooms.Skipped as error:
         return Outcome(room, name, "skipped", str(error))
-    except Exception as error:  # a room of somebody else's may raise anything
+    except (Exception, SystemExit) as error:  # a room of somebody else's may raise anything
         return Outcome(room, name, "failed", _reason(error))
     return Outcome(room, name, "ok")
 
 
-def _reason(error: Exception) -> str:
-    """The first line of what was raised, or the assert itself where that has no words, and the last line that ran."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+def _reason(error: BaseException) -> str:
+    """The first line of what was raised (of tensors that differ, how far), or the assert itself where that has no
+    words, and the last line that ran, outside torch's own comparison."""
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next((f for f in reversed(frames) if "torch/testing" not in Path(f.filename).as_posix()), frames[-1])
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     kind = "" if isinstance(error, AssertionError | UserError) else f"{type(error).__name__}: "
-    text = lines[0] if lines else (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
+    far = [line for line in lines[1:] if line.startswith("Greatest absolute difference")]
+    if far:
+        text = f"{lines[0].rstrip('!.')}, {far[0]}"
+    else:
+        text = lines[0] if lines else (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
     return f"{kind}{text} ({'/'.join(Path(frame.filename).parts[-3:])}:{frame.lineno})"
