@@ -183,6 +183,18 @@ def test_wrong_answers_come_first_with_what_was_asked_and_said(run: Path) -> Non
     assert "| right | good ? | red | red |" in (run / "report.md").read_text()
 
 
+def test_texts_of_data_stay_texts_in_markdown(run: Path) -> None:
+    lines = [json.loads(line) for line in (run / "clips" / "clips.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.update(key="a\n](x)", question="a | b\n# c ![d](http://x)", answer="<script>")
+    (run / "clips" / "clips.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "results.json").write_text(json.dumps([record("accuracy/a|b<c", 0.5)]))
+    write_report(run)
+    text = (run / "report.md").read_text()
+    assert r"accuracy/a\|b&lt;c" in text and r"| a \| b / # c !\[d\](http://x) | &lt;script> |" in text
+    assert r"![a / \](x)](clips/" in text and "<script" not in text
+
+
 def test_a_clips_file_names_no_picture_outside_of_its_folder(run: Path) -> None:
     line = {"sheet": "../../secret.png", "key": "k", "question": "q", "answer": "a", "prediction": "b"}
     (run / "clips/clips.jsonl").write_text(json.dumps(line) + "\n")

@@ -9,11 +9,13 @@ Everything is read from the run folder, so the report can be written again at an
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import quote
 
 from hvlm.console import duration
 from hvlm.errors import UserError
@@ -82,8 +84,8 @@ def table(records: Sequence[results.Record], blind: str = BLIND) -> list[str]:
         r, of_all = row.record, row.all_tries
         rows.append(
             (
-                row.variant,
-                r["metric"],
+                _plain(row.variant),
+                _plain(r["metric"]),
                 number(r),
                 "" if r["chance"] is None else percent(r["chance"]),
                 number(row.blind) if row.blind else "",
@@ -175,14 +177,19 @@ def _clips(folder: Path) -> list[str]:
         sheets.setdefault(row["sheet"], []).append(row)
     lines = ["## Some of the clips", ""] if sheets else []
     for sheet, rows in sheets.items():
-        lines += [f"![{rows[0]['key']}]({folder.name}/{sheet})", ""]
+        lines += [f"![{_plain(rows[0]['key'])}]({folder.name}/{quote(sheet)})", ""]
         lines += ["| | question | answer | prediction |", "|---|---|---|---|"]
         for row in rows:
-            cells = [str(row[k]).replace("|", "\\|").replace("\n", " / ") for k in ("question", "answer", "prediction")]
+            cells = [_plain(row[k]) for k in ("question", "answer", "prediction")]
             mark = "" if row.get("right") is None else "right" if row["right"] else "**wrong**"
             lines.append(f"| {' | '.join([mark, *cells])} |")
         lines.append("")
     return lines
+
+
+def _plain(value: Any) -> str:
+    """Text of data in a line of Markdown: no cell ends in it, and it makes no link, picture or HTML."""
+    return re.sub(r"([|\[\]`])", r"\\\1", " / ".join(str(value).splitlines())).replace("<", "&lt;")
 
 
 def main(arguments: Sequence[str]) -> int:
