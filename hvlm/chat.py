@@ -12,7 +12,7 @@ The visual tokens are not text: ``visual_at`` says how many text tokens stand be
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
@@ -48,6 +48,7 @@ class Chat:
         without one. A template without a system turn has it in front of the first question; ``tiny`` takes none.
     chat_template, named: for ``own``, ``vicuna`` and ``plain`` the Jinja template and what it calls the special tokens
         ({"bos_token": text, ...}); by default the tokenizer's.
+    ends: ids beside the template's and the tokenizer's own at which an answer ends, too.
 
     Picklable, and complete as one string (``to_json``/``from_json``), so that a checkpoint carries its own vocabulary.
     A special token that is spelt out inside a text stays ordinary text: nobody can close a turn from inside it.
@@ -60,6 +61,7 @@ class Chat:
         system: str | None = None,
         chat_template: str | None = None,
         named: Mapping[str, str] | None = None,
+        ends: Iterable[int] = (),
     ):
         if template not in NAMES:
             raise UserError(f"language.template={template!r}: expected one of {', '.join(NAMES)}")
@@ -76,6 +78,7 @@ class Chat:
         whole = getattr(vocabulary, "byte_fallback", False)  # nothing is unknown where every byte has an id
         self.unknown_token: str | None = None if whole else getattr(vocabulary, "unk_token", None)
         self.unk_id = None if self.unknown_token is None else self._tokenizer.token_to_id(self.unknown_token)
+        self.end_ids = self.end_ids | {index for index in ends if self._tokenizer.id_to_token(index) is not None}
         self._special.pop(self.unknown_token, None)  # what the model could not name stays to be seen
 
     def _begin_fixed(self, tokenizer: Any, template: str) -> None:
@@ -206,13 +209,15 @@ class Chat:
         fields = {"tokenizer": self._tokenizer.to_str(), "template": self.template, "system": self.system}
         if self._jinja is not None:
             fields |= {"chat_template": self._jinja.source, "named": self._jinja.named}
+        if more := sorted(self.end_ids - ({self.end_id} if self._jinja is None else self._jinja.end_ids)):
+            fields["ends"] = more
         return json.dumps(fields, ensure_ascii=False, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Chat:
         """The inverse of ``to_json``."""
         fields = json.loads(text)
-        more = {name: fields[name] for name in ("chat_template", "named") if name in fields}
+        more = {name: fields[name] for name in ("chat_template", "named", "ends") if name in fields}
         return cls(Tokenizer.from_str(fields["tokenizer"]), fields["template"], fields["system"], **more)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -277,7 +282,7 @@ def _own(tokenizer: Any) -> str:
     found = getattr(tokenizer, "chat_template", None)
     if isinstance(found, dict):
         found = found.get("default")
-    if not found:
+    if not found or not isinstance(found, str):
         raise UserError(
             "language.template=own: the tokenizer carries no chat template; say how its model was taught to chat: "
             "language.template=vicuna (USER: … ASSISTANT:), chatml, or plain (a question, a line break, the answer), "

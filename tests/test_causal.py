@@ -19,10 +19,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, Dinov2Config, Dinov2M
 import eval as evaluation
 from hvlm import assembly
 from hvlm.caching import PastKV
+from hvlm.chat import Chat
 from hvlm.config.compose import compose
 from hvlm.data.collate import Item, collate
 from hvlm.errors import UserError
-from hvlm.evaluation.generate import generate
+from hvlm.evaluation.generate import generate, generate_ids
 from hvlm.io.checkpoint import load_weights
 from hvlm.language._architecture import config_from
 from hvlm.language.causal import Causal
@@ -335,12 +336,82 @@ def changed(folder: Path, target: Path, config: dict | None = None, drop: str = 
         ({"config": {"model_type": "llava_next_of_tomorrow"}}, "model_type=llava_next_of_tomorrow: transformers knows"),
         ({"config": {"vocab_size": 100}}, "language.vocab_size=100: the tokenizer has"),
         ({"config": {"num_attention_heads": 5}}, "not a multiple of the number of attention heads"),
+        ({"config": {"model_type": ["llama"]}}, r"model_type=\['llama'\]: transformers knows"),
+        ({"config": {"hidden_size": -32}}, "hidden_size=-32: expected 1 or more"),
+        ({"config": {"vocab_size": "420"}}, "'vocab_size' expected int"),
+        ({"config": {"vocab_size": 2**50}}, "cannot be loaded: .*memory"),
+        ({"config": {"hidden_act": "of_tomorrow"}}, "cannot be loaded: KeyError 'of_tomorrow'"),
+        ({"config": {"hidden_size.of": 3}}, "hidden_size is 32 already"),
     ],
 )
 def test_a_folder_that_does_not_fit_is_refused_by_name(how: dict, said: str, folders, tmp_path) -> None:
     with pytest.raises(UserError, match=said) as error:
         of(changed(folders["llama"], tmp_path / "changed", **how))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma2"])
+def test_a_window_of_nothing_is_refused(name: str, folders, tmp_path) -> None:
+    with pytest.raises(UserError, match=r"language.source: sliding_window=0: expected 1 or more"):
+        of(changed(folders[name], tmp_path / "changed", {"sliding_window": 0}))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("model.safetensors", b"", "cannot be loaded: Error while deserializing header"),
+        ("pytorch_model.bin", b"no weights", "cannot be loaded: what torch.save wrote is damaged, or holds more than"),
+        ("generation_config.json", b"{", "generation_config.json cannot be read"),
+        ("generation_config.json", b"[]", "eos_token_id='no mapping': expected a token's id"),
+        ("generation_config.json", b'{"eos_token_id": ["</s>"]}', r"eos_token_id=\['</s>'\]: expected a token's id"),
+        ("chat_template.jinja", b"{{ 1 / 0 }}", "cannot write this conversation .division by zero"),
+        (
+            "chat_template.jinja",
+            b"{% for i in range(10**9) %}{% endfor %}",
+            "cannot write this conversation .Range too",
+        ),
+        ("chat_template.jinja", b"{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "recursion depth"),
+        ("chat_template.jinja", b"{{ cycler.__init__.__globals__.os.getcwd() }}", "'__init__' of 'type' .* is unsafe"),
+    ],
+)
+def test_a_damaged_file_is_named_in_one_line(file: str, content: bytes, said: str, folders, tmp_path) -> None:
+    folder = changed(folders["llama"], tmp_path / "changed")
+    if file == "pytorch_model.bin":
+        (folder / "model.safetensors").unlink()
+    (folder / file).write_bytes(content)
+    with pytest.raises(UserError, match=said) as error:
+        of(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_an_answer_ends_at_each_of_the_models_ends(folders, tmp_path) -> None:
+    """Those of generation_config.json beside the template's own, as transformers' generate has them."""
+    prompt, cfg = "what color is the ring ?", Case("question_first", ()).config
+
+    def written(folder: Path) -> tuple[list[int], Causal]:
+        cfg["language"] = {"_target_": "hvlm.language.causal.Causal", "source": str(folder)}
+        chat = of(folder).chat
+        row = Item(None, None, [(*chat.encode(prompt, ""), {"key": prompt})], uid=prompt)
+        vlm = assembly.model(cfg, chat).eval()
+        return generate_ids(vlm, chat, collate([row], pad_id=chat.pad_id, size=(32, 32)), 12)[0].tolist(), chat
+
+    freely, _ = written(folders["llama"])
+    stop = next(index for index in freely[2:] if index > 2)
+    folder = changed(folders["llama"], tmp_path / "ends")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [stop, 10**6]}))
+    shorter, chat = written(folder)
+    assert shorter == freely[: freely.index(stop) + 1] and len(shorter) < len(freely)
+    ids = torch.tensor([chat.encode_prompt(prompt)[0]])
+    wanted = theirs(folder).generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+    assert wanted[0, ids.shape[1] :].tolist() == shorter
+    assert (
+        Chat.from_json(chat.to_json()).end_ids == chat.end_ids == {2, stop} and Chat.from_json(chat.to_json()) == chat
+    )
+    (folder / "generation_config.json").unlink()
+    (folder / "config.json").write_text(
+        json.dumps(json.loads((folder / "config.json").read_text()) | {"eos_token_id": 7})
+    )
+    assert of(folder).chat.end_ids == {2, 7}
 
 
 def test_a_tied_output_may_be_stored_or_not(folders, tmp_path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import json
 import os.path
 import pickle
 
@@ -238,3 +240,20 @@ def test_a_folders_tokenizer_is_read_or_it_is_said_how_to_convert_it(tmp_path):
         with pytest.raises(UserError, match=f"language.source: .*{said}") as caught:
             folders_tokenizer(folder)
         assert "\n" not in str(caught.value)
+
+
+def test_no_code_of_a_folder_is_run_or_asked_about(tmp_path, monkeypatch):
+    """With the older files transformers' own classes read the tokenizer, whatever class the folder brings."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run the folder's code"))
+    mark = tmp_path / "ran"
+    (tmp_path / "evil.py").write_text(f"import pathlib\npathlib.Path({str(mark)!r}).touch()\nclass Evil: pass\n")
+    model = json.loads(tokenizer_of("qwen_3").backend_tokenizer.to_str())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (tmp_path / "merges.txt").write_text("\n".join(" ".join(merge) for merge in model["merges"]))
+    auto = {"AutoTokenizer": ["evil.Evil", "evil.Evil"], "AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "of_tomorrow", "auto_map": auto}))
+    for said in ({"auto_map": auto, "tokenizer_class": "Evil"}, {"auto_map": auto}):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+        with contextlib.suppress(UserError):  # which class reads it is transformers' matter
+            folders_tokenizer(tmp_path)
+        assert not mark.exists()

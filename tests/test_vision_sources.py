@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -300,6 +301,39 @@ def test_the_sources_own_normalisation_counts(folders: dict[str, Path], tmp_path
     torch.testing.assert_close(made.std.flatten(), 255 * torch.tensor(said["image_std"]))
     with pytest.raises(UserError, match=r"its image_mean is \[0.1, 0.2, 0.3\].*vision.config=null"):
         Siglip(str(tmp_path), config=TOWER)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("config.json", [], "config.json holds no mapping"),
+        ("config.json", {"num_attention_heads": 0}, "integer modulo by zero"),
+        ("config.json", {"patch_size": 0}, "patch_size=0: expected 1 or more"),
+        ("config.json", {"num_channels": 4}, "num_channels=4: frames have 3"),
+        ("config.json", {"hidden_act": "of_tomorrow"}, "cannot be loaded: KeyError 'of_tomorrow'"),
+        ("config.json", {"hidden_size": 2**40}, "cannot be loaded"),
+        ("preprocessor_config.json", [], "preprocessor_config.json holds no mapping"),
+        ("preprocessor_config.json", {"image_mean": [1, 2]}, r"image_mean=\[1, 2\] .*: expected three numbers"),
+        ("preprocessor_config.json", {"image_std": [0, 0, 0]}, "image_std=.*: expected three numbers above 0"),
+        ("model.safetensors", None, "cannot be loaded: Error while deserializing header"),
+    ],
+)
+def test_a_damaged_folder_is_named_in_one_line(
+    file: str, content: Any, said: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(folders["clip"], tmp_path / "clip"))
+    before = json.loads((folder / file).read_text()) if file == "config.json" and content else {}
+    (folder / file).write_text("" if content is None else json.dumps(before | content if content else content))
+    with pytest.raises(UserError, match=said) as error:
+        Clip(str(folder))
+    assert "\n" not in str(error.value)
+
+
+def test_one_number_is_the_mean_of_all_colours(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders["clip"], tmp_path / "clip"))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": 0.5, "image_std": 0.25}))
+    made = Clip(str(folder))
+    assert made.mean.flatten().tolist() == [127.5] * 3 and made.std.flatten().tolist() == [63.75] * 3
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
+import pickle
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Mapping
@@ -70,6 +71,14 @@ def fetch(
     if not any(folder.glob(first)):
         raise UserError(f"{key}={source}: {folder} has no {first}; expected a Hugging Face model folder")
     return folder
+
+
+def one_line(error: Exception) -> str:
+    """What another library says, short."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "what torch.save wrote is damaged, or holds more than tensors, which could run code"
+    said = " ".join(str(error).split())
+    return said[:200] if said and not isinstance(error, KeyError) else f"{type(error).__name__} {said[:200]}".strip()
 
 
 def cache_folder() -> Path:

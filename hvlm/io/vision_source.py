@@ -4,6 +4,7 @@ part, whatever else (a text tower) lies beside them."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 
 from hvlm.errors import UserError
-from hvlm.io.pretrained import Package, fetch
+from hvlm.io.checkpoint import refuse_unsafe_loading
+from hvlm.io.pretrained import Package, fetch, one_line
 
 KEY = "vision.source"
 DESCRIPTIONS = ("config.json", "preprocessor_config.json")
@@ -43,21 +45,35 @@ def vision_config(folder: Path, known: tuple[str, ...]) -> dict[str, Any]:
     found = config.get("model_type")
     if found not in known and isinstance(config.get("vision_config"), dict):
         # Older CLIP files hold the values a second time, and those count.
-        config = {**config["vision_config"], **(config.get("vision_config_dict") or {})}
+        older = config.get("vision_config_dict")
+        config = {**config["vision_config"], **(older if isinstance(older, dict) else {})}
         config.setdefault("model_type", f"{found}_vision_model")
     if config.get("model_type") not in known:
         word = next((word for start, word in WORDS.items() if str(found).startswith(start)), None)
         hint = f"; use vision={word}" if word else ""
         raise UserError(f"{KEY}: {path} says model_type={found!r}, expected {' or '.join(known)}{hint}")
     preprocessor = _read(folder / DESCRIPTIONS[1]) if (folder / DESCRIPTIONS[1]).is_file() else {}
-    return config | {key: preprocessor[key] for key in NORMALISATION if preprocessor.get(key)}
+    return config | {key: colours(key, preprocessor[key]) for key in NORMALISATION if preprocessor.get(key)}
+
+
+def colours(name: str, value: Any) -> list[float]:
+    """A mean or deviation of three colours; one number stands for all. UserError where it is neither."""
+    found = list(value) if isinstance(value, list | tuple) else [value] * 3
+    numbers = len(found) == 3 and all(isinstance(v, int | float) and math.isfinite(v) for v in found)
+    if not numbers or (name == NORMALISATION[1] and min(found) <= 0):
+        above = " above 0" if name == NORMALISATION[1] else ""
+        raise UserError(f"{KEY}: {name}={value!r} of its preprocessor_config.json: expected three numbers{above}")
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UserError(f"{KEY}: {path} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{KEY}: {path} holds no mapping; expected a Hugging Face config")
+    return found
 
 
 def weights_folder(source: str, revision: str | None, packages: Mapping[str, Package]) -> Path:
@@ -66,6 +82,7 @@ def weights_folder(source: str, revision: str | None, packages: Mapping[str, Pac
     files = (*DESCRIPTIONS, "model*.safetensors", "model.safetensors.index.json")
     folder = fetch(source, key=KEY, files=files, packages=packages, revision=revision)
     if not any(folder.glob("model*.safetensors")):
+        refuse_unsafe_loading()
         files = (*DESCRIPTIONS, "pytorch_model*.bin", "pytorch_model.bin.index.json")
         folder = fetch(source, key=KEY, files=files, packages=packages, revision=revision)
         if not any(folder.glob("pytorch_model*.bin")):
@@ -85,14 +102,17 @@ def load(cls: Any, config: Any, folder: Path, optional: tuple[str, ...] = ()) ->
     Raises:
         UserError: tensors that are missing, unknown, or of another shape.
     """
-    model, info = cls.from_pretrained(
-        folder,
-        config=config,
-        local_files_only=True,
-        dtype=torch.float32,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-    )
+    try:
+        model, info = cls.from_pretrained(
+            folder,
+            config=config,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except Exception as error:  # of torch, safetensors and transformers: damaged files, files that are not there, sizes
+        raise UserError(f"{KEY}: the model in {folder} cannot be loaded: {one_line(error)}") from error
     other = {name: f"{name} is {tuple(found)}, expected {tuple(own)}" for name, found, own in info["mismatched_keys"]}
     wrong = [f"{name} is missing" for name in sorted(info["missing_keys"]) if name not in (*other, *optional)]
     wrong += [f"{name} is unknown" for name in sorted(info["unexpected_keys"]) if not name.startswith(BESIDE)]

