@@ -1,0 +1,141 @@
+"""One cell: every question about every clip, read through one cache.
+
+The video is read first, chunk by chunk; each question then goes on from a copy of what the cache kept, as tokens of its
+own. What the question asks for is therefore not known while the cache decides what to keep, and heads that stream must
+do without the video. (Read in one piece together with the video, every head would see everything.)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hvlm import assembly
+from hvlm.config.overlay import overlay
+from hvlm.contracts import KVCache, Merger
+from hvlm.data.collate import Item, collate
+from hvlm.evaluation.stats import clustered_mean
+from hvlm.feature_cache import FrozenFeatures
+from hvlm.rebuild import Loaded
+from hvlm.types import Batch, Tokens, Wants
+
+ROWS = 8  # clips at a time
+CHUNK = 256  # visual tokens read at a time
+TASK = "keys"
+
+
+class Clip(NamedTuple):
+    """A clip's item without texts, and what is asked about it: (prompt ids, id of the answer)."""
+
+    item: Item
+    asked: list[tuple[list[int], int]]
+
+
+class Found(NamedTuple):
+    """What a cell measured. share: of the answers right (the likeliest of all words is the answer's); stderr: clustered
+    by clip. kv_bytes: of keys and values of one clip when the video was read. seconds: of the whole cell."""
+
+    share: float
+    stderr: float | None
+    questions: int
+    kv_bytes: float
+    seconds: float
+    right: list[list[bool]]
+
+
+class Asker:
+    """A model with the clips that it is asked about. Frames are decoded and encoded once for all cells.
+
+    limit: of clips.
+    """
+
+    def __init__(self, loaded: Loaded, limit: int | None = None) -> None:
+        self.loaded, self.model = loaded, loaded.model.eval()
+        self.model.features = FrozenFeatures(self.model.vision, Wants(saliency="attention"), wants_patches=True)
+        self.clips = list(_clips(loaded, limit))
+        self.patches = _grid(loaded)
+
+    def room(self, overrides: Sequence[str]) -> KVCache:
+        """The cache that these words of a command line name, for this model."""
+        cfg = overlay(self.loaded.config, list(overrides))
+        return assembly.room(cfg["kvcache"], **self.model.language.cache_sizes)
+
+    def merger(self, overrides: Sequence[str]) -> Merger:
+        cfg = overlay(self.loaded.config, list(overrides))
+        return assembly.room(cfg["merger"], needs_frames=self.model.connector.needs_frames)
+
+    @torch.inference_mode()
+    def __call__(self, cache: KVCache, merger: Merger | None = None) -> Found:
+        before, self.model.merger = self.model.merger, merger or self.model.merger
+        began, kept = time.monotonic(), 0.0
+        right: list[list[bool]] = []
+        try:
+            for first in range(0, len(self.clips), ROWS):
+                answers, nbytes = self._some(cache, self.clips[first : first + ROWS])
+                right += answers
+                kept += nbytes
+        finally:
+            self.model.merger = before
+        flat = [float(r) for clip in right for r in clip]
+        share, stderr = clustered_mean(flat, [i for i, clip in enumerate(right) for _ in clip])
+        return Found(share, stderr, len(flat), kept / len(self.clips), time.monotonic() - began, right)
+
+    def _some(self, room: KVCache, clips: Sequence[Clip]) -> tuple[list[list[bool]], float]:
+        batch = collate([clip.item for clip in clips], pad_id=0, size=self.loaded.inputs.size)
+        visual = self._visual(batch)
+        language, cache = self.model.language, room.new()
+        length = visual.x_BSD.shape[1]
+        for start in range(0, length, CHUNK):
+            cut = slice(start, start + CHUNK)
+            position, size = visual.position_BS, visual.log_size_BS
+            language.hidden(
+                visual.x_BSD[:, cut],
+                None if bool(visual.mask_BS.all()) else visual.mask_BS[:, cut],
+                None if position is None else position[:, cut],
+                cache,
+                None if size is None else size[:, cut],
+            )
+        nbytes = float(cache.nbytes)
+        right: list[list[bool]] = [[] for _ in clips]
+        for asked in zip(*(clip.asked for clip in clips), strict=True):
+            ids = torch.tensor([prompt for prompt, _ in asked])
+            position = None
+            if visual.position_BS is not None:  # the text stands after all patches, merged or not
+                position = self.patches + torch.arange(ids.shape[1]).expand(len(ids), -1)
+            h = language.hidden(language.embed(ids), None, position, cache.copy())
+            said = self.model.head.logits(h[:, -1]).argmax(-1).tolist()
+            for row, (word, (_, wanted)) in enumerate(zip(said, asked, strict=True)):
+                right[row].append(word == wanted)
+        return right, nbytes
+
+    def _visual(self, batch: Batch) -> Tokens:
+        text: Tensor = self.model.language.embed(batch.input_ids_KS)
+        return self.model.visual_tokens(batch, text)
+
+
+def _grid(loaded: Loaded) -> int:
+    """Patches of a whole clip."""
+    rows, cols = loaded.model.vision.grid(*loaded.inputs.size)
+    return loaded.inputs.num_frames * rows * cols
+
+
+def _clips(loaded: Loaded, limit: int | None) -> Any:
+    """The test clips with their questions. All prompts have the same number of tokens: a template and one word."""
+    from hvlm.data.views import Questions
+
+    chat, inputs = loaded.chat, loaded.inputs
+    for batch in loaded.reader().loader("test", Questions(), None, 1, limit):
+        asked = []
+        for row in range(len(batch.input_ids_KS)):
+            mask, loss = batch.attention_mask_KS[row], batch.loss_mask_KS[row]
+            ids, at = batch.input_ids_KS[row], int(loss.int().argmax())
+            asked.append((ids[:at].tolist(), int(ids[at])))
+            assert int((mask & loss).sum()) == 2 and int(batch.visual_at_K[row]) == 0, "one word, asked after the video"
+        item = Item(batch.frames_BTCHW[0].numpy(), batch.frame_time_BT[0].numpy(), [([chat.pad_id], [False], 0, {})],
+                    uid=batch.uids[0])  # fmt: skip
+        assert batch.frames_BTCHW.shape[1] == inputs.num_frames
+        yield Clip(item, asked)
