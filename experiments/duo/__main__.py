@@ -36,8 +36,9 @@ DRAWS = 5
 SINK, RECENT = 4, 32
 WINDOW = [f"kvcache.sink={SINK}", f"kvcache.recent={RECENT}"]
 FULL, STREAMING, GATES, RANDOM, INVERSE = "full", "streaming", "gates", "random", "inverse"
-# Rivals by the word of kvcache=, each with the setting that says how many tokens of each head it keeps.
-RIVALS = {"snapkv": "budget", "expected": "budget", "infinipot": "budget"}
+# Rivals by the word of kvcache=. They read the video in one piece and then choose, which suits them; InfiniPot-V is
+# made to choose again and again.
+RIVALS: dict[str, list[str]] = {"snapkv": [], "expected": [], "infinipot": ["kvcache.chunk=256"]}
 MERGED, BOTH = "adaptive", "adaptive_x_gates"
 VARIANTS = (FULL, GATES, RANDOM, INVERSE, STREAMING, *RIVALS, MERGED, BOTH)
 CHANCE = 1 / 6  # colours
@@ -123,7 +124,7 @@ def measure(asker: Asker, seed: int, cell: Cell, full_bytes: float) -> Found:
         return asker(heads, asker.merger(merged(0.5)))
     if variant in RIVALS:
         tokens = round(equal_bytes(asker, seed, share) / full_bytes * asker.patches)
-        return asker(asker.room([f"kvcache={variant}", f"kvcache.{RIVALS[variant]}={tokens}"]))
+        return asker(asker.room([f"kvcache={variant}", f"kvcache.budget={tokens}", *RIVALS[variant]]))
     return asker(retrieving(asker, seed, variant, share, cell.draw))
 
 

@@ -1,6 +1,6 @@
 """One cell: every question about every clip, read through one cache.
 
-The video is read first, chunk by chunk; each question then goes on from a copy of what the cache kept, as tokens of its
+The video is read first; each question then goes on from a copy of what the cache kept, as tokens of its
 own. What the question asks for is therefore not known while the cache decides what to keep, and heads that stream must
 do without the video. (Read in one piece together with the video, every head would see everything.)
 """
@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 from hvlm import assembly
+from hvlm.caching import PastKV
 from hvlm.config.overlay import overlay
 from hvlm.contracts import KVCache, Merger
 from hvlm.data.collate import Item, collate
 from hvlm.evaluation.stats import clustered_mean
 from hvlm.feature_cache import FrozenFeatures
 from hvlm.rebuild import Loaded
-from hvlm.types import Batch, Tokens, Wants
+from hvlm.types import Wants
 
 ROWS = 8  # clips at a time
-CHUNK = 256  # visual tokens read at a time
-TASK = "keys"
+TEXTS = ("input_ids_KS", "attention_mask_KS", "loss_mask_KS", "prompt_KS")
 
 
 class Clip(NamedTuple):
@@ -70,7 +70,9 @@ class Asker:
 
     @torch.inference_mode()
     def __call__(self, cache: KVCache, merger: Merger | None = None) -> Found:
-        before, self.model.merger = self.model.merger, merger or self.model.merger
+        """What is answered through a cache, with another merger than none where one is given."""
+        before = self.model.merger, self.model.kvcache
+        self.model.merger, self.model.kvcache = merger or self.model.merger, cache
         began, kept = time.monotonic(), 0.0
         right: list[list[bool]] = []
         try:
@@ -79,42 +81,37 @@ class Asker:
                 right += answers
                 kept += nbytes
         finally:
-            self.model.merger = before
+            self.model.merger, self.model.kvcache = before
         flat = [float(r) for clip in right for r in clip]
         share, stderr = clustered_mean(flat, [i for i, clip in enumerate(right) for _ in clip])
         return Found(share, stderr, len(flat), kept / len(self.clips), time.monotonic() - began, right)
 
     def _some(self, room: KVCache, clips: Sequence[Clip]) -> tuple[list[list[bool]], float]:
         batch = collate([clip.item for clip in clips], pad_id=0, size=self.loaded.inputs.size)
-        visual = self._visual(batch)
+        nothing = {name: getattr(batch, name)[:, :0] for name in TEXTS}  # nothing stands before the video
+        sequence = self.model.sequence(batch._replace(**nothing))
         language, cache = self.model.language, room.new()
-        length = visual.x_BSD.shape[1]
-        for start in range(0, length, CHUNK):
-            cut = slice(start, start + CHUNK)
-            position, size = visual.position_BS, visual.log_size_BS
-            language.hidden(
-                visual.x_BSD[:, cut],
-                None if bool(visual.mask_BS.all()) else visual.mask_BS[:, cut],
-                None if position is None else position[:, cut],
-                cache,
-                None if size is None else size[:, cut],
-            )
+        self.model.hidden(sequence, cache)
         nbytes = float(cache.nbytes)
         right: list[list[bool]] = [[] for _ in clips]
         for asked in zip(*(clip.asked for clip in clips), strict=True):
             ids = torch.tensor([prompt for prompt, _ in asked])
             position = None
-            if visual.position_BS is not None:  # the text stands after all patches, merged or not
+            if sequence.position_KL is not None:  # the text stands after all patches, merged or not
                 position = self.patches + torch.arange(ids.shape[1]).expand(len(ids), -1)
-            h = language.hidden(language.embed(ids), None, position, cache.copy())
+            h = self._go_on(cache.copy(), language.embed(ids), position)
             said = self.model.head.logits(h[:, -1]).argmax(-1).tolist()
             for row, (word, (_, wanted)) in enumerate(zip(said, asked, strict=True)):
                 right[row].append(word == wanted)
         return right, nbytes
 
-    def _visual(self, batch: Batch) -> Tokens:
-        text: Tensor = self.model.language.embed(batch.input_ids_KS)
-        return self.model.visual_tokens(batch, text)
+    def _go_on(self, cache: PastKV, x_KSD: Tensor, position: Tensor | None) -> Tensor:
+        """The states of a question, in the pieces that the cache asks for."""
+        size = x_KSD.shape[1] if cache.in_pieces else 1
+        cuts = [slice(start, start + size) for start in range(0, x_KSD.shape[1], size)]
+        places = [None if position is None else position[:, cut] for cut in cuts]
+        read = self.model.language.hidden
+        return torch.cat([read(x_KSD[:, c], None, p, cache) for c, p in zip(cuts, places, strict=True)], 1)
 
 
 def _grid(loaded: Loaded) -> int:
