@@ -15,8 +15,8 @@ from torch import Tensor
 from hvlm import assembly
 from hvlm.caching import PastKV
 from hvlm.errors import UserError
-from hvlm.kvcache._mix import GatedMix, Recorder, sink_and_recent
 from hvlm.model import VLM
+from hvlm.stage._mix import GatedMix, Recorder, sink_and_recent
 from hvlm.stage.duo import PATTERN, Duo, histogram
 from hvlm.types import Batch, Sequence
 

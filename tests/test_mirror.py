@@ -155,7 +155,7 @@ OF_THE_PROJECT = {
     "vision": OF_TENSORS | {"image", "io"},
     "language": OF_TENSORS | {"io", "chat", "tokenizer"},
     "kvcache": OF_TENSORS | {"io"},
-    "stage": OF_TENSORS | {"model", "data"},
+    "stage": OF_TENSORS | {"model", "data", "io"},
     "dataset": OF_TENSORS | {"data", "prompts", "image", "io"},
     "benchmark": {"types", "contracts", "errors", "prompts", "evaluation", "data"},
 }

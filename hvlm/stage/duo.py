@@ -23,8 +23,8 @@ from hvlm.config.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
 from hvlm.data.views import Questions
 from hvlm.errors import UserError
 from hvlm.io.head_patterns import choose_heads, write_pattern
-from hvlm.kvcache._mix import GatedMix, Recorder
 from hvlm.stage._base import Losses, Mean, Stage
+from hvlm.stage._mix import GatedMix, Recorder
 from hvlm.types import Batch, Sequence
 
 log = logging.getLogger(__name__)
