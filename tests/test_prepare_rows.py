@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _tables import TINY, contents, dataset, left_out, videos
+from _tables import TINY, contents, dataset, left_out, made, together, videos, write_csv
 from _tiny import ROOT
 
 from hvlm.prepare.command import prepare
@@ -140,3 +140,20 @@ def children_of_the_killed(out: Path) -> bool:
         except BlockingIOError:
             return True
     return False
+
+
+def test_a_caption_that_stands_in_every_row_of_a_clip_is_one_caption(tmp_path: Path, capsys) -> None:
+    videos(tmp_path / "src", 2)
+    table = [
+        {"video": f"v{i}.mp4", "caption": said, "question": f"what {n}?", "answer": "this"}
+        for i, said in ((0, "a dog"), (1, "a cat"))
+        for n in range(3)
+    ]
+    table[-1]["caption"] = "another cat"
+    write_csv(tmp_path / "src" / "t.csv", table)
+    samples = together(made(tmp_path / "src", tmp_path / "out", "split=[1,0,0]"))
+    captions = sorted([c["text"] for c in sample["captions"]] for sample in samples.values())
+    assert captions == [["a cat", "another cat"], ["a dog"]]
+    assert all(len(sample["questions"]) == 3 for sample in samples.values())
+    line = next(line for line in "".join(capsys.readouterr()).splitlines() if "train" in line and "│" in line)
+    assert line.split("│")[1:7][4].strip() == "3", "clips, sources, rows, captions"

@@ -202,6 +202,18 @@ def test_mixture_weights_decide_how_much_of_a_domain_an_epoch_shows():
         Order(domains, batch_size=1, steps=1, seed=1, mixture={"tutorials": 1.0})
 
 
+def test_a_mixture_that_takes_all_the_data_alike_needs_no_warning(caplog):
+    """Own data have one domain, and the usual mixture names three more."""
+    alike = {"general": 1.0, "sports": 1.0, "news": 1.0}
+    Order(["general"] * 4, batch_size=1, steps=1, seed=1, mixture=alike)
+    assert not caplog.records
+    Order(["general"] * 4, batch_size=1, steps=1, seed=1, mixture=alike | {"news": 0.5})
+    assert "domain.mixture names news, sports, which the data does not have" in caplog.text
+    caplog.clear()
+    Order(["general", "cooking"], batch_size=1, steps=1, seed=1, mixture=alike)
+    assert "domain.mixture names news, sports" in caplog.text
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_do_not_change_a_batch(folder, workers):
     one, other = (list(module(folder, num_workers=n, steps=4).train_dataloader()) for n in (0, workers))

@@ -528,8 +528,21 @@ def test_a_text_beyond_max_tokens_is_a_bad_sample(tmp_path):
     line = json.loads((tmp_path / "quarantine.jsonl").read_text(encoding="utf-8"))
     assert line["key"] == "long" and "50,014 tokens" in line["error"] and "dataset.max_tokens=2048" in line["error"]
     made = module(tmp_path, max_tokens=10)
-    with pytest.raises(UserError, match="no sample of domain 'general' has captions to show"):
+    with pytest.raises(UserError, match="has captions to show with num_frames=4; sample more frames"):
         next(iter(made.train_dataloader()))
+
+
+@pytest.mark.fault(108)
+def test_data_without_what_the_stage_learns_name_the_stage_that_learns_what_they_have(tmp_path):
+    asked = {"questions": [{"question": "what?", "answer": "a dog"}]}
+    tar(tmp_path / "q" / "train-0.tar", [("a.mp4", VIDEO), ("a.json", asked)])
+    prepared(tmp_path / "q")
+    with pytest.raises(UserError, match="samples hold questions, no captions: give them captions, or train stage=sft"):
+        next(iter(module(tmp_path / "q").train_dataloader()))
+    tar(tmp_path / "c" / "train-0.tar", [("a.mp4", VIDEO), ("a.json", {"captions": ["a dog"]})])
+    prepared(tmp_path / "c")
+    with pytest.raises(UserError, match="the samples hold captions, no questions: .*stage=align"):
+        next(iter(module(tmp_path / "c", view=Questions()).train_dataloader()))
 
 
 # ------------------------------------------------------------------------------------------------- manifests and sums

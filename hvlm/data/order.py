@@ -122,9 +122,11 @@ def _pools(domains: Sequence[str], mixture: Mapping[str, float] | None) -> list[
     chosen = {name: weight for name, weight in mixture.items() if weight > 0 and name in present}
     if not chosen:
         raise UserError(
-            f"domain.mixture={dict(mixture)} selects nothing; the data has the domains {', '.join(present)}"
+            f"domain.mixture={dict(mixture)} selects nothing; the data has the domains {', '.join(present)}; "
+            "domain.mixture=null takes all of them"
         )
-    if absent := sorted(name for name, weight in mixture.items() if weight > 0 and name not in present):
+    absent = sorted(name for name, weight in mixture.items() if weight > 0 and name not in present)
+    if absent and (len(chosen) < len(present) or len(set(mixture.values())) > 1):  # else all the data are taken alike
         log.warning("domain.mixture names %s, which the data does not have", ", ".join(absent))
     largest = max(chosen.values())
     pools = [(np.flatnonzero(names == name), weight / largest) for name, weight in sorted(chosen.items())]

@@ -235,8 +235,21 @@ class Reader(Dataset):
                 break
         raise UserError(
             f"{source.folder}: no sample of domain {source.domains[index]!r} has {self.show.view.name} to show "
-            f"with num_frames={self.show.inputs.num_frames}; sample more frames or look at the quarantine file"
+            f"with num_frames={self.show.inputs.num_frames}; {self._way_out(source, index)}"
         )
+
+    def _way_out(self, source: ShardSplit, index: int) -> str:
+        """What to do where no sample of this one's domain shows anything: does it hold texts of another kind?"""
+        name = self.show.view.name
+        kinds = {"captions": "stage=align", "questions": "stage=sft"}
+        try:
+            held = samples.parse(source.read(index, TEXT_FIELDS), source.keys[index], source.domains[index], "")
+        except SampleError:
+            held = {}
+        others = [kind for kind in kinds if kind != name and held.get(kind)]
+        if name in kinds and others and not held.get(name):
+            return f"the samples hold {others[0]}, no {name}: give them {name}, or train {kinds[others[0]]} on them"
+        return "sample more frames or look at the quarantine file"
 
     def _try(self, source: ShardSplit, index: int, pick: SampleRef) -> Item | None:
         key, worker = source.keys[index], get_worker_info()

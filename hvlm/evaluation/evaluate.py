@@ -145,10 +145,8 @@ def ask(
             f"questions that are too long: {notes.left_out.count}), {without} have no question of this benchmark, "
             f"{count.bad} cannot be read; widen benchmark.tasks or raise dataset.num_frames"
         )
-    log.info(
-        "%d questions asked; %d more, and all those of %d clips, need a frame that is not sampled", len(asked), hidden,
-        count.unanswerable,
-    )  # fmt: skip
+    unseen = f"; {hidden} more, and all those of {count.unanswerable} clips, need a frame that is not sampled"
+    log.info("%d questions asked%s", len(asked), unseen if hidden or count.unanswerable else "")
     if without:
         log.info("%d of %d clips have no question of this benchmark", without, count.read)
     if missing:

@@ -17,6 +17,7 @@ from hvlm.data.shard_folder import TEXT
 from hvlm.prepare.formats import Blob
 from hvlm.prepare.plan import Bad, Plan, Sample
 from hvlm.prepare.settings import ROLES, SPLITS, Settings
+from hvlm.prepare.texts import together
 
 EVERY_S = 30.0  # between two lines where there is no terminal
 
@@ -54,9 +55,9 @@ def counts(samples: Sequence[Sample], shards: Counter[str], sizes: dict[str, int
         mine = [sample for sample in samples if sample.split == split]
         if not mine:
             continue
-        parts = [part for sample in mine for _, _, part in sample.parts]
-        numbers = [len(mine), len({s.group for s in mine}) if split != TEXT else 0, len(parts)]
-        numbers += [sum(len(getattr(p, name)) for p in parts) for name in ("captions", "questions", "conversations")]
+        said = [[part for _, _, part in sample.parts] for sample in mine]
+        numbers = [len(mine), len({s.group for s in mine}) if split != TEXT else 0, sum(map(len, said))]
+        numbers += [sum(len(together(p, name)) for p in said) for name in ("captions", "questions", "conversations")]
         table.add_row(split, *(f"{n:,}" for n in numbers), f"{shards[split]:,}", size(sizes[split]))
     to.print(table, soft_wrap=False)
 

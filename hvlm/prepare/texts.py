@@ -118,8 +118,19 @@ def sample_json(parts: list[Said], more: dict[str, Any]) -> bytes:
     """The JSON of a sample whose texts are those of several rows."""
     value: dict[str, Any] = dict(more)
     for name in ("captions", "questions", "conversations"):
-        value[name] = [item for part in parts for item in getattr(part, name)]
+        value[name] = together(parts, name)
     return _bytes({name: field for name, field in value.items() if field != []})
+
+
+def together(parts: list[Said], name: str) -> list[Any]:
+    """The texts of one kind of all rows of a clip.
+
+    A table with a row for each question says the clip's caption in every row: that is one caption.
+    """
+    items = [item for part in parts for item in getattr(part, name)]
+    if name != "captions":
+        return items
+    return list({json.dumps(item, sort_keys=True, default=str): item for item in items}.values())
 
 
 def chat_json(part: Said) -> bytes:
