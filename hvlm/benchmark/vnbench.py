@@ -170,10 +170,10 @@ def _row(number: int, video: Video, folder: Path) -> Row:
     lie in: the file's name finds it, too."""
     tries = [{"options": list(options), "gold": gold} for _, (options, gold) in sorted(video.tries.items())]
     path = video.path if (folder / video.path).is_file() else video.path.replace("\\", "/").rpartition("/")[2]
-    first = tries[0]
+    options, gold = next(iter(video.tries.values()))
     question = {
         "id": video.task, "question": video.question, "task": video.task, "tries": tries, "lettered": True,
-        "answer": first["options"][first["gold"]],
+        "answer": options[gold],
     }  # fmt: skip
     about = {"cluster": source_of(video.stem), "needle_depth": video.depth, "needle_length": video.length}
     return Row(number, question, path, None, None, {name: value for name, value in about.items() if value is not None})

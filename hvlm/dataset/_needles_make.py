@@ -1,13 +1,9 @@
-"""The jobs of the worker processes, and the pool that runs them. A sample is a function of (recipe, split, number)."""
+"""The jobs of the worker processes. A sample is a function of (recipe, split, number)."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import sys
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +16,6 @@ from hvlm.dataset import _needles_text as text
 from hvlm.dataset._haystack import Haystack, Stretch, Video, decode_source
 from hvlm.dataset._needles_draw import encode, render
 from hvlm.dataset._needles_scene import SETS, Recipe, plan
-from hvlm.io.processors import usable_processors
 
 SPLITS = ("train", "val", "test", "text")  # "text": chats without a video, for training only
 
@@ -72,17 +67,3 @@ def make_sample(recipe: Recipe, haystack: Haystack | None, split: str, number: i
         info["needles"] = [vars(needle) for needle in scene.needles]
         info["needle_time"] = [recipe.window(needle.first)[0] for needle in scene.needles]
     return info, video
-
-
-@contextmanager
-def pool_of(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes for the jobs (0 = one per CPU). Whatever goes wrong, jobs not yet begun are dropped."""
-    workers = workers or usable_processors()
-    # A forked child costs nothing, whereas a spawned one imports the entry script again (with torch: seconds each).
-    # The children touch NumPy, Pillow and PyAV only, none of which runs threads of its own here.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)

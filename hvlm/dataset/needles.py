@@ -30,9 +30,10 @@ from hvlm.contracts import Dataset
 from hvlm.data.shard_index import MANIFEST, Manifest, load_manifest, write_manifest
 from hvlm.dataset._haystack import PARTS, SEGMENTS, Stretch, Video, find_videos, part_of
 from hvlm.dataset._needles_labels import LABELS, patch_labels
-from hvlm.dataset._needles_make import SPLITS, decode, make_shard, pool_of
+from hvlm.dataset._needles_make import SPLITS, decode, make_shard
 from hvlm.dataset._needles_scene import DOMAINS, ORDERED, Recipe, max_displacement
 from hvlm.dataset._needles_text import templates, vocabulary
+from hvlm.dataset._pool import pool_of
 from hvlm.errors import UserError
 from hvlm.io.files import remember_sha256, write_atomically
 from hvlm.io.lock import waiting

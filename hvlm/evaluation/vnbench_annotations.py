@@ -115,6 +115,7 @@ def _add(videos: dict[str, Video], value: Any) -> None:
         raise ValueError(f"lacks {', '.join(missing)}; it has {found}, expected {', '.join(FIELDS)}")
     path, task, question = (_text(value, name) for name in ("video", "type", "question"))
     number = value["try"]
+    number = int(number) if isinstance(number, str) and number.isdecimal() else number
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < TRIES:
         raise ValueError(f"has try {number!r:.40}, expected 0 to {TRIES - 1}")
     options = _options(value["options"])
@@ -144,8 +145,8 @@ def _options(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(o, str | int) and not isinstance(o, bool) for o in value):
         raise ValueError(f"has options {value!r:.40}, expected a list of texts or whole numbers")
     options = tuple(str(option) for option in value)
-    if not 2 <= len(options) <= len(LETTERS) or len(set(options)) < len(options):
-        raise ValueError(f"has options {value!r:.60}, expected two or more that differ")
+    if not 2 <= len(options) <= len(LETTERS):
+        raise ValueError(f"has options {value!r:.60}, expected 2 to {len(LETTERS)}")
     return options
 
 
@@ -158,6 +159,8 @@ def _gold(value: Mapping[str, Any], options: Sequence[str]) -> int:
         raise ValueError(f"has gt_option {letter!r:.40}, expected a letter up to {LETTERS[len(options) - 1]}")
     if text is not None and str(text) not in options:
         raise ValueError(f"has gt {text!r:.40}, which is none of its options {list(options)!r:.80}")
+    if letter is None and options.count(str(text)) > 1:
+        raise ValueError(f"has gt {text!r:.40}, which is two of its options, and no gt_option")
     place = options.index(str(text)) if letter is None else LETTERS.index(letter)
     if text is not None and options[place] != str(text):
         raise ValueError(f"has gt_option {letter}, which is {options[place]!r}, and gt {text!r:.40}")
@@ -166,6 +169,7 @@ def _gold(value: Mapping[str, Any], options: Sequence[str]) -> int:
 
 def _times(value: Any) -> tuple[float, ...]:
     value = [] if value is None else value if isinstance(value, list) else [value]
+    value = [second for one in value for second in (one if isinstance(one, list) else [one])]  # by section, perhaps
     if not all(isinstance(second, int | float) and not isinstance(second, bool) for second in value):
         raise ValueError(f"has needle_time {value!r:.40}, expected a list of seconds")
     return tuple(float(second) for second in value)

@@ -20,7 +20,7 @@ from hvlm.benchmark.niah.plan import FOLDER, Planned, Source, plan_all, rows_of,
 from hvlm.benchmark.niah.settings import Settings, read
 from hvlm.console import error_line, setup_logging
 from hvlm.dataset._haystack import Video, find_videos, part_of
-from hvlm.dataset._needles_make import pool_of
+from hvlm.dataset._pool import pool_of
 from hvlm.errors import UserError
 from hvlm.io.files import clean_parts, file_sha256, write_atomically
 from hvlm.io.lock import locked
@@ -174,14 +174,12 @@ def _manifest(
     videos = {
         one.name: {
             "bytes": (path := out / FOLDER / one.name).stat().st_size, "sha256": file_sha256(path), "task": one.task,
-            "depth": one.depth, "length": one.length, "sources": [s._asdict() | {"path": None} for s in one.segments],
+            "depth": one.depth, "length": one.length,
+            "sources": [{"name": s.name, "start": s.start, "frames": s.frames} for s in one.segments],
             "needles": [needle._asdict() for needle in one.needles],
         }
         for one in made
     }  # fmt: skip
-    for entry in videos.values():
-        for segment in entry["sources"]:
-            del segment["path"]  # of this machine
     said = settings.said()
     return {
         "format": FORMAT, "settings": said, "templates": templates(pictures),

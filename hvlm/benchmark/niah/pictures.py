@@ -179,7 +179,8 @@ class Pictures:
         with Image.open(self.files[kind][name]) as file:
             image = file.convert("RGBA")
         scale = side / max(image.size)
-        return image.resize(tuple(max(1, round(v * scale)) for v in image.size), Image.Resampling.LANCZOS)
+        width, height = (max(1, round(v * scale)) for v in image.size)
+        return image.resize((width, height), Image.Resampling.LANCZOS)
 
     def page(self, kind: str, name: str, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
         """uint8 [height, width, 3]: the picture, upright and whole, on a page of a light colour."""
