@@ -129,7 +129,7 @@ ROOM_TEXTS: dict[str, frozenset[str]] = {
             "language.system",
             "dataset.root", "dataset.haystack", "dataset.domain", "benchmark.split",
             "benchmark.path", "benchmark.questions", "benchmark.annotations",
-            "benchmark.videos", "benchmark.instruction",
+            "benchmark.videos", "benchmark.instruction", "kvcache.pattern",
         }
     ),
     "list": frozenset({"dataset.domains", "benchmark.tasks", "benchmark.apart"}),
