@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -15,7 +16,9 @@ from unittest.mock import create_autospec
 
 import pytest
 import torch
+from _tables import videos
 
+from hvlm.commands import run as commands_run
 from hvlm.config.compose import compose
 
 ROOT = Path(__file__).parent.parent
@@ -216,3 +219,36 @@ def test_imports_are_declared():
         if module not in own | weights:
             names = {name.lower().replace("_", "-") for name in providers.get(module, [module])}
             assert names & declared, f"{file.name} imports {module}: declare it in pyproject.toml"
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs_as_written(trained, tmp_path, monkeypatch):
+    """Every command and the script of the page, in one process, with a tiny model in the place of the demo's."""
+    page = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    calls = [
+        shlex.split(line)
+        for line in re.findall(
+            r"^(?:hvlm|python) .*", "\n".join(FENCE.findall(page.split("## Other")[0])), re.MULTILINE
+        )
+    ]
+    (script,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert [call[1] for call in calls] == ["prepare", "eval", "train", "train", "eval", "ask.py"]
+    setup = re.search(r"^python3 -m venv.*?^```", page, re.DOTALL | re.MULTILINE)[0].splitlines()[:-1]
+    assert len(setup) + len(calls) + len(script.splitlines()) <= 12
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HVLM_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(trained[0] / "runs" / "tiny", tmp_path / "runs" / "demo")
+    videos(tmp_path / "clips", 20)
+    for i in range(20):
+        (tmp_path / "clips" / f"v{i}.mp4").rename(tmp_path / "clips" / f"clip{i:02d}.mp4")
+    header, first = re.search(r"^```text\n(video,.*)\n(clip.*)\n", page, re.MULTILINE).groups()
+    rows = [first.replace("clip00", f"clip{i:02d}") for i in range(20)]
+    (tmp_path / "clips" / "clips.csv").write_text("\n".join([header, *rows]) + "\n")
+    tiny = [word for word in trained[1] if word.startswith(("vision.", "language.", "trainer.", "dataset.num_frames"))]
+    for _, command, *words in calls[:-1]:
+        words = ["stage.steps=1" if word.startswith("stage.steps=") else word for word in words]
+        commands_run([command, *words, *(tiny + ["stage.batch_size=2"] if command == "train" else [])])
+    results = json.loads((tmp_path / "runs" / "mine" / "eval" / "results.json").read_text())
+    assert any(record["metric"] == "accuracy_macro" for record in results)
+    exec(compile(script, "ask.py", "exec"), {})
