@@ -356,9 +356,10 @@ def test_a_model_writes_the_same_in_pieces_of_any_size_and_each_row_alone(order:
     assert found[0] == alone
     by_piece = Streaming(sink=1, recent=3, prefill="chunk", **vlm.language.cache_sizes)
     with torch.no_grad():
-        masked = vlm.token_logprobs(batch, vlm.kvcache.new())
+        sequence = vlm.sequence(batch)
+        masked = vlm.hidden(sequence, vlm.kvcache.new())
         vlm.kvcache = by_piece
-        freely = vlm.token_logprobs(batch, vlm.kvcache.new())
+        freely = vlm.hidden(sequence, vlm.kvcache.new())
     assert (masked - freely).abs().max() > 1e-3, "in a single piece the context is seen whole"
 
 
