@@ -344,6 +344,10 @@ class KVCache(Module, ABC, group="kvcache"):
         self.num_layers, self.num_kv_heads, self.head_dim = num_layers, num_kv_heads, head_dim
         self.register_parameter("gates", None)
 
+    def settled(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Its settings for files that hold its weights and are read elsewhere: without files that it was made from."""
+        return dict(settings)
+
     @abstractmethod
     def new(self) -> PastKV:
         """An empty cache for one batch."""

@@ -16,11 +16,13 @@ from hvlm.caching import PastKV
 from hvlm.checks.tiny import CONFIGS
 from hvlm.errors import UserError
 from hvlm.evaluation.generate import generate
+from hvlm.interop import hf_export
 from hvlm.io.head_patterns import write_pattern
 from hvlm.kvcache import _heads
 from hvlm.kvcache._heads import HeadsKV
 from hvlm.kvcache._store import BLOCK, EightBits
 from hvlm.kvcache.duo import Duo
+from hvlm.kvcache.full import FullCache
 from hvlm.kvcache.streaming import Streaming
 from hvlm.language.causal import Causal
 from hvlm.language.smollm2 import SmolLM2
@@ -411,3 +413,22 @@ def test_a_model_may_decode_with_another_cache_than_it_was_trained_with(tmp_path
     assert "kvcache.gates" not in with_own(trained.state_dict(), plain)
     assert torch.equal(with_own(plain.state_dict(), given)["kvcache.gates"], given.kvcache.gates)
     assert "kvcache.gates" not in with_own(plain.state_dict(), trained), "gates that nobody trained are not made up"
+
+
+def test_an_exported_model_brings_its_gates_and_reads_through_its_cache(tmp_path: Path) -> None:
+    lm = model(Case("question_first", ())).language
+    write_pattern(tmp_path / "p", torch.rand(lm.num_layers, lm.num_kv_heads), 1, 3)
+    changes = (("pattern", str(tmp_path / "p")), ("sink", 1), ("recent", 3), ("chunk", 5))
+    rooms = (Variant("connector", "patches"), Variant("kvcache", "duo", changes))
+    case = Case("video_first", rooms)
+    vlm = louder(model(case, seed=3))
+    batch = batch_of(clip(1, 4, ROWS, "video_first", side(vlm)), size=side(vlm))
+    written = generate(vlm, chat(), batch, 8)
+    settings = {k: v for k, v in case.config.items() if k not in ("order", "domain")}
+    folder = hf_export.save(vlm, chat(), settings, 4, "all", tmp_path / "hf")
+    (tmp_path / "p" / "full_attention_heads.tsv").unlink()
+    loaded = hf_export.HvlmModel.from_pretrained(folder).vlm
+    assert generate(loaded, chat(), batch, 8) == written
+    assert torch.equal(loaded.kvcache.chosen().heads, vlm.kvcache.chosen().heads)
+    vlm.kvcache = FullCache(**lm.cache_sizes)
+    assert generate(vlm, chat(), batch, 8) != written, "something must be forgotten, or this sees nothing"

@@ -21,6 +21,7 @@ from hvlm.evaluation.generate import generate
 from hvlm.evaluation.offline import answer_offline
 from hvlm.evaluation.sampling import Sampling
 from hvlm.evaluation.streaming import StreamingReader
+from hvlm.kvcache.streaming import Streaming
 from hvlm.model import VLM
 from hvlm.rebuild import Loaded
 from hvlm.types import InputSpec
@@ -63,6 +64,22 @@ def test_with_the_video_first_anything_may_be_asked_at_any_moment() -> None:
             assert said == offline(vlm, i, row)
             assert watcher.answer(row[0], WORDS) == said, "asking leaves no trace"
     assert len(answers) > 2, "the answers must differ, or this sees nothing"
+
+
+@pytest.mark.parametrize("prefill", ["mask", "chunk"])
+def test_a_cache_that_forgets_watches_in_bounded_memory_and_asking_leaves_no_trace(prefill: str) -> None:
+    vlm = foveated("video_first")
+    vlm.kvcache = Streaming(sink=1, recent=2, prefill=prefill, **vlm.language.cache_sizes)
+    asked, silent = StreamingReader(vlm, chat()), StreamingReader(vlm, chat())
+    memory = []
+    for frame in pixels(vlm):
+        asked.read_frame(frame)
+        silent.read_frame(frame)
+        memory.append(asked.cache.nbytes)
+        asked.answer(ASKED[0][0], WORDS)
+    assert asked.answer(ASKED[1][0], WORDS) == silent.answer(ASKED[1][0], WORDS)
+    assert torch.equal(asked.query, silent.query) and asked.cache.get_seq_length() == 6
+    assert memory[2:] == [vlm.kvcache.bytes(100)] * 4, "full after three frames, and never more"
 
 
 def test_with_the_question_first_its_answer_may_be_had_at_any_moment() -> None:

@@ -46,7 +46,7 @@ GOALS = {  # at 8,192 tokens: KV bytes at most, decode and prefill at least, mem
     "duo_25": {"kv_ratio": 0.30, "decode": 1.8, "prefill": 1.3, "peak_ratio": 0.5},
 }
 TINY = {
-    "hidden_size": 64,
+    "hidden_size": 96,
     "intermediate_size": 64,
     "num_layers": 2,
     "num_heads": 6,

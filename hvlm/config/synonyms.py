@@ -243,6 +243,7 @@ WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     "kvcache": {
         **dict.fromkeys(("none", "dynamic", "default"), ("full",)),
         **dict.fromkeys(("sink", "sinks", "streamingllm"), ("streaming",)),
+        **dict.fromkeys(("duoattention", "duo_attention", "heads"), ("duo",)),
     },
     "experiment": dict.fromkeys(("default", "quickstart", "tutorial", "example"), ("demo",)),
 }  # fmt: skip

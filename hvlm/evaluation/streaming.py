@@ -85,7 +85,9 @@ class StreamingReader:
             raise UserError(f"order={self.model.order}: " + ("give a question" if question is None else "it was asked"))
         ids, at = self.chat.encode_prompt(self.question or question, self.model.order)
         cache = self.cache.copy()
-        newest = self._read(ids[at:], cache)[:, -1]
+        cache.question()
+        steps = [ids[at:]] if cache.in_pieces else [[one] for one in ids[at:]]
+        newest = [self._read(step, cache) for step in steps][-1][:, -1]
         written = write(self.model, self.chat, cache, newest, max_new_tokens, choose)
         return self.chat.decode(written[0].tolist())
 

@@ -37,6 +37,7 @@ from hvlm.evaluation.sampling import GREEDY, Sampling
 from hvlm.interop.hf_template import tokenizer_with_template
 from hvlm.io.checkpoint import load_into, load_weights
 from hvlm.model import VLM
+from hvlm.rebuild import with_own
 from hvlm.text.unknown import warn_of_question
 from hvlm.types import Batch
 
@@ -149,6 +150,8 @@ class HvlmModel(nn.Module):
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        if "kvcache" in self.config.rooms:
+            self.config.rooms["kvcache"] = self.vlm.kvcache.settled(self.config.rooms["kvcache"])
         self.config.save_pretrained(folder)
         skipped = set(_shared(self.vlm))
         state = {n: t.detach().cpu().contiguous() for n, t in self.vlm.state_dict().items() if n not in skipped}
@@ -305,7 +308,7 @@ def export(path: str | Path, cfg: Mapping[str, Any], metadata: Mapping[str, Any]
     model = HvlmModel(
         HvlmConfig(rooms, metadata["chat"], cfg["order"], frames, adapter, sources, architectures=["HvlmModel"])
     )
-    load_into(model.vlm, load_weights(path), path)
+    load_into(model.vlm, with_own(load_weights(path), model.vlm), path)
     model.save_pretrained(out)
     (out / "README.md").write_text(model_card(path, cfg, rooms), encoding="utf-8")
     return out

@@ -74,7 +74,10 @@ def read_pattern(path: str | Path, layers: int, heads: int, name: str = "kvcache
     file = Path(path).expanduser()
     file = file / GATES if file.is_dir() else file
     if not file.is_file():
-        raise UserError(f"{name}={path}: no such pattern; expected a folder with {GATES}, or such a file")
+        raise UserError(
+            f"{name}={path}: no such pattern; expected a folder with {GATES}, such a file, or {name}=checkpoint for "
+            "the gates that a checkpoint holds"
+        )
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

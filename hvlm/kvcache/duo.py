@@ -65,6 +65,10 @@ class Duo(KVCache):
             if not self.gates.is_meta:
                 self.gates.data.copy_(found.gates)
 
+    def settled(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The gates are among the weights, whatever file they came from."""
+        return {**settings, "pattern": CHECKPOINT}
+
     def chosen(self) -> Chosen:
         """Which heads retrieve, bool [layers, KV heads], and how many of equal gates do not."""
         return choose_heads(self.gates.detach().clamp(0, 1), self.retrieval)
