@@ -126,7 +126,7 @@ ROOM_TEXTS: dict[str, frozenset[str]] = {
     "one": frozenset(
         {
             "vision.source", "vision.revision", "language.source", "language.revision",
-            "language.system", "kvcache.pattern",
+            "language.system",
             "dataset.root", "dataset.haystack", "dataset.domain", "benchmark.split",
             "benchmark.path", "benchmark.questions", "benchmark.annotations",
             "benchmark.videos", "benchmark.instruction", "kvcache.pattern",
