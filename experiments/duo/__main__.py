@@ -82,7 +82,7 @@ def cells(only: Sequence[str]) -> Iterator[Cell]:
         if variant in (FULL, STREAMING):
             yield Cell(variant, 1.0 if variant == FULL else 0.0)
             continue
-        for share in SHARES:
+        for share in SHARES[1:] if variant == BOTH else SHARES:
             for draw in range(DRAWS if variant == RANDOM else 1):
                 yield Cell(variant, share, draw)
 
@@ -96,7 +96,7 @@ def ask(seed: int, only: Sequence[str], clips: int) -> None:
     if not todo:
         return
     asker = Asker(models.read(seed), clips)
-    full = asker(asker.room(["kvcache=full"])).kv_bytes if any(c.variant in RIVALS for c in todo) else 0.0
+    full = asker(asker.room(["kvcache=full"])).kv_bytes if any(c.variant in (*RIVALS, MERGED) for c in todo) else 0.0
     for cell in todo:
         found = measure(asker, seed, cell, full)
         value = {"cell": cell._asdict(), "seed": seed, **found._asdict()}
@@ -117,19 +117,20 @@ def measure(asker: Asker, seed: int, cell: Cell, full_bytes: float) -> Found:
     variant, share = cell.variant, cell.share
     if variant == FULL:
         return asker(asker.room(["kvcache=full"]))
+    equal = min(1.0, equal_bytes(asker, seed, share) / full_bytes) if full_bytes else 1.0
     if variant == MERGED:
-        return asker(asker.room(["kvcache=full"]), asker.merger(merged(share)))
+        return asker(asker.room(["kvcache=full"]), asker.merger(merged(equal)))
     if variant == BOTH:  # half of the tokens, and of the heads what is left to reach the share
         heads = retrieving(asker, seed, GATES, min(1.0, 2 * share), cell.draw)
         return asker(heads, asker.merger(merged(0.5)))
     if variant in RIVALS:
-        tokens = round(equal_bytes(asker, seed, share) / full_bytes * asker.patches)
-        return asker(asker.room([f"kvcache={variant}", f"kvcache.budget={tokens}", *RIVALS[variant]]))
+        budget = f"kvcache.budget={round(equal * asker.patches)}"
+        return asker(asker.room([f"kvcache={variant}", budget, *RIVALS[variant]]))
     return asker(retrieving(asker, seed, variant, share, cell.draw))
 
 
 def merged(keep: float) -> list[str]:
-    return ["merger=adaptive", "merger.proportional=true", f"merger.keep={keep:g}"]
+    return ["merger=adaptive", "merger.proportional=true", f"merger.keep={keep:.6g}"]
 
 
 def equal_bytes(asker: Asker, seed: int, share: float) -> float:

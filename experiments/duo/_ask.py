@@ -37,7 +37,8 @@ class Clip(NamedTuple):
 
 class Found(NamedTuple):
     """What a cell measured. share: of the answers right (the likeliest of all words is the answer's); stderr: clustered
-    by clip. kv_bytes: of keys and values of one clip when the video was read. seconds: of the whole cell."""
+    by clip. kv_bytes: of keys and values of one clip when the video was read. seconds: of the whole cell.
+    right, said: of each clip's answers, whether it is right, and its id."""
 
     share: float
     stderr: float | None
@@ -45,6 +46,7 @@ class Found(NamedTuple):
     kv_bytes: float
     seconds: float
     right: list[list[bool]]
+    said: list[list[int]]
 
 
 class Asker:
@@ -75,35 +77,40 @@ class Asker:
         self.model.merger, self.model.kvcache = merger or self.model.merger, cache
         began, kept = time.monotonic(), 0.0
         right: list[list[bool]] = []
+        said: list[list[int]] = []
         try:
             for first in range(0, len(self.clips), ROWS):
-                answers, nbytes = self._some(cache, self.clips[first : first + ROWS])
-                right += answers
+                some = self.clips[first : first + ROWS]
+                answers, nbytes = self._some(cache, some)
+                said += answers
+                right += [
+                    [word == wanted for word, (_, wanted) in zip(words, clip.asked, strict=True)]
+                    for words, clip in zip(answers, some, strict=True)
+                ]
                 kept += nbytes
         finally:
             self.model.merger, self.model.kvcache = before
         flat = [float(r) for clip in right for r in clip]
         share, stderr = clustered_mean(flat, [i for i, clip in enumerate(right) for _ in clip])
-        return Found(share, stderr, len(flat), kept / len(self.clips), time.monotonic() - began, right)
+        return Found(share, stderr, len(flat), kept / len(self.clips), time.monotonic() - began, right, said)
 
-    def _some(self, room: KVCache, clips: Sequence[Clip]) -> tuple[list[list[bool]], float]:
+    def _some(self, room: KVCache, clips: Sequence[Clip]) -> tuple[list[list[int]], float]:
         batch = collate([clip.item for clip in clips], pad_id=0, size=self.loaded.inputs.size)
         nothing = {name: getattr(batch, name)[:, :0] for name in TEXTS}  # nothing stands before the video
         sequence = self.model.sequence(batch._replace(**nothing))
         language, cache = self.model.language, room.new()
         self.model.hidden(sequence, cache)
         nbytes = float(cache.nbytes)
-        right: list[list[bool]] = [[] for _ in clips]
+        said: list[list[int]] = [[] for _ in clips]
         for asked in zip(*(clip.asked for clip in clips), strict=True):
             ids = torch.tensor([prompt for prompt, _ in asked])
             position = None
             if sequence.position_KL is not None:  # the text stands after all patches, merged or not
                 position = self.patches + torch.arange(ids.shape[1]).expand(len(ids), -1)
             h = self._go_on(cache.copy(), language.embed(ids), position)
-            said = self.model.head.logits(h[:, -1]).argmax(-1).tolist()
-            for row, (word, (_, wanted)) in enumerate(zip(said, asked, strict=True)):
-                right[row].append(word == wanted)
-        return right, nbytes
+            for row, word in enumerate(self.model.head.logits(h[:, -1]).argmax(-1).tolist()):
+                said[row].append(word)
+        return said, nbytes
 
     def _go_on(self, cache: PastKV, x_KSD: Tensor, position: Tensor | None) -> Tensor:
         """The states of a question, in the pieces that the cache asks for."""
