@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 .DEFAULT_GOAL := help
 
-.PHONY: help setup weights demo test test-all test-gpu reliability lint tables bench bench-attention
+.PHONY: help setup weights demo test test-all test-gpu reliability lint tables bench bench-attention bench-kv
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,11 @@ test-all: test weights  ## The slow tests, too, and the comparison of connectors
 bench-attention: setup  ## Speed of the mixing mechanisms against other packages (half an hour to an hour for each setting)
 	$(PIP) -e '.[flow,dev,bench]'
 	$(PY) -m experiments.attention.speed
+
+bench-kv: weights  ## Our caches beside those of kvpress, in an environment of its own: same prompts, same weights (a quarter of an hour)
+	test -x .venv-kvpress/bin/python || $(PYTHON) -m venv .venv-kvpress
+	.venv-kvpress/bin/python -m pip install -q -c constraints.txt kvpress==0.5.5
+	$(PY) -m experiments.duo.peers
 
 bench: setup  ## Speed: bfloat16 against float32, and of the reader
 	$(PY) -m experiments.speed

@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_kvcache_rivals import MASK, embeddings, language, rotation
 
+from experiments.duo import scores
 from hvlm.errors import UserError
 from hvlm.evaluation.head_scores import at_random, by_reconstruction, by_relative_attention, inverse
 from hvlm.io.head_patterns import choose_heads, read_pattern, write_pattern
@@ -86,3 +87,9 @@ def test_patterns_without_training_are_files_that_choose_heads(tmp_path) -> None
         assert torch.equal(choose_heads(inverse(gates), 1 - share).heads, ~kept)
     write_pattern(tmp_path, inverse(gates), 4, 16)
     assert torch.equal(read_pattern(tmp_path, 2, 3).gates, inverse(gates))
+    for score, expected in (("inverse", inverse(inverse(gates))), ("random", at_random(2, 3, 7))):
+        scores.main([score, "--like", str(tmp_path), "--seed", "7", "--out", str(tmp_path / score)])
+        torch.testing.assert_close(read_pattern(tmp_path / score, 2, 3).gates, expected)
+    with pytest.raises(UserError, match="relative: give --checkpoint, or --source with --texts"):
+        scores.main(["relative", "--out", str(tmp_path / "other")])
+    assert not (tmp_path / "other").exists()

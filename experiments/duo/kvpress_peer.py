@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from kvpress import AdaKVPress, DuoAttentionPress, ExpectedAttentionPress, KVzipPress, SnapKVPress
 from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.utils import logging
 
 PRESSES = ("none", "snapkv", "expected", "kvzip", "adakv", "duo")
 
@@ -99,6 +100,7 @@ def main() -> None:
     if wrong := sorted(set(names) - set(PRESSES)):
         raise SystemExit(f"--press {wrong[0]}: expected some of {', '.join(PRESSES)}")
     warnings.filterwarnings("ignore")
+    logging.disable_progress_bar()
     prompts = [json.loads(line) for line in options.prompts.read_text(encoding="utf-8").splitlines()]
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32, attn_implementation="sdpa").eval()
     cells = [(n, float(k)) for n in names if n != "none" for k in options.keep.split(",")]
