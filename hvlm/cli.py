@@ -19,13 +19,11 @@ import yaml
 from hydra import version
 from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from hvlm.config.catalog import page
 from hvlm.config.check import check_files, check_settings
-from hvlm.config.compose import compose, explain, plan, resolved
+from hvlm.config.compose import REFUSED, compose, explain, plan, resolved
 from hvlm.config.overlay import on_top
 from hvlm.config.search_path import CONF, OF_THE_COMMAND_LINE, folders, named_by
 from hvlm.config.words import as_given, as_written, key_of, quoted
@@ -134,7 +132,7 @@ def _run(
     try:
         # As hydra.main does it, but for the arguments: these are not the process's own where the command is ``hvlm``.
         _run_hydra(parser.parse_args(words), parser, task, str(CONF), "train")
-    except (HydraException, OmegaConfBaseException) as e:
+    except REFUSED as e:
         if started:
             raise
         raise explain(e, [w for w in words if not w.startswith("-")]) from e

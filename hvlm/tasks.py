@@ -53,13 +53,21 @@ def run_benchmark(
     """Evaluate a checkpoint on ``cfg``'s benchmark and dataset; results, predictions and report go into ``out``."""
     loaded = load(path, cfg)
     label = results.Label(out.name, loaded.variant, cfg["seed"], command)
-    records = evaluate(loaded, loaded.benchmark(), label, out)
+    records = evaluate(loaded, asked_for(loaded), label, out)
     records += costs(loaded, label)
     results.write(out / RESULTS, records)
     write_report(out)
     log.info("\n".join(table(records)))
     log.info(f"results: {out / RESULTS}; report: {out / 'report.html'} (and report.md)")
     return records
+
+
+def asked_for(loaded: Loaded) -> Any:
+    """The benchmark. UserError where it names a task that nobody asks: the others alone would be another score."""
+    benchmark = loaded.benchmark()
+    if benchmark.tasks:
+        benchmark.check(loaded.data)
+    return benchmark
 
 
 def check_benchmark(cfg: Mapping[str, Any], chat: Chat) -> None:
@@ -286,7 +294,7 @@ def write_answers(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[d
     ``task=score`` reads."""
     choose = sampling(cfg)
     loaded = load(path, cfg)
-    benchmark = loaded.benchmark()
+    benchmark = asked_for(loaded)
     asked = ask(loaded, benchmark, loaded.variant, out, InWords(benchmark.max_new_tokens, choose))
     warn_of_problems(asked.predictions)
     target = out / "answers.jsonl"

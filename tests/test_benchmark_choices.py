@@ -6,8 +6,10 @@ import csv
 import json
 import logging
 import math
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from hvlm.evaluation.results import Label
 from hvlm.evaluation.scores import Likelihood, Prediction, score_choices
 from hvlm.prompts import bare_options, context, lettered_prompt
 from hvlm.rebuild import Loaded
+from hvlm.tasks import asked_for
 from hvlm.types import InputSpec
 from hvlm.viz.media import write_mp4
 
@@ -36,7 +39,7 @@ LABEL = Label("own", "tiny", 0)
 class Data:
     """A dataset whose split nobody asks about; how it is read counts."""
 
-    access, max_tokens, too_long, decoder, decode_timeout = "index", 100, "refuse", "pyav", 60.0
+    access, max_tokens, too_long, decoder, decode_timeout, text_only = "index", 100, "refuse", "pyav", 60.0, False
 
 
 @cache
@@ -340,6 +343,15 @@ def test_a_file_beside_a_folder_of_videos_is_asked_whole(tmp_path: Path, videos:
     assert {(r["variant"], r["metric"]): r["value"] for r in again} == {
         name: r["value"] for name, r in records.items() if name[1] != "questions_without_video"
     }
+
+
+def test_one_misspelt_task_among_others_is_refused_whoever_asks(tmp_path: Path, videos: Path) -> None:
+    questions = write_rows(tmp_path / "q.jsonl", [row("a.mp4", task="color"), row("c.png", task="shape")])
+    for names, words in ((["color", "shap"], "'shap' is none of them; did you mean 'shape'"), (["color"], None)):
+        own = Choices(questions=str(questions), videos=str(videos), tasks=names)
+        loaded: Any = SimpleNamespace(benchmark=lambda own=own: own, data=None)
+        with pytest.raises(UserError, match=words) if words else nullcontext():
+            assert asked_for(loaded) is own
 
 
 def test_a_part_of_a_video_shows_its_own_frames(tmp_path: Path) -> None:

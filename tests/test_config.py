@@ -92,7 +92,7 @@ def test_arguments_of_a_constructor() -> None:
     assert arguments({"steps": 2, "beta": 1}, Child, "stage", {"model"}) == {"steps": 2, "beta": 1.0}
     with pytest.raises(UserError, match=r"stage.steps has no value"):
         arguments({}, Child, "stage")
-    with pytest.raises(UserError, match=r"'stage.betta'; did you mean 'beta'\?"):
+    with pytest.raises(UserError, match=r"'stage.betta'; did you mean 'stage.beta'\?"):
         arguments({"steps": 1, "betta": 1}, Child, "stage")
     with pytest.raises(UserError, match=r"unknown key 'stage.model'"):  # a module cannot stand in a YAML
         arguments({"steps": 1, "model": 1}, Child, "stage")
@@ -142,7 +142,7 @@ def test_a_stated_signature_comes_first() -> None:
         def __init__(self, **anything: Any) -> None: ...
 
     assert arguments({"layers": 2}, Joined, "attention") == {"layers": 2}
-    with pytest.raises(UserError, match="unknown key 'attention.layer'; did you mean 'layers'"):
+    with pytest.raises(UserError, match="unknown key 'attention.layer'; did you mean 'attention.layers'"):
         arguments({"layer": 2}, Joined, "attention")
 
 
@@ -215,7 +215,7 @@ def test_defaults_compose_to_plain_values() -> None:
         ("+typo=3", ["unknown key 'typo'"]),
         ("merger.kep=0.5", ["unknown key 'merger.kep'", "the chosen merger has no settings"]),
         ("+sead=3", ["unknown key 'sead'", "did you mean 'seed'?"]),
-        ("+connector.projetor=mlp", ["'connector.projetor'", "did you mean 'projector'?"]),
+        ("+connector.projetor=mlp", ["'connector.projetor'", "did you mean 'connector.projector'?"]),
         ("+connector.dim=3", ["connector.dim is not a setting"]),
         ("+seed=3", ["'seed' exists already"]),
         ("stage.steps=abc", ["stage.steps=abc", "expected int"]),

@@ -193,7 +193,7 @@ def test_a_model_is_built_in_one_call(video: Path) -> None:
     assert counted.num_parameters == made.num_parameters and counted.device.type == "meta"
     for wrong, words in (
         ({"connector": "maen"}, "did you mean 'mean'"), ({"conector": "mean"}, "did you mean 'connector'"),
-        ({"connector": {"name": "mean", "projectr": "mlp"}}, "did you mean 'projector'"),
+        ({"connector": {"name": "mean", "projectr": "mlp"}}, "did you mean 'connector.projector'"),
         ({"connector": {"mode": "coarse"}}, "a dict with its name"), ({"texts": None}, "starts from nothing"),
         ({"connector": {"name": "foveated", "mode": "corse"}}, "connector.mode"),
     ):  # fmt: skip

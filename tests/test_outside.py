@@ -93,7 +93,7 @@ def test_its_words_are_words_where_it_is_named() -> None:
     assert "no such option" in refused("connector=power")
     assert "did you mean 'power'?" in refused(NAMED, "connector=powr")
     assert "connector.power=0: expected float above 0" in refused(NAMED, "connector=power", "connector.power=0")
-    assert "did you mean 'noise'?" in refused(NAMED, "stage=noisy", "+stage.nois=1")
+    assert "did you mean 'stage.noise'?" in refused(NAMED, "stage=noisy", "+stage.nois=1")
     assert "did you mean 'stage.noise'?" in refused(NAMED, "stage=noisy", "stage.nois=1")
 
 
@@ -132,6 +132,7 @@ def test_what_one_command_names_the_next_does_not_inherit() -> None:
         ("config_dir=loose/misspelt", "there is no group 'conector'; did you mean 'connector'?"),
         ("config_dir=loose/flat", "move it into the folder of its group"),
         ("config_dir=loose", "there is no group"),
+        ("config_dir=crooked", "crooked/connector/bent.yaml, line 2: not valid YAML (expected the node content"),
     ],
 )
 def test_mistakes_are_one_line(outside: Path, override: str, words: str) -> None:
@@ -140,7 +141,8 @@ def test_mistakes_are_one_line(outside: Path, override: str, words: str) -> None
     write(
         outside, {"again/conf/connector/power.yaml": "", "loose/misspelt/conector/x.yaml": "", "loose/flat/x.yaml": ""}
     )
-    assert words in refused(override)
+    write(outside, {"crooked/connector/bent.yaml": "{{{\n"})
+    assert words in refused(override, *(["connector=bent"] if "crooked" in override else []))
 
 
 def test_a_room_that_cannot_be_imported_is_one_line(outside: Path) -> None:

@@ -84,7 +84,7 @@ def test_a_checkpoint_names_no_command(tmp_path: Path) -> None:
     [
         ("experiment=demo", "experiment=demo: the settings are runs/x's; name what should differ"),
         ("debug=fast_dev_run", "the settings are runs/x's"),
-        ("merger.kep=0.5", "unknown key 'merger.kep'; did you mean 'keep'?"),
+        ("merger.kep=0.5", "unknown key 'merger.kep'; did you mean 'merger.keep'?"),
         ("merger.keep=abc", "merger.keep=abc: expected float"),
         ("merger.keep=0", "merger.keep=0: expected float above 0 and at most 1"),
         ("merger.keep=${oc.env:HVLM_NOT_SET}", "merger.keep: "),

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import hydra
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -24,6 +25,9 @@ from hvlm.config.search_path import CONF, OF_THE_COMMAND_LINE, contents, named_b
 from hvlm.config.synonyms import instead_of_key, instead_of_word
 from hvlm.config.words import as_given, key_of
 from hvlm.errors import UserError
+
+# What Hydra raises over the command line, the files, or both.
+REFUSED = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -93,13 +97,17 @@ def explained(overrides: Sequence[str], config_name: str = "train") -> Iterator[
     """Turns whatever Hydra and OmegaConf raise inside into a ``UserError`` of one line."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException) as e:
+    except REFUSED as e:
         raise explain(e, overrides, config_name) from e
 
 
 def explain(error: Exception, overrides: Sequence[str], config_name: str = "train") -> UserError:
     """One line that names the override, and the word that was probably meant."""
     text = str(error)
+    if isinstance(error, yaml.YAMLError):
+        mark = getattr(error, "problem_mark", None)
+        where = f"{mark.name}, line {mark.line + 1}" if mark else "a file of settings"
+        return UserError(f"{where}: not valid YAML ({getattr(error, 'problem', None) or text.splitlines()[0]})")
     if isinstance(error, OverrideParseException):
         reason = text.splitlines()[-1].strip() if "=" in error.override else "settings look like connector=mean seed=2"
         return UserError(f"cannot read '{error.override}': {reason}")
@@ -136,7 +144,7 @@ def _near_key(key: str, config_name: str, overrides: Sequence[str], bad: str) ->
         try:
             cfg = _compose(tuple(others), config_name, contents())
             break
-        except (HydraException, OmegaConfBaseException):
+        except REFUSED:
             continue
     prefix: list[str] = []
     root = cfg

@@ -200,7 +200,9 @@ def arguments(values: Mapping[str, Any], target: type, key: str, supplied: Colle
         if name in supplied and name in known:
             raise UserError(f"{dot}{name} is not a setting: the program sets it from the other parts; leave it out")
         if name not in yaml_able:
-            hint = instead_of_key(f"{dot}{name}") or did_you_mean(str(name), yaml_able)
+            # The whole dotted key, so that it can be pasted.
+            own = did_you_mean(str(name), yaml_able).replace("mean '", f"mean '{dot}")
+            hint = instead_of_key(f"{dot}{name}") or own
             raise UserError(f"unknown key '{dot}{name}';{hint}")
     for name in yaml_able:
         if known[name][1] and name not in values:
