@@ -215,10 +215,16 @@ class Chat:
 
     @classmethod
     def from_json(cls, text: str) -> Chat:
-        """The inverse of ``to_json``."""
-        fields = json.loads(text)
-        more = {name: fields[name] for name in ("chat_template", "named", "ends") if name in fields}
-        return cls(Tokenizer.from_str(fields["tokenizer"]), fields["template"], fields["system"], **more)
+        """The inverse of ``to_json``. UserError where the string is none of it."""
+        try:
+            fields = json.loads(text)
+            more = {name: fields[name] for name in ("chat_template", "named", "ends") if name in fields}
+            return cls(Tokenizer.from_str(fields["tokenizer"]), fields["template"], fields["system"], **more)
+        except UserError:
+            raise
+        except Exception as error:  # the tokenizers' library in Rust has no class of its own
+            said = " ".join(str(error).split())[:200]
+            raise UserError(f"the stored tokenizer is damaged: {type(error).__name__} {said}") from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Through the string, because pickling a Tokenizer alone forgets ``encode_special_tokens``.

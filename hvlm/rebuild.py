@@ -82,6 +82,10 @@ def metadata_of(path: str | Path) -> dict[str, Any]:
     metadata = read_checkpoint(path).get("hvlm")
     if metadata is None:
         raise UserError(f"{path}: holds no configuration; expected a checkpoint that training wrote")
+    for name, kind in {"config": Mapping, "chat": str | None, "source_configs": Mapping}.items():
+        found = metadata.get(name, {} if name == "source_configs" else ...) if isinstance(metadata, Mapping) else ...
+        if not isinstance(found, kind):
+            raise UserError(f"{path}: its {name} is damaged; expected a checkpoint that training wrote")
     return metadata
 
 

@@ -301,6 +301,16 @@ def test_plan_of_a_chain() -> None:
         plan(["++chain={align:['stage=align'],sft:['stage=sft','stage.stepz=6']}"])
 
 
+def test_a_rate_goes_to_the_stages_of_a_chain_that_know_the_part() -> None:
+    chain = "++chain={vision:['stage=vision'],sft:['stage=sft']}"
+    stages = plan([chain, "stage.trainable={language:0,connector:1e-3}", "stage.trainable.vision=null"])
+    rates = {label: cfg["stage"]["trainable"] for label, cfg in stages.items()}
+    assert rates["sft"]["language"] == 0 and "language" not in rates["vision"]
+    assert {(r["connector"], r["vision"]) for r in rates.values()} == {(1e-3, None)}
+    with pytest.raises(UserError, match=r"'stage.trainable.langauge'; did you mean 'stage.trainable.language'"):
+        plan([chain, "stage.trainable={langauge:0}"])
+
+
 def test_main_called_with_overrides_returns() -> None:
     @main
     def entry(cfg: dict[str, Any], overrides: list[str]) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from hvlm.data.given import frames_given, streamed_frames
 from hvlm.errors import UserError
 from hvlm.evaluation.asking import clips_of, queries
 from hvlm.interop.hf_export import HvlmModel
+from hvlm.io.checkpoint import find_checkpoint
 from hvlm.io.json_lines import read_lines
 from hvlm.rebuild import load as load_for_evaluation
 from hvlm.rebuild import stored_config
@@ -118,11 +121,28 @@ def test_every_form_of_a_video_is_the_same_video(model: hvlm.Model, video: Path,
     ):  # fmt: skip
         with pytest.raises(UserError, match=words):
             model.answer(wrong, QUESTION)
-    for how in ({"fps": 0}, {"num_frames": 0}, {"max_new_tokens": 0}, {"temperature": -1}, {"top_p": 0.5}):
+    for how in (
+        {"fps": 0}, {"fps": "2"}, {"num_frames": 0}, {"max_new_tokens": 0}, {"temperature": -1}, {"top_p": 0.5},
+        {"section": (3, 1)}, {"section": (1,)}, {"section": (float("nan"), 2)}, {"section": 3}, {"section": (None, 2)},
+        {"temperature": float("inf")}, {"temperature": "hot"}, {"temperature": 1, "seed": "x"},
+    ):  # fmt: skip
         with pytest.raises(UserError):
             model.answer(frames, QUESTION, **how)
-    with pytest.raises(UserError, match="expected a question"):
-        model.answer(frames, " ")
+    for nothing in (" ", None, 5, [], [None]):
+        with pytest.raises(UserError, match="expected a question"):
+            model.answer(frames, nothing)
+    for odd in ("", None, [QUESTION]):
+        with pytest.raises(UserError, match="expected a question"):
+            model.choose(frames, odd, ["red", "blue"])
+    for odd in (["red", "red"], [1, 2]):
+        with pytest.raises(UserError, match="expected texts, each another one"):
+            model.choose(frames, QUESTION, odd)
+    for how in ({"max_new_tokens": 0}, {"temperature": -2}, {"temperature": 1, "top_p": 0}):
+        with pytest.raises(UserError, match="expected"):
+            model.stream(None, QUESTION).feed(frames).answer(**how)
+    for place in ("alien", "cuda9"):
+        with pytest.raises(UserError, match=f"device={place}"):
+            model.to(place)
     with pytest.raises(UserError, match="2 or more"):
         model.choose(frames, QUESTION, ["red"])
 
@@ -173,6 +193,38 @@ def test_dtype_and_settings_are_what_was_asked_for(run: Path, video: Path) -> No
     assert isinstance(merged.answer(video, QUESTION, num_frames=2), str)
     with pytest.raises(UserError, match="cannot watch frame by frame"):
         merged.stream(video, QUESTION)
+
+
+def test_what_is_no_model_or_changes_none_is_refused_in_one_line(run: Path, tmp_path: Path) -> None:
+    file = find_checkpoint(run)
+    whole = torch.load(file, weights_only=True)
+
+    def refused(said: str, path: Any, *how: str) -> None:
+        with pytest.raises(UserError, match=said) as error:
+            hvlm.load(path, *how)
+        assert "\n" not in str(error.value)
+
+    refused("expected a run folder", "")
+    refused("out=x: belongs to a command", run, "out=x")
+    refused("ask.at=3: belongs to a command", run, "ask.at=3")
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "config.json").write_text('{"model_type": "llama"}')
+    refused("no model that hvlm trained, but a source of one", tmp_path / "source")
+    chat = json.loads(whole["hvlm"]["chat"])
+    for i, (changes, said) in enumerate((
+        ({"hvlm": "x"}, "its config is damaged"),
+        ({"hvlm": whole["hvlm"] | {"config": None}}, "its config is damaged"),
+        ({"hvlm": whole["hvlm"] | {"source_configs": None}}, "its source_configs is damaged"),
+        ({"hvlm": whole["hvlm"] | {"chat": 5}}, "its chat is damaged"),
+        ({"hvlm": whole["hvlm"] | {"chat": "{"}}, "the stored tokenizer is damaged"),
+        ({"hvlm": whole["hvlm"] | {"chat": json.dumps(chat | {"tokenizer": "{"})}}, "the stored tokenizer is damaged"),
+        ({"hvlm": whole["hvlm"] | {"chat": json.dumps(chat | {"ends": ["x"]})}}, "the stored tokenizer is damaged"),
+        ({"state_dict": {name: 1 for name in whole["state_dict"]}}, "is no tensor"),
+    )):  # fmt: skip
+        torch.save(whole | changes, tmp_path / f"{i}.ckpt")
+        refused(said, tmp_path / f"{i}.ckpt")
+    torch.save([1], tmp_path / "list.ckpt")
+    refused("holds no mapping", tmp_path / "list.ckpt")
 
 
 @pytest.mark.fault(113)

@@ -11,12 +11,16 @@ import torch
 
 from hvlm.api.model import Model
 from hvlm.assembly import input_spec, motion_grid
-from hvlm.config.overlay import overlay
+from hvlm.config.overlay import OF_THE_COMMAND, overlay
 from hvlm.config.search_path import named_by
+from hvlm.config.words import key_of
 from hvlm.errors import UserError
 from hvlm.io.checkpoint import find_checkpoint, refuse_unsafe_loading
 from hvlm.rebuild import rebuild, stored_config
 from hvlm.types import InputSpec
+
+# What a command is told and a model is not.
+OF_A_COMMAND = tuple(key for key in OF_THE_COMMAND if key not in ("packages", "config_dir"))
 
 
 def load(
@@ -42,7 +46,19 @@ def load(
     Raises:
         UserError: nothing that can be loaded is there, or it does not fit.
     """
+    if not isinstance(path, str | Path) or not str(path):
+        raise UserError(f"{path!r}: expected a run folder, a checkpoint, an export, or a hub id")
+    if isinstance(packages, str):
+        packages = [packages]
+    for override in overrides:
+        if key_of(override) in OF_A_COMMAND or key_of(override).startswith(("ask.", "callback.")):
+            raise UserError(f"{override}: belongs to a command, and changes no model")
     where = Path(path).expanduser()
+    if where.is_dir() and not is_export(where) and (where / "config.json").is_file():
+        raise UserError(
+            f"{path}: no model that hvlm trained, but a source of one: hvlm.build(language={{'name': 'causal', "
+            f"'source': '{path}'}}) or hvlm.build(vision={{'name': ..., 'source': '{path}'}})"
+        )
     with named_by([f"packages=[{','.join(packages)}]"] if packages else []):
         if is_export(where) or not where.exists():
             if overrides:
@@ -82,8 +98,12 @@ def _of_export(path: str | Path, where: Path, revision: str | None) -> Model:
         raise UserError(f"{path}: no such file or folder; expected a run folder, a checkpoint, an export, or a hub id")
     try:
         found = HvlmModel.from_pretrained(path if not where.exists() else where, revision=revision)
-    except (OSError, ValueError, KeyError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of transformers, the hub's client and safetensors
         first = (str(error) or type(error).__name__).splitlines()[0]
+        if where.exists():
+            raise UserError(f"{path}: this export cannot be read ({type(error).__name__}: {first})") from error
         raise UserError(f"{path}: no such file or folder here, and no export of hvlm on the hub ({first})") from error
     config, vlm = found.config, found.vlm
     inputs = InputSpec(config.order, config.num_frames, vlm.vision.image_size, motion_grid(vlm))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 import torch
 
+from hvlm.api.given_numbers import positive, sampling
 from hvlm.api.stream import Stream
 from hvlm.chat import Chat
 from hvlm.config.rooms import OF_A_MODEL
@@ -19,7 +20,6 @@ from hvlm.evaluation import scores
 from hvlm.evaluation.asking import Query
 from hvlm.evaluation.generate import generate
 from hvlm.evaluation.likelihood import answer_likelihoods
-from hvlm.evaluation.sampling import Sampling
 from hvlm.model import VLM
 from hvlm.precision import DTYPES, autocast, choose_precision
 from hvlm.prompts import LETTERS, context, lettered_prompt
@@ -71,7 +71,10 @@ class Model:
         """Move the weights, and turn them into another floating-point dtype. Returns the model itself."""
         if isinstance(device, torch.dtype):
             device, dtype = None, device
-        self.vlm.to(device)
+        try:
+            self.vlm.to(device)
+        except (AssertionError, RuntimeError, TypeError) as error:  # torch's words for a device that is not here
+            raise UserError(f"device={device}: {str(error).splitlines()[0]}") from error
         if dtype is not None:
             asked = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
             if asked not in DTYPES.values():
@@ -126,7 +129,8 @@ class Model:
         Raises:
             UserError: a video that cannot be read, a question without words, a number out of its range.
         """
-        questions = [question] if isinstance(question, str) else list(question)
+        several = isinstance(question, Sequence) and not isinstance(question, str)
+        questions = list(question) if several else [question]
         if not questions or not all(isinstance(q, str) and q.strip() for q in questions):
             raise UserError(f"question={question!r}: expected a question, or several")
         choose = sampling(temperature, top_p, seed)
@@ -163,9 +167,14 @@ class Model:
         Raises:
             UserError: as ``answer``, and options that cannot be compared.
         """
-        options = [options] if isinstance(options, str) else list(options)
+        if not isinstance(question, str) or not question.strip():
+            raise UserError(f"question={question!r}: expected a question")
+        listed = isinstance(options, Iterable) and not isinstance(options, str)
+        options = list(options) if listed else [options]
         if len(options) < 2 or (lettered and len(options) > len(LETTERS)):
             raise UserError(f"options={options}: expected 2 or more" + (f", at most {len(LETTERS)}" * lettered))
+        if not all(isinstance(option, str) for option in options) or len(set(options)) < len(options):
+            raise UserError(f"options={options}: expected texts, each another one")
         prompt, answers = question, tuple(options)
         if lettered:
             prompt, answers = lettered_prompt(question, options), tuple(LETTERS[: len(options)])
@@ -208,6 +217,8 @@ class Model:
         """
         from hvlm.interop import hf_export
 
+        if self.device.type == "meta":
+            raise UserError("device=meta: a model without weights cannot be saved; use device=cpu or cuda")
         rooms = {name: dict(self.config[name]) for name in OF_A_MODEL}
         return hf_export.save(
             self.vlm, self.chat, rooms, self.inputs.num_frames, self.config["domain"]["adapter"], folder
@@ -221,21 +232,9 @@ class Model:
         self, video: Given, num_frames: int | None, fps: float, section: tuple[float, float] | None
     ) -> tuple[Any, Any, Any]:
         """Frames, times and, where the model wants it, motion."""
+        if self.device.type == "meta":
+            raise UserError("device=meta: a model without weights cannot answer; use device=cpu or cuda")
         count = self.inputs.num_frames if num_frames is None else positive(num_frames, "num_frames")
         frames, time = frames_given(video, count, self.inputs.size, fps, section)
         motion = None if self.inputs.motion is None else motion_energy(frames, self.inputs.motion)
         return frames, time, motion
-
-
-def positive(number: int, name: str = "max_new_tokens") -> int:
-    if not isinstance(number, int) or number < 1:
-        raise UserError(f"{name}={number!r}: expected a whole number, 1 or more")
-    return number
-
-
-def sampling(temperature: float, top_p: float, seed: int) -> Sampling:
-    if not temperature >= 0 or not 0 < top_p <= 1:
-        raise UserError(f"temperature={temperature}, top_p={top_p}: expected 0 or more, and above 0 up to 1")
-    if temperature == 0 and top_p < 1:
-        raise UserError(f"top_p={top_p}: with temperature=0 the likeliest word is taken; give temperature=1")
-    return Sampling(temperature, top_p, seed)

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import torch
 
+from hvlm.api.given_numbers import positive, sampling
 from hvlm.chat import Chat
 from hvlm.data.given import Given, streamed_frames
 from hvlm.errors import UserError
-from hvlm.evaluation.sampling import GREEDY, Sampling
 from hvlm.evaluation.streaming import StreamingReader, why_not_frame_by_frame
 from hvlm.model import VLM
 from hvlm.types import InputSpec
@@ -29,6 +29,8 @@ class Stream:
     ) -> None:
         if reason := why_not_frame_by_frame(vlm):
             raise UserError(f"stream: this model cannot watch frame by frame: {reason}; answer() reads the whole video")
+        if question is not None and not isinstance(question, str):
+            raise UserError(f"question={question!r}: expected a question")
         if inputs.order == "question_first" and not (question or "").strip():
             raise UserError("stream: this model reads the question before the first frame; give question=")
         self._first = inputs.order == "question_first"
@@ -81,9 +83,9 @@ class Stream:
         asked = None if self._first else question or self._question
         if not self._first and not (asked or "").strip():
             raise UserError("stream: nothing is asked; give question=")
-        choose = GREEDY if temperature == 0 and top_p == 1 else Sampling(temperature, top_p, seed)
+        choose = sampling(temperature, top_p, seed)
         with self._computing():
-            return self._reader.answer(asked, max_new_tokens, choose)
+            return self._reader.answer(asked, positive(max_new_tokens), choose)
 
     def _watch(self, video: Given, fps: float) -> Iterator[float]:
         began = self.seconds

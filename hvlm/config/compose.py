@@ -15,6 +15,7 @@ from typing import Any, cast
 import hydra
 import yaml
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -86,7 +87,40 @@ def plan(
     if alone or not chain:
         name = stage_name(root)
         return {name: composer([*chain.get(name, []), *overrides]) if chain else root}
-    return {label: composer([*steps, *overrides]) for label, steps in chain.items()}
+    of_stages = _rates_for_each(overrides, chain, composer)
+    return {label: composer([*steps, *of_stages[label]]) for label, steps in chain.items()}
+
+
+RATES = "stage.trainable"
+
+
+def _rates_for_each(
+    overrides: Sequence[str], chain: Mapping[str, Sequence[str]], composer: Callable[[list[str]], dict[str, Any]]
+) -> dict[str, list[str]]:
+    """{label: the overrides that speak to this stage}: a learning rate of a part that only other stages of the chain
+    train (``language`` has none in stage vision) is left out. What no stage knows stays, and is refused."""
+    rates = [o for o in overrides if o.startswith((f"{RATES}=", f"{RATES}."))]
+    if not rates:
+        return {label: list(overrides) for label in chain}
+    others = [o for o in overrides if o not in rates]
+    known = {label: set(composer([*steps, *others])["stage"].get("trainable") or ()) for label, steps in chain.items()}
+    anywhere = set().union(*known.values())
+    return {
+        label: [kept for o in overrides if (kept := _without(o, anywhere - parts) if o in rates else o)]
+        for label, parts in known.items()
+    }
+
+
+def _without(rate: str, parts: Collection[str]) -> str | None:
+    """An override of learning rates without these parts; None where nothing is left of it."""
+    with explained([rate]):
+        said = OverridesParser.create().parse_override(rate).value()
+    if not isinstance(said, Mapping):
+        return None if key_of(rate).removeprefix(f"{RATES}.") in parts else rate
+    if not parts & set(said):
+        return rate
+    left = {part: "null" if value is None else value for part, value in said.items() if part not in parts}
+    return f"{RATES}={{{','.join(f'{part}:{value}' for part, value in left.items())}}}" if left else None
 
 
 # ---------------------------------------------------------------------------------------------------- messages

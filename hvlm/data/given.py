@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,9 @@ def frames_given(
     Raises:
         UserError: what is given is none of these, or cannot be read.
     """
-    if not fps > 0:
-        raise UserError(f"fps={fps}: expected more than 0")
+    check_rate(fps)
+    if section is not None:
+        section = check_section(section)
     if isinstance(video, str | Path):
         return _of_path(Path(video).expanduser(), num_frames, size, fps, section)
     pictures = pictures_of(video)
@@ -63,8 +66,7 @@ def frames_given(
 def streamed_frames(video: Given, size: tuple[int, int], fps: float) -> Iterator[tuple[np.ndarray, float]]:
     """(uint8 [3, H, W], seconds) one after the other, of a video file those shown at the moments (k + 1/2) / fps; what
     carries no time itself has ``fps`` pictures a second, and each is given. Raises UserError."""
-    if not fps > 0:
-        raise UserError(f"fps={fps}: expected more than 0")
+    check_rate(fps)
     if isinstance(video, str | Path):
         path = Path(video).expanduser()
         members = _members(path)
@@ -79,6 +81,20 @@ def streamed_frames(video: Given, size: tuple[int, int], fps: float) -> Iterator
         yield fitted(_chunk(picture, 0.0), size)[0].transpose(2, 0, 1).copy(), (i + 0.5) / fps
 
 
+def check_rate(fps: float) -> None:
+    """UserError where it is no number of pictures a second."""
+    if not isinstance(fps, Real) or not 0 < fps < math.inf:
+        raise UserError(f"fps={fps!r}: expected a number above 0")
+
+
+def check_section(section: tuple[float, float]) -> tuple[float, float]:
+    """(start, stop) in seconds. UserError where it is none."""
+    given = tuple(section) if isinstance(section, list | tuple) else ()
+    if len(given) != 2 or not all(isinstance(s, Real) for s in given) or not 0 <= given[0] < given[1]:
+        raise UserError(f"section={section!r}: expected (start, stop) in seconds, the start before the stop")
+    return given[0], given[1]
+
+
 def pictures_of(video: Given) -> Sequence[Any]:
     """The pictures of a list or an array, each [H, W, 3], or what opens as one. Raises UserError."""
     if isinstance(video, list | tuple):
@@ -89,7 +105,7 @@ def pictures_of(video: Given) -> Sequence[Any]:
         video = video.detach().cpu().numpy()
     if isinstance(video, np.ndarray):
         shape = tuple(video.shape)
-        if video.ndim != 4 or not len(video) or 3 not in (shape[1], shape[3]):
+        if video.ndim != 4 or 0 in shape or 3 not in (shape[1], shape[3]):
             raise UserError(f"video: an array of shape {shape}; expected {KINDS}")
         if video.dtype != np.uint8:
             raise UserError(f"video: an array of {video.dtype}; expected uint8, pixels from 0 to 255")

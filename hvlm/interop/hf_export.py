@@ -317,6 +317,8 @@ def export(path: str | Path, cfg: Mapping[str, Any], metadata: Mapping[str, Any]
 def save(vlm: VLM, chat: Chat, rooms: Mapping[str, Any], num_frames: int, adapter: str, out: str | Path) -> Path:
     """Write a model that a program holds as a Hugging Face folder ``out``, with a card. Returns it."""
     out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out={out}: is a file; name a folder")
     refuse_to_overwrite(out)
     sources = assembly.source_configs(vlm)
     config = HvlmConfig(

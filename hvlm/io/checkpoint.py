@@ -92,7 +92,10 @@ def read_checkpoint(path: str | os.PathLike) -> Mapping[str, Any]:
     if path not in _READ or _READ[path][0] != state:
         _check_sum(path)
         _READ.clear()
-        _READ[path] = (state, _load(path, mmap=True))
+        content = _load(path, mmap=True)
+        if not isinstance(content, dict):
+            raise UserError(f"{path}: holds no mapping; expected a checkpoint that training wrote")
+        _READ[path] = (state, content)
     return _READ[path][1]
 
 
@@ -208,6 +211,8 @@ def load_weights(path: str | os.PathLike, prefix: str = "model.") -> dict[str, T
     weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     if not weights:
         raise UserError(f"{path}: holds no weights named {prefix}*; expected a checkpoint that training wrote")
+    if odd := next((name for name, value in weights.items() if not isinstance(value, Tensor)), None):
+        raise UserError(f"{path}: {odd} is no tensor; expected a checkpoint that training wrote")
     return weights
 
 
