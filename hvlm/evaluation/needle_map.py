@@ -74,4 +74,4 @@ def write_needle_map(predictions: Iterable[Prediction], path: Path) -> Path | No
 
 
 def _lengths(spans: Sequence[tuple[float, float]]) -> list[str]:
-    return [f"{low:.0f}" if high - low <= 0.5 else f"{low:.0f}–{high:.0f}" for low, high in spans]
+    return [f"{low:.0f}" if high - low <= 0.5 else f"{low:.0f}-{high:.0f}" for low, high in spans]
