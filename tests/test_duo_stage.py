@@ -312,3 +312,19 @@ def test_a_text_without_a_video_is_learned_from() -> None:
     text = batch_of(clip(1, None, [("what color is the ring ? how many red blue", "two")], "video_first", 32), size=32)
     terms = stage.losses(text).terms
     assert terms["distill"].total.item() > 0
+
+
+def test_a_stopped_stage_goes_on_bit_for_bit(tmp_path: Path, needles: list[str]) -> None:
+    from hvlm.io.checkpoint import load_weights
+    from hvlm.training.chain import run
+
+    common = ["stage=duo", "kvcache=duo", "stage.steps=4", "stage.batch_size=2", "stage.sink=1", "stage.recent=2",
+              "stage.trainable.kvcache=0.05", "stage.l1_weight=10",
+              "evaluate=false", "trainer.checkpoint_every=1", *needles]  # fmt: skip
+    with contextlib.chdir(tmp_path):
+        run([*common, "run=whole"])
+        run([*common, "run=parts", "trainer.max_steps=2"])
+        assert not torch.equal(*(load_weights(f"runs/{name}/duo")["kvcache.gates"] for name in ("whole", "parts")))
+        run([*common, "run=parts"])
+        whole, parts = (load_weights(f"runs/{name}/duo")["kvcache.gates"] for name in ("whole", "parts"))
+    assert torch.equal(whole, parts) and not (whole == 1).all()
