@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hvlm.benchmark.niah.pictures import Pictures
-from hvlm.benchmark.niah.plan import Needle, Planned, Segment
+from hvlm.benchmark.niah.plan import NAMES, Needle, Planned, Segment
 from hvlm.benchmark.niah.settings import Settings
 from hvlm.data import decode_process
 from hvlm.data.sampling import TOLERANCE, shown_frames
@@ -154,22 +154,26 @@ def _crossing(needle: Needle, sticker: np.ndarray, frame: np.ndarray, number: in
 
 
 def _subtitle(needle: Needle, frame: np.ndarray, number: int) -> None:
-    _written(frame, needle.text, needle.text)
+    _written(frame, needle.text)
 
 
 def _spelled(needle: Needle, frame: np.ndarray, number: int) -> None:
     """One letter of the word after the other, in its place: no frame shows the word."""
     before, _, word = needle.text.rpartition(" ")
     at = min(int(_progress(needle, number) * len(word)), len(word) - 1)
-    _written(frame, f"{before} " + "".join(c if i == at else "_" for i, c in enumerate(word)), needle.text)
+    _written(frame, f"{before} " + "".join(c if i == at else "_" for i, c in enumerate(word)))
 
 
-def _written(frame: np.ndarray, text: str, longest: str) -> None:
-    """Text on a dark band in the lower third; its size follows from ``longest``. Where a line has no room its last
-    word stands alone."""
+def _written(frame: np.ndarray, text: str) -> None:
+    """Text on a dark band in the lower third, as large whatever the word. Where a line has no room its last word stands
+    alone."""
     height, width, _ = frame.shape
-    if letters(longest, 1).shape[1] > 0.94 * width:
-        text, longest = text.rpartition(" ")[2], longest.rpartition(" ")[2]
+    before, _, word = text.rpartition(" ")
+    longest = "M" * max(map(len, NAMES))
+    if letters(f"{before} {longest}", 1).shape[1] > 0.94 * width:
+        text = word
+    else:
+        longest = f"{before} {longest}"
     factor = max(1, min(height // 64, int(0.94 * width) // letters(longest, 1).shape[1]))
     drawn = letters(text, factor)
     rows, columns = min(drawn.shape[0], height), min(drawn.shape[1], width)
