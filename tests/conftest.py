@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,16 @@ SMALL = [
     "language.num_kv_heads=2",
     "trainer.precision=32-true", "trainer.threads=1", "trainer.log_every=1", "callback.media=2",
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_process_group_is_left() -> Iterator[None]:
+    """What a test leaves behind, the next one in this process would take itself for a part of."""
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        pytest.fail("the test left a process group behind")
 
 
 @pytest.fixture(scope="session")

@@ -359,6 +359,7 @@ class Split:
 
 class Dataset:
     access, splits, max_tokens, too_long, decoder, decode_timeout = "index", ["test"], 100, "refuse", "pyav", 60.0
+    text_only = False
 
     def __init__(self, split):
         self._split = split

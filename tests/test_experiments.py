@@ -14,6 +14,7 @@ from hvlm.evaluation import results
 
 ROOT = Path(__file__).parent.parent
 EXTRAS = {"performer_pytorch", "local_attention", "linear_attention_transformer", "mambapy"}  # of the extra ``bench``
+EXTRAS |= {"kvpress"}  # of ``make bench-kv``, in an environment of its own
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
     for path in sorted((ROOT / "experiments").rglob("*.py"))
@@ -36,7 +37,7 @@ def missing(name: str) -> set[str]:
 @pytest.mark.parametrize("name", MODULES)
 def test_it_can_be_imported(name: str) -> None:
     if lacking := missing(name):
-        pytest.skip(f"needs {', '.join(sorted(lacking))}: make bench-attention installs it")
+        pytest.skip(f"needs {', '.join(sorted(lacking))}: make bench-attention or bench-kv installs it")
     importlib.import_module(name)
 
 

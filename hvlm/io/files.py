@@ -44,11 +44,14 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def clean_parts(folder: Path) -> None:
-    """Removes what a killed process left: half-written files, and sums whose checkpoint is gone."""
+def clean_parts(folder: Path, alone: bool = False) -> None:
+    """Removes what a killed process left: half-written files, and sums whose checkpoint is gone.
+
+    alone: nobody else writes here (a lock says so). A process that was just killed may seem to live for a moment.
+    """
     for part in folder.glob(f"*{PART}"):
         pid = part.name.removesuffix(PART).rpartition(".")[2]
-        if not pid.isdigit() or int(pid) == os.getpid() or not _is_alive(int(pid)):
+        if alone or not pid.isdigit() or int(pid) == os.getpid() or not _is_alive(int(pid)):
             part.unlink(missing_ok=True)
     for sidecar in folder.glob(f"*{SIDECAR}"):
         if not sidecar.with_name(sidecar.name.removesuffix(SIDECAR)).exists():

@@ -159,8 +159,8 @@ def made(plan: Plan, settings: Settings, out: Path, told: Callable[[int, int, in
         UserError: more rows are bad than may be; what was made so far stays.
     """
     (out / PARTS).mkdir(exist_ok=True)
-    clean_parts(out)
-    clean_parts(out / PARTS)
+    clean_parts(out, alone=True)  # the caller holds the folder's lock, and a killed caller's workers held it, too
+    clean_parts(out / PARTS, alone=True)
     records: dict[str, dict[str, Any]] = {}
     jobs = []
     through = [len(plan.bad), 0]

@@ -43,6 +43,7 @@ from hvlm.training.trainer import (
     make_trainer,
     make_trainer_kwargs,
     max_seconds,
+    no_group_of_one_is_left,
     refuse_processes_without_a_strategy,
     val_batches,
 )
@@ -98,7 +99,7 @@ def _run(overrides: Sequence[str], command: str | None) -> Outcome:
     else:
         previous = _stage_before(next(iter(stages)), whole, folders)
     root = next(iter(folders.values())).run_path
-    with locked(root, f"run={name}") if is_first else nullcontext():
+    with locked(root, f"run={name}") if is_first else nullcontext(), no_group_of_one_is_left():
         return _train_and_evaluate(stages, folders, root, previous, began, command)
 
 

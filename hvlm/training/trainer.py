@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import lightning
@@ -59,6 +60,19 @@ def refuse_processes_without_a_strategy(trainer: Mapping[str, Any]) -> None:
     if several and trainer["accelerator"] == "cpu" and trainer["strategy"] == "auto":
         asked = f"trainer.num_nodes={nodes}" if nodes > 1 else f"trainer.devices={devices}"
         raise UserError(f"{asked} with trainer.strategy=auto: add trainer=ddp, which trains with several processes")
+
+
+@contextmanager
+def no_group_of_one_is_left() -> Iterator[None]:
+    """A strategy such as FSDP makes a process group for a single process, too, and Lightning leaves it there: what the
+    same Python does next would take itself for a part of it."""
+    before = torch.distributed.is_available() and torch.distributed.is_initialized()
+    try:
+        yield
+    finally:
+        left = torch.distributed.is_available() and torch.distributed.is_initialized() and not before
+        if left and torch.distributed.get_world_size() == 1:
+            torch.distributed.destroy_process_group()
 
 
 def val_batches(trainer: Mapping[str, Any]) -> int | float:
