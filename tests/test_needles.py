@@ -476,7 +476,7 @@ def test_the_words_of_keys_were_in_the_vocabulary_before_them() -> None:
 
 
 def test_other_sets_are_what_they_were_before_there_were_keys() -> None:
-    assert not {"keys", "wording"} & Needles(set="easy", keys=3, wording="first").spec.keys()
+    assert not {"keys", "turns", "wording"} & Needles(set="easy", keys=3, wording="first").spec.keys()
     assert Needles(set="easy").folder == Needles(set="easy", keys=3).folder
     assert Needles(set="keys").folder != Needles(set="keys", wording="first").folder
 

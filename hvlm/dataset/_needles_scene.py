@@ -53,6 +53,7 @@ class Recipe:
     seed: int
     crf: int
     keys: int = 4
+    turns: int = 6
     wording: str = "both"
 
     @property

@@ -57,7 +57,6 @@ QUESTIONS = {
 }
 # The set "keys": two wordings of one question, so that what is learned from one can be tested with the other.
 KEYS = {"first": "which color does the {shape} have ?", "second": "the {shape} flashed in what color ?"}
-TURNS = 6  # questions of a conversation
 CAPTIONS = {  # aspect: (ways to ask, text)
     "object": (("describe the object .", "what is moving ?"), "a {colour} {shape} moves {direction} ."),
     "flashes": (("describe the flashes .", "what flashes ?"), "a {colour} {flash} then a {colour2} {flash2} flash ."),
@@ -248,15 +247,15 @@ def _ask_vnbench(rng: np.random.Generator, scene: Scene, recipe: Recipe, ask) ->
 def key_questions(rng: np.random.Generator, scene: Scene, recipe: Recipe, conversation: bool) -> list[dict[str, Any]]:
     """Which colour each flash of the set "keys" had.
 
-    conversation: one entry of ``TURNS`` exchanges, each about a flash drawn from all of them, so that what was asked
-    before says nothing; otherwise one question for each flash, in no telling order.
+    conversation: one entry of ``recipe.turns`` exchanges, each about a flash drawn from all of them, so that what was
+    asked before says nothing; otherwise one question for each flash, in no telling order.
     """
     if not conversation:
         return [
             _about_key(rng, scene.flashes[i], recipe) | {"id": f"q{place}"}
             for place, i in enumerate(rng.permutation(len(scene.flashes)))
         ]
-    asked = [scene.flashes[i] for i in rng.integers(len(scene.flashes), size=TURNS)]
+    asked = [scene.flashes[i] for i in rng.integers(len(scene.flashes), size=recipe.turns)]
     messages = []
     for flash in asked:
         messages.append({"role": "user", "content": _key_question(rng, flash, recipe)})

@@ -57,8 +57,8 @@ class Needles(Dataset):
     size: pixels, width and height (even). frames, fps: length and rate of the encoded clip.
     num_frames: how many frames the reader samples; flashes and needles are placed where these frames show them.
     outline: black outlines around shapes. displacement: path of an object, in frame widths.
-    keys, wording: of set=keys, how many flashes, and how their questions are worded: "first", "second", or each time
-        one of the "both".
+    keys, turns, wording: of set=keys, how many flashes, how many questions a conversation has, and how they are worded:
+        "first", "second", or each time one of the "both".
     domains: some of general, sports, tutorials, news (None = all).
     max_bad: share of the haystack's files that may be unreadable. shard_clips: samples per shard.
     generate_workers: processes (0 = one per CPU). seed, crf: of the generator and of H.264.
@@ -87,6 +87,7 @@ class Needles(Dataset):
         outline: bool = True,
         displacement: Annotated[float, Ge(0.1)] = 0.4,
         keys: Annotated[int, Ge(1), Le(6)] = 4,
+        turns: PositiveInt = 6,
         wording: Literal["first", "second", "both"] = "both",
         domains: list[str] | None = None,
         max_bad: Fraction = 0.5,
@@ -108,7 +109,7 @@ class Needles(Dataset):
         self.decoder, self.decode_timeout = decoder, decode_timeout
         self.recipe = Recipe(
             set, size, frames, float(fps), num_frames, outline, displacement, tuple(domains or DOMAINS), seed, crf,
-            keys, wording,
+            keys, turns, wording,
         )  # fmt: skip
         self._check()
 
@@ -141,7 +142,7 @@ class Needles(Dataset):
         """Everything that decides the bytes of the shards, apart from the haystack's pixels."""
         spec = asdict(self.recipe) | {"domains": list(self.recipe.domains)}
         if self.recipe.set != "keys":
-            del spec["keys"], spec["wording"]
+            del spec["keys"], spec["turns"], spec["wording"]
         spec |= {"generator": VERSION, "haystack": self.haystack}
         spec |= {} if self.haystack_part == "all" else {"haystack_part": self.haystack_part}
         return spec | {"counts": self.counts, "shard_clips": self.shard_clips}

@@ -56,6 +56,7 @@ LATER = {
     "trainer.gradient_clip_algorithm": "norm",
     "trainer.overfit_batches": None,
     "dataset.keys": 4,
+    "dataset.turns": 6,
     "dataset.wording": "both",
 }
 # Where things lie. What lies there counts instead, as ``start`` and ``data`` of ``RunDir.prepare``.
