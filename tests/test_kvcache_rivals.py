@@ -38,7 +38,7 @@ ROOMS: dict[str, Callable[..., object]] = {
     "infinipot": lambda **more: InfiniPot(**more, **SIZES),
     "infinipot-pooled": lambda **more: InfiniPot(temporal=0.3, recent=0.5, kernel=3, **more, **SIZES),
 }
-BUDGETS = [{"budget": 9}, {"share": 0.5, "budget": 100}]
+BUDGETS = [{"budget": 9}, {"share": 0.5, "budget": 100}, {"budget": 16}]
 
 
 def language(attention: str = "auto") -> SmolLM2:
@@ -63,6 +63,8 @@ def read(lm: SmolLM2, cache: PastKV, x: Tensor, mask: Tensor | None = None, rows
 
 def places(cache: PastKV, layer: int, row: int, head: int) -> list[int]:
     """Which places of the context a head has left."""
+    if layer not in cache._index:  # nothing had to go
+        return list(range(cache.length))
     return [i for i in cache._index[layer][row, head].tolist() if 0 <= i < LENGTH]
 
 
@@ -196,6 +198,29 @@ def test_what_is_kept_is_what_the_definition_says(name: str, budget: dict) -> No
                 assert found == [valid[i] for i in places(alone, layer, 0, head)]
                 differ.add(tuple(found))
     assert len(differ) > 6, "heads must choose for themselves, or this sees little"
+
+
+@pytest.mark.parametrize("name", ["snapkv", "expected", "infinipot"])
+@torch.no_grad()
+def test_a_row_in_pieces_keeps_what_it_keeps_alone(name: str) -> None:
+    """A last piece shorter than what observes, and one that has nothing of a row, too."""
+    mask = MASK.clone()
+    mask[1, 20:22] = False
+    lm, x, room = language(), embeddings(LENGTH), ROOMS[name](budget=12)
+    cache, cuts = room.new(), (slice(0, 20), slice(20, LENGTH))
+    cache.tell(FRAME, SLOT)
+    for cut in cuts:
+        lm.hidden(x[:, cut], mask[:, cut], cache=cache)
+    for row in range(3):
+        alone, valid = room.new(), mask[row].nonzero().flatten().tolist()
+        alone.tell(FRAME[row : row + 1, valid], SLOT[row : row + 1, valid])
+        for cut in cuts:
+            if mask[row, cut].any():
+                lm.hidden(x[row : row + 1, cut][:, mask[row, cut]], cache=alone)
+        for layer in range(2):
+            for head in range(2):
+                found = places(cache, layer, row, head)
+                assert found == [valid[i] for i in places(alone, layer, 0, head)]
 
 
 # ------------------------------------------------------------------------------------------------ what comes after
