@@ -53,7 +53,7 @@ bench-attention: setup  ## Speed of the mixing mechanisms against other packages
 	$(PIP) -e '.[flow,dev,bench]'
 	$(PY) -m experiments.attention.speed
 
-bench-kv: weights  ## Our caches beside those of kvpress, in an environment of its own: same prompts, same weights (a quarter of an hour)
+bench-kv: weights  ## Our caches beside those of kvpress, in an environment of its own: same prompts, same weights
 	test -x .venv-kvpress/bin/python || $(PYTHON) -m venv .venv-kvpress
 	.venv-kvpress/bin/python -m pip install -q -c constraints.txt kvpress==0.5.5
 	$(PY) -m experiments.duo.peers
