@@ -253,3 +253,12 @@ def test_numbers_and_lines_of_a_run(tmp_path, capsys):
 
 def test_duration():
     assert [duration(s) for s in (0, 75, 4000)] == ["0:00", "1:15", "1:06:40"]
+
+
+def test_a_ratio_is_measured_and_makes_no_other_record(tmp_path) -> None:
+    def one(ratio: float) -> results.Record:
+        return results.make("speed", "a", "tokens_per_s", 1.0, stderr=None, n=1, chance=None, seeds=[1], seconds=1.0,
+                            command="x", columns={"case": "c", "ratio_to_b": ratio})  # fmt: skip
+
+    results.write(tmp_path / "r.json", [one(1.5)])
+    assert [r["ratio_to_b"] for r in results.update(tmp_path / "r.json", [one(2.0)])] == [2.0]

@@ -135,8 +135,9 @@ def update(path: Path, records: Sequence[Record]) -> list[Record]:
 
 
 def identity(record: Record) -> tuple[tuple[str, Any], ...]:
-    """What makes two records measurements of the same thing: all columns but the measured ones."""
-    return tuple(sorted((k, v) for k, v in record.items() if k not in MEASURED))
+    """What makes two records measurements of the same thing: all columns but the measured ones, ``ratio_to_...`` among
+    them."""
+    return tuple(sorted((k, v) for k, v in record.items() if k not in MEASURED and not k.startswith("ratio_to_")))
 
 
 def merge_seeds(runs: Iterable[Sequence[Record]]) -> list[Record]:
