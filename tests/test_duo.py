@@ -217,6 +217,21 @@ def test_storage_is_written_in_place() -> None:
 
 
 @torch.no_grad()
+def test_under_autocast_numbers_take_two_bytes_and_blocks_of_inference_may_end_in_between() -> None:
+    room, x = Duo(retrieval=0.5, sink=1, recent=3, num_layers=4, num_kv_heads=3, head_dim=8), embeddings()
+    cache, exact = room.new(), room.new()
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        first = LM.hidden(x[:, :9], MASK[:, :9], None, cache)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.cat(
+            [first, *(LM.hidden(x[:, i : i + 1], MASK[:, i : i + 1], None, cache) for i in range(9, 14))], 1
+        )
+    assert cache.nbytes == room.bytes(LENGTH, rows=5, bytes_per_value=2)
+    right = read(LM, exact, (14,), x, MASK)
+    assert (found.float() - right)[MASK].abs().mean() < 0.02 * right[MASK].abs().mean()
+
+
+@torch.no_grad()
 def test_eight_bits_are_off_by_half_a_step_and_pieces_do_not_matter(monkeypatch) -> None:
     monkeypatch.setattr(_heads, "QUERIES", 4)
     kept, values = EightBits(), torch.randn(2, 3, 5, 64) * torch.tensor([1e-3, 1.0, 1e3]).view(1, 3, 1, 1)
