@@ -101,7 +101,13 @@ def rebuild(path: str | Path, cfg: Mapping[str, Any]) -> tuple[VLM, Chat]:
         raise UserError(f"{path}: is of stage {metadata['stage']}, which has no language model; name a later stage's")
     chat = Chat.from_json(metadata["chat"])
     model = assembly.model(cfg, chat, weights=False, stored=metadata)
-    load_into(model, with_own(load_weights(path), model), path)
+    weights = with_own(load_weights(path), model)
+    if lacking := [name for name in model.kvcache.state_dict() if f"kvcache.{name}" not in weights]:
+        raise UserError(
+            f"{path}: holds no kvcache.{lacking[0]}: it was trained without this cache; train gates from it (stage=duo "
+            "kvcache=duo init_from=...), name a pattern (kvcache.pattern=DIR), or use kvcache=full"
+        )
+    load_into(model, weights, path)
     return model, chat
 
 

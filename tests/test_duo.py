@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hvlm import assembly
+from hvlm import rebuild as rebuilding
 from hvlm.caching import PastKV
 from hvlm.checks.tiny import CONFIGS
 from hvlm.errors import UserError
@@ -419,7 +420,7 @@ def test_gates_come_from_the_checkpoint_or_from_a_file(tmp_path: Path, caplog) -
         Duo(pattern=str(tmp_path / "p"), **{**sizes, "num_layers": 5})
 
 
-def test_a_model_may_decode_with_another_cache_than_it_was_trained_with(tmp_path: Path) -> None:
+def test_a_model_may_decode_with_another_cache_than_it_was_trained_with(tmp_path: Path, monkeypatch) -> None:
     plain = model(Case("question_first", ()))
     lm = plain.language
     write_pattern(tmp_path, torch.ones(lm.num_layers, lm.num_kv_heads), 4, 8)
@@ -428,6 +429,11 @@ def test_a_model_may_decode_with_another_cache_than_it_was_trained_with(tmp_path
     assert "kvcache.gates" not in with_own(trained.state_dict(), plain)
     assert torch.equal(with_own(plain.state_dict(), given)["kvcache.gates"], given.kvcache.gates)
     assert "kvcache.gates" not in with_own(plain.state_dict(), trained), "gates that nobody trained are not made up"
+    monkeypatch.setattr(rebuilding, "metadata_of", lambda _: {"chat": chat().to_json(), "stage": "sft"})
+    monkeypatch.setattr(rebuilding, "load_weights", lambda _: plain.state_dict())
+    case = Case("question_first", (Variant("kvcache", "duo"),))
+    with pytest.raises(UserError, match="x.ckpt: holds no kvcache.gates: .*stage=duo.*kvcache.pattern=DIR"):
+        rebuilding.rebuild("x.ckpt", case.config)
 
 
 def test_an_exported_model_brings_its_gates_and_reads_through_its_cache(tmp_path: Path) -> None:
