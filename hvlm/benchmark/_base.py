@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from hvlm.config.ranges import PositiveInt
 from hvlm.contracts import Benchmark
 from hvlm.data import samples
 from hvlm.data.quarantine import SampleError
@@ -40,9 +41,16 @@ class QuestionBenchmark(Benchmark):
     scoring: str = "loglik_mean"
 
     def __init__(
-        self, *, split: str, tasks: list[str] | None, batch_size: int, limit: int | None, blind: bool,
-        num_frames: int | None, apart: Sequence[str] = (),
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        split: str = "test",
+        tasks: list[str] | None = None,
+        batch_size: PositiveInt = 32,
+        limit: PositiveInt | None = None,
+        blind: bool = True,
+        num_frames: PositiveInt | None = None,
+        apart: Sequence[str] = (),
+    ) -> None:
         self.split, self.tasks, self.batch_size, self.limit, self.blind = split, tasks, batch_size, limit, blind
         self.num_frames, self.apart = num_frames, tuple(apart)
 
@@ -171,6 +179,12 @@ class QuestionBenchmark(Benchmark):
 def cluster_of(sample: Mapping[str, Any]) -> str:
     """What the errors of a sample's questions are clustered by: its ``cluster``, which parts of a video share."""
     return sample.get("cluster", sample["uid"])
+
+
+def question_of(sample: Mapping[str, Any], q: Mapping[str, Any], tries: Sequence[Try]) -> Question:
+    """One of a sample's questions, put to the model in these tries."""
+    evidence = tuple((float(start), float(stop)) for start, stop in q["evidence"])
+    return Question(f"{sample['uid']}/{q['id']}", cluster_of(sample), q["task"], tuple(tries), evidence, q["question"])
 
 
 def from_scores(question: Question, attempt: int, one: Try, scores: Sequence[float], variant: str) -> Prediction:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,13 +34,9 @@ class OwnQuestions(QuestionBenchmark):
     choices: ClassVar[bool]
 
     def __init__(
-        self, *, path: str | None, questions: str | None, videos: str | None, split: str, tasks: list[str] | None,
-        batch_size: int, limit: int | None, blind: bool, num_frames: int | None, apart: Sequence[str],
-    ) -> None:  # fmt: skip
-        super().__init__(
-            split=split, tasks=tasks, batch_size=batch_size, limit=limit, blind=blind, num_frames=num_frames,
-            apart=apart,
-        )  # fmt: skip
+        self, *, path: str | None = None, questions: str | None = None, videos: str | None = None, **rest: Any
+    ) -> None:
+        super().__init__(**rest)
         if path and questions:
             raise UserError("benchmark.path and benchmark.questions both say what is asked; give one of them")
         if videos and not questions:

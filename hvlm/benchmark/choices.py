@@ -6,10 +6,10 @@ The questions are those of the dataset's split, of other shards (``path``), or o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from hvlm.benchmark._base import cluster_of
+from hvlm.benchmark._base import question_of
 from hvlm.benchmark._own import OwnQuestions
 from hvlm.config.ranges import PositiveInt
 from hvlm.data.views import in_context
@@ -35,24 +35,13 @@ class Choices(OwnQuestions):
 
     def __init__(
         self,
-        split: str = "test",
-        path: str | None = None,
-        questions: str | None = None,
-        videos: str | None = None,
+        *,
         scoring: Literal["loglik_mean", "loglik_sum", "loglik_letter", "generate"] = "loglik_mean",
-        tasks: list[str] | None = None,
         tries: PositiveInt = 4,
         max_new_tokens: PositiveInt = 32,
-        batch_size: PositiveInt = 32,
-        limit: PositiveInt | None = None,
-        blind: bool = True,
-        num_frames: PositiveInt | None = None,
-        apart: Sequence[str] = (),
-    ):
-        super().__init__(
-            path=path, questions=questions, videos=videos, split=split, tasks=tasks, batch_size=batch_size,
-            limit=limit, blind=blind, num_frames=num_frames, apart=apart,
-        )  # fmt: skip
+        **rest: Any,
+    ) -> None:
+        super().__init__(**rest)
         if scoring not in ("loglik_mean", "loglik_sum", "loglik_letter", "generate"):
             raise UserError(f"benchmark.scoring={scoring}: expected loglik_mean, loglik_sum, loglik_letter or generate")
         self.scoring, self.tries = scoring, tries
@@ -65,10 +54,8 @@ class Choices(OwnQuestions):
             if "tries" not in q:
                 continue
             lettered = q["lettered"] or self.scoring in ("loglik_letter", "generate")
-            tries = tuple(_try(q, one, lettered) for one in q["tries"][: self.tries])
-            evidence = tuple((float(start), float(stop)) for start, stop in q["evidence"])
-            name = f"{sample['uid']}/{q['id']}"
-            out.append(Question(name, cluster_of(sample), q["task"], tries, evidence, q["question"]))
+            tries = [_try(q, one, lettered) for one in q["tries"][: self.tries]]
+            out.append(question_of(sample, q, tries))
         return out
 
     def score(self, predictions: Iterable[Prediction]) -> list[dict[str, Any]]:

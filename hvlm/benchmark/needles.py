@@ -18,8 +18,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from hvlm.benchmark._base import QuestionBenchmark, cluster_of
-from hvlm.config.ranges import Ge, Le, PositiveInt
+from hvlm.benchmark._base import QuestionBenchmark, question_of
+from hvlm.config.ranges import Ge, Le
 from hvlm.data.views import in_context
 from hvlm.errors import UserError
 from hvlm.evaluation.scores import Question, Try
@@ -40,20 +40,13 @@ class Needles(QuestionBenchmark):
 
     def __init__(
         self,
-        split: str = "test",
-        tasks: list[str] | None = None,
+        *,
         tries: Annotated[int, Ge(1), Le(4)] = 4,
         scoring: Literal["loglik_mean", "loglik_sum", "loglik_letter"] = "loglik_mean",
-        batch_size: PositiveInt = 32,
-        limit: PositiveInt | None = None,
-        blind: bool = True,
-        num_frames: PositiveInt | None = None,
         apart: Sequence[str] = ("direction",),
-    ):
-        super().__init__(
-            split=split, tasks=tasks, batch_size=batch_size, limit=limit, blind=blind, num_frames=num_frames,
-            apart=apart,
-        )  # fmt: skip
+        **rest: Any,
+    ) -> None:
+        super().__init__(apart=apart, **rest)
         if scoring not in ("loglik_mean", "loglik_sum", "loglik_letter"):
             raise UserError(f"benchmark.scoring={scoring}: expected loglik_mean, loglik_sum or loglik_letter")
         self.tries, self.scoring = tries, scoring
@@ -65,10 +58,8 @@ class Needles(QuestionBenchmark):
             lettered = self.scoring == "loglik_letter" or q["lettered"]
             tries = q.get("tries", [])[: self.tries]
             offered = [_try(q["question"], t["options"], t["gold"], lettered) for t in tries]
-            asked = tuple(offered) or (Try(in_context(q["question"], q), (), (q["answer"],), 0),)
-            evidence = tuple((float(start), float(stop)) for start, stop in q["evidence"])
-            name = f"{sample['uid']}/{q['id']}"
-            out.append(Question(name, cluster_of(sample), q["task"], asked, evidence, q["question"]))
+            asked = offered or [Try(in_context(q["question"], q), (), (q["answer"],), 0)]
+            out.append(question_of(sample, q, asked))
         return out
 
 

@@ -5,10 +5,10 @@ The questions come from where those of ``choices`` come from. One with options i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hvlm.benchmark._base import cluster_of
+from hvlm.benchmark._base import question_of
 from hvlm.benchmark._own import OwnQuestions
 from hvlm.config.ranges import PositiveInt
 from hvlm.data.views import in_context
@@ -32,24 +32,13 @@ class Open(OwnQuestions):
 
     def __init__(
         self,
-        split: str = "test",
-        path: str | None = None,
-        questions: str | None = None,
-        videos: str | None = None,
+        *,
         with_options: bool = True,
         instruction: str | None = None,
         max_new_tokens: PositiveInt = 32,
-        tasks: list[str] | None = None,
-        batch_size: PositiveInt = 32,
-        limit: PositiveInt | None = None,
-        blind: bool = True,
-        num_frames: PositiveInt | None = None,
-        apart: Sequence[str] = (),
-    ):
-        super().__init__(
-            path=path, questions=questions, videos=videos, split=split, tasks=tasks, batch_size=batch_size,
-            limit=limit, blind=blind, num_frames=num_frames, apart=apart,
-        )  # fmt: skip
+        **rest: Any,
+    ) -> None:
+        super().__init__(**rest)
         self.with_options, self.instruction, self.max_new_tokens = with_options, instruction, max_new_tokens
 
     def all_questions(self, sample: Mapping[str, Any]) -> list[Question]:
@@ -59,10 +48,8 @@ class Open(OwnQuestions):
             if "tries" in q and not self.with_options:
                 continue
             prompt = f"{q['question']}\n{self.instruction}" if self.instruction else q["question"]
-            tries = (Try(in_context(prompt, q), (), tuple(q.get("answers", [q["answer"]])), 0),)
-            evidence = tuple((float(start), float(stop)) for start, stop in q["evidence"])
-            name = f"{sample['uid']}/{q['id']}"
-            out.append(Question(name, cluster_of(sample), q["task"], tries, evidence, q["question"]))
+            one = Try(in_context(prompt, q), (), tuple(q.get("answers", [q["answer"]])), 0)
+            out.append(question_of(sample, q, [one]))
         return out
 
     def score(self, predictions: Iterable[Prediction]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from hvlm.benchmark._base import QuestionBenchmark, cluster_of, from_text
+from hvlm.benchmark._base import QuestionBenchmark, from_text, question_of
 from hvlm.benchmark._own import say_missing
 from hvlm.config.ranges import PositiveInt
 from hvlm.data.question_file import Row
@@ -103,15 +103,14 @@ class VNBench(QuestionBenchmark):
         depth, length = (sample.get(name) for name in ("needle_depth", "needle_length"))
         out = []
         for q in sample["questions"]:
-            tries = tuple(
+            tries = [
                 Try(
                     lettered_prompt(q["question"], one["options"]), tuple(one["options"]),
                     tuple(LETTERS[: len(one["options"])]), one["gold"],
                 )
                 for one in q["tries"]
-            )  # fmt: skip
-            name = f"{sample['uid']}/{q['id']}"
-            out.append(Question(name, cluster_of(sample), q["task"], tries, (), q["question"], depth, length))
+            ]  # fmt: skip
+            out.append(question_of(sample, q, tries)._replace(depth=depth, length=length))
         return out
 
     # -- how it is answered --------------------------------------------------------------------------------------------
