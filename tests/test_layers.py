@@ -39,16 +39,13 @@ LAYERS = [
         "evaluation.scores",
         "evaluation.open_scores",
         "evaluation.predictions",
-        "evaluation.vnbench_annotations",
-        "evaluation.vnbench_lines",
-        "evaluation.vnbench_scores",
     ),  # fmt: skip
     ("data",),
     ROOM_GROUPS,
     ("gaze", "feature_cache", "prefill", "model"),
     ("stage",),
     ("assembly", "rebuild"),
-    ("evaluation", "viz", "interop", "prepare", "benchmark.niah"),
+    ("evaluation", "viz", "interop", "prepare"),
     ("training", "tasks", "checks", "api"),
     ("sweep", "cli", "commands", "__main__"),
 ]

@@ -15,6 +15,7 @@ from _videos import number_of, video
 from test_benchmark_choices import LABEL, loaded
 
 from hvlm import assembly
+from hvlm.benchmark._vnbench_annotations import FIELDS, TASKS, read_annotations
 from hvlm.benchmark.niah import command
 from hvlm.benchmark.niah.make import haystack, overlay
 from hvlm.benchmark.niah.pictures import KINDS, Pictures
@@ -30,7 +31,6 @@ from hvlm.dataset._needles_text import vocabulary
 from hvlm.dataset.needles import Needles
 from hvlm.errors import UserError
 from hvlm.evaluation.evaluate import evaluate, score_predictions
-from hvlm.evaluation.vnbench_annotations import FIELDS, TASKS, read_annotations
 from hvlm.tokenizer import train_word_tokenizer
 
 DRAWN = Pictures(None)

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hvlm.benchmark._vnbench_annotations import FIELDS, TASKS, read_annotations, source_of, stem_of
+from hvlm.benchmark._vnbench_lines import is_published, parse, read_published
 from hvlm.benchmark.vnbench import VNBench
 from hvlm.commands.eval import evaluate as eval_script
 from hvlm.errors import UserError
@@ -21,8 +23,6 @@ from hvlm.evaluation.needle_map import needle_map, write_needle_map
 from hvlm.evaluation.predictions import read_predictions, write_predictions
 from hvlm.evaluation.results import Label
 from hvlm.evaluation.scores import Prediction
-from hvlm.evaluation.vnbench_annotations import FIELDS, TASKS, read_annotations, source_of, stem_of
-from hvlm.evaluation.vnbench_lines import is_published, parse, read_published
 from hvlm.viz.media import write_mp4
 
 NAMES = ("Alice", "Bob", "Mary", "Kate")
@@ -314,7 +314,7 @@ def test_what_a_model_writes_is_read_by_the_parser() -> None:
     tries = [{"options": row["options"], "gold": "ABCD".index(row["gt_option"])} for row in annotation()]
     sample = {
         "uid": "u", "key": "k", "needle_depth": 0.5, "needle_length": 10.0,
-        "questions": [{"id": "q", "task": "ret_edit1", "question": "What?", "tries": tries}],
+        "questions": [{"id": "q", "task": "ret_edit1", "question": "What?", "tries": tries, "evidence": []}],
     }  # fmt: skip
     for parser, right in (("official", [False, True, False, False]), ("strict", [True, False, False, False])):
         benchmark = VNBench(parser=parser)

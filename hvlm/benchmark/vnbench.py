@@ -12,16 +12,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from hvlm.benchmark import _vnbench_lines
 from hvlm.benchmark._base import QuestionBenchmark, from_text, question_of
 from hvlm.benchmark._own import say_missing
+from hvlm.benchmark._vnbench_annotations import TRIES, Video, read_annotations, source_of, stem_of
+from hvlm.benchmark._vnbench_scores import absent, score_vnbench
 from hvlm.config.ranges import PositiveInt
 from hvlm.data.question_file import Row
 from hvlm.data.video_folder import VideoFolder
 from hvlm.errors import UserError
-from hvlm.evaluation import vnbench_lines
 from hvlm.evaluation.scores import Prediction, Question, Try
-from hvlm.evaluation.vnbench_annotations import TRIES, Video, read_annotations, source_of, stem_of
-from hvlm.evaluation.vnbench_scores import absent, score_vnbench
 from hvlm.prompts import LETTERS, lettered_prompt
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class VNBench(QuestionBenchmark):
             split="test", tasks=tasks, batch_size=batch_size, limit=limit, blind=blind, num_frames=num_frames
         )
         for name, value, known in (
-            ("scoring", scoring, ("generate", "loglik_letter")), ("parser", parser, vnbench_lines.PARSERS),
+            ("scoring", scoring, ("generate", "loglik_letter")), ("parser", parser, _vnbench_lines.PARSERS),
         ):  # fmt: skip
             if value not in known:
                 raise UserError(f"benchmark.{name}={value}: expected one of {', '.join(known)}")
@@ -119,21 +119,21 @@ class VNBench(QuestionBenchmark):
         """One prediction per try, from {prompt: what the model wrote}, by the parser."""
         out = []
         for i, one in enumerate(question.tries):
-            reading = vnbench_lines.parse(written[one.prompt], one.options, self.parser)
+            reading = _vnbench_lines.parse(written[one.prompt], one.options, self.parser)
             made = from_text(question, i, one, written[one.prompt], variant)
             out.append(made._replace(pred=reading.index, problem=reading.problem))
         return out
 
     def score(self, predictions: Iterable[Prediction]) -> list[dict[str, Any]]:
-        """All four tries of a video must be right; see ``hvlm.evaluation.vnbench_scores``."""
+        """All four tries of a video must be right; see ``hvlm.benchmark._vnbench_scores``."""
         return score_vnbench(predictions, self.parser)
 
     def predictions(self, path: Path, variant: str) -> list[Prediction] | None:
         """A file in one of the authors' line formats; says what of it is null, and what it lacks."""
-        if not vnbench_lines.is_published(path):
+        if not _vnbench_lines.is_published(path):
             return None
         videos = read_annotations(Path(self.annotations)) if self.annotations else []
-        found = vnbench_lines.read_published(path, variant, self.parser, vnbench_lines.by_name(videos))
+        found = _vnbench_lines.read_published(path, variant, self.parser, _vnbench_lines.by_name(videos))
         if self.tasks is not None:
             known = sorted({p.task for p in found})
             found = [p for p in found if p.task in self.tasks]
@@ -148,7 +148,7 @@ class VNBench(QuestionBenchmark):
 
     def _say_absent(self, videos: Sequence[Video], found: Sequence[Prediction], path: Path) -> None:
         """Videos of the annotations that the file says nothing of: the rule's denominator is the file's videos."""
-        names = vnbench_lines.by_name(videos)
+        names = _vnbench_lines.by_name(videos)
         about = (names.get((stem_of(p.question_id), p.task)) for p in found)
         seen = {video.path for video in about if video is not None}
         left = [v for v in videos if v.path not in seen and (self.tasks is None or v.task in self.tasks)]

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hvlm.benchmark._vnbench_annotations import PART, TASKS, TRIES
 from hvlm.benchmark.niah.pictures import Pictures
 from hvlm.benchmark.niah.settings import CLIP_S, Settings
-from hvlm.evaluation.vnbench_annotations import PART, TASKS, TRIES
 
 FOLDER = "VNBench"  # of the videos, as in the published file's paths
 ORDERED, MOST, MOST_OBJECTS = 4, 6, 4  # needles of an order; of a count; objects of a section

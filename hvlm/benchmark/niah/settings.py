@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
+from hvlm.benchmark._vnbench_annotations import TASKS
 from hvlm.config.ranges import Fraction, Ge, Le, NonNegativeInt, PositiveFloat, PositiveInt, Seed
 from hvlm.config.schema import arguments, did_you_mean
 from hvlm.errors import UserError
-from hvlm.evaluation.vnbench_annotations import TASKS
 
 # Settings that change how the work is done and not what comes out: a second start may give them other values.
 FREE = ("out", "workers", "max_bad", "decode_timeout")

@@ -11,10 +11,10 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from hvlm.benchmark._vnbench_annotations import TRIES
+from hvlm.benchmark._vnbench_lines import parse
 from hvlm.evaluation.answers import MISSING
 from hvlm.evaluation.scores import ALL_TRIES, Prediction, Tries, row, score, variants_of
-from hvlm.evaluation.vnbench_annotations import TRIES
-from hvlm.evaluation.vnbench_lines import parse
 
 GROUPS = ("ret", "ord", "cnt")
 

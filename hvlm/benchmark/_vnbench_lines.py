@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hvlm.benchmark._vnbench_annotations import TRIES, Video, source_of, stem_of
 from hvlm.errors import UserError
 from hvlm.evaluation.answers import MISSING, UNREAD, Reading, read_answer
 from hvlm.evaluation.scores import Prediction
-from hvlm.evaluation.vnbench_annotations import TRIES, Video, source_of, stem_of
 from hvlm.io.json_lines import numbered_lines
 from hvlm.prompts import LETTERS
 
