@@ -19,8 +19,8 @@ from typing import Any
 from hvlm.benchmark._vnbench_annotations import TRIES, Video, source_of, stem_of
 from hvlm.errors import UserError
 from hvlm.evaluation.answers import MISSING, UNREAD, Reading, read_answer
+from hvlm.evaluation.predictions import lines_of
 from hvlm.evaluation.scores import Prediction
-from hvlm.io.json_lines import numbered_lines
 from hvlm.prompts import LETTERS
 
 BY_ID, BY_PATH = ("question_id", "pred", "gt", "type", "try"), ("video_path", "pred", "gt", "task_type", "try")
@@ -56,7 +56,7 @@ def is_published(path: Path) -> bool:
     Raises:
         UserError: the file cannot be read, or its first line is not a JSON object.
     """
-    number, line = next(iter(_lines(path)), (1, ""))
+    number, line = lines_of(path)[0]
     value = _value(line, path, number)
     return "options" not in value and ("video_path" in value or "question_id" in value) and "answer" not in value
 
@@ -78,7 +78,7 @@ def read_published(
     """
     found: dict[tuple[str, int], Prediction] = {}
     tasks: dict[str, str] = {}
-    for number, line in _lines(path):
+    for number, line in lines_of(path):
         where = f"{path}, line {number}"
         p = _prediction(_value(line, path, number), where, variant, parser, annotated)
         if tasks.setdefault(p.question_id, p.task) != p.task:
@@ -97,18 +97,6 @@ def by_name(videos: Sequence[Video]) -> dict[tuple[str, str], Video]:
         for name in own:
             names.setdefault((name, video.task), video)
     return names
-
-
-def _lines(path: Path) -> list[tuple[int, str]]:
-    try:
-        lines = list(numbered_lines(path))
-    except OSError as error:
-        raise UserError(f"predictions={path}: cannot be read ({error.strerror}); give a file of lines") from error
-    except ValueError as error:
-        raise UserError(f"predictions={path}: not UTF-8 ({error}); write the file again in UTF-8") from error
-    if not lines:
-        raise UserError(f"predictions={path}: the file holds no predictions")
-    return lines
 
 
 def _value(line: str, path: Path, number: int) -> dict[str, Any]:

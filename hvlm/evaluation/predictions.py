@@ -49,6 +49,19 @@ def _to_dict(p: Prediction) -> dict[str, Any]:
     return line | {"answer": answer, "text": p.text, "variant": p.variant}
 
 
+def lines_of(path: Path) -> list[tuple[int, str]]:
+    """(number from 1, text) of each line of a file of predictions, in whatever form; UserError where it has none."""
+    try:
+        lines = list(numbered_lines(path))
+    except OSError as error:
+        raise UserError(f"predictions={path}: cannot be read ({error.strerror}); give a predictions.jsonl") from error
+    except ValueError as error:
+        raise UserError(f"predictions={path}: not UTF-8 ({error}); write the file again in UTF-8") from error
+    if not lines:
+        raise UserError(f"predictions={path}: the file holds no predictions")
+    return lines
+
+
 def read_predictions(path: Path, variant: str = "predictions") -> list[Prediction]:
     """Read a predictions file, whoever made it; ``variant`` names lines that name none.
 
@@ -56,21 +69,13 @@ def read_predictions(path: Path, variant: str = "predictions") -> list[Predictio
     options, the same question and try twice, tries that do not count 0, 1, 2, ... within a question.
     """
     path = Path(path)
-    try:
-        lines = list(numbered_lines(path))
-    except OSError as error:
-        raise UserError(f"predictions={path}: cannot be read ({error.strerror}); give a predictions.jsonl") from error
-    except ValueError as error:
-        raise UserError(f"predictions={path}: not UTF-8 ({error}); write the file again in UTF-8") from error
     predictions: dict[tuple[str, str, int], Prediction] = {}
-    for number, line in lines:
+    for number, line in lines_of(path):
         p = _parse(line, f"{path}, line {number}", variant)
         name = (p.variant, p.question_id, p.attempt)
         if name in predictions:
             raise UserError(f"{path}, line {number}: question {p.question_id!r}, try {p.attempt} stands here twice")
         predictions[name] = p
-    if not predictions:
-        raise UserError(f"predictions={path}: the file holds no predictions")
     tries: dict[tuple[str, str], list[int]] = {}
     for of_variant, question, attempt in predictions:
         tries.setdefault((of_variant, question), []).append(attempt)
