@@ -12,7 +12,6 @@ import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -66,18 +65,6 @@ def main(
 
     vars(entry)["main"] = from_arguments
     return entry
-
-
-def writable(folder: Path, key: str) -> Path:
-    """``folder``, made if it is not there; UserError naming ``key`` where nothing can be written into it."""
-    probe = folder / f".{os.getpid()}.probe"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as e:
-        raise UserError(f"{key}={folder}: cannot be written ({e.strerror}); name another folder") from e
-    return folder
 
 
 def _from_command_line(function: EntryFunction, configure: Configure, folder: str, argv: Sequence[str]) -> Any:

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from hvlm.cli import main as command
-from hvlm.cli import writable
 from hvlm.config.check import check_files
 from hvlm.config.compose import compose
 from hvlm.config.overlay import of_the_command, overlay
 from hvlm.config.words import key_of
 from hvlm.errors import UserError
+from hvlm.io.files import check_writable
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def score(cfg: dict[str, Any]) -> list[dict[str, Any]]:
     source = Path(cfg["predictions"])
     out = Path(cfg["out"]) if cfg["out"] else source.parent / "score"
     is_file = out.suffix == ".json"
-    writable(out.parent if is_file else out, "out")
+    check_writable(out.parent if is_file else out, "out")
     benchmark = assembly.room(cfg["benchmark"])
     label = Label(out.stem if is_file else out.name, "predictions", cfg["seed"])
     records = score_predictions(source, label, out, benchmark)
@@ -84,7 +84,7 @@ def ask(cfg: dict[str, Any]) -> Any:
     path, task = Path(cfg["checkpoint"]), cfg["task"]
     folder = "eval" if task in ("benchmark", "generate", "ask") else task
     out = Path(cfg["out"]) if cfg["out"] else (path if path.is_dir() else path.parent) / folder
-    writable(out.parent if task == "release" and out.suffix else out, "out")
+    check_writable(out.parent if task == "release" and out.suffix else out, "out")
     work = {
         "benchmark": tasks.run_benchmark,
         "cost": tasks.run_cost,

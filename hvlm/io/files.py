@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hvlm.errors import UserError
+
 PART = ".part"
 SIDECAR = ".sha256"
 LAST = "last.ckpt"
@@ -42,6 +44,30 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def check_writable(folder: Path, key: str, make: bool = True) -> None:
+    """Before any work: whether files can be written into a folder.
+
+    Args:
+        folder: made if it is not there.
+        key: what the user wrote to name it (``out``), for the message.
+        make: False makes nothing that stays: of a folder that is not there, the nearest one above it is asked.
+
+    Raises:
+        UserError: they cannot.
+    """
+    place = folder
+    try:
+        if make:
+            place.mkdir(parents=True, exist_ok=True)
+        while not place.exists():
+            place = place.parent
+        probe = place / f".{os.getpid()}.probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{key}={folder}: cannot be written ({error.strerror}); name another folder") from error
 
 
 def clean_parts(folder: Path, alone: bool = False) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any
 from hvlm.data.shard_folder import TEXT, tars_of
 from hvlm.data.shard_index import MANIFEST, load_manifest
 from hvlm.errors import UserError
-from hvlm.io.files import write_atomically
+from hvlm.io.files import check_writable, write_atomically
 from hvlm.io.lock import locked
 from hvlm.prepare import plan as planning
 from hvlm.prepare import show, source, work
@@ -28,7 +27,7 @@ def prepare(words: Sequence[str]) -> Path | None:
     settings = read(words)
     out = None if settings.out is None else Path(settings.out).expanduser()
     if out is not None and not settings.dry_run:
-        _writable(out)
+        check_writable(out, "out", make=False)
     to = show.console()
     plan = planning.make(source.find(settings), settings)
     show.columns(plan, to)
@@ -69,19 +68,6 @@ def _make(plan: Plan, settings: Settings, out: Path, to: Any) -> Path:
     kinds = set(plan.taken.columns) | ({TEXT} & set(counted))
     to.print(f"next: {show.next_step(settings, kinds)}")
     return out
-
-
-def _writable(out: Path) -> None:
-    """Before anything is read; makes nothing that stays. Raises UserError."""
-    place = out
-    while not place.exists():
-        place = place.parent
-    probe = place / f".{os.getpid()}.probe"
-    try:
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"out={out}: cannot be written ({error.strerror}); name another folder") from error
 
 
 def _is_finished(plan: Plan, settings: Settings, out: Path) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, as_completed
@@ -22,7 +21,7 @@ from hvlm.console import error_line, setup_logging
 from hvlm.dataset._haystack import Video, find_videos, part_of
 from hvlm.dataset._pool import pool_of
 from hvlm.errors import UserError
-from hvlm.io.files import clean_parts, file_sha256, write_atomically
+from hvlm.io.files import check_writable, clean_parts, file_sha256, write_atomically
 from hvlm.io.lock import locked
 
 log = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ def write(settings: Settings) -> Path:
     videos = _without(videos, _used(settings.avoid or ()))
     pictures = Pictures(None if settings.pictures is None else Path(settings.pictures))
     out = Path(settings.out).expanduser()
-    _writable(out)
+    check_writable(out, "out")
     with locked(out, f"out={out}"):
         return _write(settings, videos, pictures, out)
 
@@ -226,14 +225,3 @@ def _put(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
     write: Callable[[Any], Any] = lambda file: file.write(text.encode())  # noqa: E731
     write_atomically(path, write)
-
-
-def _writable(out: Path) -> None:
-    """Raises UserError."""
-    probe_file = out / f".{os.getpid()}.probe"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe_file.touch()
-        probe_file.unlink()
-    except OSError as error:
-        raise UserError(f"out={out}: cannot be written ({error.strerror}); name another folder") from error
