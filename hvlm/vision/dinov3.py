@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
-from hvlm.vision._transformer import Place, TransformerVision
+from hvlm.vision._layers import DinoLayers
+from hvlm.vision._transformer import Place
 
 
-class Dinov3(TransformerVision):
+class Dinov3(DinoLayers):
     """Frames -> one token per patch; see ``TransformerVision``. Any size of frames is one that it was trained for."""
 
     families = {"dinov3_vit": (DINOv3ViTConfig, DINOv3ViTModel)}
-    optional = ("embeddings.mask_token",)
 
     @property
     def first_patch(self) -> int:
@@ -33,13 +33,3 @@ class Dinov3(TransformerVision):
 
     def last_norm(self, x: Tensor) -> Tensor:
         return self.model.norm(x)
-
-    def attention(self, layer: nn.Module) -> nn.Module:
-        return layer.attention
-
-    def before(self, layer: nn.Module, x: Tensor) -> Tensor:
-        return layer.norm1(x)
-
-    def finish(self, layer: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + layer.layer_scale1(layer.attention.o_proj(attended))
-        return x + layer.layer_scale2(layer.mlp(layer.norm2(x)))

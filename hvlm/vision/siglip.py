@@ -5,16 +5,14 @@ There is no CLS: a learned probe attends over a frame's patches, and that is the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Siglip2VisionConfig, Siglip2VisionModel, SiglipVisionConfig, SiglipVisionModel
 
-from hvlm.vision._transformer import TransformerVision
+from hvlm.vision._layers import ClipLayers
 
 
-class Siglip(TransformerVision):
+class Siglip(ClipLayers):
     """Frames -> one token per patch; see ``TransformerVision``.
 
     SigLIP 2 was published in SigLIP's own layout; its NaFlex models in another, which works at any size of frames.
@@ -36,9 +34,6 @@ class Siglip(TransformerVision):
             return int(self.config.num_patches**0.5) * self.config.patch_size
         return super()._own_size()
 
-    def layers(self) -> Sequence[nn.Module]:
-        return self.model.encoder.layers
-
     def embed(self, pixels_FCHW: Tensor) -> tuple[Tensor, None]:
         if not self.is_naflex:
             return self.model.embeddings(pixels_FCHW, interpolate_pos_encoding=True), None
@@ -55,13 +50,3 @@ class Siglip(TransformerVision):
         """The pooling head over the normalised patches of this layer; their mean where the source has no head."""
         h = self.model.post_layernorm(h_FND)
         return self.model.head(h) if self.model.use_head else h.mean(1)
-
-    def attention(self, layer: nn.Module) -> nn.Module:
-        return layer.self_attn
-
-    def before(self, layer: nn.Module, x: Tensor) -> Tensor:
-        return layer.layer_norm1(x)
-
-    def finish(self, layer: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + layer.self_attn.out_proj(attended)
-        return x + layer.mlp(layer.layer_norm2(x))
