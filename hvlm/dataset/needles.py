@@ -11,7 +11,6 @@ many processes make them, and a missing shard can be made again on its own.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -26,8 +25,8 @@ from typing import Annotated, Any, Literal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from hvlm.config.ranges import Fraction, Ge, Le, NonNegativeInt, PositiveFloat, PositiveInt, Seed
-from hvlm.contracts import Dataset
-from hvlm.data.shard_index import MANIFEST, Manifest, load_manifest, write_manifest
+from hvlm.data.shard_index import MANIFEST, write_manifest
+from hvlm.dataset._generated import GeneratedSet, Wanted
 from hvlm.dataset._haystack import PARTS, SEGMENTS, Stretch, Video, find_videos, part_of
 from hvlm.dataset._needles_labels import LABELS, patch_labels
 from hvlm.dataset._needles_make import SPLITS, decode, make_shard
@@ -36,14 +35,13 @@ from hvlm.dataset._needles_text import templates, vocabulary
 from hvlm.dataset._pool import pool_of
 from hvlm.errors import UserError
 from hvlm.io.files import remember_sha256, write_atomically
-from hvlm.io.lock import waiting
 
 log = logging.getLogger(__name__)
 
 VERSION = 2  # of the generator: raise it when the same settings give other clips
 
 
-class Needles(Dataset):
+class Needles(GeneratedSet):
     """Settings of one generated set; ``prepare`` makes what is missing, ``manifest`` opens it.
 
     root: folder that receives ``needles-<set>-<hash of the settings>/``; None: ``HVLM_DATA`` of the environment, or
@@ -104,7 +102,8 @@ class Needles(Dataset):
         self.root = Path(root or os.environ.get("HVLM_DATA") or "data")
         self.haystack, self.haystack_part, self.access = haystack, haystack_part, access
         self.counts = dict(zip(SPLITS, (train_clips, val_clips, test_clips, text_chats), strict=True))
-        self.max_bad, self.shard_clips, self.generate_workers = max_bad, shard_clips, generate_workers
+        self.kind, self.per_shard = f"needles-{set}", shard_clips
+        self.max_bad, self.generate_workers = max_bad, generate_workers
         self.num_frames, self.seed, self.max_tokens, self.too_long = num_frames, seed, max_tokens, too_long
         self.decoder, self.decode_timeout = decoder, decode_timeout
         self.recipe = Recipe(
@@ -145,19 +144,11 @@ class Needles(Dataset):
             del spec["keys"], spec["turns"], spec["wording"]
         spec |= {"generator": VERSION, "haystack": self.haystack}
         spec |= {} if self.haystack_part == "all" else {"haystack_part": self.haystack_part}
-        return spec | {"counts": self.counts, "shard_clips": self.shard_clips}
-
-    @property
-    def folder(self) -> Path:
-        digest = hashlib.sha256(json.dumps(self.spec, sort_keys=True).encode()).hexdigest()
-        return self.root / f"needles-{self.recipe.set}-{digest[:8]}"
+        return spec | {"counts": self.counts, "shard_clips": self.per_shard}
 
     def texts(self) -> Iterator[str]:
         """Sentences with every word of every set, for a tokenizer: the same for all settings."""
         return vocabulary()
-
-    def manifest(self) -> Manifest:
-        return load_manifest(self.folder)
 
     def urls(self) -> list[str]:
         """The training shards, for a stream."""
@@ -170,62 +161,22 @@ class Needles(Dataset):
         """Number of classes of each per-patch label."""
         return {name: len(classes) for name, classes in LABELS.items()}
 
-    def prepare(self, progress: bool = True) -> None:
-        """Make the shards that are missing or have another length than the manifest says, then the manifest.
-
-        Safe to call from several processes (the second waits and finds everything made) and to interrupt (finished
-        shards are kept). Raises UserError about the haystack.
-        """
-        wanted = self._wanted()
-        if self._is_made(wanted):
-            return  # nothing is written, so that a set in a read-only folder can be used
-        if not self.root.exists():
-            log.info(
-                f"dataset.root={self.root}: a new folder, {self.root.resolve()}; sets that were made elsewhere are "
-                "found with dataset.root=FOLDER, or HVLM_DATA=FOLDER in the environment"
-            )
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / ".lock").touch()
-        except OSError as error:
-            raise UserError(
-                f"dataset.root={self.root}: the set {self.folder.name} is not there, and cannot be made: "
-                f"{error.strerror}; name a folder that you may write"
-            ) from error
-        with waiting(self.folder / ".lock"):
-            if self._is_made(wanted):
-                return
-            videos = part_of(find_videos(self.haystack), self.haystack_part, "dataset.haystack_part")
-            sources = [{"name": video.name, "bytes": video.bytes} for video in videos]
-            done = self._finished(sources)
-            todo = {name: job for name, job in wanted.items() if name not in done}
-            log.info("making %d of %d shards in %s", len(todo), len(wanted), self.folder)
-            made, quarantined = self._make(videos, sources, todo, progress)
-            shards = done | made
-            spec = self.spec | {"sources": sources, "templates": templates(self.recipe.set, self.recipe.wording)}
-            write_manifest(self.folder, spec, {n: shards[n] for n in sorted(shards)}, quarantined)
-            for note in self.folder.glob(".*.done"):
-                note.unlink()
+    def make(self, wanted: Wanted, progress: bool) -> None:
+        """Make the shards that are missing; finished ones of an interrupted call are kept. UserError about the
+        haystack."""
+        videos = part_of(find_videos(self.haystack), self.haystack_part, "dataset.haystack_part")
+        sources = [{"name": video.name, "bytes": video.bytes} for video in videos]
+        done = self._finished(sources)
+        todo = {name: job for name, job in wanted.items() if name not in done}
+        log.info("making %d of %d shards in %s", len(todo), len(wanted), self.folder)
+        made, quarantined = self._make(videos, sources, todo, progress)
+        shards = done | made
+        spec = self.spec | {"sources": sources, "templates": templates(self.recipe.set, self.recipe.wording)}
+        write_manifest(self.folder, spec, {n: shards[n] for n in sorted(shards)}, quarantined)
+        for note in self.folder.glob(".*.done"):
+            note.unlink()
 
     # ---------------------------------------------------------------------------------------------------- bookkeeping
-
-    def _wanted(self) -> dict[str, tuple[str, range]]:
-        """Shard name → (split, sample numbers)."""
-        shards = {}
-        for split, count in self.counts.items():
-            for i, start in enumerate(range(0, count, self.shard_clips)):
-                shards[f"{split}-{i:06d}.tar"] = (split, range(start, min(count, start + self.shard_clips)))
-        return shards
-
-    def _is_made(self, wanted: dict[str, tuple[str, range]]) -> bool:
-        if not (self.folder / MANIFEST).is_file():
-            return False
-        shards = self.manifest().shards
-        return {name for name, entry in shards.items() if self._is_whole(name, entry)} == wanted.keys()
-
-    def _is_whole(self, name: str, entry: dict[str, Any]) -> bool:
-        path = self.folder / name
-        return path.is_file() and path.stat().st_size == entry["bytes"]
 
     def _finished(self, sources: list[dict]) -> dict[str, dict[str, Any]]:
         """Entries of usable shards: from the manifest, and from the notes that an interrupted run left.
@@ -241,7 +192,7 @@ class Needles(Dataset):
             value = json.loads(note.read_text(encoding="utf-8"))
             if value["sources"] == sources:
                 entries[value["name"]] = value["entry"]
-        return {name: entry for name, entry in entries.items() if self._is_whole(name, entry)}
+        return {name: entry for name, entry in entries.items() if self.is_whole(name, entry)}
 
     def _note(self, name: str, entry: dict[str, Any], sources: list[dict]) -> None:
         text = json.dumps({"name": name, "sources": sources, "entry": entry})

@@ -8,7 +8,6 @@ function of (settings, seed, split, number) and, with texts of one's own, of the
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -19,11 +18,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from hvlm.config.ranges import Fraction, Ge, Le, NonNegativeInt, PositiveFloat, PositiveInt, Seed
-from hvlm.contracts import Dataset
-from hvlm.data.shard_index import MANIFEST, Manifest, load_manifest, write_manifest, write_shard
+from hvlm.data.shard_index import write_manifest, write_shard
+from hvlm.dataset._generated import GeneratedSet, Wanted
 from hvlm.dataset._passkeys_text import KEY_WORDS, ORDINALS, TEMPLATES, conversation, filler, filler_words
 from hvlm.errors import UserError
-from hvlm.io.lock import waiting
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +31,7 @@ SPLITS = ("train", "val", "test")
 SEGMENTS = {"train": (0.0, 0.60), "val": (0.65, 0.78), "test": (0.83, 1.0)}
 
 
-class Passkeys(Dataset):
+class Passkeys(GeneratedSet):
     """Settings of one generated set; ``prepare`` makes what is missing, ``manifest`` opens it.
 
     root: folder that receives ``passkeys-<hash of the settings>/``; None: ``HVLM_DATA`` of the environment, or
@@ -53,6 +51,7 @@ class Passkeys(Dataset):
 
     access = "index"
     domain = "general"
+    kind = "passkeys"
     text_only = True
 
     def __init__(
@@ -79,7 +78,7 @@ class Passkeys(Dataset):
         decode_timeout: PositiveFloat = 60.0,
     ) -> None:
         self.root = Path(root or os.environ.get("HVLM_DATA") or "data")
-        self.haystack, self.shard_samples, self.seed = haystack, shard_samples, seed
+        self.haystack, self.per_shard, self.seed = haystack, shard_samples, seed
         self.counts = dict(zip(SPLITS, (train_samples, val_samples, test_samples), strict=True))
         self.words, self.lengths = (min_words, max_words), lengths
         self.passkeys, self.key_words, self.asked = passkeys, key_words, questions
@@ -97,13 +96,8 @@ class Passkeys(Dataset):
     def spec(self) -> dict[str, Any]:
         """Everything that decides the bytes of the shards, apart from one's own texts."""
         names = ("haystack", "counts", "words", "lengths", "passkeys", "key_words", "asked", "depth", "seed")
-        spec = {name: getattr(self, name) for name in (*names, "shard_samples")}
+        spec = {name: getattr(self, name) for name in names} | {"shard_samples": self.per_shard}
         return spec | {"generator": VERSION, "templates": list(TEMPLATES)}
-
-    @property
-    def folder(self) -> Path:
-        digest = hashlib.sha256(json.dumps(self.spec, sort_keys=True).encode()).hexdigest()
-        return self.root / f"passkeys-{digest[:8]}"
 
     def texts(self) -> Iterator[str]:
         """Sentences with every word of the set, for a tokenizer."""
@@ -113,49 +107,14 @@ class Passkeys(Dataset):
         else:
             yield from (text for _, text in self._own_texts())
 
-    def manifest(self) -> Manifest:
-        return load_manifest(self.folder)
-
-    def prepare(self, progress: bool = True) -> None:
-        """Make the shards if they are not all there. Safe to call from several processes. UserError about haystack and
-        root."""
-        wanted = self._wanted()
-        if self._is_made(wanted):
-            return
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"dataset.root={self.root}: the set {self.folder.name} is not there, and cannot be made: "
-                f"{error.strerror}; name a folder that you may write"
-            ) from error
-        with waiting(self.folder / ".lock"):
-            if self._is_made(wanted):
-                return
-            texts = None if self.haystack is None else [text.split() for _, text in self._own_texts()]
-            log.info("making %d shards in %s", len(wanted), self.folder)
-            shards = {name: self._shard(name, split, numbers, texts) for name, (split, numbers) in wanted.items()}
-            sources = (
-                [] if self.haystack is None else [{"name": n, "words": len(t.split())} for n, t in self._own_texts()]
-            )
-            write_manifest(self.folder, self.spec | {"sources": sources}, shards, [])
-
-    def _wanted(self) -> dict[str, tuple[str, range]]:
-        return {
-            f"{split}-{i:06d}.tar": (split, range(start, min(count, start + self.shard_samples)))
-            for split, count in self.counts.items()
-            for i, start in enumerate(range(0, count, self.shard_samples))
-        }
-
-    def _is_made(self, wanted: dict[str, tuple[str, range]]) -> bool:
-        if not (self.folder / MANIFEST).is_file():
-            return False
-        whole = {
-            name
-            for name, shard in self.manifest().shards.items()
-            if (path := self.folder / name).is_file() and path.stat().st_size == shard["bytes"]
-        }
-        return whole == wanted.keys()
+    def make(self, wanted: Wanted, progress: bool) -> None:
+        """Make all shards, without a bar: it takes seconds. UserError about the haystack."""
+        own = None if self.haystack is None else self._own_texts()
+        texts = None if own is None else [text.split() for _, text in own]
+        log.info("making %d shards in %s", len(wanted), self.folder)
+        shards = {name: self._shard(name, split, numbers, texts) for name, (split, numbers) in wanted.items()}
+        sources = [{"name": name, "words": len(text.split())} for name, text in own or ()]
+        write_manifest(self.folder, self.spec | {"sources": sources}, shards, [])
 
     def _shard(self, name: str, split: str, numbers: range, texts: list[list[str]] | None) -> dict[str, Any]:
         samples = [self.sample(split, number, texts) for number in numbers]
