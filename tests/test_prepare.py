@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 
 import pytest
 from _tables import dataset, distinct, left_out, made, read_all, together, videos, write_csv, write_json
+from conftest import SMALL
 
 from hvlm.data.views import Questions
 from hvlm.prepare.formats import formats
+from hvlm.training import chain
 
 ROWS = [{"video": f"v{i}.mp4", "question": f"what {i}?", "answer": f"thing {i}"} for i in range(6)]
 
@@ -151,3 +154,23 @@ def test_the_process_that_decodes_does_without_torch() -> None:
     """It is started for every worker, and torch takes seconds."""
     code = "import hvlm.prepare.probe, sys; print(*{'torch', 'lightning', 'webdataset', 'rich'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+@pytest.mark.parametrize("options", [True, False])
+def test_what_it_says_comes_next_does_come(
+    tmp_path: Path, options: bool, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The printed command, pasted with fewer steps, on data without text-only chats and with a domain of their own."""
+    videos(tmp_path / "in", 6)
+    rows = [{"video": f"v{i}.mp4", "question": "what?", "answer": "a", "domain": "cooking"} for i in range(6)]
+    chosen = {"options": "a|b"} if options else {}
+    write_csv(tmp_path / "in" / "t.csv", [row | chosen for row in rows])
+    made(tmp_path / "in" / "t.csv", tmp_path / "out", "split=[0.5,0,0.5]")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")]
+    words = shlex.split(line)[1:]
+    assert words[:2] == ["hvlm", "train"] and f"benchmark={'choices' if options else 'open'}" in words
+    monkeypatch.chdir(tmp_path)
+    small = [word for word in SMALL if not word.startswith("dataset.")]
+    fewer = ["stage.steps=1", "stage.batch_size=2", "dataset.num_frames=2", "callback.media=0"]
+    outcome = chain.run([*words[2:], *small, *fewer])
+    assert outcome.stages["sft"]["steps"] == 1 and outcome.records

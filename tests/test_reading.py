@@ -19,7 +19,7 @@ from _clips import VIDEO, FakeChat, dataset, encode, pictures, rotate_flag
 from hvlm.data import decord_reader, samples
 from hvlm.data.datamodule import DataModule
 from hvlm.data.decode import decode
-from hvlm.data.order import Order
+from hvlm.data.order import Order, takes_all_alike
 from hvlm.data.quarantine import SampleError
 from hvlm.data.sampling import is_shown, nearest_frames, uniform_times
 from hvlm.data.video import VideoDecodeError
@@ -164,6 +164,36 @@ def test_text_only_batches_and_patches(folder):
     assert batch.frames_BTCHW.shape[1] == 2 and (batch.frame_time_BT[:, 1] > batch.frame_time_BT[:, 0]).all()
     with pytest.raises(UserError, match="no text split"):
         Order(["general"], batch_size=1, steps=1, seed=0, interleave=0.1)
+
+
+def test_texts_are_mixed_in_by_themselves_where_the_data_have_some(tmp_path):
+    """The usual setting fits data without text-only chats, and a share that is asked for is not dropped."""
+    for name in ("with", "without"):
+        (tmp_path / name).mkdir()
+    dataset(tmp_path / "with", {"train": 4}, texts=3)
+    dataset(tmp_path / "without", {"train": 4})
+    mixed, plain = (module(tmp_path / name, interleave=None, steps=40) for name in ("with", "without"))
+    texts = [any(ref.text for ref in batch) for batch in mixed.train_dataloader().order]
+    assert mixed.interleave == 0.14 and 1 <= sum(texts) < 20
+    assert texts == [any(r.text for r in b) for b in module(tmp_path / "with", interleave=0.14, steps=40)
+                     .train_dataloader().order], "as the number says"  # fmt: skip
+    assert plain.interleave == 0 and not any(ref.text for batch in plain.train_dataloader().order for ref in batch)
+    with pytest.raises(UserError, match="no text split"):
+        module(tmp_path / "without", interleave=0.14).train_dataloader()
+
+
+def test_all_domains_are_the_data_s_own(caplog):
+    """``domain=all``: whatever they are called; of the four usual ones the same clips in the same order as before."""
+    usual = ["general", "sports", "tutorials", "news"]
+    four = dict.fromkeys(usual, 1.0)
+    own = Order(["cooking", "general"] * 4, batch_size=8, steps=1, seed=1, mixture=None)
+    assert sorted(ref.index for ref in own.at(0)) == list(range(8)) and not caplog.text
+    before, now = (Order(usual * 5, batch_size=4, steps=9, seed=3, mixture=mixture) for mixture in (four, None))
+    assert list(before) == list(now)
+    assert (
+        takes_all_alike(usual, four) and takes_all_alike(["cooking"], None) and not takes_all_alike(["cooking"], four)
+    )
+    assert not takes_all_alike(usual, four | {"news": 0.5}) and not takes_all_alike(usual, {"news": 1.0})
 
 
 def test_short_clips_are_masked_not_repeated(tmp_path):

@@ -145,8 +145,7 @@ def test_a_failed_first_try_leaves_the_run_s_name_free(
     with pytest.raises(UserError, match="no such folder: /gone"):
         run([*command, "dataset.haystack=/gone"])
     with pytest.raises(UserError, match="set stage.interleave=0"):
-        run(command)
-    command += ["stage.interleave=0"]
+        run([*command, "stage.interleave=0.2"])
     looked = run([*command, "debug=fast_dev_run"])
     assert looked.stages["sft"]["steps"] == 3
     whole = run([*command, "trainer.log_every=1", "trainer.cache_mb=0", "vision.frames_at_once=4"])

@@ -64,6 +64,12 @@ def test_what_came_later_leaves_older_folders_their_owners() -> None:
     before = {**now, "trainer": {k: v for k, v in now["trainer"].items() if f"trainer.{k}" not in LATER}}
     assert identity(before) == identity(now) and config_id(before) == config_id(now)
     assert config_id(compose(["trainer.overfit_batches=1"])) != config_id(now)
+    alike = dict.fromkeys(("general", "sports", "tutorials", "news"), 1.0)
+    written = {**now, "domain": {**now["domain"], "mixture": alike}, "stage": {**now["stage"], "interleave": 0.14}}
+    assert identity(written) == identity(now) and config_id(written) == config_id(now), "what null stands for"
+    assert "domain.mixture.news" in identity(now)
+    for other in ("stage.interleave=0", "stage.interleave=0.2", "domain=news"):
+        assert config_id(compose([other])) != config_id(now)
 
 
 # ------------------------------------------------------------------------------------------------- words of others

@@ -23,7 +23,7 @@ class DomainConfig:
 
     name: str
     adapter: str
-    mixture: dict[str, NonNegativeFloat]
+    mixture: dict[str, NonNegativeFloat] | None  # null: all domains of the data alike
 
 
 @dataclass(frozen=True)

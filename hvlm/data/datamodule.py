@@ -19,7 +19,7 @@ import lightning
 from hvlm.data.loader import Loader, StreamLoader, Units
 from hvlm.data.notes import Notes
 from hvlm.data.optical_flow import opencv
-from hvlm.data.order import InOrder, Order, check_shares
+from hvlm.data.order import InOrder, Order, check_shares, takes_all_alike
 from hvlm.data.quarantine import Quarantine
 from hvlm.data.reader import Reader, SampleSpec
 from hvlm.data.shard_index import Manifest, ShardSplit
@@ -30,6 +30,7 @@ from hvlm.types import InputSpec
 
 log = logging.getLogger(__name__)
 
+INTERLEAVE = 0.14  # the usual share of text-only batches, where the data have text-only chats
 HASHED = 4 << 30  # bytes: up to this much data, sha256 is compared at every start (seconds); above, sizes only
 
 
@@ -41,8 +42,8 @@ class DataModule(lightning.LightningDataModule):
     view: what is asked of a clip (``data/views.py``). rows_per_clip: texts drawn per clip in training.
     loss: as ``chat.encode`` takes it. batch_size: clips of one optimiser step over all processes. steps: optimiser
     steps of the whole run. accumulate, units: in how many batches a step is read, and what of a batch is counted for it
-    (``data/loader.py``). num_workers: reading processes. interleave: share of text-only batches. mixture: see
-    ``Order``.
+    (``data/loader.py``). num_workers: reading processes. mixture: see ``Order``.
+    interleave: share of text-only batches; None: ``INTERLEAVE`` where the data have text-only chats, else 0.
     grid: (rows, columns) of the patches, for a view that needs labels. val_clips: how many clips of the val split are
     used between steps.
     timeout: seconds to wait for a batch beyond those that the dataset gives its clips. max_bad_rate, quarantine: see
@@ -63,7 +64,7 @@ class DataModule(lightning.LightningDataModule):
         steps: int,
         num_workers: int,
         seed: int,
-        interleave: float = 0.0,
+        interleave: float | None = 0.0,
         mixture: Mapping[str, float] | None = None,
         grid: tuple[int, int] | None = None,
         val_clips: int = 64,
@@ -78,14 +79,14 @@ class DataModule(lightning.LightningDataModule):
         super().__init__()
         if view.needs_labels != (grid is not None):
             raise ValueError(f"view {view.name}, grid={grid}: a grid belongs to a view that needs labels")
-        if not view.has_text and interleave > 0:
+        if not view.has_text and interleave:
             raise UserError(f"stage.interleave={interleave:g}: this stage reads no text; set stage.interleave=0")
         if inputs.motion is not None:
             opencv()  # before any worker starts, so that what is missing is said at once
         self.dataset, self.chat, self.inputs = dataset, chat, inputs
         self.view, self.rows_per_clip, self.loss, self.grid = view, rows_per_clip, loss, grid
         self.batch_size, self.steps, self.num_workers, self.seed = batch_size, steps, num_workers, seed
-        self.interleave, self.mixture = interleave, None if mixture is None else dict(mixture)
+        self._interleave, self.mixture = interleave, None if mixture is None else dict(mixture)
         self.val_clips, self.timeout = val_clips, timeout
         self.accumulate, self.units, self.overfit_batches = accumulate, units, overfit_batches
         self.max_bad_rate, self.quarantine_path = max_bad_rate, quarantine
@@ -94,6 +95,14 @@ class DataModule(lightning.LightningDataModule):
         self.quarantine: Quarantine | None = None  # of the training data: counts to be logged
         self._restored: dict[str, Any] | None = None
         self._prepared = False
+
+    @cached_property
+    def interleave(self) -> float:
+        """The share of text-only batches, once the data are there."""
+        if self._interleave is not None:
+            return self._interleave
+        mixed_in = self.view.has_text and self.dataset.access == "index" and "text" in self._manifest.splits
+        return INTERLEAVE if mixed_in else 0.0
 
     # -- loaders -------------------------------------------------------------------------------------------------------
 
@@ -193,6 +202,8 @@ class DataModule(lightning.LightningDataModule):
         order = {name: getattr(self, name) for name in ("batch_size", "accumulate", "seed", "interleave", "mixture")}
         if self.dataset.access == "stream":
             return order
+        if takes_all_alike(self._manifest.split("train").domains, self.mixture):
+            order["mixture"] = None
         return order | {"clips": sum(s["count"] for s in self._manifest.shards.values() if s["split"] == "train")}
 
     def _start(self) -> int:
@@ -200,8 +211,10 @@ class DataModule(lightning.LightningDataModule):
         if self._restored is None:
             return 0
         for name, value in self._identity().items():
-            if self._restored.get(name) != value:
-                before = self._restored.get(name)
+            before = self._restored.get(name)
+            if name == "mixture" and value is None and self.dataset.access == "index":
+                before = None if takes_all_alike(self._manifest.split("train").domains, before) else before
+            if before != value:
                 raise UserError(
                     f"cannot resume exactly: {name} is {value}, the run of the checkpoint had {before}; use the "
                     "same value, or start a new run from these weights with init_from="

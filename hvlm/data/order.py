@@ -133,6 +133,12 @@ def _pools(domains: Sequence[str], mixture: Mapping[str, float] | None) -> list[
     return [(pool, max(1, round(share * len(pool)))) for pool, share in pools]
 
 
+def takes_all_alike(domains: Sequence[str], mixture: Mapping[str, float] | None) -> bool:
+    """Whether a mixture takes every clip of the data once in an epoch, as None does."""
+    weights = {mixture.get(name, 0.0) for name in domains} if mixture is not None else {1.0}
+    return len(weights) == 1 and min(weights) > 0
+
+
 class InOrder:
     """A batch sampler for evaluation: the given clips once, in order; rank r takes its block of every batch."""
 

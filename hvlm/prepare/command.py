@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hvlm.data.shard_folder import TEXT, tars_of
+from hvlm.data.shard_folder import tars_of
 from hvlm.data.shard_index import MANIFEST, load_manifest
 from hvlm.errors import UserError
 from hvlm.io.files import check_writable, write_atomically
@@ -65,7 +65,7 @@ def _make(plan: Plan, settings: Settings, out: Path, to: Any) -> Path:
     listed = f"; {len(bad):,} rows are left out, see {out / work.QUARANTINE}" if bad else ""
     clips = ", ".join(f"{split} {number:,}" for split, number in counted.items())
     to.print(f"{out}: {clips} samples in {len(shards):,} shards{listed}")
-    kinds = set(plan.taken.columns) | ({TEXT} & set(counted))
+    kinds = set(plan.taken.columns) | {split for split, number in counted.items() if number}
     to.print(f"next: {show.next_step(settings, kinds)}")
     return out
 

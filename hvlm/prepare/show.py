@@ -109,11 +109,12 @@ def size(number: float) -> str:
 
 
 def next_step(settings: Settings, kinds: set[str]) -> str:
-    """The command that trains on what was made."""
+    """The command that trains on what was made. kinds: the roles that columns fill, and the splits that hold clips."""
     stage = "dpo" if "rejected" in kinds else "sft" if "question" in kinds or "conversations" in kinds else "align"
-    more = "" if TEXT in kinds else " stage.interleave=0"
+    asked = "choices" if "options" in kinds else "open"
+    measured = f"benchmark={asked}" if stage == "sft" and {"question", "test"} <= kinds else "evaluate=false"
     path = shlex.quote(str(settings.out))
-    return f"hvlm train stage={stage} dataset=shards dataset.path={path}{more} run=mine"
+    return f"hvlm train stage={stage} dataset=shards dataset.path={path} {measured} run=mine"
 
 
 def _short(value: Any) -> str:

@@ -54,7 +54,8 @@ class Stage(contracts.Stage, lightning.LightningModule):
     warmup: share of ``steps`` with a linear rise from 0.
     batch_size: clips of one optimiser step, over all its parts (``trainer.accumulate``) and all processes.
     rows_per_clip: text rows that share a clip's vision pass.
-    interleave: share of the optimiser steps whose batch is text-only chats.
+    interleave: share of the optimiser steps whose batch is text-only chats; None: 0.14 where the data have such chats,
+        else none.
     """
 
     view: ClassVar[View | None]
@@ -68,7 +69,7 @@ class Stage(contracts.Stage, lightning.LightningModule):
         batch_size: PositiveInt,
         trainable: dict[str, NonNegativeFloat | None],
         rows_per_clip: PositiveInt = 1,
-        interleave: Probability = 0.0,
+        interleave: Probability | None = 0.0,
         schedule: Literal["constant", "cosine", "converging", "trapezoid"] = "cosine",
         warmup: Fraction = 0.03,
         floor: Fraction = 0.1,

@@ -59,6 +59,11 @@ LATER = {
     "dataset.turns": 6,
     "dataset.wording": "both",
 }
+# What null is where it came later: as this value was before, which the usual configuration said in so many words.
+NULL_IS = {
+    "domain.mixture": {"general": 1.0, "sports": 1.0, "tutorials": 1.0, "news": 1.0},
+    "stage.interleave": 0.14,
+}
 # Where things lie. What lies there counts instead, as ``start`` and ``data`` of ``RunDir.prepare``.
 PLACES = ("init_from", "dataset.path", "dataset.root", "dataset.haystack")
 
@@ -83,7 +88,8 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _counted(config: Mapping[str, Any]) -> dict[str, Any]:
-    flat = {k: v for k, v in flatten(config).items() if k not in LATER or v != LATER[k]}
+    flat = flatten({k: NULL_IS[k] if v is None and k in NULL_IS else v for k, v in flatten(config).items()})
+    flat = {k: v for k, v in flat.items() if k not in LATER or v != LATER[k]}
     return {k: v for k, v in flat.items() if counts(k)}
 
 
