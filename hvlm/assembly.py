@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hvlm.chat import Chat
 from hvlm.config.check import check_room, group_of, room_class
 from hvlm.config.compose import stage_name
 from hvlm.config.schema import parameters
@@ -18,7 +17,8 @@ from hvlm.errors import UserError
 from hvlm.feature_cache import FrozenFeatures, plan
 from hvlm.io.checkpoint import weights_hash
 from hvlm.model import VLM, Encoder
-from hvlm.tokenizer import train_word_tokenizer
+from hvlm.text.chat import Chat
+from hvlm.text.tokenizer import train_word_tokenizer
 from hvlm.types import InputSpec, Wants
 
 if TYPE_CHECKING:  # seconds of imports, which a model that only answers does without

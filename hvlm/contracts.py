@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hvlm.caching import PastKV
-    from hvlm.chat import Chat
     from hvlm.data.views import View
     from hvlm.evaluation.scores import Likelihood, Prediction, Question
+    from hvlm.text.chat import Chat
 
 _BASES: dict[str, type[Room]] = {}
 

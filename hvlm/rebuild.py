@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from hvlm import assembly
-from hvlm.chat import Chat
 from hvlm.errors import UserError
 from hvlm.io.checkpoint import load_into, load_weights, read_checkpoint
 from hvlm.model import VLM
 from hvlm.precision import choose_precision
+from hvlm.text.chat import Chat
 from hvlm.types import InputSpec
 
 if TYPE_CHECKING:

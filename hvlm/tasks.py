@@ -13,7 +13,6 @@ import torch
 from rich.progress import track
 
 from hvlm import assembly
-from hvlm.chat import Chat
 from hvlm.data.batches import clip_frames, one_row
 from hvlm.data.decode import frames_of
 from hvlm.data.video import Video, VideoDecodeError
@@ -37,6 +36,7 @@ from hvlm.io.json_lines import read_lines, write_lines
 from hvlm.model import VLM
 from hvlm.precision import choose_precision
 from hvlm.rebuild import Loaded, load, metadata_of
+from hvlm.text.chat import Chat
 from hvlm.text.unknown import warn_of_answers, warn_of_question
 from hvlm.viz.gaze_maps import gaze_maps, write_maps
 from hvlm.viz.merge_maps import merge_maps, write_merging

@@ -13,7 +13,6 @@ import torch
 
 from hvlm import assembly
 from hvlm.benchmark.needles import Needles
-from hvlm.chat import Chat
 from hvlm.data import reader, samples
 from hvlm.data.quarantine import SampleError
 from hvlm.data.sample_json import parse
@@ -27,7 +26,8 @@ from hvlm.evaluation.scores import Prediction, Question, Try, choose, score
 from hvlm.evaluation.stats import clustered_mean, group_mean
 from hvlm.prompts import lettered_prompt
 from hvlm.rebuild import Loaded
-from hvlm.tokenizer import train_word_tokenizer
+from hvlm.text.chat import Chat
+from hvlm.text.tokenizer import train_word_tokenizer
 from hvlm.types import Batch, InputSpec
 
 # ------------------------------------------------------------------------------------------------------- statistics

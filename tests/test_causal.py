@@ -19,7 +19,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, Dinov2Config, Dinov2M
 import eval as evaluation
 from hvlm import assembly
 from hvlm.caching import PastKV
-from hvlm.chat import Chat
 from hvlm.config.compose import compose
 from hvlm.data.collate import Item, collate
 from hvlm.errors import UserError
@@ -27,6 +26,7 @@ from hvlm.evaluation.generate import generate, generate_ids
 from hvlm.io.checkpoint import load_weights
 from hvlm.language._architecture import config_from
 from hvlm.language.causal import Causal
+from hvlm.text.chat import Chat
 from hvlm.training.chain import run
 
 TINY = {"vocab_size": 420, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,

@@ -12,10 +12,10 @@ import pytest
 from _templates import FAMILIES, LLAMA_3_2, SMOLLM_3, THINK, piece_like, tokenizer_of
 from transformers import AutoTokenizer
 
-from hvlm.chat import Chat
 from hvlm.errors import UserError
 from hvlm.interop.hf_template import tokenizer_with_template
 from hvlm.language._weights import tokenizer_of as folders_tokenizer
+from hvlm.text.chat import Chat
 from hvlm.text.jinja import VICUNA, without_clock
 
 Q, A = "What color is the ring?", "Red, 3."

@@ -9,13 +9,13 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 
 from hvlm import assembly
-from hvlm.chat import Chat
 from hvlm.config.compose import compose
 from hvlm.data.batches import one_row_per_clip
 from hvlm.data.collate import Item, collate
 from hvlm.language.smollm2 import SmolLM2
 from hvlm.model import VLM
-from hvlm.tokenizer import train_word_tokenizer
+from hvlm.text.chat import Chat
+from hvlm.text.tokenizer import train_word_tokenizer
 from hvlm.training.clip_table import ClipTable, describe
 from hvlm.vision.convvit import ConvViT
 from hvlm.viz.media import keep_wandb_media_in

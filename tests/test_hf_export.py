@@ -19,7 +19,6 @@ from transformers import AutoModel, AutoTokenizer
 
 import eval as evaluation
 from hvlm import tasks
-from hvlm.chat import Chat
 from hvlm.errors import UserError
 from hvlm.image import transform
 from hvlm.interop.fvlm_weights import read_release
@@ -27,6 +26,7 @@ from hvlm.interop.hf_export import HvlmModel
 from hvlm.interop.hf_template import tokenizer_with_template
 from hvlm.io.checkpoint import find_checkpoint, load_weights
 from hvlm.rebuild import metadata_of, stored_config
+from hvlm.text.chat import Chat
 from hvlm.training.chain import find_start, run
 
 SCRIPT = """

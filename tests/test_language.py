@@ -12,13 +12,13 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hvlm.chat import Chat
 from hvlm.errors import UserError
 from hvlm.io import pretrained
 from hvlm.language import _gguf
 from hvlm.language._attention import IMPLEMENTATION
 from hvlm.language.smollm2 import SmolLM2
-from hvlm.tokenizer import train_word_tokenizer
+from hvlm.text.chat import Chat
+from hvlm.text.tokenizer import train_word_tokenizer
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = {p.stem: yaml.safe_load(p.read_text()) for p in sorted((ROOT / "conf" / "language").glob("*.yaml"))}

@@ -153,7 +153,7 @@ OF_TENSORS = {"types", "contracts", "functional", "merging", "caching", "errors"
 OF_THE_PROJECT = {
     **dict.fromkeys(ROOMS, OF_TENSORS),
     "vision": OF_TENSORS | {"image", "io"},
-    "language": OF_TENSORS | {"io", "chat", "tokenizer"},
+    "language": OF_TENSORS | {"io", "text"},
     "kvcache": OF_TENSORS | {"io"},
     "stage": OF_TENSORS | {"model", "data", "io"},
     "dataset": OF_TENSORS | {"data", "prompts", "image", "io"},

@@ -22,7 +22,6 @@ from hvlm.benchmark.niah.pictures import KINDS, Pictures
 from hvlm.benchmark.niah.plan import QUESTIONS, Planned, Segment, Source, plan_all, rows_of, templates
 from hvlm.benchmark.niah.settings import Settings, read
 from hvlm.benchmark.vnbench import VNBench
-from hvlm.chat import Chat
 from hvlm.data.video import Video
 from hvlm.dataset._haystack import Video as HaystackVideo
 from hvlm.dataset._haystack import part_of
@@ -31,7 +30,8 @@ from hvlm.dataset._needles_text import vocabulary
 from hvlm.dataset.needles import Needles
 from hvlm.errors import UserError
 from hvlm.evaluation.evaluate import evaluate, score_predictions
-from hvlm.tokenizer import train_word_tokenizer
+from hvlm.text.chat import Chat
+from hvlm.text.tokenizer import train_word_tokenizer
 
 DRAWN = Pictures(None)
 SOURCES = [Source(f"/videos/{n}.mp4", f"{n}.mp4", f"{n}.mp4", 1, s) for n, s in (("a", 8.0), ("b", 100.0), ("c", 30.0))]

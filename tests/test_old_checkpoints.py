@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from hvlm.chat import Chat
 from hvlm.data.collate import Item, collate
 from hvlm.errors import UserError
 from hvlm.io.checkpoint import load_weights
 from hvlm.model import VLM
 from hvlm.rebuild import metadata_of, rebuild
+from hvlm.text.chat import Chat
 
 DATA = Path(__file__).parent / "data"
 OLD = sorted(DATA.glob("old_*.ckpt"))

@@ -12,7 +12,7 @@ from hvlm.benchmark.needles import Needles
 from hvlm.data import sample_json, views
 from hvlm.dataset._needles_text import vocabulary
 from hvlm.prompts import lettered_prompt
-from hvlm.tokenizer import UNKNOWN, train_word_tokenizer
+from hvlm.text.tokenizer import UNKNOWN, train_word_tokenizer
 
 EVERY = np.arange(16) / 8
 

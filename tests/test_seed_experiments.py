@@ -19,12 +19,12 @@ from transformers import (
 )
 
 from hvlm import assembly
-from hvlm.chat import Chat
 from hvlm.config.compose import plan
 from hvlm.io.checkpoint import find_checkpoint
 from hvlm.model import VLM
 from hvlm.rebuild import load, stored_config
-from hvlm.tokenizer import train_word_tokenizer
+from hvlm.text.chat import Chat
+from hvlm.text.tokenizer import train_word_tokenizer
 from hvlm.training.chain import run
 
 SHARDS = "dataset.path=somewhere"

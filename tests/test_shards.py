@@ -21,7 +21,6 @@ from _clips import VIDEO, FakeChat, dataset, encode, pictures
 from _tiny import Case, Variant, model
 
 from hvlm import assembly
-from hvlm.chat import Chat
 from hvlm.data import shard_index
 from hvlm.data.cache import ClipCache
 from hvlm.data.datamodule import DataModule
@@ -36,7 +35,8 @@ from hvlm.dataset.shards import Shards, split_of
 from hvlm.errors import UserError
 from hvlm.io.files import file_sha256, safe_name
 from hvlm.stage.dpo import pair_key
-from hvlm.tokenizer import train_word_tokenizer
+from hvlm.text.chat import Chat
+from hvlm.text.tokenizer import train_word_tokenizer
 from hvlm.types import InputSpec
 
 RED, GREEN = (encode(pictures(8, colour=colour)) for colour in ((255, 0, 0), (0, 255, 0)))

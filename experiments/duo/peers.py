@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from hvlm.chat import Chat
 from hvlm.contracts import KVCache
 from hvlm.dataset._passkeys_text import conversation, filler
 from hvlm.errors import UserError
@@ -37,6 +36,7 @@ from hvlm.kvcache.full import FullCache
 from hvlm.kvcache.snapkv import SnapKV
 from hvlm.language._weights import causal_folder, tokenizer_of
 from hvlm.language.causal import Causal
+from hvlm.text.chat import Chat
 
 HERE = Path(__file__).parent
 COMMAND = "make bench-kv"

@@ -28,14 +28,14 @@ from torch import Tensor
 
 from experiments.merging._runs import MERGERS, settings
 from hvlm import assembly
-from hvlm.chat import Chat
 from hvlm.config.compose import plan
 from hvlm.data.optical_flow import motion_energy
 from hvlm.evaluation import results
 from hvlm.merging import Assignment, bipartite
 from hvlm.model import VLM
 from hvlm.precision import has_fast_bf16
-from hvlm.tokenizer import train_word_tokenizer
+from hvlm.text.chat import Chat
+from hvlm.text.tokenizer import train_word_tokenizer
 from hvlm.types import Batch, Patches, Wants
 
 HERE = Path(__file__).parent

@@ -10,7 +10,6 @@ import torch
 
 from hvlm.api.given_numbers import positive, sampling
 from hvlm.api.stream import Stream
-from hvlm.chat import Chat
 from hvlm.config.rooms import OF_A_MODEL
 from hvlm.data.collate import Item, collate
 from hvlm.data.given import Given, frames_given
@@ -23,6 +22,7 @@ from hvlm.evaluation.likelihood import answer_likelihoods
 from hvlm.model import VLM
 from hvlm.precision import DTYPES, autocast, choose_precision
 from hvlm.prompts import LETTERS, context, lettered_prompt
+from hvlm.text.chat import Chat
 from hvlm.text.unknown import warn_of_question
 from hvlm.types import InputSpec
 

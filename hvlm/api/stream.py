@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import torch
 
 from hvlm.api.given_numbers import positive, sampling
-from hvlm.chat import Chat
 from hvlm.data.given import Given, streamed_frames
 from hvlm.errors import UserError
 from hvlm.evaluation.streaming import StreamingReader, why_not_frame_by_frame
 from hvlm.model import VLM
+from hvlm.text.chat import Chat
 from hvlm.types import InputSpec
 
 

@@ -19,13 +19,13 @@ import yaml
 from torch import Tensor
 
 from hvlm import assembly
-from hvlm.chat import Chat
 from hvlm.config.schema import parameters
 from hvlm.config.search_path import CONF
 from hvlm.data.collate import Item, collate
 from hvlm.model import VLM
 from hvlm.prompts import context
-from hvlm.tokenizer import train_word_tokenizer
+from hvlm.text.chat import Chat
+from hvlm.text.tokenizer import train_word_tokenizer
 from hvlm.types import Batch
 
 USUAL = {

@@ -45,7 +45,7 @@ class Failure(NamedTuple):
 class SampleSpec:
     """What is made of a sample.
 
-    chat: has ``encode``, ``unknown`` and ``pad_id`` (``hvlm.chat.Chat``); None for a view without text.
+    chat: has ``encode``, ``unknown`` and ``pad_id`` (``hvlm.text.chat.Chat``); None for a view without text.
     view: what is asked of a clip.
     rows_per_clip: texts drawn per clip (without text: neighbouring frames); None: all, in order.
     loss: as ``chat.encode`` takes it. inputs: how the model wants its clips. grid: (rows, columns) of labelled patches.

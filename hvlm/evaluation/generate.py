@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from hvlm.caching import PastKV
-from hvlm.chat import Chat
 from hvlm.contracts import Benchmark
 from hvlm.data.collate import Item, collate
 from hvlm.evaluation.asking import Query
@@ -19,6 +18,7 @@ from hvlm.model import VLM
 from hvlm.precision import autocast
 from hvlm.prompts import context
 from hvlm.rebuild import Loaded
+from hvlm.text.chat import Chat
 from hvlm.types import Batch
 
 

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from hvlm.caching import PastKV
-from hvlm.chat import Chat, Encoded
 from hvlm.contracts import Benchmark
 from hvlm.data.collate import Item, collate
 from hvlm.errors import UserError
@@ -27,6 +26,7 @@ from hvlm.evaluation.scores import Likelihood, Prediction, Question
 from hvlm.precision import autocast
 from hvlm.prompts import context
 from hvlm.rebuild import Loaded
+from hvlm.text.chat import Chat, Encoded
 from hvlm.types import Batch, InputSpec
 
 

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from hvlm.caching import PastKV
-from hvlm.chat import Chat
 from hvlm.errors import UserError
 from hvlm.evaluation.generate import write
 from hvlm.evaluation.sampling import GREEDY, Sampling
 from hvlm.gaze import CachedKV
 from hvlm.model import VLM
+from hvlm.text.chat import Chat
 from hvlm.types import Patches, Wants
 
 

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, GenerationConfig, PretrainedConfig
 
 from hvlm import assembly
-from hvlm.chat import Chat
 from hvlm.config.rooms import OF_A_MODEL
 from hvlm.data.collate import Item, collate
 from hvlm.data.given import frames_given
@@ -38,6 +37,7 @@ from hvlm.interop.hf_template import tokenizer_with_template
 from hvlm.io.checkpoint import load_into, load_weights
 from hvlm.model import VLM
 from hvlm.rebuild import with_own
+from hvlm.text.chat import Chat
 from hvlm.text.unknown import warn_of_question
 from hvlm.types import Batch
 

@@ -8,7 +8,7 @@ import re
 from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
-from hvlm.chat import Chat
+from hvlm.text.chat import Chat
 from hvlm.text.jinja import GUARD, ChatTemplate
 
 TEMPLATES = {  # as Chat writes a conversation, in the language of chat templates

@@ -18,12 +18,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hvlm.caching import NOWHERE, PastKV
-from hvlm.chat import Chat
 from hvlm.contracts import Language
 from hvlm.errors import UserError
 from hvlm.functional import visible, within
 from hvlm.language._attention import IMPLEMENTATION
 from hvlm.language._rotation import Rotation
+from hvlm.text.chat import Chat
 
 # The name that transformers changed within version 5: the older one, which warns now, goes in 5.40 and in 6.
 _CHECKPOINTING = (

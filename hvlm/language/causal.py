@@ -11,13 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hvlm.chat import Chat
 from hvlm.config.ranges import PositiveInt
 from hvlm.errors import UserError
 from hvlm.language._architecture import check_model, check_quantizer, class_for, config_from, differences, positions_of
 from hvlm.language._base import CausalRoom, check_chat, implementation
 from hvlm.language._weights import KEY, causal_folder, config_of, ends_of, load_causal, one_line, tokenizer_of
-from hvlm.tokenizer import train_word_tokenizer
+from hvlm.text.chat import Chat
+from hvlm.text.tokenizer import train_word_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

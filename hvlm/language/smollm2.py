@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hvlm.chat import Chat
 from hvlm.config.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
 from hvlm.errors import UserError
 from hvlm.language._base import CausalRoom, check_chat, implementation
 from hvlm.language._weights import load, read_tokenizer, smollm2_folder
-from hvlm.tokenizer import train_word_tokenizer
+from hvlm.text.chat import Chat
+from hvlm.text.tokenizer import train_word_tokenizer
 
 MAX_POSITIONS = 8192  # SmolLM2 was trained on sequences of this length
 

@@ -1,1 +1,1 @@
-"""What stands between text and ids beside the chat itself."""
+"""Between text and ids: the chat and its templates, a vocabulary made from the data, words outside a vocabulary."""

@@ -15,7 +15,7 @@ ADVICE = (
 
 
 class Vocabulary(Protocol):
-    """What is needed of a chat (``hvlm.chat.Chat``)."""
+    """What is needed of a chat (``hvlm.text.chat.Chat``)."""
 
     unknown_token: str | None
 

@@ -18,7 +18,6 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from hvlm import assembly
-from hvlm.chat import Chat
 from hvlm.config.compose import plan, stage_name
 from hvlm.config.search_path import named_by
 from hvlm.data.order import check_shares
@@ -32,6 +31,7 @@ from hvlm.model import VLM, Encoder
 from hvlm.rebuild import metadata_of, with_own
 from hvlm.stage._base import Stage
 from hvlm.tasks import check_benchmark, run_benchmark, run_preference
+from hvlm.text.chat import Chat
 from hvlm.training.callbacks import Norms, Throughput, progress
 from hvlm.training.clip_table import ClipTable
 from hvlm.training.file_logger import FileLogger

@@ -11,10 +11,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from hvlm.chat import Chat
 from hvlm.data.batches import clip_frames, one_row_per_clip
 from hvlm.evaluation.generate import generate
 from hvlm.model import VLM
+from hvlm.text.chat import Chat
 from hvlm.types import Batch
 from hvlm.viz.gaze_maps import gaze_maps, write_maps
 from hvlm.viz.media import contact_sheet, write_mp4

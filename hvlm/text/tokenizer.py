@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hvlm.chat import TEMPLATES
 from hvlm.errors import UserError
+from hvlm.text.chat import TEMPLATES
 
 UNKNOWN = "<|unk|>"
 
