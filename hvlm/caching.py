@@ -27,6 +27,22 @@ class Held(NamedTuple):
     layer_idx: int
 
 
+class Scores(NamedTuple):
+    """How a layer makes scores of queries and keys: what is the layer's own, and no cache changes it.
+
+    scale: of their products; None: 1 / sqrt(d). window: it looks back by fewer positions than that
+    (``PastKV.window_mask``). softcap: as in ``hvlm.functional.attend``. None: the layer has none.
+    """
+
+    scale: float | None = None
+    window: int | None = None
+    softcap: float | None = None
+
+    def scale_for(self, width: int) -> float:
+        """The scale spelt out, for queries of so many numbers."""
+        return width**-0.5 if self.scale is None else self.scale
+
+
 class Rotates(Protocol):
     """How a language model rotates queries and keys (``hvlm.language._rotation.Rotation``)."""
 
@@ -188,22 +204,13 @@ class PastKV(Cache):
             layer.keys, layer.values = keys.gather(2, index), values.gather(2, index)
         return keys, values
 
-    def attend(
-        self,
-        layer_idx: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float | None,
-        window: int | None = None,
-        softcap: float | None = None,
-    ) -> Tensor:
+    def attend(self, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, how: Scores) -> Tensor:
         """Attention of the new tokens' queries [K, H, S, d] over what ``update`` gave for this layer: [K, H, S, d].
 
-        window, softcap: of layers that have them (``window_mask``, ``hvlm.functional.attend``).
+        how: the layer makes its scores.
         """
-        mask = self._mask if window is None else self.window_mask(window)
-        return attend(query, key, value, mask, mask is None, scale, self._key_bias, softcap)
+        mask = self._mask if how.window is None else self.window_mask(how.window)
+        return attend(query, key, value, mask, mask is None, how.scale, self._key_bias, how.softcap)
 
     def window_mask(self, window: int) -> Tensor | None:
         """What the new tokens see in a layer that looks back by fewer than ``window`` positions: bool [K, 1, S, L].

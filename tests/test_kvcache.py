@@ -346,10 +346,10 @@ class EveryOtherHead(PastKV):
         short = self.short.update(key_states[:, 1:], value_states[:, 1:], layer_idx)
         return (whole[0], short[0]), (whole[1], short[1])
 
-    def attend(self, layer_idx, query, key, value, scale):
+    def attend(self, layer_idx, query, key, value, how):
         half = query.shape[1] // 2
-        whole = super().attend(layer_idx, query[:, :half], key[0], value[0], scale)
-        return torch.cat([whole, self.short.attend(layer_idx, query[:, half:], key[1], value[1], scale)], 1)
+        whole = super().attend(layer_idx, query[:, :half], key[0], value[0], how)
+        return torch.cat([whole, self.short.attend(layer_idx, query[:, half:], key[1], value[1], how)], 1)
 
 
 @pytest.mark.parametrize("pieces", PIECES, ids=str)

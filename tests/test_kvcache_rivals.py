@@ -233,7 +233,7 @@ class Masked(PastKV):
         super().__init__()
         self.left, self.context = left, context  # of each layer, bool [K, G, context]
 
-    def attend(self, layer_idx, query, key, value, scale, window=None, softcap=None):
+    def attend(self, layer_idx, query, key, value, how):
         seen = self.mask_KL[:, None].expand(-1, 2, -1).clone()
         seen[..., : self.context] &= self.left[layer_idx]
         new, total = query.shape[2], key.shape[2]
@@ -242,7 +242,7 @@ class Masked(PastKV):
         bias = torch.zeros(len(key), total) if self.bias_KL is None else self.bias_KL
         added = torch.where(seen, bias[:, None, None], -torch.inf).repeat_interleave(2, 1)
         key, value = (x.repeat_interleave(2, 1) for x in (key, value))
-        return F.scaled_dot_product_attention(query, key, value, added, scale=scale)
+        return F.scaled_dot_product_attention(query, key, value, added, scale=how.scale)
 
 
 @pytest.mark.parametrize("sized", [False, True])

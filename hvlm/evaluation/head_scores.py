@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hvlm.caching import PastKV
+from hvlm.caching import PastKV, Scores
 from hvlm.contracts import Language
 from hvlm.errors import UserError
 from hvlm.functional import attention_weights, repeat_heads, visible
@@ -123,21 +123,12 @@ class _Watched(PastKV):
 
     watch: Watch | None = None
 
-    def attend(
-        self,
-        layer_idx: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float | None,
-        window: int | None = None,
-        softcap: float | None = None,
-    ) -> Tensor:
+    def attend(self, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, how: Scores) -> Tensor:
         if self.watch is not None:
-            width = query.shape[-1] ** -0.5 if scale is None else scale
+            scale = how.scale_for(query.shape[-1])
             with torch.autocast(query.device.type, enabled=False):
-                self.watch(self, layer_idx, query.float(), repeat_heads(key, query.shape[1]).float(), width)
-        return super().attend(layer_idx, query, key, value, scale, window, softcap)
+                self.watch(self, layer_idx, query.float(), repeat_heads(key, query.shape[1]).float(), scale)
+        return super().attend(layer_idx, query, key, value, how)
 
     def full_mask(self, window: int | None = None) -> Tensor:
         raise UserError("head scores: queries are seen by our attention alone; use language.attention=auto")

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hvlm.caching import Held, PastKV
+from hvlm.caching import Held, PastKV, Scores
 from hvlm.contracts import KVCache
 from hvlm.errors import UserError
 from hvlm.functional import attend
@@ -51,7 +51,7 @@ class Look(NamedTuple):
 
     query: [K, H, S, d]. key, value: [K, G, M, d]. index: int64 [K, G, M], which of all places that were read each one
     is, ascending, -1 for none. valid: bool [K, G, M]. bias: float [K, G, M], added to the scores; None: zero.
-    scale, window, softcap: of the layer's attention.
+    how: the layer makes its scores.
     """
 
     layer: int
@@ -61,9 +61,7 @@ class Look(NamedTuple):
     index: Tensor
     valid: Tensor
     bias: Tensor | None
-    scale: float
-    window: int | None
-    softcap: float | None
+    how: Scores
 
 
 class EvictingKV(PastKV):
@@ -147,20 +145,11 @@ class EvictingKV(PastKV):
         valid = None if mask is None else mask[:, 0, -1, -new:].expand(len(keys), -1)
         self.extend(keys[:, 0, -new:], valid)
 
-    def attend(
-        self,
-        layer_idx: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float | None,
-        window: int | None = None,
-        softcap: float | None = None,
-    ) -> Tensor:
+    def attend(self, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, how: Scores) -> Tensor:
         key, value = self._fresh.pop(layer_idx)
         self._done.add(layer_idx)
         if layer_idx not in self._index:
-            out = super().attend(layer_idx, query, key, value, scale, window, softcap)
+            out = super().attend(layer_idx, query, key, value, how)
             if self._goal_K is None:
                 return out
         index = self._places(layer_idx, key)
@@ -168,16 +157,15 @@ class EvictingKV(PastKV):
         bias = None if self.bias_KL is None else self._of_places(self.bias_KL, index)
         if layer_idx in self._index:
             new = torch.arange(self.length - self._new, self.length, device=key.device).expand(len(key), -1)
-            mask = self.mask_of(index, valid, bias, new, window)
+            mask = self.mask_of(index, valid, bias, new, how.window)
             mask = None if mask.dtype == torch.bool and bool(mask.all()) else mask
             if mask is not None and mask.shape[1] != query.shape[1]:
                 mask = mask.repeat_interleave(query.shape[1] // mask.shape[1], 1)
-            out = attend(query, key, value, mask, False, scale, softcap=softcap)
+            out = attend(query, key, value, mask, False, how.scale, softcap=how.softcap)
         if self._goal_K is not None:
-            scale = query.shape[-1] ** -0.5 if scale is None else scale
             with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
                 q, k, v = (part.float() for part in (query, key, value))
-                worth, stays = self.score(Look(layer_idx, q, k, v, index, valid, bias, scale, window, softcap))
+                worth, stays = self.score(Look(layer_idx, q, k, v, index, valid, bias, how))
                 chosen = best(worth, valid, self._goal_K, stays)
             self._keep(layer_idx, key, value, index, chosen)
         else:

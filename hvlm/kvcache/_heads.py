@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hvlm.caching import Held, PastKV
+from hvlm.caching import Held, PastKV, Scores
 from hvlm.errors import UserError
 from hvlm.functional import attend
 from hvlm.kvcache._store import Bits, Parts, Store
@@ -164,24 +164,14 @@ class HeadsKV(PastKV):
         valid = None if mask is None else mask[:, 0, -1, -new:].expand(rows, -1)
         self.extend(keys[:, 0], valid)
 
-    def attend(
-        self,
-        layer_idx: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float | None,
-        window: int | None = None,
-        softcap: float | None = None,
-    ) -> Tensor:
+    def attend(self, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, how: Scores) -> Tensor:
         self._done.add(layer_idx)
         keys, values = self._fresh.pop(layer_idx)
         kept, groups = self._kept[layer_idx], keys.shape[1]
         rows, heads, new, width = query.shape
         q = query.reshape(rows, groups, heads // groups, new, width)
-        if window is not None and self._counted and _most(self._after) <= window:
-            window = None  # everything is within it
-        how = scale, window, softcap
+        if how.window is not None and self._counted and _most(self._after) <= how.window:
+            how = how._replace(window=None)  # everything is within it
         if kept.near is None:
             return self._look(self._whole, kept.whole_store, q, keys, values, how).reshape(rows, heads, new, -1)
         if kept.whole is None:
@@ -194,24 +184,15 @@ class HeadsKV(PastKV):
         both[:, at] = self._look(self._near, kept.near_store, q[:, at], keys[:, at], values[:, at], how)
         return both.view(rows, heads, new, -1)
 
-    def _look(self, look: Callable[..., Tensor], store: Store, q: Tensor, k: Tensor, v: Tensor, how: tuple) -> Tensor:
+    def _look(self, look: Callable[..., Tensor], store: Store, q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Tensor:
         store.dtype = v.dtype
-        return look(store, q, store.codec.parts(k), store.codec.parts(v), *how)
+        return look(store, q, store.codec.parts(k), store.codec.parts(v), how)
 
     # ------------------------------------------------------------------------------------- heads that keep everything
 
-    def _whole(
-        self,
-        store: Store,
-        q: Tensor,
-        keys: Parts,
-        values: Parts,
-        scale: float | None,
-        window: int | None,
-        softcap: float | None,
-    ) -> Tensor:
+    def _whole(self, store: Store, q: Tensor, keys: Parts, values: Parts, how: Scores) -> Tensor:
         """q [K, g, r, S, d] over everything: [K, g, r, S, d]."""
-        new, end = self._new, self.length
+        new, end, window = self._new, self.length, how.window
         store.make_room(end - new, max(end, self._reserved), keys, values)
         store.write(end - new, keys, values)
         if new == 1:
@@ -220,15 +201,14 @@ class HeadsKV(PastKV):
                 start, window = max(0, end - window), None
             mask = self._whole_mask(0, 1, start, window) if self._padded or window is not None else None
             bias = None if self.bias_KL is None else self.bias_KL[:, start:]
-            return _one(q, *store.read(start, end), mask, bias, scale, softcap)
+            return _one(q, *store.read(start, end), mask, bias, how)
         all_keys, all_values = store.read(0, end)
         flat = q.flatten(1, 2)
         if end == new and not self._padded and window is None:
-            return attend(flat, all_keys, all_values, None, True, scale, self.bias_KL, softcap).unflatten(
-                1, q.shape[1:3]
-            )
+            found = attend(flat, all_keys, all_values, None, True, how.scale, self.bias_KL, how.softcap)
+            return found.unflatten(1, q.shape[1:3])
         out = None
-        plain = not self._padded and self.bias_KL is None and softcap is None
+        plain = not self._padded and self.bias_KL is None and how.softcap is None
         step = max(16, QUERIES // q.shape[2]) if plain else QUERIES
         for a in range(0, new, step):
             b = min(a + step, new)
@@ -240,11 +220,12 @@ class HeadsKV(PastKV):
             mask = self._whole_mask(a, b, start, window)
             if plain:  # the query heads of a KV head as more queries: neither keys nor values are repeated
                 tiled = mask.repeat(1, 1, q.shape[2], 1)
-                found = attend(q[:, :, :, a:b].flatten(2, 3), k, v, tiled, False, scale)
+                found = attend(q[:, :, :, a:b].flatten(2, 3), k, v, tiled, False, how.scale)
                 found = found.unflatten(2, (q.shape[2], b - a))
             else:
                 bias = None if self.bias_KL is None else self.bias_KL[:, start:stop]
-                found = attend(flat[:, :, a:b], k, v, mask, False, scale, bias, softcap).unflatten(1, q.shape[1:3])
+                found = attend(flat[:, :, a:b], k, v, mask, False, how.scale, bias, how.softcap)
+                found = found.unflatten(1, q.shape[1:3])
             out = found.new_empty(*q.shape[:-1], found.shape[-1]) if out is None else out
             out[:, :, :, a:b] = found
         return out
@@ -275,17 +256,9 @@ class HeadsKV(PastKV):
 
     # ---------------------------------------------------------------------------------------- heads that keep a ring
 
-    def _near(
-        self,
-        store: Store,
-        q: Tensor,
-        keys: Parts,
-        values: Parts,
-        scale: float | None,
-        window: int | None,
-        softcap: float | None,
-    ) -> Tensor:
+    def _near(self, store: Store, q: Tensor, keys: Parts, values: Parts, how: Scores) -> Tensor:
         """q [K, g, r, S, d] over sink and recent: [K, g, r, S, d]."""
+        window = how.window
         if window is not None and not self._counted:
             raise UserError(
                 "kvcache: a layer that looks back by a window cannot count positions that were given "
@@ -297,7 +270,7 @@ class HeadsKV(PastKV):
             self._put(store, keys, values)
             mask = self._shared(("one", window), lambda: self._ring_mask(filled, window))
             bias = None if self._ring_bias is None else self._ring_bias[:, :filled]
-            return _one(q, *store.read(0, filled), mask, bias, scale, softcap)
+            return _one(q, *store.read(0, filled), mask, bias, how)
         if not self._freely:  # sinks are never overwritten, so they may be there before their turn
             self._put_sinks(store, keys, values)
         blocks = self._shared(("blocks", window), lambda: self._blocks(window))
@@ -310,7 +283,7 @@ class HeadsKV(PastKV):
             bias = None
             if self._new_bias is not None:
                 bias = torch.cat([self._past_bias[:, :ring], self._new_bias[:, band]], 1)
-            found = attend(flat[:, :, rows], k, v, mask, False, scale, bias, softcap)
+            found = attend(flat[:, :, rows], k, v, mask, False, how.scale, bias, how.softcap)
             out = found.new_empty(*flat.shape[:-1], found.shape[-1]) if out is None else out
             out[:, :, rows] = found
         self._put(store, keys, values)
@@ -530,18 +503,10 @@ def _heads(found: list[int]) -> Heads:
     return slice(found[0], found[-1] + 1, step) if even else torch.tensor(found)
 
 
-def _one(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    bias: Tensor | None,
-    scale: float | None,
-    softcap: float | None,
-) -> Tensor:
+def _one(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, how: Scores) -> Tensor:
     """One new token of each row, [K, g, r, 1, d]: the query heads of a KV head are as many queries, so neither keys nor
     values are repeated."""
     q = q.squeeze(3)
-    if bias is not None or softcap is not None:
-        return attend(q, k, v, mask, False, scale, bias, softcap).unsqueeze(3)
-    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale).unsqueeze(3)
+    if bias is not None or how.softcap is not None:
+        return attend(q, k, v, mask, False, how.scale, bias, how.softcap).unsqueeze(3)
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=how.scale).unsqueeze(3)

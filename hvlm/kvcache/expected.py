@@ -77,9 +77,9 @@ class ExpectedCache(EvictingKV):
         sinks = look.valid & (self._of_places(order_KL, look.index) < self.sink)
         if bool((sinks.sum(2) > self._goal_K[:, None]).any()):
             raise UserError(f"{self.budget}: fewer places of a row stay than its kvcache.sink={self.sink}; use fewer")
-        key = repeat_heads(look.key, heads)
-        logit = look.scale * (key @ mean.unsqueeze(-1)).squeeze(-1)
-        logit = logit + 0.5 * look.scale**2 * (key @ root).square().sum(-1)
+        key, scale = repeat_heads(look.key, heads), look.how.scale_for(look.key.shape[-1])
+        logit = scale * (key @ mean.unsqueeze(-1)).squeeze(-1)
+        logit = logit + 0.5 * scale**2 * (key @ root).square().sum(-1)
         compared = (look.valid & ~sinks).repeat_interleave(heads // groups, 1)
         if look.bias is not None:
             logit = logit + look.bias.repeat_interleave(heads // groups, 1)

@@ -74,9 +74,9 @@ class SnapKVCache(EvictingKV):
         at = place_KW.clamp(min=0)
 
         query = look.query.gather(2, at[:, None, :, None].expand(-1, heads, -1, look.query.shape[-1]))
-        mask = self.mask_of(look.index, look.valid, look.bias, self.length - new + at, look.window)
+        mask = self.mask_of(look.index, look.valid, look.bias, self.length - new + at, look.how.window)
         mask = mask.repeat_interleave(heads // groups, 1)
-        weights = attention_weights(query, repeat_heads(look.key, heads), mask, look.scale, look.softcap)
+        weights = attention_weights(query, repeat_heads(look.key, heads), mask, look.how.scale, look.how.softcap)
         counts = (place_KW >= 0).float()[:, None, :, None]
         worth = (weights * counts).sum(2) / counts.sum(2).clamp(min=1)
 

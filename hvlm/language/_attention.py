@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from hvlm.caching import Held, PastKV
+from hvlm.caching import Held, PastKV, Scores
 from hvlm.functional import attend
 
 IMPLEMENTATION = "hvlm"
@@ -48,10 +48,8 @@ def attention_forward(
         kept = key.cache
         kept.announced(module.layer_idx, attention_mask)
     if kept is not None:
-        # Only what a layer has: caches that divide their heads know plain layers.
-        limits = {"window": sliding_window} if sliding_window is not None else {}
-        limits |= {"softcap": softcap} if softcap is not None else {}
-        return kept.attend(module.layer_idx, query, key, value, scaling, **limits).transpose(1, 2), None
+        how = Scores(scaling, sliding_window, softcap)
+        return kept.attend(module.layer_idx, query, key, value, how).transpose(1, 2), None
     if masks is not None:
         attention_mask = masks[sliding_window]
     causal = attention_mask is None and module.is_causal

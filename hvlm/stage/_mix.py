@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from hvlm.caching import PastKV
+from hvlm.caching import PastKV, Scores
 from hvlm.functional import attend, visible
 
 
@@ -31,17 +31,8 @@ class Recorder(OnePass):
         super().__init__()
         self.outputs: dict[int, Tensor] = {}
 
-    def attend(
-        self,
-        layer_idx: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float | None,
-        window: int | None = None,
-        softcap: float | None = None,
-    ) -> Tensor:
-        self.outputs[layer_idx] = super().attend(layer_idx, query, key, value, scale, window, softcap)
+    def attend(self, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, how: Scores) -> Tensor:
+        self.outputs[layer_idx] = super().attend(layer_idx, query, key, value, how)
         return self.outputs[layer_idx]
 
 
@@ -60,21 +51,12 @@ class GatedMix(OnePass):
         self.gates, self.recorded, self.sink, self.recent = gates, recorded, sink, recent
         self._near: Tensor | None = None
 
-    def attend(
-        self,
-        layer_idx: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float | None,
-        window: int | None = None,
-        softcap: float | None = None,
-    ) -> Tensor:
-        if window is not None:
-            raise ValueError(f"layer {layer_idx} looks back by {window} positions: it is a streaming layer already")
+    def attend(self, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, how: Scores) -> Tensor:
+        if how.window is not None:
+            raise ValueError(f"layer {layer_idx} looks back by {how.window} positions: it is a streaming layer already")
         if self._near is None:
             self._near = sink_and_recent(self.mask_KL, self.sink, self.recent)
-        near = attend(query, key, value, self._near, False, scale, self.bias_KL, softcap)
+        near = attend(query, key, value, self._near, False, how.scale, self.bias_KL, how.softcap)
         gate_H = self.gates[layer_idx].repeat_interleave(query.shape[1] // self.gates.shape[1])
         gate = gate_H.view(1, -1, 1, 1)
         return (gate * self.recorded[layer_idx] + (1 - gate) * near).to(near.dtype)
