@@ -55,6 +55,7 @@ def room(node: Mapping[str, Any], **shared: Any) -> Any:
 
 
 def dataset(cfg: Mapping[str, Any]) -> Any:
+    """The configured dataset, not prepared yet. UserError about its settings."""
     return room(cfg["dataset"])
 
 
@@ -175,6 +176,16 @@ def view_of(stage: type[Stage] | Stage, vlm: VLM | Encoder) -> View:
 
 
 def stage(cfg: Mapping[str, Any], vlm: VLM | Encoder, data: Any) -> Stage:
+    """The configured stage around a model, with what it does not train frozen.
+
+    Args:
+        cfg: the resolved configuration.
+        vlm: what it trains.
+        data: the dataset, asked for its labels where the stage needs them.
+
+    Raises:
+        UserError: a stage that cannot train this model, or rates of parts that the model does not have.
+    """
     view = view_of(room_class("stage", cfg["stage"]), vlm)
     built = room(cfg["stage"], model=vlm, labels=data.label_counts() if view.needs_labels else None)
     if isinstance(vlm, VLM) and vlm.fusion.reads_text and built.scored == "all" and vlm.order == "video_first":

@@ -119,7 +119,8 @@ def with_own(weights: Mapping[str, Tensor], model: VLM) -> dict[str, Tensor]:
     (``KVCache.given``).
     """
     rooms = {"merger": (model.merger, True), "kvcache": (model.kvcache, model.kvcache.given)}
-    own, names = {}, set()
+    own: dict[str, Tensor] = {}
+    names: set[str] = set()
     for room, (module, brings) in rooms.items():
         state = {f"{room}.{name}": value for name, value in module.state_dict().items()}
         names |= set(state)

@@ -117,7 +117,7 @@ def _without(rate: str, parts: Collection[str]) -> str | None:
         said = OverridesParser.create().parse_override(rate).value()
     if not isinstance(said, Mapping):
         return None if key_of(rate).removeprefix(f"{RATES}.") in parts else rate
-    if not parts & set(said):
+    if not set(parts) & set(said):
         return rate
     left = {part: "null" if value is None else value for part, value in said.items() if part not in parts}
     return f"{RATES}={{{','.join(f'{part}:{value}' for part, value in left.items())}}}" if left else None

@@ -14,6 +14,7 @@ class FieldError(ValueError):
 
 
 def as_object(value: Any, where: str) -> dict[str, Any]:
+    """An object; like all of these FieldError for anything else, which begins with ``where``, the field's path."""
     if not isinstance(value, dict):
         raise FieldError(f"{where} is {shown(value)}, expected an object")
     return value
@@ -40,6 +41,7 @@ def as_text(value: Any, where: str) -> str:
 
 
 def as_flag(value: Any, where: str) -> bool:
+    """true or false."""
     if not isinstance(value, bool):
         raise FieldError(f"{where} is {shown(value)}, expected true or false")
     return value
@@ -55,6 +57,7 @@ def as_number(value: Any, where: str) -> float:
 
 
 def as_whole(value: Any, where: str) -> int:
+    """A whole number, 3.0 among them."""
     number = as_number(value, where)
     if number != int(number):
         raise FieldError(f"{where} is {shown(value)}, expected a whole number")

@@ -113,7 +113,7 @@ class Plan:
             parts = sample.medium.parts if sample.medium else ()
             state = [(p, os.stat(p).st_size, os.stat(p).st_mtime_ns) if isinstance(p, str) else p.sha256 for p in parts]
             texts = [(t, r, s.captions, s.questions, s.conversations) for t, r, s in sample.parts]
-            line = [sample.key, sample.split, sample.domain, sample.fps, state, texts]
+            line: list[Any] = [sample.key, sample.split, sample.domain, sample.fps, state, texts]
             line += [sample.section, sample.cluster] if sample.section or sample.cluster else []
             found.update(json.dumps(line, default=str).encode())
         found.update(json.dumps([vars(bad) for bad in self.bad]).encode())

@@ -41,7 +41,16 @@ def _looked_into(path: str) -> tuple[float, int, int]:
 
 
 def make(planned: Planned, settings: Settings, folder: Path) -> str | None:
-    """Write one video into ``folder``: None, or in one line why it cannot be made."""
+    """Write one video.
+
+    Args:
+        planned: what it shows.
+        settings: of the benchmark.
+        folder: of the benchmark's videos.
+
+    Returns:
+        None, or in one line why it cannot be made.
+    """
     timeout = settings.decode_timeout * max(1.0, planned.length / 60)
     try:
         decode_process.result(_write, planned, settings, str(folder), timeout=timeout)
@@ -83,7 +92,16 @@ def frame_size(path: str, size: int) -> tuple[int, int]:
 
 
 def haystack(segment: Segment, fps: float, height: int, width: int) -> Iterator[np.ndarray]:
-    """The frames of a piece of haystack, uint8 [height, width, 3], ``fps`` of them a second."""
+    """The frames of a piece of haystack.
+
+    Args:
+        segment: the piece.
+        fps: frames a second.
+        height, width: of the frames; the middle of each is scaled until it fills them.
+
+    Yields:
+        uint8 [height, width, 3].
+    """
     # A frame that begins at the very moment is shown, whatever rounding says.
     times = segment.start + (np.arange(segment.frames) + 0.5) / fps + TOLERANCE
     with Video(Path(segment.path)) as file:
@@ -113,7 +131,18 @@ def _filling(picture: Picture, height: int, width: int) -> np.ndarray:
 def overlay(
     needle: Needle, planned: Planned, settings: Settings, pictures: Pictures, height: int, width: int
 ) -> Overlay:
-    """What draws a needle on the frames first..last."""
+    """What draws a needle.
+
+    Args:
+        needle: what, and on which frames (first..last).
+        planned: the video; with the settings' seed it gives the draws.
+        settings: whether needles stand still or move.
+        pictures: those of the benchmark.
+        height, width: of the frames.
+
+    Returns:
+        Called with a frame, which it changes, and the frame's number.
+    """
     moves = settings.needle == "clip"
     rng = np.random.default_rng([settings.seed, planned.number, needle.first])
     if needle.how == "subtitle":

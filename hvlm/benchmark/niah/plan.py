@@ -93,7 +93,13 @@ class Planned(NamedTuple):
 
 
 def plan_all(settings: Settings, sources: Sequence[Source], pictures: Pictures) -> list[Planned]:
-    """All videos of the grid: tasks × lengths × depths, ``per_cell`` of each."""
+    """All videos of the grid: tasks × lengths × depths, ``per_cell`` of each.
+
+    Args:
+        settings: of the benchmark.
+        sources: the haystack.
+        pictures: what is put in.
+    """
     cells = product(settings.wanted_tasks, settings.wanted_lengths, settings.depths, range(settings.per_cell))
     return [plan(settings, sources, pictures, i, *cell[:3]) for i, cell in enumerate(cells)]
 
@@ -102,7 +108,15 @@ def plan(
     settings: Settings, sources: Sequence[Source], pictures: Pictures, number: int, task: str, length: float,
     depth: float,
 ) -> Planned:  # fmt: skip
-    """Draw one video."""
+    """Draw one video.
+
+    Args:
+        settings, sources, pictures: as for ``plan_all``.
+        number: of the video; it draws, together with the seed and the task.
+        task: one of VNBench's nine.
+        length: seconds.
+        depth: share of the video before the needles, 0 to 1.
+    """
     rng = np.random.default_rng([settings.seed, TASKS.index(task), number])
     frames = max(1, round(length * settings.fps))
     segments = _segments(rng, settings, sources, frames)
