@@ -126,7 +126,7 @@ def test_every_form_of_a_video_is_the_same_video(model: hvlm.Model, video: Path,
         {"section": (3, 1)}, {"section": (1,)}, {"section": (float("nan"), 2)}, {"section": 3}, {"section": (None, 2)},
         {"temperature": float("inf")}, {"temperature": "hot"}, {"temperature": 1, "seed": "x"},
     ):  # fmt: skip
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match=[*how][-1]):
             model.answer(frames, QUESTION, **how)
     for nothing in (" ", None, 5, [], [None]):
         with pytest.raises(UserError, match="expected a question"):

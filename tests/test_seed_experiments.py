@@ -120,7 +120,7 @@ def test_they_train_a_step_at_a_tiny_size(
     monkeypatch.chdir(tmp_path)
     data = [o for o in needles if o.startswith("dataset.") and "num_frames" not in o]
     done = run([f"experiment={experiment}", *TINY, *more, *data, "run=tiny"])
-    assert all(stage["steps"] > 0 for stage in done.stages.values())
+    assert done.stages and all(stage["steps"] > 0 for stage in done.stages.values())
 
 
 def test_a_checkpoint_needs_no_source_any_more(
