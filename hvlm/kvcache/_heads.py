@@ -8,8 +8,8 @@ with the rotation of the position at which they were read. Where a streaming hea
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -23,16 +23,15 @@ from hvlm.kvcache._store import Bits, Parts, Store
 
 QUERIES = 256  # of a longer piece so many are looked at at a time, times the query heads of a KV head for whole heads
 
-Heads = slice | Tensor
+Heads: TypeAlias = "slice | Tensor"
 
 
-class Kept(NamedTuple):
-    """What one layer keeps: of which heads everything, and of which the ring."""
+class Kind(NamedTuple):
+    """The KV heads of a layer that keep the same: near: the ring; otherwise everything."""
 
-    whole: Heads | None
-    whole_store: Store | None
-    near: Heads | None
-    near_store: Store | None
+    heads: Heads
+    store: Store
+    near: bool
 
 
 class HeadsKV(PastKV):
@@ -47,6 +46,11 @@ class HeadsKV(PastKV):
             as if every head kept everything).
     """
 
+    # There by the time that anything is asked of them: every pass is announced.
+    mask_KL: Any
+    position_KL: Any
+    bias_KL: Any
+
     def __init__(
         self, whole: Sequence[Sequence[bool]], sink: int, recent: int, bits: Bits | None = None, by_piece: bool = False
     ) -> None:
@@ -57,24 +61,25 @@ class HeadsKV(PastKV):
         super().__init__()
 
     @property
-    def in_pieces(self) -> bool:
+    def in_pieces(self) -> bool:  # type: ignore[override]
         return not self.by_piece
 
     def _forget(self) -> None:
         super()._forget()
-        self._kept = [self._empty(layer) for layer in self.whole]
+        self._kinds = [self._empty(layer) for layer in self.whole]
         self._fresh: dict[int, tuple[Tensor, Tensor]] = {}
         self._announced, self._reserved = False, 0
         self._done: set[int] = set()  # layers that the pass came to
         self._ring = Ring(self.sink, self.recent, self.by_piece)
         self._known: dict[Any, Tensor] = {}  # masks that all layers of a pass share
 
-    def _empty(self, whole: Sequence[bool]) -> Kept:
-        both = [[i for i, keeps in enumerate(whole) if keeps is kind] for kind in (True, False)]
-        limits = (None, self.sink + self.recent)
-        stores = [Store(self.bits, limit) if found else None for found, limit in zip(both, limits, strict=True)]
-        heads = [_heads(found) if found else None for found in both]
-        return Kept(heads[0], stores[0], heads[1], stores[1])
+    def _empty(self, whole: Sequence[bool]) -> list[Kind]:
+        """Of one layer, those that it has."""
+        kinds = []
+        for near, limit in ((False, None), (True, self.sink + self.recent)):
+            if found := [i for i, keeps in enumerate(whole) if keeps is not near]:
+                kinds.append(Kind(_heads(found), Store(self.bits, limit), near))
+        return kinds
 
     # ------------------------------------------------------------------------------------------------------ a pass
 
@@ -100,7 +105,7 @@ class HeadsKV(PastKV):
     def _see(self) -> None:
         """Masks are made here for some queries at a time."""
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_, **__) -> tuple[Held, Held]:
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
         """Takes the new ones; what attention is given in their place leads back here."""
         if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
             raise ValueError("a cache that is written in place reads without gradients; use torch.no_grad()")
@@ -130,24 +135,23 @@ class HeadsKV(PastKV):
     def attend(self, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, how: Scores) -> Tensor:
         self._done.add(layer_idx)
         keys, values = self._fresh.pop(layer_idx)
-        kept, groups = self._kept[layer_idx], keys.shape[1]
+        kinds, groups = self._kinds[layer_idx], keys.shape[1]
         rows, heads, new, width = query.shape
         q = query.reshape(rows, groups, heads // groups, new, width)
         if how.window is not None and self._counted and self._ring.most <= how.window:
             how = how._replace(window=None)  # everything is within it
-        if kept.near is None:
-            return self._look(self._whole, kept.whole_store, q, keys, values, how).reshape(rows, heads, new, -1)
-        if kept.whole is None:
-            return self._look(self._near, kept.near_store, q, keys, values, how).reshape(rows, heads, new, -1)
-        at = kept.whole
-        found = self._look(self._whole, kept.whole_store, q[:, at], keys[:, at], values[:, at], how)
-        both = found.new_empty(rows, groups, heads // groups, new, found.shape[-1])
-        both[:, at] = found
-        at = kept.near
-        both[:, at] = self._look(self._near, kept.near_store, q[:, at], keys[:, at], values[:, at], how)
-        return both.view(rows, heads, new, -1)
+        if len(kinds) == 1:
+            return self._look(kinds[0], q, keys, values, how).reshape(rows, heads, new, -1)
+        out: Any = None
+        for kind in kinds:
+            at = kind.heads
+            found = self._look(kind, q[:, at], keys[:, at], values[:, at], how)
+            out = found.new_empty(*q.shape[:-1], found.shape[-1]) if out is None else out
+            out[:, at] = found
+        return out.view(rows, heads, new, -1)
 
-    def _look(self, look: Callable[..., Tensor], store: Store, q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Tensor:
+    def _look(self, kind: Kind, q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Tensor:
+        store, look = kind.store, self._near if kind.near else self._whole
         store.dtype = v.dtype
         return look(store, q, store.codec.parts(k), store.codec.parts(v), how)
 
@@ -198,7 +202,7 @@ class HeadsKV(PastKV):
         b - a, places]."""
         first, device = self.length - self._new, self.position_KL.device
         if not self._padded and window is None and start == 0:  # the same corner at the end of any number of places
-            key = ("corner", b - a)
+            key: Any = ("corner", b - a)
             if key not in self._known:
                 total = self.length
                 place = torch.arange(total, device=device)
@@ -236,7 +240,8 @@ class HeadsKV(PastKV):
         blocks = ring.blocks(window, QUERIES)
         old_keys, old_values = store.read(0, max(block.ring for block in blocks))
         new_keys, new_values = store.codec.whole(keys, store.dtype), store.codec.whole(values, store.dtype)
-        flat, out = q.flatten(1, 2), None
+        flat = q.flatten(1, 2)
+        out: Any = None
         for block in blocks:
             k = torch.cat([old_keys[:, :, : block.ring], new_keys[:, :, block.band]], 2)
             v = torch.cat([old_values[:, :, : block.ring], new_values[:, :, block.band]], 2)
@@ -261,20 +266,14 @@ class HeadsKV(PastKV):
         """Another cache that goes on from here. Of heads that keep everything memory is shared until it grows."""
         other = copy.copy(self)
         other._fresh, other._known, other._ring = {}, {}, self._ring.copy()
-        other._kept = [
-            Kept(
-                whole,
-                None if whole_store is None else whole_store.copy(append_only=True),
-                near,
-                None if near_store is None else near_store.copy(append_only=False),
-            )
-            for whole, whole_store, near, near_store in self._kept
+        other._kinds = [
+            [kind._replace(store=kind.store.copy(append_only=not kind.near)) for kind in kinds] for kinds in self._kinds
         ]
         return other
 
     @property
     def _stores(self) -> list[Store]:
-        return [s for kept in self._kept for s in (kept.whole_store, kept.near_store) if s is not None]
+        return [kind.store for kinds in self._kinds for kind in kinds]
 
     @property
     def nbytes(self) -> int:
@@ -291,11 +290,8 @@ class HeadsKV(PastKV):
         if self.mask_KL is None or not tokens_to_remove:
             return
         self._ring.crop(self.mask_KL)
-        for kept in self._kept:
-            if kept.whole_store is not None:
-                kept.whole_store.shrink(self.length)
-            if kept.near_store is not None:
-                kept.near_store.shrink(self._ring.filled)
+        for kind in (kind for kinds in self._kinds for kind in kinds):
+            kind.store.shrink(self._ring.filled if kind.near else self.length)
 
     def _take_rows(self, index_R: Tensor) -> None:
         super()._take_rows(index_R)

@@ -203,8 +203,8 @@ class Ring:
 
     def _put(self, store: Store, keys: Parts, values: Parts, sinks_alone: bool) -> None:
         if self._order_KS is not None:
-            index = self._shared(("index", sinks_alone), lambda: self._index(sinks_alone))
-            store.scatter(*index, keys, values)
+            row_M, place_M, from_M = self._shared(("index", sinks_alone), lambda: self._index(sinks_alone))
+            store.scatter(row_M, place_M, from_M, keys, values)
             return
         for place, start, count in self._shared(("moves", sinks_alone), lambda: self._moves(sinks_alone)):
             store.write(place, *(tuple(x.narrow(2, start, count) for x in parts) for parts in (keys, values)))

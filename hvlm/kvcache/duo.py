@@ -39,6 +39,7 @@ class Duo(KVCache):
 
     apart = True
     own_attention = True
+    gates: nn.Parameter
 
     def __init__(
         self,

@@ -38,6 +38,8 @@ class InfiniPot(EvictingRoom):
         chunk: the context is read in pieces of so many places; null: at once.
     """
 
+    recent: float  # type: ignore[assignment]  # a share, where caches with gates have a number of tokens
+
     def __init__(
         self,
         *,
