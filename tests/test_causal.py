@@ -362,7 +362,7 @@ def test_a_window_of_nothing_is_refused(name: str, folders, tmp_path) -> None:
         ("model.safetensors", b"", "cannot be loaded: Error while deserializing header"),
         ("pytorch_model.bin", b"no weights", "cannot be loaded: what torch.save wrote is damaged, or holds more than"),
         ("generation_config.json", b"{", "generation_config.json cannot be read"),
-        ("generation_config.json", b"[]", "eos_token_id='no mapping': expected a token's id"),
+        ("generation_config.json", b"[]", "generation_config.json holds no mapping"),
         ("generation_config.json", b'{"eos_token_id": ["</s>"]}', r"eos_token_id=\['</s>'\]: expected a token's id"),
         ("chat_template.jinja", b"{{ 1 / 0 }}", "cannot write this conversation .division by zero"),
         (

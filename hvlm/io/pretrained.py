@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import logging
 import os
 import pickle
@@ -15,7 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hvlm.errors import UserError
 
@@ -71,6 +72,25 @@ def fetch(
     if not any(folder.glob(first)):
         raise UserError(f"{key}={source}: {folder} has no {first}; expected a Hugging Face model folder")
     return folder
+
+
+def json_of(path: Path, key: str) -> dict[str, Any]:
+    """A JSON file of a Hugging Face folder.
+
+    Args:
+        path: of the file.
+        key: what the user wrote to name the folder, for the message.
+
+    Raises:
+        UserError: it cannot be read, or is another value than an object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{key}: {path} cannot be read: {one_line(error)}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{key}: {path} holds no mapping; expected that of a Hugging Face folder")
+    return found
 
 
 def one_line(error: Exception) -> str:

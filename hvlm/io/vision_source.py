@@ -3,7 +3,6 @@ part, whatever else (a text tower) lies beside them."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 
 from hvlm.errors import UserError
 from hvlm.io.checkpoint import refuse_unsafe_loading
-from hvlm.io.pretrained import Package, fetch, one_line
+from hvlm.io.pretrained import Package, fetch, json_of, one_line
 
 KEY = "vision.source"
 DESCRIPTIONS = ("config.json", "preprocessor_config.json")
@@ -41,7 +40,7 @@ def vision_config(folder: Path, known: tuple[str, ...]) -> dict[str, Any]:
         UserError: no ``config.json``, or of another kind of model.
     """
     path = folder / "config.json"
-    config = _read(path)
+    config = json_of(path, KEY)
     found = config.get("model_type")
     if found not in known and isinstance(config.get("vision_config"), dict):
         # Older CLIP files hold the values a second time, and those count.
@@ -52,7 +51,7 @@ def vision_config(folder: Path, known: tuple[str, ...]) -> dict[str, Any]:
         word = next((word for start, word in WORDS.items() if str(found).startswith(start)), None)
         hint = f"; use vision={word}" if word else ""
         raise UserError(f"{KEY}: {path} says model_type={found!r}, expected {' or '.join(known)}{hint}")
-    preprocessor = _read(folder / DESCRIPTIONS[1]) if (folder / DESCRIPTIONS[1]).is_file() else {}
+    preprocessor = json_of(folder / DESCRIPTIONS[1], KEY) if (folder / DESCRIPTIONS[1]).is_file() else {}
     return config | {key: colours(key, preprocessor[key]) for key in NORMALISATION if preprocessor.get(key)}
 
 
@@ -63,16 +62,6 @@ def colours(name: str, value: Any) -> list[float]:
     if not numbers or (name == NORMALISATION[1] and min(found) <= 0):
         above = " above 0" if name == NORMALISATION[1] else ""
         raise UserError(f"{KEY}: {name}={value!r} of its preprocessor_config.json: expected three numbers{above}")
-    return found
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{KEY}: {path} is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{KEY}: {path} holds no mapping; expected a Hugging Face config")
     return found
 
 

