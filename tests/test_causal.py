@@ -204,7 +204,7 @@ def test_gradients_are_those_of_the_model_alone(name: str, folders, room) -> Non
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["qwen2", "gemma2", "gemma3_text", "mistral"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_writing_is_transformers_own(name: str, folders) -> None:
     """Greedy, past the windows, several prompts of different lengths at once."""
     cfg = Case("question_first", ()).config
@@ -220,7 +220,9 @@ def test_writing_is_transformers_own(name: str, folders) -> None:
         how = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": chat.end_id, "pad_token_id": chat.pad_id}
         written = reference.generate(ids, attention_mask=torch.ones_like(ids), **how)[0, ids.shape[1] :]
         wanted.append(chat.decode(written[written != chat.end_id].tolist()))
-    assert found == wanted and len(set(found)) > 1
+    assert found == wanted
+    # All of this Phi-3's layers look back by three tokens: they see the end of the template and not the prompt.
+    assert len(set(found)) > 1 or name == "phi3"
 
 
 def test_narrow_weights_keep_to_themselves(room, folders) -> None:
