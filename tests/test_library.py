@@ -16,6 +16,7 @@ import torch
 from _tiny import ROOT
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 import hvlm
@@ -30,6 +31,7 @@ from hvlm.rebuild import load as load_for_evaluation
 from hvlm.rebuild import stored_config
 
 QUESTION = "what color is the object ?"
+WEIGHTS = "model.safetensors"
 TEXTS = [QUESTION, "red", "blue", "green", "what shape is it ?"]
 TINY = {
     "vision": {"name": "convvit", "dim": 32, "num_layers": 1, "num_heads": 2, "image_size": 32},
@@ -145,6 +147,30 @@ def test_every_form_of_a_video_is_the_same_video(model: hvlm.Model, video: Path,
             model.to(place)
     with pytest.raises(UserError, match="2 or more"):
         model.choose(frames, QUESTION, ["red"])
+
+
+def test_a_hub_id_is_the_export_that_lies_there_at_its_revision(
+    model: hvlm.Model, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's cache without a net; the weights of v1 are halved, those of main are the model's."""
+    repository = tmp_path / "models--me--demo"
+    (repository / "refs").mkdir(parents=True)
+    for ref, commit, scale in (("main", "a" * 40, 1.0), ("v1", "b" * 40, 0.5)):
+        snapshot = repository / "snapshots" / commit
+        model.save(snapshot)
+        state = {k: v * scale if v.is_floating_point() else v for k, v in load_file(snapshot / WEIGHTS).items()}
+        save_file(state, snapshot / WEIGHTS, metadata={"format": "pt"})
+        (repository / "refs" / ref).write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    found, halved = hvlm.load("me/demo", device="cpu"), hvlm.load("me/demo", device="cpu", revision="v1")
+    assert found.answer(video, QUESTION) == model.answer(video, QUESTION)
+    for (name, whole), half in zip(found.vlm.named_parameters(), halved.vlm.parameters(), strict=True):
+        assert torch.equal(half, whole * 0.5), name
+    with pytest.raises(UserError, match="me/gone: no such file or folder here, and no export of hvlm on the hub"):
+        hvlm.load("me/gone")
+    with pytest.raises(UserError, match="me/demo: .* no export of hvlm on the hub"):
+        hvlm.load("me/demo", revision="v2")
 
 
 @pytest.mark.fault(113, 116)
