@@ -7,6 +7,7 @@ import copy
 import json
 import os.path
 import pickle
+import sys
 
 import pytest
 from _templates import FAMILIES, LLAMA_3_2, SMOLLM_3, THINK, piece_like, tokenizer_of
@@ -257,3 +258,29 @@ def test_no_code_of_a_folder_is_run_or_asked_about(tmp_path, monkeypatch):
         with contextlib.suppress(UserError):  # which class reads it is transformers' matter
             folders_tokenizer(tmp_path)
         assert not mark.exists()
+
+
+WRITES = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+MANY = "{% for i in range(99999) %}"
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        f"{MANY}{MANY}{{% endfor %}}{{% endfor %}}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "{% for a in [[1, 2]] recursive %}{% if loop.depth < 60 %}{{ loop([a, a]) }}{% endif %}{% endfor %}",
+        "{% set all = range(99999) | list %}{{ all | select('in', all | reverse | list) | list | length }}",
+        "{% if 9 ** 9 ** 9 %}{% endif %}",
+    ],
+    ids=["loops", "macros", "recursive loops", "filters", "powers"],
+)
+def test_a_template_without_an_end_is_refused(endless):
+    tokenizer = copy.deepcopy(tokenizer_of("llama_2"))
+    tokenizer.chat_template = WRITES + endless
+    tracing = sys.gettrace()
+    with pytest.raises(UserError, match="computes without an end in sight") as error:
+        Chat(tokenizer, "own")
+    assert "\n" not in str(error.value) and sys.gettrace() is tracing
+    tokenizer.chat_template = WRITES + "{% macro f() %}{% endmacro %}{{ f(**{}) }}"
+    assert Chat(tokenizer, "own").encode(Q, A).ids

@@ -14,10 +14,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from jinja2 import TemplateError
 from tokenizers import Tokenizer, normalizers
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from hvlm.errors import UserError
+from hvlm.text.bounded import MOST_STEPS, TooLong, bounded, takes_powers
 
 GUARD = "\ue000"
 KEY = "language.template"
@@ -127,6 +129,7 @@ class ChatTemplate:
     def __init__(self, tokenizer: Tokenizer, source: str, named: Mapping[str, str], name: str) -> None:
         self.tokenizer, self.source, self.named, self.name = tokenizer, source, dict(named), name
         self.frozen = without_clock(source)
+        self._powers = self._raises_to_powers()
         added = tokenizer.get_added_tokens_decoder()
         self.special = {token.content for token in added.values() if token.special}
         # Others that the template writes close turns, too. But what a vocabulary has been given for ordinary text (two
@@ -197,15 +200,27 @@ class ChatTemplate:
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
+    def _raises_to_powers(self) -> bool:
+        try:
+            return takes_powers(self.frozen)
+        except TemplateError:
+            return False  # rendering says what is wrong with it
+
     def _render(self, messages: Messages, header: bool, thinking: bool = False) -> str:
         try:
-            rendered, _ = render_jinja_template(
-                [[dict(message) for message in messages]],
-                chat_template=self.frozen,
-                add_generation_prompt=header,
-                enable_thinking=thinking,
-                **self.named,
-            )
+            with bounded(0 if self._powers else MOST_STEPS):
+                rendered, _ = render_jinja_template(
+                    [[dict(message) for message in messages]],
+                    chat_template=self.frozen,
+                    add_generation_prompt=header,
+                    enable_thinking=thinking,
+                    **self.named,
+                )
+        except TooLong:
+            raise UserError(
+                f"{KEY}={self.name}: the chat template computes without an end in sight, which none does that only "
+                "writes a conversation; set language.template to one of chatml, vicuna, plain"
+            ) from None
         except Exception as error:  # a template is a program that anybody may have written
             said = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
