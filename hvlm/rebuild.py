@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from hvlm import assembly
+from hvlm.config.rooms import ROOMS
+from hvlm.config.settings import SECTIONS
 from hvlm.errors import UserError
 from hvlm.io.checkpoint import load_into, load_weights, read_checkpoint
 from hvlm.model import VLM
@@ -20,6 +22,8 @@ from hvlm.types import InputSpec
 
 if TYPE_CHECKING:
     from hvlm.data.datamodule import DataModule
+
+NEEDED = ("vision", "connector", "language", "dataset")  # of every version's configuration
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +90,10 @@ def metadata_of(path: str | Path) -> dict[str, Any]:
         found = metadata.get(name, {} if name == "source_configs" else ...) if isinstance(metadata, Mapping) else ...
         if not isinstance(found, kind):
             raise UserError(f"{path}: its {name} is damaged; expected a checkpoint that training wrote")
+    config = metadata["config"]
+    odd = [key for key in (*ROOMS, *SECTIONS) if key in config and not isinstance(config[key], Mapping)]
+    if odd := odd or [room for room in NEEDED if room not in config]:
+        raise UserError(f"{path}: its config holds no settings of {odd[0]}; expected a checkpoint that training wrote")
     return metadata
 
 
@@ -98,7 +106,9 @@ def rebuild(path: str | Path, cfg: Mapping[str, Any]) -> tuple[VLM, Chat]:
     """The model that ``cfg`` describes with the checkpoint's weights, and the checkpoint's tokenizer."""
     metadata = metadata_of(path)
     if metadata["chat"] is None:
-        raise UserError(f"{path}: is of stage {metadata['stage']}, which has no language model; name a later stage's")
+        raise UserError(
+            f"{path}: is of stage {metadata.get('stage')}, which has no language model; name a later stage's"
+        )
     chat = Chat.from_json(metadata["chat"])
     model = assembly.model(cfg, chat, weights=False, stored=metadata)
     weights = with_own(load_weights(path), model)

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModel, AutoTokenizer
 
 import eval as evaluation
+import hvlm
 from hvlm import tasks
 from hvlm.errors import UserError
 from hvlm.image import transform
@@ -200,6 +201,19 @@ def test_a_config_json_names_no_command(exported: Path, tmp_path: Path, room: st
     with pytest.raises(UserError, match="expected a class in hvlm."):
         AutoModel.from_pretrained(tmp_path / "hf")
     assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("order", "last"), ("num_frames", 0), ("num_frames", "8"), ("num_frames", 10**9), ("adapter", 3), ("chat", None),
+     ("rooms", []), ("rooms", {"vision": 1}), ("source_configs", 5)],
+)  # fmt: skip
+def test_a_config_json_of_another_form_is_one_line(exported: Path, tmp_path: Path, field: str, value: object) -> None:
+    config = json.loads((exported / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {field: value}))
+    with pytest.raises(UserError, match=rf"config\.json: {field} ") as error:
+        hvlm.load(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def test_only_fvlms_rooms_fit_fvlms_layout(trained: tuple[Path, list[str]], tmp_path: Path, monkeypatch) -> None:

@@ -186,6 +186,10 @@ def test_an_export_is_loaded_saved_and_asked(
         model.save("saved")
     with pytest.raises(UserError, match="holds model.safetensors already"):
         evaluation.evaluate([f"checkpoint={run}", "task=export", f"out={tmp_path / 'saved'}"])
+    (tmp_path / "file").touch()
+    for place in ("file", "file/below", "/proc/nowhere/saved"):
+        with pytest.raises(UserError, match="is a file|cannot be written"):
+            model.save(place)
     with pytest.raises(UserError, match="is an export, whose rooms stand"):
         hvlm.load("saved", "merger=tome")
     for nowhere in ("nowhere", "./no/where", "no/such/thing"):
@@ -214,6 +218,11 @@ def test_dtype_and_settings_are_what_was_asked_for(run: Path, video: Path) -> No
     assert half.to(torch.float32).dtype == torch.float32 and half.precision in ("32-true", "bf16-mixed")
     with pytest.raises(UserError, match="dtype=int8"):
         half.to(dtype="int8")
+    counted = hvlm.load(run, device="meta")
+    assert counted.num_parameters == half.num_parameters, "a weight of two layers counts once"
+    for ask in (lambda: counted.answer(video, QUESTION), lambda: counted.stream(video, QUESTION)):
+        with pytest.raises(UserError, match="device=meta: a model without weights cannot answer"):
+            ask()
     merged = hvlm.load(run, "merger=tome", "connector.mode=coarse", device="cpu")
     assert merged.config["merger"]["_target_"].endswith("ToMe") and merged.config["connector"]["mode"] == "coarse"
     assert isinstance(merged.answer(video, QUESTION, num_frames=2), str)
@@ -245,6 +254,9 @@ def test_what_is_no_model_or_changes_none_is_refused_in_one_line(run: Path, tmp_
         ({"hvlm": whole["hvlm"] | {"chat": "{"}}, "the stored tokenizer is damaged"),
         ({"hvlm": whole["hvlm"] | {"chat": json.dumps(chat | {"tokenizer": "{"})}}, "the stored tokenizer is damaged"),
         ({"hvlm": whole["hvlm"] | {"chat": json.dumps(chat | {"ends": ["x"]})}}, "the stored tokenizer is damaged"),
+        ({"hvlm": whole["hvlm"] | {"config": whole["hvlm"]["config"] | {"trainer": None}}}, "no settings of trainer"),
+        ({"hvlm": whole["hvlm"] | {"config": {**whole["hvlm"]["config"], "vision": 3}}}, "no settings of vision"),
+        ({"hvlm": whole["hvlm"] | {"config": {"language": {}}}}, "no settings of vision"),
         ({"state_dict": {name: 1 for name in whole["state_dict"]}}, "is no tensor"),
     )):  # fmt: skip
         torch.save(whole | changes, tmp_path / f"{i}.ckpt")
@@ -273,6 +285,7 @@ def test_a_model_is_built_in_one_call(video: Path) -> None:
         ({"connector": "maen"}, "did you mean 'mean'"), ({"conector": "mean"}, "did you mean 'connector'"),
         ({"connector": {"name": "mean", "projectr": "mlp"}}, "did you mean 'connector.projector'"),
         ({"connector": {"mode": "coarse"}}, "a dict with its name"), ({"texts": None}, "starts from nothing"),
+        ({"texts": [1]}, "texts: 1 is no text"), ({"texts": 1}, "texts=1: expected a list"),
         ({"connector": {"name": "foveated", "mode": "corse"}}, "connector.mode"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=words):

@@ -94,6 +94,10 @@ def _chat(cfg: Mapping[str, Any], texts: Iterable[str] | None) -> Any:
             f"language={node['_target_'].split('.')[2]} starts from nothing: give texts=[...], of which its vocabulary "
             "is made"
         )
+    if texts is not None and not isinstance(texts, Iterable):
+        raise UserError(f"texts={texts!r:.60}: expected a list of questions and answers")
     said = [] if texts is None else [texts] if isinstance(texts, str) else list(texts)
+    if odd := [text for text in said if not isinstance(text, str)]:
+        raise UserError(f"texts: {odd[0]!r:.60} is no text; expected a list of questions and answers")
     settings = assembly.check_room("language", node)
     return assembly.room_class("language", settings).chat_for(settings, lambda: said)

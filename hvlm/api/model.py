@@ -71,10 +71,14 @@ class Model:
         """Move the weights, and turn them into another floating-point dtype. Returns the model itself."""
         if isinstance(device, torch.dtype):
             device, dtype = None, device
+        shared = _shared_weights(self.vlm)
         try:
             self.vlm.to(device)
         except (AssertionError, RuntimeError, TypeError) as error:  # torch's words for a device that is not here
             raise UserError(f"device={device}: {str(error).splitlines()[0]}") from error
+        for name, first in shared.items():  # on its way to "meta", torch makes two of a weight that two layers share
+            owner, _, leaf = name.rpartition(".")
+            setattr(self.vlm.get_submodule(owner), leaf, self.vlm.get_parameter(first))
         if dtype is not None:
             asked = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
             if asked not in DTYPES.values():
@@ -207,22 +211,26 @@ class Model:
         Raises:
             UserError: the model cannot read frame by frame; the message says why, and ``answer`` reads the whole video.
         """
+        self._refuse_meta("answer")
         return Stream(self.vlm, self.chat, self.inputs, video, question, fps)
 
     def save(self, folder: str | Path) -> Path:
         """Write a folder that ``hvlm.load`` and transformers read (``hvlm.interop.hf_export``).
 
         Raises:
-            UserError: an export stands there already.
+            UserError: an export stands there already, or the folder cannot be written.
         """
         from hvlm.interop import hf_export
 
-        if self.device.type == "meta":
-            raise UserError("device=meta: a model without weights cannot be saved; use device=cpu or cuda")
+        self._refuse_meta("be saved")
         rooms = {name: dict(self.config[name]) for name in OF_A_MODEL}
         return hf_export.save(
             self.vlm, self.chat, rooms, self.inputs.num_frames, self.config["domain"]["adapter"], folder
         )
+
+    def _refuse_meta(self, to: str) -> None:
+        if self.device.type == "meta":
+            raise UserError(f"device=meta: a model without weights cannot {to}; use device=cpu or cuda")
 
     def __repr__(self) -> str:
         rooms = [f"{name}={self.config[name]['_target_'].split('.')[-2]}" for name in OF_A_MODEL]
@@ -232,9 +240,15 @@ class Model:
         self, video: Given, num_frames: int | None, fps: float, section: tuple[float, float] | None
     ) -> tuple[Any, Any, Any]:
         """Frames, times and, where the model wants it, motion."""
-        if self.device.type == "meta":
-            raise UserError("device=meta: a model without weights cannot answer; use device=cpu or cuda")
+        self._refuse_meta("answer")
         count = self.inputs.num_frames if num_frames is None else positive(num_frames, "num_frames")
         frames, time = frames_given(video, count, self.inputs.size, fps, section)
         motion = None if self.inputs.motion is None else motion_energy(frames, self.inputs.motion)
         return frames, time, motion
+
+
+def _shared_weights(vlm: VLM) -> dict[str, str]:
+    """{name: the name that comes first} of weights that two layers share."""
+    first: dict[int, str] = {}
+    names = {name: first.setdefault(id(weight), name) for name, weight in vlm.named_parameters(remove_duplicate=False)}
+    return {name: owner for name, owner in names.items() if owner != name}

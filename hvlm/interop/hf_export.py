@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, GenerationConfig, PretrainedConfig
 
@@ -37,11 +38,12 @@ from hvlm.interop.hf_template import tokenizer_with_template
 from hvlm.io.checkpoint import load_into, load_weights
 from hvlm.model import VLM
 from hvlm.rebuild import with_own
-from hvlm.text.chat import Chat
+from hvlm.text.chat import ORDERS, Chat
 from hvlm.text.unknown import warn_of_question
 from hvlm.types import Batch
 
 WEIGHTS = "model.safetensors"
+MOST_FRAMES = 1 << 16  # of a clip
 
 
 class HvlmConfig(PretrainedConfig):
@@ -75,6 +77,7 @@ class HvlmModel(nn.Module):
         """vlm: the model where it is there already; else it is built, with random weights."""
         super().__init__()
         self.config = config
+        _check(config)
         self.chat = Chat.from_json(config.chat)
         if vlm is not None:
             self.vlm = vlm
@@ -262,6 +265,24 @@ class HvlmModel(nn.Module):
         return torch.autocast(weight.device.type, weight.dtype, enabled=weight.dtype != torch.float32)
 
 
+def _check(config: HvlmConfig) -> None:
+    """UserError for a config.json of which a field is none that an export writes."""
+    frames, adapter = config.num_frames, config.adapter
+    wrong = {
+        "order": None if config.order in ORDERS else f"one of {', '.join(ORDERS)}",
+        "num_frames": None if type(frames) is int and 1 <= frames <= MOST_FRAMES else f"1 to {MOST_FRAMES}",
+        "adapter": None if isinstance(adapter, str) and adapter else "the name of a set of adapter weights",
+        "chat": None if isinstance(config.chat, str) else "a tokenizer as text",
+        "rooms": None if isinstance(config.rooms, Mapping) else "rooms with their settings",
+        "source_configs": None if isinstance(config.source_configs, Mapping) else "what rooms' sources said",
+    }
+    for field, expected in wrong.items():
+        if expected is not None:
+            raise UserError(f"config.json: {field} is {getattr(config, field)!r:.60}, expected {expected}")
+    if missing := [room for room in OF_A_MODEL if not isinstance(config.rooms.get(room), Mapping)]:
+        raise UserError(f"config.json: rooms holds no {missing[0]}; export the model again")
+
+
 def _dtype(given: torch.dtype | str | None) -> torch.dtype | None:
     """None: as stored."""
     found = getattr(torch, given.removeprefix("torch."), None) if isinstance(given, str) else given
@@ -324,7 +345,11 @@ def save(vlm: VLM, chat: Chat, rooms: Mapping[str, Any], num_frames: int, adapte
     config = HvlmConfig(
         dict(rooms), chat.to_json(), vlm.order, num_frames, adapter, sources, architectures=["HvlmModel"]
     )
-    HvlmModel(config, vlm).save_pretrained(out)
+    try:
+        HvlmModel(config, vlm).save_pretrained(out)
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"out={out}: cannot be written ({why}); name another folder") from error
     return out
 
 
