@@ -243,7 +243,8 @@ class Language(FromSource, ABC, group="language"):
 
     chat: its tokenizer and template, or None where ids come from outside. gradient_checkpointing: layers are computed
     again in the backward pass.
-    max_positions: the longest sequence of text and visual tokens.
+    max_positions: the longest sequence of text and visual tokens. learned_positions: each has an embedding of its own,
+    so that none beyond can be read at all.
     windows: of the layers that look back by so many positions only. asks_cache: what a layer sees of the tokens that
     were read, its attention asks the cache (``PastKV.attend``).
     """
@@ -257,6 +258,7 @@ class Language(FromSource, ABC, group="language"):
     head_dim: int
     chat: Chat | None
     windows: tuple[int, ...] = ()
+    learned_positions: bool = False
     asks_cache: bool = False
     gradient_checkpointing: bool = False
 

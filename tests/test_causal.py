@@ -22,6 +22,7 @@ from hvlm.caching import PastKV
 from hvlm.config.compose import compose
 from hvlm.data.collate import Item, collate
 from hvlm.errors import UserError
+from hvlm.evaluation import generate as generating
 from hvlm.evaluation.generate import generate, generate_ids
 from hvlm.io.checkpoint import load_weights
 from hvlm.language._architecture import config_from
@@ -550,3 +551,29 @@ def test_a_chain_on_another_family(folders, needles: list[str], tmp_path: Path, 
         for some in (records, done.records)
     )
     assert found == {key: value for key, value in wanted.items() if key in found} and len(found) > 4
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
+def test_an_answer_ends_where_learned_positions_do(name: str, folders, tmp_path, caplog) -> None:
+    """No place beyond them has an embedding; rotary positions go on."""
+    cfg = Case("question_first", ()).config
+    cfg["language"] = {"_target_": "hvlm.language.causal.Causal", "source": str(folders[name])}
+    chat = of(folders[name]).chat
+    vlm = assembly.model(cfg, chat).eval()
+    assert vlm.language.learned_positions and not of(folders["llama"]).learned_positions
+    row = Item(None, None, [(*chat.encode("what color is the ring ?", ""), {})], uid="a")
+    batch = collate([row], pad_id=chat.pad_id, size=(32, 32))
+    read, most = int(batch.attention_mask_KS.sum()), vlm.language.max_positions
+    generating._warn_of_end.cache_clear()
+    ends = torch.tensor(sorted(chat.end_ids))
+    vlm.head.logits = lambda h, given=vlm.head.logits: given(h).index_fill(1, ends, -1e9)
+
+    def written(count: int) -> int:
+        return generate_ids(vlm, chat, batch, count).shape[1]
+
+    assert written(3) == 3 and not caplog.text
+    full = written(most + 9)
+    assert most - read < full <= most and f"learned {most} positions" in caplog.text
+    with pytest.raises(UserError, match=f"learned {most} positions") as error:
+        vlm.language.hidden(torch.zeros(1, most + 1, vlm.language.dim), cache=PastKV())
+    assert "\n" not in str(error.value)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence as Several
+from functools import cache as once
 
 import torch
 from torch import Tensor
@@ -20,6 +22,8 @@ from hvlm.prompts import context
 from hvlm.rebuild import Loaded
 from hvlm.text.chat import Chat
 from hvlm.types import Batch
+
+log = logging.getLogger(__name__)
 
 
 class InWords:
@@ -88,7 +92,13 @@ def write(
     """One token after the other, until every row has ended: ids [K, N], N <= max_new_tokens.
 
     cache: of what was read so far; grows. newest_KD: the state at each row's last valid token. choose: which token.
+    Of a model with learned positions an answer ends where they do, which is said once.
     """
+    if model.language.learned_positions and cache.next_K1 is not None:
+        left = model.language.max_positions - int(cache.next_K1.max()) + 1  # the last word is not read any more
+        if left < max_new_tokens:
+            _warn_of_end(model.language.max_positions)
+            max_new_tokens = max(left, 1)
     newest = newest_KD
     ended = torch.zeros(len(newest_KD), dtype=torch.bool, device=newest_KD.device)
     ends = torch.tensor(sorted(chat.end_ids), device=newest_KD.device)
@@ -98,7 +108,15 @@ def write(
         token = torch.where(ended, chat.end_id, token)
         ended = ended | torch.isin(token, ends)
         written.append(token)
-        if ended.all():
+        if len(written) == max_new_tokens or ended.all():
             break
         newest = model.language.hidden(model.language.embed(token[:, None]), cache=cache)[:, -1]
     return torch.stack(written, 1)
+
+
+@once
+def _warn_of_end(positions: int) -> None:
+    log.warning(
+        f"the language model has learned {positions} positions, and answers end there: some are shorter than "
+        "max_new_tokens; show fewer frames, or ask less"
+    )

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -60,6 +60,11 @@ class CausalRoom(Language):
         self.num_kv_heads = getattr(config, "num_key_value_heads", None) or self.num_heads
         self.head_dim = getattr(config, "head_dim", None) or self.dim // self.num_heads
         self.max_positions = config.max_position_embeddings
+        self.learned_positions = any(
+            isinstance(part, nn.Embedding) and part.num_embeddings >= self.max_positions
+            for part in model.base_model.modules()
+            if part is not model.get_input_embeddings()
+        )
         self.windows = windows_of(config)
         self._dtype = next(model.parameters()).dtype
         accepted = inspect.signature(type(model.base_model).forward).parameters
@@ -96,12 +101,18 @@ class CausalRoom(Language):
 
         Raises:
             ValueError: for a mask or sizes of another shape than [K, S].
+            UserError: positions beyond those that the model has learned, in a cache.
         """
         if self._dtype != torch.float32:
             x_KSD = x_KSD.to(self._dtype)
         if cache is not None:
             cache.rotation = self.rotation
             position_KS = cache.extend(x_KSD, mask_KS, position_KS, log_size_KS)
+            if self.learned_positions and not position_KS.is_meta and position_KS.max() >= self.max_positions:
+                raise UserError(
+                    f"the language model has learned {self.max_positions} positions, and what it reads goes on to "
+                    f"{int(position_KS.max()) + 1}; show fewer frames, or use a model with rotary positions"
+                )
             # Our attention asks the cache; the mask is there to keep transformers from making one.
             seen = x_KSD.new_ones(1, 1, 1, 1, dtype=torch.bool) if self.ours else self._by_layer(cache.full_mask)
             more = {self._cache: cache, "kept": cache} if self.ours else {self._cache: cache}
