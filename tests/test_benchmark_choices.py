@@ -251,6 +251,31 @@ def test_rows_of_every_form_are_the_same_questions(tmp_path: Path) -> None:
     assert (found[0][1].section, found[0][1].question["gold"]) == ((1.0, 2.5), 2)
 
 
+@pytest.mark.parametrize("mark", [",", ";"])
+@pytest.mark.parametrize(
+    "names", ["A B C", "option_1 option_2 option_3", "option_0 option_1 option_2", "option_a Option_b option_c"]
+)
+def test_a_spreadsheets_own_columns_are_options(tmp_path: Path, mark: str, names: str) -> None:
+    path = tmp_path / "q.csv"
+
+    def read(answer: str) -> list:
+        lines = [
+            ["video", "question", *names.split(), "answer"],
+            ["a.mp4", "what, now ?", "red", "blue", "1,5 green", answer],
+        ]
+        with open(path, "w", newline="") as file:
+            csv.writer(file, delimiter=mark).writerows(lines)
+        return read_questions(path, "benchmark.questions", True)
+
+    assert [read(answer)[0].question["gold"] for answer in ("B", "blue", "1,5 green")] == [1, 1, 2]
+    assert read("B")[0].question["options"] == ["red", "blue", "1,5 green"]
+    if names.startswith("option_1"):
+        with pytest.raises(UserError, match="row 2 has answer 2 beside columns that count from 1"):
+            read("2")
+    else:
+        assert read("2")[0].question["gold"] == 2
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

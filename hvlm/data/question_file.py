@@ -5,7 +5,8 @@
 ``question``, ``video`` and ``answer`` (or ``gold``, the place of the right option; ``answers``, all that count as
 right) are needed, ``options`` where there is something to choose. ``id``, ``task``, ``start`` and ``end`` (seconds: the
 part of the video that is asked about) and ``fps`` (of a folder of stills) may be there; other columns are not looked
-at. In CSV ``options`` is a JSON list or has ``|`` between its parts, or every option has a column: A, B, C, ...
+at. In CSV, with ``,`` or ``;`` between cells, ``options`` is a JSON list or has ``|`` between its parts, or every
+option has a column: A, B, C, ..., or option_1, option_2, ... (also from 0, and option_a, option_b, ...).
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from hvlm.data.delimiter import delimiter
 from hvlm.data.options import gold_of
 from hvlm.errors import UserError
 from hvlm.prompts import LETTERS
 
+TABLES = (".csv", ".tsv")
 NEEDED = ("question", "answer", "video")
 _DECIMAL = re.compile(r"\d*\.\d+|\d+\.")
 MOST_NAMED = 3  # rows at fault that a message names
@@ -52,13 +55,13 @@ def read_questions(path: Path, setting: str, choices: bool) -> list[Row]:
         UserError: the file cannot be read, or some rows are malformed; the first of them are named by their number
             (of the line, in JSON of the place in its list, from 1) with what was found and expected.
     """
-    where = f"{setting}={path}"
+    where, table = f"{setting}={path}", path.suffix.lower() in TABLES
     rows: list[Row] = []
     wrong: list[str] = []
     numbers: dict[str, int] = {}
     for number, value in _values(path, where):
         try:
-            row = _row(number, value, choices)
+            row = _row(number, _of_columns(value) if table else value, choices)
             name = row.question["id"]
             if numbers.setdefault(name, number) != number:
                 raise ValueError(f"has the id {name!r}, as row {numbers[name]}; give every question its own")
@@ -82,11 +85,12 @@ def _values(path: Path, where: str) -> Iterator[tuple[int, Any]]:
     except ValueError as error:
         raise UserError(f"{where}: not UTF-8 ({error}); write the file again in UTF-8") from error
     ending = path.suffix.lower()
-    if ending in (".csv", ".tsv"):
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if ending == ".tsv" else ",", strict=True)
+    if ending in TABLES:
+        mark = "\t" if ending == ".tsv" else delimiter(text.partition("\n")[0], text.splitlines(keepends=True))
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
         try:
             for value in reader:
-                yield reader.line_num, _of_columns(value)
+                yield reader.line_num, value
         except csv.Error as error:
             raise UserError(f"{where}: line {reader.line_num} is no CSV ({error})") from error
     elif ending == ".json":
@@ -113,14 +117,22 @@ def _json(text: str, where: str) -> Any:
 
 
 def _of_columns(value: Mapping[Any, Any]) -> dict[str, Any]:
-    """A row of CSV with its texts as what they mean: numbers, lists, options in columns of their own."""
+    """A row of CSV with its texts as what they mean: numbers, lists, options in columns of their own.
+
+    Raises ValueError, which goes on after the row's number.
+    """
     fields = {name.strip(): text.strip() for name, text in value.items() if isinstance(text, str) and text.strip()}
     if "options" in fields:
         fields["options"] = _listed(fields["options"])
-    else:
-        own = [fields[letter] for letter in LETTERS if letter in fields]
-        if own and own == [fields.get(letter) for letter in LETTERS[: len(own)]]:
-            fields["options"] = own
+    elif own := _own_columns(fields):
+        fields["options"] = list(own.values())
+        answer = fields.get("answer", "")
+        from_1 = next(iter(own)) == "option_1"
+        if from_1 and answer.isdecimal() and answer not in own.values() and "gold" not in fields:
+            raise ValueError(
+                f"has answer {answer} beside columns that count from 1; write the option's letter or text, or its "
+                "place from 0 as gold"
+            )
     if "answers" in fields:
         fields["answers"] = _listed(fields["answers"])
     numbers = ["gold", "start", "end", "fps"] + (["answer"] if "options" in fields else [])
@@ -131,6 +143,17 @@ def _of_columns(value: Mapping[Any, Any]) -> dict[str, Any]:
         elif name != "answer" and _DECIMAL.fullmatch(text):
             fields[name] = float(text)
     return fields
+
+
+def _own_columns(fields: Mapping[str, str]) -> dict[str, str]:
+    """{column: option} of a row whose table has a column for each, from the first on; empty where it has none."""
+    kinds = [list(LETTERS), [f"option_{letter.lower()}" for letter in LETTERS]]
+    kinds += [[f"option_{i}" for i in range(first, first + len(LETTERS))] for first in (0, 1)]
+    for names in kinds:
+        given = {name: text for name in names for column, text in fields.items() if column in (name, name.capitalize())}
+        if given and list(given) == names[: len(given)]:
+            return given
+    return {}
 
 
 def _listed(text: str) -> list[Any]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
+from hvlm.data.delimiter import delimiter
 from hvlm.errors import UserError
 from hvlm.prepare.formats import Malformed, Row
 
 LONGEST_CELL = 16 << 20  # characters
-FIRST_ROWS = 20  # that tell what stands between cells
 
 
 class Table:
@@ -68,12 +67,5 @@ class Table:
 
 
 def _mark(path: Path, head: str) -> str:
-    """What stands between cells: what most often stands in the first line, of those by which the first rows have as
-    many cells as it."""
-    marks = sorted((mark for mark in ",;\t" if mark in head), key=head.count, reverse=True)
-    for mark in marks:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            cells = {len(row) for row in islice(csv.reader(file, delimiter=mark), FIRST_ROWS) if row}
-        if len(cells) == 1:
-            return mark
-    return marks[0] if marks else ","
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        return delimiter(head, file)
