@@ -10,6 +10,7 @@ import torch
 
 from experiments.duo import __main__ as duo
 from experiments.duo import _models as models
+from experiments.duo import scores
 from experiments.duo._ask import Asker
 from hvlm import assembly
 from hvlm.config.compose import compose
@@ -63,6 +64,12 @@ def test_every_cell_is_measured_once_and_written_down(asker: Asker, tmp_path: Pa
         return json.loads((tmp_path / "seed1" / "cells" / "4" / f"{name}.json").read_text())
 
     patterns = tmp_path / "seed1" / "patterns"
+    for variant, score in duo.UNTRAINED.items():
+        val = list(scores.clips(asker.loaded, "val", scores.SAMPLES))
+        assert [context.shape[1] for _, context, _ in val] == [16] * len(val), "the video and nothing else"
+        torch.testing.assert_close(read_pattern(patterns / variant, 2, 2).gates, scores.over(val, score)[0])
+        assert json.loads((patterns / variant / "config.json").read_text())["score"] == score
+        assert cell(f"{variant}-0.5")["kv_bytes"] == cell("gates-0.5")["kv_bytes"]
     heads = {name: choose_heads(read_pattern(patterns / name, 2, 2).gates, 0.5).heads for name in ("gates", "inverse")}
     assert torch.equal(heads["gates"], gates > 0.5) and torch.equal(heads["inverse"], gates < 0.5)
     full = cell("full-1")["kv_bytes"]

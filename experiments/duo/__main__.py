@@ -1,12 +1,14 @@
 """Which heads need the whole video, and is that the best way to shrink a KV cache? Accuracy against bytes.
 
-    python -m experiments.duo [--seeds 1 2 3] [--only gates random ...] [--train] [--collect] [--clips 160] [--out FILE]
+    python -m experiments.duo [--seeds 1 2 3] [--only gates random ...] [--train] [--collect] [--clips 96] [--out FILE]
 
 Models: conf/experiment/duo.yaml, one a seed, of 2,048 visual tokens and 16 KV heads; then their gates, learnt from
 other clips and in another wording than what is asked. ``gates``: the heads with the largest gates keep everything, the
-others sink and recent tokens; ``random`` and ``inverse`` choose as many otherwise; ``streaming``: none. The rivals get
-as many bytes as ``gates`` at the same share, whatever heads or tokens they spend them on; ``adaptive`` merges the
-video's tokens before the language model instead. Bytes are those that the cache has allocated when the video was read.
+others sink and recent tokens; ``random`` and ``inverse`` choose as many otherwise; ``streaming``: none;
+``untrained_...``: by a score that needs no training (hvlm/evaluation/head_scores.py), of the model reading clips of its
+validation split. The rivals get as many bytes as ``gates`` at the same share, whatever heads or tokens they spend them
+on; ``adaptive`` merges the video's tokens before the language model instead. Bytes are those that the cache has
+allocated when the video was read.
 A word of kvcache= that does not exist here is left out and named. One cell after the other, each resumes; adds to
 results.json beside this file. --train: models and gates alone.
 """
@@ -22,11 +24,14 @@ from typing import Any, NamedTuple
 import torch
 
 from experiments.duo import _models as models
+from experiments.duo import scores
 from experiments.duo._ask import Asker, Found
 from hvlm.config.search_path import CONF
 from hvlm.evaluation import results
+from hvlm.evaluation.head_scores import inverse
 from hvlm.evaluation.stats import clustered_mean
 from hvlm.io.files import write_atomically
+from hvlm.io.head_patterns import GATES as FILE
 from hvlm.io.head_patterns import read_pattern, write_pattern
 
 HERE = Path(__file__).parent
@@ -36,11 +41,12 @@ DRAWS = 5
 SINK, RECENT = 4, 32
 WINDOW = [f"kvcache.sink={SINK}", f"kvcache.recent={RECENT}"]
 FULL, STREAMING, GATES, RANDOM, INVERSE = "full", "streaming", "gates", "random", "inverse"
+UNTRAINED = {f"untrained_{score}": score for score in ("reconstruction", "relative")}
 # Rivals by the word of kvcache=. They read the video in one piece and then choose, which suits them; InfiniPot-V is
 # made to choose again and again.
 RIVALS: dict[str, list[str]] = {"snapkv": [], "expected": [], "infinipot": ["kvcache.chunk=256"]}
 MERGED, BOTH = "adaptive", "adaptive_x_gates"
-VARIANTS = (FULL, GATES, RANDOM, INVERSE, STREAMING, *RIVALS, MERGED, BOTH)
+VARIANTS = (FULL, GATES, RANDOM, INVERSE, STREAMING, *UNTRAINED, *RIVALS, MERGED, BOTH)
 CHANCE = 1 / 6  # colours
 
 
@@ -96,9 +102,8 @@ def ask(seed: int, only: Sequence[str], clips: int) -> None:
     if not todo:
         return
     asker = Asker(models.read(seed), clips)
-    full = asker(asker.room(["kvcache=full"])).kv_bytes if any(c.variant in (*RIVALS, MERGED) for c in todo) else 0.0
     for cell in todo:
-        found = measure(asker, seed, cell, full)
+        found = measure(asker, seed, cell)
         value = {"cell": cell._asdict(), "seed": seed, **found._asdict()}
         path = file_of(seed, cell, clips)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,13 +118,14 @@ def file_of(seed: int, cell: Cell, clips: int) -> Path:
     return models.folder(seed) / "cells" / str(clips) / f"{cell.name}.json"
 
 
-def measure(asker: Asker, seed: int, cell: Cell, full_bytes: float) -> Found:
+def measure(asker: Asker, seed: int, cell: Cell) -> Found:
     variant, share = cell.variant, cell.share
+    full = asker.room(["kvcache=full"])
     if variant == FULL:
-        return asker(asker.room(["kvcache=full"]))
-    equal = min(1.0, equal_bytes(asker, seed, share) / full_bytes) if full_bytes else 1.0
+        return asker(full)
+    equal = min(1.0, equal_bytes(asker, seed, share) / full.bytes(asker.patches))
     if variant == MERGED:
-        return asker(asker.room(["kvcache=full"]), asker.merger(merged(equal)))
+        return asker(full, asker.merger(merged(equal)))
     if variant == BOTH:  # half of the tokens, and of the heads what is left to reach the share
         heads = retrieving(asker, seed, GATES, min(1.0, 2 * share), cell.draw)
         return asker(heads, asker.merger(merged(0.5)))
@@ -139,19 +145,29 @@ def equal_bytes(asker: Asker, seed: int, share: float) -> float:
 
 
 def retrieving(asker: Asker, seed: int, variant: str, share: float, draw: int) -> Any:
-    """The cache whose heads are chosen by gates, at random, or the other way round."""
-    language = asker.model.language
-    learnt = models.pattern(seed)
-    gates = read_pattern(learnt, language.num_layers, language.num_kv_heads).gates
-    chosen: dict[str, Callable[[], torch.Tensor]] = {
-        GATES: lambda: gates,
-        STREAMING: lambda: gates,
-        INVERSE: lambda: 1 - gates,
-        RANDOM: lambda: torch.rand(gates.shape, generator=torch.Generator().manual_seed(1000 * seed + draw)),
-    }
+    """The cache whose heads are chosen by gates, at random, the other way round, or by a score without training."""
     pattern = models.folder(seed) / "patterns" / (f"{variant}-{draw}" if variant == RANDOM else variant)
-    write_pattern(pattern, chosen[variant](), SINK, RECENT)
+    if variant in UNTRAINED:
+        untrained(asker, variant, pattern)
+    else:
+        language = asker.model.language
+        gates = read_pattern(models.pattern(seed), language.num_layers, language.num_kv_heads).gates
+        chosen: dict[str, Callable[[], torch.Tensor]] = {
+            GATES: lambda: gates,
+            STREAMING: lambda: gates,
+            INVERSE: lambda: inverse(gates),
+            RANDOM: lambda: torch.rand(gates.shape, generator=torch.Generator().manual_seed(1000 * seed + draw)),
+        }
+        write_pattern(pattern, chosen[variant](), SINK, RECENT)
     return asker.room(["kvcache=duo", f"kvcache.pattern={pattern}", f"kvcache.retrieval={share:g}", *WINDOW])
+
+
+def untrained(asker: Asker, variant: str, pattern: Path) -> None:
+    """Writes the pattern, if it is not there, from clips of the validation split, none of which is asked about."""
+    if (pattern / FILE).exists():
+        return
+    score, many = scores.over(scores.clips(asker.loaded, "val", scores.SAMPLES), UNTRAINED[variant])
+    write_pattern(pattern, score, SINK, RECENT, {"score": UNTRAINED[variant], "samples": many})
 
 
 def collect() -> Iterator[results.Record]:

@@ -16,7 +16,7 @@ ROOT = Path("runs/duo")
 EXPERIMENT = "duo"
 COMMAND = "python -m experiments.duo"
 LEARNED, GATES = "many", "gates"  # the stage after which the model is complete, and the one that learns gates
-CLIPS = 160
+CLIPS = 96
 # What is asked: clips of the test split, in the wording that gates have not seen.
 ASKED = ["dataset.wording=second", "dataset.train_clips=8", "dataset.val_clips=8", f"dataset.test_clips={CLIPS}"]
 

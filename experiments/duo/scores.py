@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,10 @@ from hvlm.io.checkpoint import find_checkpoint
 from hvlm.io.head_patterns import GATES, read_pattern, write_pattern
 from hvlm.language._weights import causal_folder, tokenizer_of
 from hvlm.language.causal import Causal
-from hvlm.rebuild import load, stored_config
+from hvlm.rebuild import Loaded, load, stored_config
 
 REQUEST = "\n\nRepeat the previous context exactly."
+SKIP, POSITIONS, SAMPLES = 4, 500, 8
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -43,9 +44,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--split", default="val", help="of the checkpoint's data")
     parser.add_argument("--source", help="in place of a checkpoint: a language model's folder, hub id or package")
     parser.add_argument("--texts", type=Path, help="JSONL, of whose lines 'context' is read")
-    parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--skip", type=int, default=4, help="first tokens that do not count (reconstruction)")
-    parser.add_argument("--positions", type=int, default=500, help="how far back is looked (relative)")
+    parser.add_argument("--samples", type=int, default=SAMPLES)
+    parser.add_argument("--skip", type=int, default=SKIP, help="first tokens that do not count (reconstruction)")
+    parser.add_argument("--positions", type=int, default=POSITIONS, help="how far back is looked (relative)")
     parser.add_argument("--like", type=Path, help="a pattern (random, inverse)")
     parser.add_argument("--seed", type=int, default=0, help="of random")
     parser.add_argument("--sink", type=int, default=4, help="written into the pattern")
@@ -68,33 +69,43 @@ def made(options: argparse.Namespace) -> tuple[Tensor, dict[str, Any]]:
     if (options.checkpoint is None) == (options.source is None):
         raise UserError(f"{options.score}: give --checkpoint, or --source with --texts")
     samples = of_checkpoint(options) if options.checkpoint else of_texts(options)
-    total, many = None, 0
-    for language, context, encode in samples:
-        if options.score == "reconstruction":
-            found = by_reconstruction(language, context, encode(REQUEST), skip=options.skip)
-        else:
-            found = by_relative_attention(language, context, positions=options.positions)
-        total, many = found if total is None else total + found, many + 1
-    if total is None:
-        raise UserError(f"{options.score}: no sample was found")
-    return total / many, {"samples": many}
+    gates, many = over(samples, options.score, options.skip, options.positions)
+    return gates, {"samples": many}
 
 
 Sample = tuple[Language, Tensor, Callable[[str], Tensor]]
 
 
+def over(samples: Iterable[Sample], score: str, skip: int = SKIP, positions: int = POSITIONS) -> tuple[Tensor, int]:
+    """(the mean of a score, ``reconstruction`` or ``relative``, over samples, how many there were)."""
+    total, many = None, 0
+    for language, context, encode in samples:
+        if score == "reconstruction":
+            found = by_reconstruction(language, context, encode(REQUEST), skip=skip)
+        else:
+            found = by_relative_attention(language, context, positions=positions)
+        total, many = found if total is None else total + found, many + 1
+    if total is None:
+        raise UserError(f"{score}: no sample was found")
+    return total / many, many
+
+
 def of_checkpoint(options: argparse.Namespace) -> Iterator[Sample]:
-    """Clips one by one: everything up to the end of the video, without padding."""
     path = find_checkpoint(options.checkpoint)
     loaded = load(path, stored_config(path))
     loaded.data.prepare()
+    return clips(loaded, options.split, options.samples)
+
+
+def clips(loaded: Loaded, split: str, limit: int) -> Iterator[Sample]:
+    """Clips of a split, one by one: everything up to the end of the video, without padding."""
     model = loaded.model.eval()
 
     def encode(text: str) -> Tensor:
         ids, _ = loaded.chat.encode_prompt(text.strip(), "video_first")
         return model.language.embed(torch.tensor([ids], device=loaded.device))
 
-    for batch in loaded.reader().loader(options.split, Questions(), 1, 1, options.samples):
+    for batch in loaded.reader().loader(split, Questions(), 1, 1, limit):
         with torch.no_grad():
             sequence = model.sequence(batch.to(loaded.device))
         end = int(batch.visual_at_K[0]) + sequence.visual if sequence.visual else sequence.x_KLD.shape[1]
