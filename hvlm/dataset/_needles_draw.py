@@ -97,7 +97,7 @@ def paste(frame: np.ndarray, x: int, y: int, rgb: np.ndarray, alpha: np.ndarray)
 # ----------------------------------------------------------------------------------------------------------- domains
 
 
-def _domain(rng: np.random.Generator, name: str, frames: np.ndarray, scale: float) -> None:
+def dress(rng: np.random.Generator, name: str, frames: np.ndarray, scale: float) -> None:
     """Dress float32 [T, S, S, 3] background as a domain, in place. Part of the haystack stays in sight in each."""
     if name == "general":
         return
@@ -175,7 +175,7 @@ def render(scene: Scene, background: np.ndarray, pictures: list[np.ndarray], rng
     """uint8 [frames, size, size, 3]. ``pictures``: one uint8 [size, size, 3] per "scene" needle, in order."""
     frames = background.astype(np.float32)
     line = OUTLINE * recipe.scale if recipe.outline else 0.0
-    _domain(rng, scene.domain, frames, recipe.scale)
+    dress(rng, scene.domain, frames, recipe.scale)
     for thing in scene.objects:
         image = sprite(thing.shape, thing.colour, thing.r, line)
         for frame, (x, y) in zip(frames, thing.track.tolist(), strict=True):

@@ -35,7 +35,11 @@ def patch_labels(sample: dict, times: np.ndarray, grid: tuple[int, int]) -> dict
     shape = np.zeros((len(indices), rows, cols), np.int64)
     colour = np.full_like(shape, IGNORE)
     for t, frame in enumerate(indices):
-        things = [(shape_id, colour_id, *track[frame]) for shape_id, colour_id, track in objects]
+        things = [
+            (shape_id, colour_id, *track[frame - first])
+            for shape_id, colour_id, first, track in objects
+            if first <= frame < first + len(track)
+        ]
         things += [thing for at, *thing in flashes if at == frame]
         for shape_id, colour_id, x, y, r in things:
             cover = (centre_x - x) ** 2 + (centre_y - y) ** 2 <= r * r
@@ -46,17 +50,22 @@ def patch_labels(sample: dict, times: np.ndarray, grid: tuple[int, int]) -> dict
     return {"shape": shape, "colour": colour, "domain": domain}
 
 
-def _objects(value: Any, frames: int) -> list[tuple[int, int, list[list[float]]]]:
-    """(shape, colour, [x, y, r] of every frame) of each moving thing."""
+def _objects(value: Any, frames: int) -> list[tuple[int, int, int, list[list[float]]]]:
+    """(shape, colour, first frame, [x, y, r] of every frame in which it is in sight) of each moving thing."""
     out = []
     for i, item in enumerate(as_list(value, "objects")):
         where = f"objects[{i}]"
         thing = as_object(item, where)
         track = [as_list(place, f"{where}.track") for place in as_list(thing.get("track"), f"{where}.track")]
-        if len(track) != frames or any(len(place) != 3 for place in track):
-            raise FieldError(f"{where}.track: expected [x, y, r] for each of the {frames} frames")
+        first = as_whole(thing.get("first", 0), f"{where}.first")
+        fits = first >= 0 and (first + len(track) <= frames if "first" in thing else len(track) == frames)
+        if not fits or any(len(place) != 3 for place in track):
+            which = (
+                f"those of the {frames} frames from {first} on" if "first" in thing else f"each of the {frames} frames"
+            )
+            raise FieldError(f"{where}.track: expected [x, y, r] for {which}")
         track = [[as_number(number, f"{where}.track") for number in place] for place in track]
-        out.append((*_shape_and_colour(thing, where), track))
+        out.append((*_shape_and_colour(thing, where), first, track))
     return out
 
 

@@ -16,6 +16,8 @@ from hvlm.dataset import _needles_text as text
 from hvlm.dataset._haystack import Haystack, Stretch, Video, decode_source
 from hvlm.dataset._needles_draw import encode, render
 from hvlm.dataset._needles_scene import SETS, Recipe, plan
+from hvlm.dataset._needles_sets import STORIES
+from hvlm.dataset._needles_story import render as render_story
 
 SPLITS = ("train", "val", "test", "text")  # "text": chats without a video, for training only
 
@@ -45,6 +47,8 @@ def make_sample(recipe: Recipe, haystack: Haystack | None, split: str, number: i
     key = f"{recipe.set}-{split}-{number:06d}"
     if haystack is None:
         return {"key": key, "messages": text.chat(rng)}, None
+    if recipe.set in STORIES:
+        return _make_story(rng, recipe, haystack, split, number, key)
     scene = plan(rng, recipe, number)
     background, where = haystack.clip(rng, recipe.frames, recipe.fps)
     scenes = [needle for needle in scene.needles if needle.kind == "scene"]
@@ -67,3 +71,15 @@ def make_sample(recipe: Recipe, haystack: Haystack | None, split: str, number: i
         info["needles"] = [vars(needle) for needle in scene.needles]
         info["needle_time"] = [recipe.window(needle.first)[0] for needle in scene.needles]
     return info, video
+
+
+def _make_story(
+    rng: np.random.Generator, recipe: Recipe, haystack: Haystack, split: str, number: int, key: str
+) -> tuple[dict, bytes]:
+    story = STORIES[recipe.set].tell(rng, recipe, split, number)
+    recipe = story.recipe
+    background, where = haystack.clip(rng, recipe.frames, recipe.fps)
+    video = encode(render_story(story, background, rng), recipe)
+    info = where | {"key": key, "split": split, "domain": story.domain, "duration": recipe.duration}
+    info |= {name: getattr(recipe, name) for name in ("set", "outline", "size", "fps", "frames")}
+    return info | {"objects": story.objects(), "flashes": []} | story.fields, video

@@ -14,7 +14,7 @@ import numpy as np
 
 from hvlm.data.sampling import nearest_frames, uniform_times
 
-SETS = ("easy", "hard", "vnbench", "keys")
+SETS = ("easy", "hard", "vnbench", "keys", "domains", "events", "pairs")
 DOMAINS = ("general", "sports", "tutorials", "news")
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "plus")
 COLOURS = ("red", "green", "blue", "yellow", "magenta", "cyan")
@@ -55,6 +55,8 @@ class Recipe:
     keys: int = 4
     turns: int = 6
     wording: str = "both"
+    min_seconds: float = 30.0
+    max_seconds: float = 120.0
 
     @property
     def scale(self) -> float:

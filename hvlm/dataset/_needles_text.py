@@ -184,11 +184,11 @@ def questions(rng: np.random.Generator, scene: Scene, recipe: Recipe) -> list[di
         _ask_vnbench(rng, scene, recipe, ask)
         return asked
     whole = [recipe.whole]
-    ask("domain", scene.domain, _tries(rng, scene.domain, DOMAINS), whole)
+    ask("domain", scene.domain, draw_tries(rng, scene.domain, DOMAINS), whole)
     if recipe.set == "easy":
         (thing,) = scene.objects
-        ask("shape", thing.shape, _tries(rng, thing.shape, SHAPES), whole)
-        ask("colour", thing.colour, _tries(rng, thing.colour, COLOURS), whole)
+        ask("shape", thing.shape, draw_tries(rng, thing.shape, SHAPES), whole)
+        ask("colour", thing.colour, draw_tries(rng, thing.colour, COLOURS), whole)
     else:
         _ask_hard(rng, scene, recipe, ask)
     _ask_flashes(rng, scene.flashes, recipe, ask)
@@ -200,27 +200,27 @@ def _ask_hard(rng: np.random.Generator, scene: Scene, recipe: Recipe, ask) -> No
     shapes, colours = [thing.shape for thing in objects], [thing.colour for thing in objects]
     named = rng.integers(len(objects), size=4)  # which object each question is about
     thing = objects[named[0]]
-    ask("bind_colour", thing.colour, _tries(rng, thing.colour, COLOURS, colours), whole, shape=thing.shape)
+    ask("bind_colour", thing.colour, draw_tries(rng, thing.colour, COLOURS, colours), whole, shape=thing.shape)
     thing = objects[named[1]]
-    ask("bind_shape", thing.shape, _tries(rng, thing.shape, SHAPES, shapes), whole, colour=thing.colour)
+    ask("bind_shape", thing.shape, draw_tries(rng, thing.shape, SHAPES, shapes), whole, colour=thing.colour)
     counts = [str(n) for n in range(1, MAX_OBJECTS + 1)]
-    ask("count", str(len(objects)), _tries(rng, str(len(objects)), counts), whole)
+    ask("count", str(len(objects)), draw_tries(rng, str(len(objects)), counts), whole)
     thing, end = objects[named[2]], bool(rng.random() < 0.5)
     answer = thing.quadrant(-1 if end else 0, recipe.size)
     values = {"colour": thing.colour, "shape": thing.shape, "when": "end" if end else "start"}
-    ask("where", answer, _tries(rng, answer, QUADRANTS), [_where_evidence(thing, recipe, end)], **values)
+    ask("where", answer, draw_tries(rng, answer, QUADRANTS), [_where_evidence(thing, recipe, end)], **values)
     thing = objects[named[3]]
     values = {"colour": thing.colour, "shape": thing.shape}
-    ask("direction", thing.direction, _tries(rng, thing.direction, tuple(DIRECTIONS)), _ends(recipe), **values)
+    ask("direction", thing.direction, draw_tries(rng, thing.direction, tuple(DIRECTIONS)), _ends(recipe), **values)
 
 
 def _ask_flashes(rng: np.random.Generator, flashes: list[Flash], recipe: Recipe, ask) -> None:
     windows = [recipe.window(flash.frame) for flash in flashes]
     for i in rng.permutation(len(flashes)):  # ring and cross, in no telling order
         colour = flashes[i].colour
-        ask("flash_colour", colour, _tries(rng, colour, COLOURS), [windows[i]], flash=flashes[i].shape)
+        ask("flash_colour", colour, draw_tries(rng, colour, COLOURS), [windows[i]], flash=flashes[i].shape)
     first, second = flashes
-    ask("flash_order", first.colour, _tries(rng, first.colour, COLOURS, [second.colour]), windows)
+    ask("flash_order", first.colour, draw_tries(rng, first.colour, COLOURS, [second.colour]), windows)
 
 
 def _ask_vnbench(rng: np.random.Generator, scene: Scene, recipe: Recipe, ask) -> None:
@@ -233,15 +233,15 @@ def _ask_vnbench(rng: np.random.Generator, scene: Scene, recipe: Recipe, ask) ->
         values = {"shape": needles[0].shape} if task == "cnt_edit2" else {}
         answer, options = str(len(needles)), [str(n) for n in range(1, most + 1)]
         # Who has missed something counts too few: the whole clip must be seen, and every needle.
-        ask(task, answer, _tries(rng, answer, options), [recipe.whole, *evidence], **values)
+        ask(task, answer, draw_tries(rng, answer, options), [recipe.whole, *evidence], **values)
     elif group == "ord":
         orders = [" ".join(order) for order in permutations(words)]
-        ask(task, orders[0], _tries(rng, orders[0], orders), evidence)
+        ask(task, orders[0], draw_tries(rng, orders[0], orders), evidence)
     elif style == "edit1":
-        ask(task, words[0], _tries(rng, words[0], WORDS), evidence)
+        ask(task, words[0], draw_tries(rng, words[0], WORDS), evidence)
     else:
         answer = f"{needles[0].colour} {needles[0].shape}"
-        ask(task, answer, _tries(rng, answer, [f"{c} {s}" for c in COLOURS for s in SHAPES]), evidence)
+        ask(task, answer, draw_tries(rng, answer, [f"{c} {s}" for c in COLOURS for s in SHAPES]), evidence)
 
 
 def key_questions(rng: np.random.Generator, scene: Scene, recipe: Recipe, conversation: bool) -> list[dict[str, Any]]:
@@ -270,7 +270,7 @@ def key_templates(wording: str) -> list[str]:
 
 
 def _about_key(rng: np.random.Generator, flash: Flash, recipe: Recipe) -> dict[str, Any]:
-    tries = _tries(rng, flash.colour, COLOURS)
+    tries = draw_tries(rng, flash.colour, COLOURS)
     wrong = [option for option in tries[0]["options"] if option != flash.colour]
     asked = {"task": "keys", "question": _key_question(rng, flash, recipe), "answer": flash.colour, "tries": tries}
     return asked | {"rejected": wrong[rng.integers(len(wrong))], "evidence": [recipe.window(flash.frame)]}
@@ -282,7 +282,7 @@ def _key_question(rng: np.random.Generator, flash: Flash, recipe: Recipe) -> str
     return worded[int(which * len(worded))].format(shape=flash.shape)
 
 
-def _tries(rng: np.random.Generator, answer: str, values: Sequence[str], near: Sequence[str] = ()) -> list[dict]:
+def draw_tries(rng: np.random.Generator, answer: str, values: Sequence[str], near: Sequence[str] = ()) -> list[dict]:
     """Four tries of four options. The right one stands in each place once, so a habit of place scores 25 % exactly.
 
     The wrong ones are drawn again in each try, uniformly, ``near`` ones (which occur in the clip) before others.

@@ -31,7 +31,7 @@ from hvlm.dataset._haystack import PARTS, SEGMENTS, Stretch, Video, find_videos,
 from hvlm.dataset._needles_labels import LABELS, patch_labels
 from hvlm.dataset._needles_make import SPLITS, decode, make_shard
 from hvlm.dataset._needles_scene import DOMAINS, ORDERED, Recipe, max_displacement
-from hvlm.dataset._needles_text import templates, vocabulary
+from hvlm.dataset._needles_sets import STORIES, templates, vocabulary
 from hvlm.dataset._pool import pool_of
 from hvlm.errors import UserError
 from hvlm.io.files import remember_sha256, write_atomically
@@ -50,13 +50,16 @@ class Needles(GeneratedSet):
     haystack_part: of its files, "all", or "train" or "test", which have none in common: what is trained on never shows
         what ``hvlm niah sources=test`` makes a benchmark of.
     set: "easy" (one object), "hard" (one to four, smaller flashes), "vnbench" (its nine tasks, one per clip) or "keys"
-        (several flashes, each to be found by its shape; to train, all are asked about in one conversation).
+        (several flashes, each to be found by its shape; to train, all are asked about in one conversation), "domains"
+        (each domain asks questions of its own), "events" (long clips with segments of several classes) or "pairs"
+        (captions that no two clips share, with negatives of the same words).
     train_clips, val_clips, test_clips, text_chats: samples per split.
     size: pixels, width and height (even). frames, fps: length and rate of the encoded clip.
     num_frames: how many frames the reader samples; flashes and needles are placed where these frames show them.
     outline: black outlines around shapes. displacement: path of an object, in frame widths.
     keys, turns, wording: of set=keys, how many flashes, how many questions a conversation has, and how they are worded:
         "first", "second", or each time one of the "both".
+    min_seconds, max_seconds: of set=events, between which each clip's length is drawn; ``frames`` does not count there.
     domains: some of general, sports, tutorials, news (None = all).
     max_bad: share of the haystack's files that may be unreadable. shard_clips: samples per shard.
     generate_workers: processes (0 = one per CPU). seed, crf: of the generator and of H.264.
@@ -73,7 +76,7 @@ class Needles(GeneratedSet):
         root: str | None = None,
         haystack: str | None = None,
         haystack_part: Literal["all", "train", "test"] = "all",
-        set: Literal["easy", "hard", "vnbench", "keys"] = "easy",
+        set: Literal["easy", "hard", "vnbench", "keys", "domains", "events", "pairs"] = "easy",
         train_clips: NonNegativeInt = 3000,
         val_clips: NonNegativeInt = 200,
         test_clips: NonNegativeInt = 400,
@@ -87,6 +90,8 @@ class Needles(GeneratedSet):
         keys: Annotated[int, Ge(1), Le(6)] = 4,
         turns: PositiveInt = 6,
         wording: Literal["first", "second", "both"] = "both",
+        min_seconds: Annotated[float, Ge(10.0), Le(600.0)] = 30.0,
+        max_seconds: Annotated[float, Ge(10.0), Le(600.0)] = 120.0,
         domains: list[str] | None = None,
         max_bad: Fraction = 0.5,
         shard_clips: PositiveInt = 125,
@@ -108,7 +113,7 @@ class Needles(GeneratedSet):
         self.decoder, self.decode_timeout = decoder, decode_timeout
         self.recipe = Recipe(
             set, size, frames, float(fps), num_frames, outline, displacement, tuple(domains or DOMAINS), seed, crf,
-            keys, turns, wording,
+            keys, turns, wording, float(min_seconds), float(max_seconds),
         )  # fmt: skip
         self._check()
 
@@ -128,6 +133,16 @@ class Needles(GeneratedSet):
             raise UserError(f"dataset.size={recipe.size}: H.264 needs an even size; use {recipe.size + 1}")
         if recipe.set == "vnbench" and len(recipe.shown) < ORDERED:
             raise UserError(f"dataset.frames={recipe.frames}: set=vnbench orders {ORDERED} needles; use more frames")
+        needed = {name: story.SHOWN for name, story in STORIES.items()}.get(recipe.set, 0)
+        if recipe.set != "events" and len(recipe.shown) < needed:
+            raise UserError(
+                f"dataset.frames={recipe.frames}, dataset.num_frames={self.num_frames}: set={recipe.set} shows "
+                f"{needed} things one after the other; use {needed} frames or more"
+            )
+        if recipe.min_seconds > recipe.max_seconds:
+            raise UserError(
+                f"dataset.min_seconds={recipe.min_seconds:g}: above dataset.max_seconds={recipe.max_seconds:g}"
+            )
         if recipe.set == "keys" and len(recipe.shown) < recipe.keys:
             raise UserError(
                 f"dataset.keys={recipe.keys}: a frame shows one flash, and {len(recipe.shown)} frames are shown; use "
@@ -142,6 +157,10 @@ class Needles(GeneratedSet):
         spec = asdict(self.recipe) | {"domains": list(self.recipe.domains)}
         if self.recipe.set != "keys":
             del spec["keys"], spec["turns"], spec["wording"]
+        if self.recipe.set == "events":
+            del spec["frames"]
+        else:
+            del spec["min_seconds"], spec["max_seconds"]
         spec |= {"generator": VERSION, "haystack": self.haystack}
         spec |= {} if self.haystack_part == "all" else {"haystack_part": self.haystack_part}
         return spec | {"counts": self.counts, "shard_clips": self.per_shard}

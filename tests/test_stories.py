@@ -1,0 +1,278 @@
+"""The sets of needles whose clips tell a story: questions of each domain, events in long clips, captions in pairs."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+
+import av
+import numpy as np
+import pytest
+from test_needles import RECIPE, decoded, haystack, samples, small  # noqa: F401  (haystack is a fixture)
+
+from hvlm.data.sampling import is_shown
+from hvlm.dataset import _needles_domains as domains
+from hvlm.dataset import _needles_pairs as pairs
+from hvlm.dataset._needles_draw import PALETTE
+from hvlm.dataset._needles_labels import LABELS
+from hvlm.dataset._needles_scene import DOMAINS, SHAPES
+from hvlm.dataset._needles_sets import STORIES, vocabulary
+from hvlm.dataset._needles_story import Story
+from hvlm.dataset.needles import Needles
+from hvlm.errors import UserError
+
+EVENTS = {"fps": 2.0, "num_frames": 24, "min_seconds": 30.0, "max_seconds": 45.0}
+
+
+@pytest.fixture(scope="module")
+def sets(shared, haystack) -> dict[str, Needles]:  # noqa: F811
+    few = {"train_clips": 8, "val_clips": 0, "test_clips": 8, "text_chats": 0}
+    return {
+        name: small(shared / "stories", haystack, set=name, **few, **(EVENTS if name == "events" else {}))
+        for name in STORIES
+    }
+
+
+def told(name: str, count: int, **changes) -> list[Story]:
+    """Stories without drawing anything."""
+    changes = (EVENTS | {"num_frames": 64} if name == "events" else {}) | changes
+    recipe = replace(RECIPE, set=name, **changes)
+    return [STORIES[name].tell(np.random.default_rng([3, i]), recipe, "test", i) for i in range(count)]
+
+
+# ------------------------------------------------------------------------------------------------------- all of them
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_clips_are_as_long_as_they_say_and_show_what_they_say(sets, name) -> None:
+    names, colours = list(PALETTE), np.array(list(PALETTE.values()), float)
+    right = total = 0
+    for info, video in samples(sets[name], "test"):
+        with av.open(io.BytesIO(video)) as container:
+            frames = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)]).astype(float)
+        assert len(frames) == info["frames"] == round(info["duration"] * info["fps"]) and info["captions"]
+        for thing in info["objects"]:
+            x, y, _ = thing["track"][0]
+            if thing["shape"] not in ("ring",) and not hidden(info["objects"], thing):
+                near = names[int(((colours - frames[thing["first"], y, x]) ** 2).sum(1).argmin())]
+                right, total = right + (near == thing["colour"]), total + 1
+    assert right >= 0.95 * total > 4
+
+
+def hidden(things: list[dict], thing: dict) -> bool:
+    """Whether another thing stands in the way when this one comes into sight."""
+    (x, y, _), frame = thing["track"][0], thing["first"]
+    others = [
+        o["track"][frame - o["first"]] for o in things if o is not thing and 0 <= frame - o["first"] < len(o["track"])
+    ]
+    return any(np.hypot(x - ox, y - oy) < r + 3 for ox, oy, r in others)
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_labels_of_patches_know_when_a_thing_is_in_sight(sets, name) -> None:
+    for info, _ in samples(sets[name], "test"):
+        if not info["objects"]:
+            continue
+        thing = info["objects"][-1]
+        last = thing["first"] + len(thing["track"]) - 1
+        times = np.array([thing["first"], last]) / info["fps"]
+        labels = Needles.patch_labels(info, times, (8, 8))
+        assert all(LABELS["shape"].index(thing["shape"]) in labels["shape"][t] for t in (0, 1))
+        if len(info["objects"]) == 1 and last + 1 < info["frames"]:
+            gone = Needles.patch_labels(info, np.array([(last + 1) / info["fps"]]), (8, 8))
+            assert not gone["shape"].any()
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_tries_hold_one_right_answer_and_the_words_are_known(name) -> None:
+    words = {word for line in vocabulary() for word in line.split()}
+    for story in told(name, 120):
+        times = story.recipe.shown / story.recipe.fps
+        for q in story.fields["questions"]:
+            assert is_shown(q["evidence"], times)
+            right = q.get("answers", {q["answer"]: 1.0})
+            assert right[q["answer"]] == 1.0 and all(0 < weight <= 1 for weight in right.values())
+            assert q["rejected"] not in right
+            for one in q["tries"]:
+                assert len(set(one["options"])) == 4 and one["options"][one["gold"]] == q["answer"]
+                assert not {o for o in one["options"] if o != q["answer"]} & set(right)
+            assert {w for text in (q["question"], q["answer"], q["rejected"]) for w in text.split()} <= words
+        for caption in story.fields["captions"]:
+            assert caption["text"] in caption["references"] and len(set(caption["references"])) >= 1
+            assert {w for text in (caption["prompt"], *caption["references"]) for w in text.split()} <= words
+        for pair in story.fields.get("pairs", []):
+            assert {w for text in (pair["text"], *pair["negatives"]) for w in text.split()} <= words
+
+
+def test_captions_have_several_references() -> None:
+    for name in STORIES:
+        counts = [len(c["references"]) for s in told(name, 40) if s.domain != "general" for c in s.fields["captions"]]
+        assert counts and min(counts) == 3
+
+
+def test_sets_of_before_keep_their_folders() -> None:
+    settings = {"min_seconds": 10.0, "max_seconds": 20.0}
+    assert Needles(set="easy").folder == Needles(set="easy", **settings).folder
+    assert not {"min_seconds", "max_seconds"} & Needles(set="easy").spec.keys()
+    assert Needles(set="events").folder != Needles(set="events", **settings).folder
+    assert Needles(set="events", frames=99).folder == Needles(set="events").folder
+
+
+def test_what_cannot_be_shown_is_one_line() -> None:
+    with pytest.raises(UserError, match="dataset.num_frames=3: set=domains shows 4 things one after the other"):
+        Needles(set="domains", num_frames=3)
+    with pytest.raises(UserError, match="dataset.min_seconds=60: above dataset.max_seconds=30"):
+        Needles(set="events", min_seconds=60, max_seconds=30)
+
+
+# ----------------------------------------------------------------------------------------------------------- domains
+
+
+def test_each_domain_asks_its_own_questions_in_turn() -> None:
+    asked: dict[str, set[str]] = {name: set() for name in DOMAINS}
+    for i, story in enumerate(told("domains", 80)):
+        assert story.domain == DOMAINS[i % 4]
+        asked[story.domain] |= {q["task"] for q in story.fields["questions"]}
+    assert asked["sports"] == {"run_first", "run_last", "run_when", "run_way"}
+    assert asked["tutorials"] == {"step_first", "step_last", "step_next", "step_number"}
+    assert asked["news"] == {"headline_first", "headline_last", "headline_which"}
+    assert asked["general"] == {"shape", "colour", "flash_colour", "flash_order"}
+    assert sum(map(len, asked.values())) == len(set().union(*asked.values()))
+
+
+def test_who_sees_nothing_of_a_domain_is_at_chance() -> None:
+    """Answers are uniform for every question as it is worded, and so are their ranks among the options."""
+    counts: dict[str, Counter] = {}
+    for story in told("domains", 4000):
+        for q in story.fields["questions"]:
+            if q["task"].partition("_")[0] in ("run", "step", "headline"):
+                counts.setdefault(q["question"], Counter())[q["answer"]] += 1
+                rank = sorted(q["tries"][0]["options"]).index(q["answer"])
+                counts.setdefault(f"{q['task']} rank", Counter())[str(rank)] += 1
+    tested = 0
+    for key, found in counts.items():
+        total, free = sum(found.values()), len(found) - 1
+        if total < 30 * len(found):
+            continue
+        tested += 1
+        chi = sum((n - total / len(found)) ** 2 / (total / len(found)) for n in found.values())
+        assert chi < free + 5 * np.sqrt(2 * free), (key, found)
+    assert tested > 20
+
+
+def test_answers_follow_from_what_is_shown() -> None:
+    for story in told("domains", 200):
+        answers = {q["task"]: q["answer"] for q in story.fields["questions"]}
+        texts = {q["task"]: q["question"] for q in story.fields["questions"]}
+        if story.domain == "sports":
+            first, last = story.things
+            assert answers["run_first"] == first.colour and answers["run_last"] == last.colour
+            dx, dy = first.track[-1] - first.track[0]
+            ways = {"left": -dx, "right": dx, "up": -dy, "down": dy}
+            assert max(ways, key=lambda way: ways[way]) == answers["run_way"]
+            asked = texts["run_when"].split()[3]
+            runs = (first.colour == asked, last.colour == asked)
+            of = {(True, True): "always", (True, False): "early", (False, True): "late", (False, False): "never"}
+            assert answers["run_when"] == of[runs]
+        if story.domain == "tutorials":
+            shapes = [thing.shape for thing in story.things]
+            assert (answers["step_first"], answers["step_last"]) == (shapes[0], shapes[3])
+            assert shapes[shapes.index(texts["step_next"].split()[-2]) + 1] == answers["step_next"]
+            number = domains.NUMBERS.index(answers["step_number"])
+            assert shapes[number] == texts["step_number"].split()[-2]
+            assert all(a.last + 1 == b.first for a, b in pairwise(story.things))
+        if story.domain == "news":
+            assert [h.word for h in story.headlines] == [answers["headline_first"], answers["headline_last"]]
+
+
+def test_headlines_can_be_read(sets) -> None:
+    """The pixels of a word are alike in all clips that show it, and unlike other words."""
+    seen: dict[str, list[np.ndarray]] = {}
+    for split in ("train", "test"):
+        for info, video in samples(sets["domains"], split):
+            if info["domain"] == "news":
+                answers = {q["task"]: q["answer"] for q in info["questions"]}
+                frames = decoded(video).astype(float)
+                for name, frame in (("headline_first", 0), ("headline_last", -1)):
+                    seen.setdefault(answers[name], []).append(frames[frame][37:59, 4:60].mean(-1))
+    first = {word: pictures[0] for word, pictures in seen.items()}
+    for word, pictures in seen.items():
+        for picture in pictures:
+            nearest = min(first, key=lambda other: float(((first[other] - picture) ** 2).mean()))
+            assert nearest == word
+
+
+# ------------------------------------------------------------------------------------------------------------ events
+
+
+def test_events_differ_in_length_overlap_and_never_with_their_own_class() -> None:
+    stories = told("events", 150, max_seconds=120.0)
+    events = [story.fields["events"] for story in stories]
+    seconds = [event["end"] - event["start"] for one in events for event in one]
+    assert {len(one) for one in events} == {2, 3, 4, 5, 6} and min(seconds) >= 3.5 and max(seconds) > 25
+    assert {event["label"] for one in events for event in one} == set(SHAPES)
+    overlaps = 0
+    for story, one in zip(stories, events, strict=True):
+        assert 29.5 <= story.recipe.duration <= 120.5 and one == sorted(one, key=lambda e: (e["start"], e["end"]))
+        for i, a in enumerate(one):
+            assert 0 <= a["start"] < a["end"] <= story.recipe.duration
+            for b in one[i + 1 :]:
+                meet = a["start"] < b["end"] and b["start"] < a["end"]
+                overlaps += meet
+                assert not (meet and a["label"] == b["label"])
+    assert overlaps > 50
+
+
+def test_events_are_the_frames_that_show_them(sets) -> None:
+    for info, _ in samples(sets["events"], "test"):
+        at = [
+            (o["first"] / info["fps"], (o["first"] + len(o["track"])) / info["fps"], o["shape"])
+            for o in info["objects"]
+        ]
+        assert [(e["start"], e["end"], e["label"]) for e in info["events"]] == at
+
+
+def test_longest_is_half_right_for_whoever_is_nearly_as_long() -> None:
+    weights = Counter()
+    for story in told("events", 120):
+        seconds: dict[str, int] = {}
+        for thing in story.things:
+            seconds[thing.shape] = max(seconds.get(thing.shape, 0), len(thing.track))
+        (q,) = (q for q in story.fields["questions"] if q["task"] == "event_longest")
+        for answer, weight in q["answers"].items():
+            weights[weight] += 1
+            assert weight == 1.0 or 0.8 * max(seconds.values()) <= seconds[answer]
+        assert seconds[q["answer"]] == max(seconds.values())
+    assert weights[1.0] == 120 and weights[0.5] > 10
+
+
+# ------------------------------------------------------------------------------------------------------------- pairs
+
+
+def test_no_two_clips_of_a_split_share_a_caption_and_no_two_splits_do() -> None:
+    captions = {
+        split: [tuple(pairs.caption_of(split, i)) for i in range(count)] for split, count in pairs.PER_SPLIT.items()
+    }
+    assert pairs.PER_SPLIT["test"] >= 1000
+    assert all(len(set(of)) == len(of) for of in captions.values())
+    assert len(set().union(*map(set, captions.values()))) == sum(map(len, captions.values()))
+    assert pairs.caption_of("test", pairs.PER_SPLIT["test"]) == pairs.caption_of("test", 0)
+
+
+def test_negatives_have_the_same_words_and_are_wrong() -> None:
+    for story in told("pairs", 60):
+        (pair,) = story.fields["pairs"]
+        assert len(pair["negatives"]) == len(set(pair["negatives"])) == 9
+        for negative in pair["negatives"]:
+            assert sorted(negative.split()) == sorted(pair["text"].split()) and negative != pair["text"]
+        shown = " then ".join(f"a {thing.colour} {thing.shape}" for thing in story.things)
+        assert pair["text"] == f"{shown} ."
+
+
+def test_samples_are_json_of_plain_values(sets) -> None:
+    for made in sets.values():
+        for info, _ in samples(made, "train"):
+            assert json.loads(json.dumps(info)) == info
