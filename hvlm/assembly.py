@@ -141,6 +141,23 @@ def model(cfg: Mapping[str, Any], chat: Chat, weights: bool = True, stored: Mapp
     )
 
 
+def settled(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with what the head leaves to the dataset: its labels, which the checkpoint then keeps."""
+    return dict(cfg) if stage_name(cfg) == "vision" else {**cfg, "head": with_labels(cfg)}
+
+
+def with_labels(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The head's settings, see ``settled``."""
+    head = check_room("head", cfg["head"])
+    return room_class("head", head).settle(head, lambda of: dataset(cfg).names(of))
+
+
+def head_alone(cfg: Mapping[str, Any]) -> Any:
+    """The configured head without a model and without memory: it can read files of what is right, and score."""
+    with torch.device("meta"):
+        return room(settled(cfg)["head"], text_dim=8, logits=lambda h: h)
+
+
 def dry_build(cfg: Mapping[str, Any], stored: Mapping[str, Any] | None = None) -> None:
     """Build the stage on torch's meta device and without pretrained weights: takes a second and no memory.
 
@@ -172,7 +189,12 @@ def dry_build(cfg: Mapping[str, Any], stored: Mapping[str, Any] | None = None) -
 
 def view_of(stage: type[Stage] | Stage, vlm: VLM | Encoder) -> View:
     """What the reader shows: the stage says it, or leaves it to the head."""
-    return vlm.head.view if stage.view is None else stage.view
+    view = vlm.head.view if stage.view is None and isinstance(vlm, VLM) else stage.view
+    if view is None:
+        raise UserError(
+            f"{type(vlm.head).__name__} has no view, so no stage can train it: a head says what is shown to it"
+        )
+    return view
 
 
 def stage(cfg: Mapping[str, Any], vlm: VLM | Encoder, data: Any) -> Stage:

@@ -26,7 +26,7 @@ from hvlm.contracts import (
 from hvlm.errors import UserError
 from hvlm.feature_cache import FrozenFeatures
 from hvlm.gaze import Adapted, CachedKV, RecomputedKV, encode_frames, plainly
-from hvlm.types import Batch, Encoded, Patches, Prefix, Sequence, Targets, Tokens, Wants
+from hvlm.types import Alone, Batch, Encoded, Patches, Prefix, Sequence, Targets, Tokens, Wants
 
 
 class VLM(nn.Module):
@@ -157,7 +157,7 @@ class VLM(nn.Module):
     def hidden(self, sequence: Sequence, cache: PastKV | None = None) -> Tensor:
         """The language model's states, [K, L, D]; an empty ``cache`` (of ``kvcache``) keeps what writing goes on from,
         and each place sees of those before what it keeps: see ``hvlm.prefill.read``."""
-        x, mask, _, position, log_size, _, batch = sequence
+        x, mask, _, position, log_size, _, batch, _ = sequence
         if cache is not None and batch is not None and sequence.tokens is not None:
             cache.tell(*frames_and_slots(sequence, self.vision.grid(*batch.frames_BTCHW.shape[-2:])))
         with self.adapter.using(language=None if batch is None else batch.adapter_K):
@@ -208,7 +208,13 @@ class VLM(nn.Module):
     def output(self, batch: Batch, cache: PastKV | None = None) -> Any:
         """What the head makes of the batch; ``head.loss`` takes it. cache: see ``hidden``."""
         sequence = self.sequence(batch)
-        return self.head(self.hidden(sequence, cache), sequence)
+        hidden = self.hidden(sequence, cache)
+        texts = self.head.texts(batch)
+        return self.head(hidden, sequence if texts is None else sequence._replace(alone=self.alone(*texts)))
+
+    def alone(self, ids_MS: Tensor, mask_MS: Tensor) -> Alone:
+        """Texts read by the language model without a video."""
+        return Alone(self.language.hidden(self.language.embed(ids_MS), mask_MS), mask_MS)
 
     def targets(self, batch: Batch, cache: PastKV | None = None) -> Targets:
         """Logits for every token under ``loss_mask_KS``. ValueError where the head is not one for text."""

@@ -25,7 +25,7 @@ def read(language: Language, sequence: Sequence, cache: PastKV, chunk: int | Non
         apart: what follows the video is read after it, and token by token where pieces matter to the cache
             (``PastKV.in_pieces``).
     """
-    x, mask, _, position, log_size, _, batch = sequence
+    x, mask, _, position, log_size, _, batch, _ = sequence
     length = x.shape[1]
     cache.reserve(length)
     if batch is None or not sequence.visual or not apart:

@@ -55,7 +55,7 @@ class Loaded(NamedTuple):
 
     def benchmark(self, **changes: Any) -> Any:
         """The configured benchmark, with ``changes`` of its settings."""
-        return assembly.room({**self.config["benchmark"], **changes})
+        return assembly.room({**self.config["benchmark"], **changes}).of(self.model.head)
 
     def reader(self, quarantine: Path | None = None) -> DataModule:
         """Reads clips as the model wants them, with ``loader`` and ``read``; quarantine: file that names bad ones."""

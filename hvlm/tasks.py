@@ -23,6 +23,7 @@ from hvlm.evaluation.asking import clips_of
 from hvlm.evaluation.cost import cost_of
 from hvlm.evaluation.evaluate import RESULTS, ask, evaluate, warn_of_problems
 from hvlm.evaluation.generate import InWords
+from hvlm.evaluation.heads import evaluate_head
 from hvlm.evaluation.likelihood import check_answers, check_lengths
 from hvlm.evaluation.offline import answer_offline
 from hvlm.evaluation.predictions import write_predictions
@@ -53,7 +54,9 @@ def run_benchmark(
     """Evaluate a checkpoint on ``cfg``'s benchmark and dataset; results, predictions and report go into ``out``."""
     loaded = load(path, cfg)
     label = results.Label(out.name, loaded.variant, cfg["seed"], command)
-    records = evaluate(loaded, asked_for(loaded), label, out)
+    benchmark = asked_for(loaded)
+    run = evaluate if benchmark.asks else evaluate_head
+    records = run(loaded, benchmark, label, out)
     records += costs(loaded, label)
     results.write(out / RESULTS, records)
     write_report(out)
@@ -82,8 +85,10 @@ def check_benchmark(cfg: Mapping[str, Any], chat: Chat) -> None:
             that the tokenizer cannot tell apart.
     """
     choose_precision(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])
-    benchmark, data = assembly.room(cfg["benchmark"]), assembly.dataset(cfg)
+    benchmark, data = assembly.room(cfg["benchmark"]).of(assembly.head_alone(cfg)), assembly.dataset(cfg)
     questions = benchmark.check(data)
+    if not benchmark.asks:
+        return
     check_lengths(chat, questions, cfg["order"], data.max_tokens)
     if not benchmark.writes:
         check_answers(chat, questions, cfg["order"])

@@ -58,6 +58,8 @@ class Batch(NamedTuple):
     adapter_K: int64, which of the adapter's sets of weights each text row uses; None: the one that is trained.
     step_units: {term of the loss: its units} of all batches of this optimiser step in this process, where there are
         several (``trainer.accumulate``).
+    targets: what the head is to learn, by name, [K, ...] each: made by its view (``View.targets``) where the clips are
+        read. None: the text rows themselves say it.
     """
 
     frames_BTCHW: Tensor
@@ -75,6 +77,7 @@ class Batch(NamedTuple):
     prompt_KS: Tensor | None = None
     adapter_K: Tensor | None = None
     step_units: dict[str, float] | None = None
+    targets: dict[str, Tensor] | None = None
 
     @property
     def num_clips(self) -> int:
@@ -83,7 +86,24 @@ class Batch(NamedTuple):
     def to(self, device: torch.device) -> Batch:
         moved = {name: x.to(device) for name, x in zip(self._fields, self, strict=True) if isinstance(x, Tensor)}
         labels = self.labels and {name: label.to(device) for name, label in self.labels.items()}
-        return self._replace(**moved, labels=labels)
+        targets = self.targets and {name: target.to(device) for name, target in self.targets.items()}
+        return self._replace(**moved, labels=labels, targets=targets)
+
+    def text_rows(self, index_J: Tensor) -> Batch:
+        """Some of the text rows, beside all clips: row ``j`` is row ``index_J[j]`` of this one."""
+        of_rows = (
+            "input_ids_KS",
+            "attention_mask_KS",
+            "loss_mask_KS",
+            "clip_K",
+            "visual_at_K",
+            "prompt_KS",
+            "adapter_K",
+        )
+        taken = {name: None if (x := getattr(self, name)) is None else x[index_J] for name in of_rows}
+        rows = None if self.rows is None else [self.rows[j] for j in index_J.tolist()]
+        targets = self.targets and {name: target[index_J] for name, target in self.targets.items()}
+        return self._replace(**taken, rows=rows, targets=targets)
 
 
 class Tokens(NamedTuple):
@@ -204,13 +224,21 @@ class Prefix(NamedTuple):
     clip_K: Tensor
 
 
+class Alone(NamedTuple):
+    """Texts that the language model reads by themselves: states_MSD, and mask_MS, where a token stands."""
+
+    states_MSD: Tensor
+    mask_MS: Tensor
+
+
 class Sequence(NamedTuple):
     """What the language model reads: text with the video in its place, L = S + visual positions in every row.
 
     visual: number of the video's places, V. position_KL: int64, where merged tokens keep the positions of their
     patches; None: valid positions are counted. log_size_KL: float, added to the attention scores of merged tokens;
     None: not. tokens: the visual tokens of every row, [K, V, ...]; None where there is no video. batch: what was laid
-    out; None for a sequence that comes from elsewhere.
+    out; None for a sequence that comes from elsewhere. alone: texts that were read for the head without the video
+    (``Head.texts``), None where it asked for none.
     """
 
     x_KLD: Tensor
@@ -220,6 +248,19 @@ class Sequence(NamedTuple):
     log_size_KL: Tensor | None = None
     tokens: Tokens | None = None
     batch: Batch | None = None
+    alone: Alone | None = None
+
+    def text_rows(self, index_J: Tensor) -> Sequence:
+        """Some of the rows: row ``j`` is row ``index_J[j]`` of this one. What was read alone is left out."""
+        return Sequence(
+            self.x_KLD[index_J],
+            self.mask_KL[index_J],
+            self.visual,
+            None if self.position_KL is None else self.position_KL[index_J],
+            None if self.log_size_KL is None else self.log_size_KL[index_J],
+            None if self.tokens is None else self.tokens.take(index_J),
+            None if self.batch is None else self.batch.text_rows(index_J),
+        )
 
     @property
     def text_place_KS(self) -> Tensor:
@@ -244,6 +285,14 @@ class Sequence(NamedTuple):
         """int64: where each visual token stands among the L places."""
         assert self.batch is not None, "a sequence that was laid out"
         return self.batch.visual_at_K.unsqueeze(1) + torch.arange(self.visual, device=self.x_KLD.device)
+
+
+class Term(NamedTuple):
+    """A term of a head's loss: its sum over units, their number, and further sums to be divided by the same number."""
+
+    total: Tensor
+    count: Tensor
+    further: dict[str, Tensor]
 
 
 class Targets(NamedTuple):

@@ -7,12 +7,13 @@ The folders are globbed: a new variant is tested here the moment its YAML exists
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
 from _tiny import ROOT, Case, Variant, cases, variants
 
-from hvlm.checks import contract, decoding, models, rooms
+from hvlm.checks import contract, decoding, heads, models, rooms
 from hvlm.config.rooms import ROOMS
 from hvlm.contracts import CONTRACTS
 from hvlm.functional import last_true
@@ -129,9 +130,14 @@ def test_adapter_keeps_the_base_weights_and_their_names(variant: Variant) -> Non
     rooms.adapter(variant)
 
 
+@pytest.mark.parametrize("check", [pytest.param(check, id=check.__name__) for check in heads.CHECKS])
 @pytest.mark.parametrize("variant", params("head"))
-def test_head(variant: Variant) -> None:
-    rooms.head(variant)
+def test_head(variant: Variant, check: Callable[[Variant], None]) -> None:
+    check(variant)
+
+
+@pytest.mark.parametrize("variant", params("head"))
+def test_a_head_that_writes_gives_the_language_models_logits(variant: Variant) -> None:
     vlm = models.shared_model(Case("question_first", (variant,)))
     if vlm.head.writes:
         h = torch.randn(5, vlm.language.dim)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
-from _rooms import Classify
+from _rooms import Classify, LowRank, with_adapter
 from _tiny import ASKED, Case, Variant, batch_of, clip, model, side, two_clips
 
 from hvlm import assembly
+from hvlm.checks.heads import clip_of, read, samples
+from hvlm.checks.models import shared_model
+from hvlm.config.compose import compose
 from hvlm.data.views import Questions
+from hvlm.errors import UserError
 from hvlm.model import VLM, named_parts
 from hvlm.stage._base import Losses, Stage
 from hvlm.types import Batch
@@ -83,3 +90,91 @@ def test_a_head_that_writes_no_text_says_so() -> None:
         vlm.token_logprobs(batch)
     with pytest.raises(ValueError, match="Classify gives no logits of tokens; use head=text"):
         vlm.head.logits(torch.zeros(1, vlm.language.dim))
+
+
+# ---------------------------------------------------------------------------------------------------- closed answers
+
+
+def closed(*questions: dict) -> dict:
+    return {"questions": [{"id": f"q{i}", "question": "what shape ?", **q} for i, q in enumerate(questions)]}
+
+
+def test_soft_targets_are_how_right_each_label_is() -> None:
+    vlm = shared_model(Case("question_first", (Variant("head", "classify"),)))
+    sample = closed(
+        {"answers": {"two": 1.0, "three": 0.3, "nine": 0.5}}, {"answer": "red"}, {"answers": ["ring", "star"]}
+    )
+    batch = read(vlm, clip_of(1, 3, side(vlm), sample))
+    assert vlm.head.labels.names == ["red", "blue", "two", "three", "ring", "circle", "star"]
+    expected = [[0, 0, 1, 0.3, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 0, 1]]
+    torch.testing.assert_close(batch.targets["answers"], torch.tensor(expected))
+    assert not batch.loss_mask_KS.any(), "the answer stands nowhere in the row"
+
+
+def test_a_question_without_an_answer_among_the_labels_is_not_learned_but_scored() -> None:
+    vlm = shared_model(Case("question_first", (Variant("head", "classify"),)))
+    clip = clip_of(1, 3, side(vlm), closed({"answer": "purple"}, {"answer": "red"}))
+    assert len(read(vlm, clip).rows) == 1
+    times, rng = clip.times, np.random.default_rng(0)
+    rows = vlm.head.view.scoring().rows(clip.sample, times, rng, None)
+    lines = [row.meta | {"answer": "red"} for row in rows]
+    found = {row["metric"]: row["value"] for row in vlm.head.score(lines)}
+    assert found == {"accuracy": 0.5, "answerable": 0.5}
+
+
+@pytest.mark.parametrize(
+    "labels, said",
+    [([], "head.labels is empty"), (["a", "a"], "head.labels: 'a' stands there twice"), (["a", " "], "is blank")],
+)
+def test_labels_are_names_each_once(labels: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        assembly.room(Variant("head", "classify").settings | {"labels": labels}, text_dim=8)
+
+
+# ---------------------------------------------------------------------------------------------------- stage=task
+
+
+def task(vlm: VLM, **settings: Any) -> Stage:
+    return assembly.stage({"stage": Variant("stage", "task").settings | settings}, vlm, None).train()
+
+
+@pytest.mark.parametrize(
+    "backbone, learns", [("frozen", {"head"}), ("trained", {"vision", "connector", "language", "head"})]
+)
+def test_the_backbone_is_frozen_or_trained(backbone: str, learns: set[str]) -> None:
+    vlm = model(Case("question_first", (Variant("head", "classify"), Variant("connector", "mean"))))
+    stage = task(vlm, backbone=backbone)
+    terms = stage.losses(read(vlm, *samples(vlm))).terms
+    sum(mean.total / mean.count for mean in terms.values()).backward()
+    reached = {part for part, named in stage.parts().items() if any(p.grad is not None for _, p in named)}
+    assert reached == set(stage.trainable) == learns
+
+
+def test_an_adapted_backbone_needs_an_adapter_and_weights_are_of_terms() -> None:
+    vlm = model(Case("question_first", (Variant("head", "classify"),)))
+    with pytest.raises(UserError, match="stage.backbone=adapted: there is no adapter"):
+        task(vlm, backbone="adapted")
+    with pytest.raises(UserError, match="stage.weights names detekt; the heads are classify"):
+        task(vlm, weights={"detekt": 1.0})
+    with_adapter(vlm, LowRank(name="a"))
+    stage = task(vlm, backbone="adapted")
+    assert set(stage.trainable) == {"adapter", "head"}
+
+
+def test_a_weight_multiplies_its_term() -> None:
+    vlm = model(Case("question_first", (Variant("head", "classify"),)))
+    batch = read(vlm, *samples(vlm))
+    whole = task(vlm).losses(batch).terms["classify"]
+    half = task(vlm, weights={"classify": 0.5}).losses(batch).terms["classify"]
+    torch.testing.assert_close(half.total, whole.total / 2)
+    assert half.count == whole.count
+
+
+def test_nobody_who_names_no_benchmark_is_asked_in_text() -> None:
+    word = {"benchmark": "hvlm.benchmark.head.HeadBenchmark", "needles": "hvlm.benchmark.needles.Needles"}
+    assert compose(["head=classify"])["benchmark"]["_target_"] == word["benchmark"]
+    assert compose(["head=classify", "benchmark=needles"])["benchmark"]["_target_"] == word["needles"]
+    assert compose([])["benchmark"]["_target_"] == word["needles"]
+    head = assembly.head_alone(compose(["head=classify", "head.labels=[a,b]"]))
+    with pytest.raises(UserError, match="benchmark=needles asks questions, and head=classify writes no text"):
+        assembly.room(compose([])["benchmark"]).of(head)

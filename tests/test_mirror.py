@@ -155,6 +155,7 @@ OF_THE_PROJECT = {
     "vision": OF_TENSORS | {"image", "io"},
     "language": OF_TENSORS | {"io", "text"},
     "kvcache": OF_TENSORS | {"io"},
+    "head": OF_TENSORS | {"data", "prompts", "metrics"},
     "stage": OF_TENSORS | {"model", "data", "io"},
     "dataset": OF_TENSORS | {"data", "prompts", "image", "io"},
     "benchmark": {"types", "contracts", "errors", "prompts", "evaluation", "data"},

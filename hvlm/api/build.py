@@ -51,6 +51,7 @@ def build(
         for group, settings in values.items():
             cfg[group] |= settings
         cfg = check(cfg, UNUSED)
+        cfg["head"] = assembly.with_labels(cfg)
         chat = _chat(cfg, texts)
         counted = str(device) == "meta"
         with torch.random.fork_rng(devices=[]), torch.device("meta" if counted else "cpu"):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from hvlm import assembly
+from hvlm.checks import heads
 from hvlm.checks.models import CLOSE, shared_model
 from hvlm.checks.tiny import ASKED, Case, Variant, batch_of, clip, model, side, target, two_clips
 from hvlm.config.schema import parameters
@@ -107,13 +108,10 @@ def adapter(variant: Variant) -> None:
 
 
 def head(variant: Variant) -> None:
-    """A loss of its output in float32, also under autocast; one that writes scores the places that are asked for."""
+    """What ``hvlm.checks.heads`` says of every head; the logits of one that writes are float32 under autocast, too."""
+    for check in heads.CHECKS:
+        check(variant)
     vlm = shared_model(Case("question_first", (variant,)))
-    batch = batch_of(*two_clips(vlm), size=side(vlm))
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        total, count, extras = vlm.head.loss(vlm.output(batch), batch)
-    assert total.dtype == torch.float32 and total.shape == count.shape == () and total > 0 and count > 0
-    assert all(value.shape == () for value in extras.values())
     if vlm.head.writes:
         h = torch.randn(5, vlm.language.dim)
         with torch.autocast("cpu", torch.bfloat16):

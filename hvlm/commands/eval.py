@@ -68,7 +68,12 @@ def score(cfg: dict[str, Any]) -> list[dict[str, Any]]:
     check_writable(out.parent if is_file else out, "out")
     benchmark = assembly.room(cfg["benchmark"])
     label = Label(out.stem if is_file else out.name, "predictions", cfg["seed"])
-    records = score_predictions(source, label, out, benchmark)
+    if benchmark.asks:
+        records = score_predictions(source, label, out, benchmark)
+    else:
+        from hvlm.evaluation.heads import score_lines
+
+        records = score_lines(source, assembly.head_alone(cfg), label, out)
     log.info("\n".join(table(records)))
     log.info(f"results: {out if is_file else out / RESULTS}")
     return records

@@ -20,7 +20,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hvlm.config.check import check
+from hvlm.config.check import check, room_class
 from hvlm.config.schema import did_you_mean
 from hvlm.config.search_path import CONF, OF_THE_COMMAND_LINE, contents, named_by
 from hvlm.config.synonyms import instead_of_key, instead_of_word
@@ -49,7 +49,16 @@ def compose(overrides: Sequence[str], config_name: str = "train", unused: Collec
     """
     overrides = [as_given(o) for o in overrides]
     with named_by(overrides), explained(overrides, config_name):
-        return check(resolved(_compose(tuple(overrides), config_name, contents())), unused)
+        cfg = check(resolved(_compose(tuple(overrides), config_name, contents())), unused)
+        if cfg["benchmark"]["_target_"] != ASKING or any(key_of(o) == "benchmark" for o in overrides):
+            return cfg
+        if "head" in unused or room_class("head", cfg["head"]).writes:
+            return cfg
+        # Nobody chose how it is scored, and the usual way asks questions in text, which this head does not answer.
+        return check(resolved(_compose((*overrides, "benchmark=head"), config_name, contents())), unused)
+
+
+ASKING = "hvlm.benchmark.needles.Needles"
 
 
 @functools.cache

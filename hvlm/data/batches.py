@@ -41,6 +41,7 @@ def _take(batch: Batch, clips: list[int], texts: list[int]) -> Batch:
         motion_BTYX=None if batch.motion_BTYX is None else batch.motion_BTYX[which],
         prompt_KS=None if batch.prompt_KS is None else batch.prompt_KS[rows],
         adapter_K=None if batch.adapter_K is None else batch.adapter_K[rows],
+        targets=batch.targets and {name: target[rows] for name, target in batch.targets.items()},
     )
 
 

@@ -32,11 +32,12 @@ MOST_NAMED = 3  # rows at fault that a message names
 
 
 class Row(NamedTuple):
-    """One question. question: as in a sample's JSON (``data/sample_json.py``). video: its name in the folder. section:
-    of the video, in seconds, or None: all of it. fps: of stills, or None. about: further fields of the clip's JSON."""
+    """One question. question: as in a sample's JSON (``data/sample_json.py``), None where ``about`` says all. video:
+    its name in the folder. section: of the video, in seconds, or None: all of it. fps: of stills, or None. about: more
+    fields of the clip's JSON."""
 
     number: int
-    question: dict[str, Any]
+    question: dict[str, Any] | None
     video: str
     section: tuple[float, float] | None
     fps: float | None

@@ -30,6 +30,7 @@ from hvlm.data.tar import TEXT_FIELDS
 from hvlm.data.views import Row, View, chat_row
 from hvlm.errors import UserError
 from hvlm.prompts import context
+from hvlm.text.chat import Encoded
 from hvlm.types import Batch, InputSpec
 
 log = logging.getLogger(__name__)
@@ -116,7 +117,9 @@ class SampleSpec:
 
     def collate(self, items: list[Item]) -> Batch:
         pad_id = 0 if self.chat is None else self.chat.pad_id
-        return collate(items, pad_id=pad_id, size=self.inputs.size, motion=self.inputs.motion)
+        batch = collate(items, pad_id=pad_id, size=self.inputs.size, motion=self.inputs.motion)
+        targets = self.view.targets(batch.rows, self.chat) if self.view.has_text else {}
+        return batch._replace(targets=targets or None)
 
     def _labels(self, sample: dict, times: np.ndarray) -> dict[str, np.ndarray] | None:
         if not self.view.needs_labels:
@@ -142,11 +145,11 @@ class SampleSpec:
     def _encode_one(self, row: Row, key: str, shortened: bool) -> tuple[list[int], list[bool], int, dict]:
         encoded, meta = self._ids(row, key), row.meta
         if self.chat.unk_id is not None and self.chat.unk_id in encoded.ids:
-            self.notes.unknown.add(self.chat.unknown(row.prompt, row.answer))
+            self.notes.unknown.add(self.chat.unknown(row.prompt, row.answer or ""))
         long = len(encoded.ids) > self.max_tokens
         if long:
             try:
-                if self.too_long == "refuse":
+                if self.too_long == "refuse" or row.answer is None:
                     raise TooLong(len(encoded.ids))
                 start = self._ids(row, key, "last").loss_mask.index(True)
                 encoded = cut_end(encoded, start, self.max_tokens)
@@ -154,7 +157,7 @@ class SampleSpec:
             except TooLong as error:
                 out = "shorten it, or" if self.too_long == "cut" else "set dataset.too_long=cut, or"
                 raise SampleError(
-                    key, "json", f"a text of {error} ({row.answer[:40]!r}…), more than "
+                    key, "json", f"a text of {error} ({(row.answer or row.prompt)[:40]!r}…), more than "
                     f"dataset.max_tokens={self.max_tokens}; {out} raise dataset.max_tokens if memory allows"
                 ) from error  # fmt: skip
         if (long or shortened) and self.notes.cut.add([key]):
@@ -163,17 +166,22 @@ class SampleSpec:
             )
         return (*encoded, meta)
 
-    def _fits(self, prompt: str, answer: str) -> bool:
-        ids = self.chat.encode(prompt, answer, "last", self.inputs.order, **context(prompt)).ids
-        return len(ids) <= self.max_tokens
+    def _fits(self, prompt: str, answer: str | None) -> bool:
+        return len(self._written(prompt, answer, "last").ids) <= self.max_tokens
 
     def _ids(self, row: Row, key: str, loss: str | None = None) -> Any:
         if loss is None:  # of a pair only the last answers differ: what stands before them is known
             loss = "last" if "pair" in row.meta and self.loss == "answer" else self.loss
         try:
-            return self.chat.encode(row.prompt, row.answer, loss, self.inputs.order, **context(row.prompt))
+            return self._written(row.prompt, row.answer, loss)
         except UserError as error:  # a conversation that the template cannot write
             raise SampleError(key, "json", str(error)) from error
+
+    def _written(self, prompt: str, answer: str | None, loss: str) -> Any:
+        if answer is not None:
+            return self.chat.encode(prompt, answer, loss, self.inputs.order, **context(prompt))
+        ids, visual_at = self.chat.encode_prompt(prompt, self.inputs.order, **context(prompt))
+        return Encoded(ids, [False] * len(ids), visual_at)
 
     def _rng(self, epoch: int, key: str) -> np.random.Generator:
         digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()

@@ -26,6 +26,7 @@ from hvlm.data.sample_fields import (
     as_whole,
     shown,
 )
+from hvlm.data.sample_targets import as_event, as_pair, as_weights
 from hvlm.prompts import DESCRIBE
 
 MAX_BYTES = 16 << 20  # of the JSON or text of one sample
@@ -46,9 +47,10 @@ def parse(members: Mapping[str, Any], key: str, domain: str, uid: str | None = N
         uid: the sample's one name within its data (``ShardSplit.uid``), by default the key.
 
     Returns:
-        ``key``, ``uid``, ``domain``, ``captions`` [{prompt, text, evidence}], ``questions`` [{id, task, question,
-        answer, lettered, evidence, and where given answers (all that count as right), rejected and tries [{options,
-        gold}]}], where given ``fps`` (above 0), ``section`` [start, stop], ``cluster``, ``set`` and ``outline``, and
+        ``key``, ``uid``, ``domain``, ``captions`` [{prompt, text, evidence, and where given references}], ``questions``
+        [{id, task, question, answer, lettered, evidence, and where given answers (all that count as right), their
+        weights, rejected and tries [{options, gold}]}], where given ``events`` [{start, end, label}], ``pairs`` [{text,
+        negatives}], ``fps`` (above 0), ``section`` [start, stop], ``cluster``, ``set`` and ``outline``, and
         whatever other fields the JSON has, as they are. Of a conversation the caption and the question are its last
         exchange, with ``turns`` [(question, answer)], the earlier ones, and ``system``, where it has them.
 
@@ -105,6 +107,11 @@ def _sample(value: dict[str, Any], key: str, domain: str, uid: str) -> dict[str,
     if "outline" in value:
         sample["outline"] = as_flag(value["outline"], "outline")
     lettered = sample.get("set") in _LETTERED_SETS
+    sample |= {
+        name: [read(item, f"{name}[{i}]") for i, item in enumerate(as_list(value[name], name))]
+        for name, read in (("events", as_event), ("pairs", as_pair))
+        if name in value
+    }
     sample["captions"] = [
         _caption(item, f"captions[{i}]") for i, item in enumerate(as_list(value.get("captions", []), "captions"))
     ]
@@ -120,7 +127,7 @@ def _sample(value: dict[str, Any], key: str, domain: str, uid: str) -> dict[str,
     if len(set(names)) < len(names):
         raise FieldError(f"conversations: two have the id {next(n for n in names if names.count(n) > 1)!r}")
     numbers = (f"q{i}" for i in itertools.count(len(sample["questions"])) if f"q{i}" not in names)
-    if "captions" in value or "questions" in value or "objects" in value:
+    if {"captions", "questions", "objects", "events", "pairs"} & set(value):
         sample["questions"] += [_of_talk(talk, talk.name or next(numbers), value) for talk in talks]
         return sample
     if not talks and "question" in value and any(name in value for name in ("answer", "answers", "gold")):
@@ -217,11 +224,15 @@ def _prompt(value: Any, where: str) -> str:
 def _caption(item: Any, where: str) -> dict[str, Any]:
     if not isinstance(item, dict):
         return {"prompt": DESCRIBE, "text": as_text(item, where), "evidence": []}
-    return {
+    caption = {
         "prompt": _prompt(item.get("prompt"), f"{where}.prompt"),
         "text": as_text(item.get("text"), f"{where}.text"),
         "evidence": as_evidence(item.get("evidence"), f"{where}.evidence"),
     }
+    if item.get("references") is not None:
+        others = as_list(item["references"], f"{where}.references")
+        caption["references"] = [as_text(one, f"{where}.references[{i}]") for i, one in enumerate(others)]
+    return caption
 
 
 def _question(item: Any, number: int, where: str, lettered: bool) -> dict[str, Any]:
@@ -235,7 +246,11 @@ def _question(item: Any, number: int, where: str, lettered: bool) -> dict[str, A
         "lettered": as_flag(item.get("lettered", lettered), f"{where}.lettered"),
     }
     if "answers" in item:
-        right = as_list(item["answers"], f"{where}.answers")
+        right = item["answers"]
+        if isinstance(right, dict):
+            question["weights"] = right = as_weights(right, f"{where}.answers")
+            right = list(right)
+        right = as_list(right, f"{where}.answers")
         question["answers"] = [as_text(one, f"{where}.answers[{i}]") for i, one in enumerate(right)]
         if not right:
             raise FieldError(f"{where}.answers is empty")

@@ -63,12 +63,13 @@ class VideoFolder:
             part = "" if row.section is None else "@{:g}-{:g}".format(*row.section)
             key = video + part
             if key not in samples:
-                samples[key] = {"cluster": video, **row.about, "questions": []}
+                samples[key] = {"cluster": video, "questions": [], **row.about}
                 self.keys.append(key)
                 self.shards.append(video)
                 samples[key] |= {} if row.section is None else {"section": list(row.section)}
                 samples[key] |= {} if row.fps is None else {"fps": row.fps}
-            samples[key]["questions"].append(row.question)
+            if row.question is not None:
+                samples[key]["questions"].append(row.question)
         if not samples:
             names = ", ".join(list(self.missing)[:3])
             raise UserError(f"{setting}={folder}: none of the {len(self.missing)} videos is there ({names}, ...)")

@@ -6,11 +6,12 @@ is a frozen dataclass with ``name`` and ``rows``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from hvlm.data.sample_fields import FieldError
 from hvlm.data.sampling import is_shown
@@ -18,11 +19,12 @@ from hvlm.prompts import LETTERS, Prompt, lettered_prompt
 
 
 class Row(NamedTuple):
-    """One exchange. ``prompt``: with the conversation that it stands in, where it has one (``Prompt``). ``meta``: plain
-    values for logging and scoring (sample key, domain, task, question id, ...)."""
+    """One exchange. ``prompt``: with the conversation that it stands in, where it has one (``Prompt``). ``answer``:
+    None where nothing is written, so that the row ends where an answer would begin. ``meta``: plain values for logging
+    and scoring (sample key, domain, task, question id, ...), and what ``View.targets`` makes targets of."""
 
     prompt: str
-    answer: str
+    answer: str | None
     meta: dict[str, Any]
 
 
@@ -53,16 +55,31 @@ class View:
         """Which of the sampled frames are shown: by default all."""
         return slice(None)
 
-    def fitted(self, rows: list[Row], fits: Callable[[str, str], bool], cut: bool) -> list[Row] | None:
+    def fitted(self, rows: list[Row], fits: Callable[[str, str | None], bool], cut: bool) -> list[Row] | None:
         """Rows that belong together (a pair, or a single one) as they fit into the tokens allowed, as far as the view
         sees to that itself; None: they are left out. By default the reader refuses or cuts what is too long.
 
         Args:
             rows: as ``rows`` gives them.
-            fits: whether a prompt with an answer fits.
+            fits: whether a prompt with an answer fits (None: without one).
             cut: whether what is too long may be cut.
         """
         return rows
+
+    def targets(self, rows: Sequence[Mapping[str, Any]], chat: Any) -> dict[str, Tensor]:
+        """What a head is to learn of a batch's text rows, by name: [K, ...] each. By default nothing beside the texts.
+
+        Called where clips are read (in a worker process), without the model.
+
+        Args:
+            rows: their ``meta``, in the order of the batch.
+            chat: the tokenizer and template (``hvlm.text.chat.Chat``).
+        """
+        return {}
+
+    def scoring(self) -> View:
+        """The view with all rows that count in a score, where training leaves some out."""
+        return self
 
     def passes_over(self, sample: dict[str, Any]) -> bool:
         """Whether the JSON alone says that nothing of the sample will be shown, so that nothing need be decoded."""

@@ -84,12 +84,12 @@ def clips_of(
     Args:
         loaded: its dataset may be where the clips come from; its model says how they are read.
         benchmark: its source, selection and number of frames.
-        view: what is shown of them; None: all its questions, open ones, too.
+        view: what is shown of them; None: the benchmark's own rows, or all its questions, open ones, too.
         batch_size: clips of a batch; None: the benchmark's.
         limit: of clips, where the benchmark has none.
         quarantine: file that names bad clips.
     """
-    source = benchmark.source(loaded.data)
+    source, view = benchmark.source(loaded.data), view or benchmark.view
     reader = loaded._replace(inputs=benchmark.inputs(loaded.inputs)).reader(quarantine)
     indices = benchmark.select(len(source), limit)
     return reader.read(source, view or Asked(benchmark, True), None, batch_size or benchmark.batch_size, indices)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hvlm.contracts import Head
+from hvlm.data.views import Questions
 from hvlm.types import Batch, Sequence, Targets
 
 
@@ -20,6 +21,7 @@ class TextHead(Head):
         alone: with 49,152 words the logits of a whole batch would be the largest tensor of a step.
     """
 
+    view = Questions()
     writes = True
 
     def __init__(self, *, logits: Callable[[Tensor], Tensor]):

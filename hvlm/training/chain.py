@@ -79,7 +79,7 @@ def run(overrides: Sequence[str], command: str | None = None) -> Outcome:
 def _run(overrides: Sequence[str], command: str | None) -> Outcome:
     began = time.monotonic()
     # Every stage is composed, checked and rehearsed before the first one starts.
-    stages = plan(overrides)
+    stages = {label: assembly.settled(cfg) for label, cfg in plan(overrides).items()}
     for cfg in stages.values():
         refuse_left_over_rank(cfg["trainer"])
         refuse_processes_without_a_strategy(cfg["trainer"])
@@ -168,7 +168,7 @@ def _whole_chain(stages: Mapping[str, Mapping[str, Any]], overrides: Sequence[st
     first = next(iter(stages.values()))
     if len(stages) > 1 or not first["chain"]:
         return stages
-    return plan(_without_stage(overrides))
+    return {label: assembly.settled(cfg) for label, cfg in plan(_without_stage(overrides)).items()}
 
 
 def _stage_before(label: str, chain: Mapping[str, Mapping[str, Any]], folders: Mapping[str, RunDir]) -> Path | None:

@@ -1,0 +1,38 @@
+"""What a sample's JSON says for heads that write no text: events, pairs of video and text, weights of answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hvlm.data.sample_fields import FieldError, as_list, as_number, as_object, as_text
+
+
+def as_event(value: Any, where: str) -> dict[str, Any]:
+    """{start, end, label}: seconds, the end after the start, and a name."""
+    value = as_object(value, where)
+    start, end = (as_number(value.get(name), f"{where}.{name}") for name in ("start", "end"))
+    if end <= start:
+        raise FieldError(f"{where} ends at {end:g}, not after its start at {start:g}")
+    return {**value, "start": start, "end": end, "label": as_text(value.get("label"), f"{where}.label")}
+
+
+def as_pair(value: Any, where: str) -> dict[str, Any]:
+    """{text, negatives}: what is said of the video, and texts that are like it and wrong."""
+    value = value if isinstance(value, dict) else {"text": value}
+    negatives = as_list(value.get("negatives") or [], f"{where}.negatives")
+    return {
+        **value,
+        "text": as_text(value.get("text"), f"{where}.text"),
+        "negatives": [as_text(one, f"{where}.negatives[{i}]") for i, one in enumerate(negatives)],
+    }
+
+
+def as_weights(value: Mapping[str, Any], where: str) -> dict[str, float]:
+    """{answer: how right it is, above 0 and at most 1}, the best first."""
+    found = {}
+    for answer, weight in value.items():
+        found[as_text(answer, where)] = number = as_number(weight, f"{where}.{answer}")
+        if not 0 < number <= 1:
+            raise FieldError(f"{where}.{answer} is {number:g}, expected a weight above 0 and at most 1")
+    return dict(sorted(found.items(), key=lambda item: -item[1]))

@@ -1,0 +1,122 @@
+"""One of a closed set of answers: scores of all of them at once, learned from soft targets.
+
+The usual head of closed-set visual question answering (Antol et al. 2015; Teney et al. 2018): the frequent answers are
+classes, each with a sigmoid of its own, and the target of an answer is how right it is, so that several can be right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric
+
+from hvlm.config.ranges import PositiveInt, Probability
+from hvlm.contracts import Head
+from hvlm.data.sampling import is_shown
+from hvlm.data.views import Row, View, in_context
+from hvlm.head._labels import Labels
+from hvlm.head._pool import last_state
+from hvlm.types import Batch, Sequence
+
+
+@dataclass(frozen=True)
+class ClosedQuestions(View):
+    """Questions of which an answer is among the labels: one row each, without the answer.
+
+    every: also those of which none is, which cannot be answered; for scoring.
+    """
+
+    labels: tuple[str, ...]
+    every: bool = False
+    name = "questions with an answer among head.labels"
+
+    def rows(self, sample: dict[str, Any], times: np.ndarray, rng: np.random.Generator, n: int | None) -> list[Row]:
+        found = []
+        for q in sample["questions"]:
+            weights = weights_of(q)
+            if is_shown(q["evidence"], times) and (self.every or set(weights) & set(self.labels)):
+                found.append((q, weights))
+        if n is not None:
+            found = [found[i] for i in rng.permutation(len(found))[:n]]
+        about = {"key": sample["key"], "uid": sample["uid"], "domain": sample.get("domain", "")}
+        return [
+            Row(in_context(q["question"], q), None, about | {
+                "task": q["task"], "question_id": f"{sample['uid']}/{q['id']}", "question": q["question"],
+                "weights": weights, "cluster": sample.get("cluster", sample["uid"]),
+            })
+            for q, weights in found
+        ]  # fmt: skip
+
+    def scoring(self) -> View:
+        return replace(self, every=True)
+
+    def targets(self, rows: SequenceOf[Mapping[str, Any]], chat: Any) -> dict[str, Tensor]:
+        """``answers``: how right each label is, float32 [K, labels]."""
+        right = [[row.get("weights", {}).get(label, 0.0) for label in self.labels] for row in rows]
+        return {"answers": torch.tensor(right, dtype=torch.float32)}
+
+
+def weights_of(q: Mapping[str, Any]) -> dict[str, float]:
+    """{answer: how right it is} of a question."""
+    return dict(q["weights"]) if "weights" in q else dict.fromkeys(q.get("answers", [q["answer"]]), 1.0)
+
+
+class Classify(Head):
+    """labels: the answers that it can give, in order; None stands for the dataset's, which training puts in its place.
+    hidden: width of the layer before the scores. dropout: there, in training.
+    """
+
+    names = "answers"
+
+    def __init__(
+        self, *, text_dim: int, labels: list[str] | None = None, hidden: PositiveInt = 128, dropout: Probability = 0.0
+    ):
+        super().__init__()
+        self.labels = Labels(labels, "answers")
+        self.view = ClosedQuestions(tuple(self.labels.names))
+        self.scores = nn.Sequential(
+            nn.LayerNorm(text_dim), nn.Linear(text_dim, hidden), nn.GELU(), nn.Dropout(dropout),
+            nn.Linear(hidden, len(self.labels)),
+        )  # fmt: skip
+
+    def forward(self, hidden_KLD: Tensor, sequence: Sequence) -> Tensor:
+        """Float32 scores [K, labels] of the state that has seen the whole question and the video."""
+        return self.scores(last_state(hidden_KLD, sequence)).float()
+
+    def units(self, batch: Batch) -> int:
+        return len(batch.input_ids_KS)
+
+    def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Binary cross-entropy with the soft targets, summed over the labels, and how right the best one is."""
+        assert batch.targets is not None, "a batch of the head's own view"
+        right = batch.targets["answers"]
+        total = F.binary_cross_entropy_with_logits(output, right, reduction="sum")
+        chosen = right.gather(1, output.argmax(1, keepdim=True)).sum()
+        return total, total.new_tensor(len(right)), {"accuracy": chosen}
+
+    def predict(self, output: Tensor, batch: Batch) -> list[dict[str, Any]]:
+        """{question_id, key, task, question, cluster, answer, score, weights}: the likeliest label and its
+        probability."""
+        scores, places = output.sigmoid().max(1)
+        rows = batch.rows or []
+        return [
+            {name: row.get(name) for name in ("question_id", "key", "task", "question", "cluster")}
+            | {"answer": self.labels.names[place], "score": round(score, 6), "weights": row.get("weights", {})}
+            for row, place, score in zip(rows, places.tolist(), scores.tolist(), strict=True)
+        ]
+
+    def metrics(self) -> dict[str, Metric]:
+        return {"accuracy": MeanMetric(), "answerable": MeanMetric()}
+
+    def update(self, metrics: Mapping[str, Metric], lines: SequenceOf[Mapping[str, Any]]) -> None:
+        """How right the answers are, and the share of questions that any label answers."""
+        for line in lines:
+            metrics["accuracy"].update(line["weights"].get(line["answer"], 0.0))
+            metrics["answerable"].update(float(bool(set(line["weights"]) & set(self.labels.names))))
