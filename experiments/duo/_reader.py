@@ -2,8 +2,9 @@
 
     python -m experiments.duo._reader '{"cache": "duo", "retrieval": 0.5, ...}'
 
-For every line on standard input one JSON line comes back: ``["read", length]`` reads a prompt, ``["write", tokens]``
-goes on from there. Its memory is nobody else's, and neither is its time where others wait for their turn.
+For every line on standard input one JSON line comes back: ``["read", length]`` reads a prompt, ``["fill", length]``
+puts noise into the cache as if so much had been read, ``["write", tokens]`` goes on from there. Its memory is nobody
+else's, and neither is its time where others wait for their turn.
 """
 
 from __future__ import annotations
@@ -67,6 +68,25 @@ class Through:
 
     step = property(lambda self: self.newest)
 
+    def fill(self, length: int, generator: torch.Generator) -> None:
+        """Keys and values of noise, in the pieces in which ``read`` would make them: nothing is embedded, attended to
+        or multiplied with weights."""
+        sizes, size = self.language.cache_sizes, self.chunk or length
+        if hasattr(self.cache, "reserve"):
+            self.cache.reserve(length)
+        for start in range(0, length, size):
+            shape = 1, sizes["num_kv_heads"], min(size, length - start), sizes["head_dim"]
+            self.begin(shape[2])
+            for layer in range(sizes["num_layers"]):
+                keys, values = (torch.randn(shape, generator=generator).to(self.language.model.dtype) for _ in "kv")
+                self.cache.update(keys, values, layer)
+                if hasattr(self.cache, "skip"):
+                    self.cache.skip(layer)
+
+    def begin(self, new: int) -> None:
+        """Announce so many new tokens, of which the cache asks for the shape alone."""
+        self.cache.extend(torch.empty(1, new, 0))
+
     def newest(self, ids: Tensor) -> Tensor:
         states = self.language.hidden(self.language.embed(ids), cache=self.cache)
         return self.language.logits(states[:, -1:].to(self.language.model.dtype))
@@ -82,6 +102,9 @@ class AsInTransformers(Through):
     def newest(self, ids: Tensor) -> Tensor:
         found = self.language.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         return found.logits
+
+    def begin(self, new: int) -> None:
+        """This cache is told nothing."""
 
     @property
     def kv_bytes(self) -> int:
@@ -168,6 +191,11 @@ def _child(setup: dict[str, Any]) -> None:
                 "kv_bytes": through.kv_bytes,
             }
             token = logits[:, -1].argmax(-1, keepdim=True)
+        elif what == "fill":
+            through = None
+            through, started = new(), time.perf_counter()
+            through.fill(number, torch.Generator().manual_seed(number))
+            found = {"seconds": time.perf_counter() - started, "kv_bytes": through.kv_bytes}
         elif what == "write":
             cpu, started = time.process_time(), time.perf_counter()
             for _ in range(number):

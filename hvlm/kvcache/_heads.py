@@ -150,6 +150,15 @@ class HeadsKV(PastKV):
             out[:, at] = found
         return out.view(rows, heads, new, -1)
 
+    def skip(self, layer_idx: int) -> None:
+        """In place of ``attend``: the layer's new ones are kept, and nobody looks at anything."""
+        self._done.add(layer_idx)
+        keys, values = self._fresh.pop(layer_idx)
+        for kind in self._kinds[layer_idx]:
+            store, write = kind.store, self._write_near if kind.near else self._write_whole
+            store.dtype = values.dtype
+            write(store, store.codec.parts(keys[:, kind.heads]), store.codec.parts(values[:, kind.heads]))
+
     def _look(self, kind: Kind, q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Tensor:
         store, look = kind.store, self._near if kind.near else self._whole
         store.dtype = v.dtype
@@ -159,9 +168,8 @@ class HeadsKV(PastKV):
 
     def _whole(self, store: Store, q: Tensor, keys: Parts, values: Parts, how: Scores) -> Tensor:
         """q [K, g, r, S, d] over everything: [K, g, r, S, d]."""
+        self._write_whole(store, keys, values)
         new, end, window = self._new, self.length, how.window
-        store.make_room(end - new, max(end, self._reserved), keys, values)
-        store.write(end - new, keys, values)
         if new == 1:
             start = 0
             if window is not None and not self._padded and self._counted:
@@ -184,18 +192,23 @@ class HeadsKV(PastKV):
             if window is not None and not self._padded and self._counted:
                 start = max(0, end - new + a - window + 1)
             k, v = all_keys[:, :, start:stop], all_values[:, :, start:stop]
-            mask = self._whole_mask(a, b, start, window)
             if plain:  # the query heads of a KV head as more queries: neither keys nor values are repeated
-                tiled = mask.repeat(1, 1, q.shape[2], 1)
-                found = attend(q[:, :, :, a:b].flatten(2, 3), k, v, tiled, False, how.scale)
+                mask = self._tiled_mask(a, b, start, window, q.shape[2], q.dtype)
+                found = attend(q[:, :, :, a:b].flatten(2, 3), k, v, mask, False, how.scale)
                 found = found.unflatten(2, (q.shape[2], b - a))
             else:
+                mask = self._whole_mask(a, b, start, window)
                 bias = None if self.bias_KL is None else self.bias_KL[:, start:stop]
                 found = attend(flat[:, :, a:b], k, v, mask, False, how.scale, bias, how.softcap)
                 found = found.unflatten(1, q.shape[1:3])
             out = found.new_empty(*q.shape[:-1], found.shape[-1]) if out is None else out
             out[:, :, :, a:b] = found
         return out
+
+    def _write_whole(self, store: Store, keys: Parts, values: Parts) -> None:
+        before = self.length - self._new
+        store.make_room(before, max(self.length, self._reserved), keys, values)
+        store.write(before, keys, values)
 
     def _whole_mask(self, a: int, b: int, start: int, window: int | None) -> Tensor:
         """What the new tokens from a to b see of the places from ``start`` up to the last of them: bool [K or 1, 1,
@@ -221,6 +234,17 @@ class HeadsKV(PastKV):
             self._known[key] = seen
         return self._known[key]
 
+    def _tiled_mask(self, a: int, b: int, start: int, window: int | None, times: int, dtype: torch.dtype) -> Tensor:
+        """The same for queries that stand ``times`` times one after the other: bool, or numbers to add."""
+        mask = self._whole_mask(a, b, start, window)
+        if self._padded or window is not None or start or mask.device.type != "cpu":
+            return mask.repeat(1, 1, times, 1)
+        key = ("numbers", b - a, times, dtype)
+        if key not in self._known:  # the corner once for all layers, where attention would make them in each anew
+            tiled = self._known["corner", b - a].repeat(1, 1, times, 1)
+            self._known[key] = torch.zeros(tiled.shape, dtype=dtype).masked_fill_(~tiled, float("-inf"))
+        return self._known[key][..., self._known[key].shape[-1] - mask.shape[-1] :]
+
     # ---------------------------------------------------------------------------------------- heads that keep a ring
 
     def _near(self, store: Store, q: Tensor, keys: Parts, values: Parts, how: Scores) -> Tensor:
@@ -237,7 +261,7 @@ class HeadsKV(PastKV):
             ring.put(store, keys, values)
             return _one(q, *store.read(0, filled), *ring.seen_by_one(window), how)
         ring.put_early(store, keys, values)
-        blocks = ring.blocks(window, QUERIES)
+        blocks = ring.blocks(window, QUERIES // 2)  # fewer: so many places of the piece are masked for each
         old_keys, old_values = store.read(0, max(block.ring for block in blocks))
         new_keys, new_values = store.codec.whole(keys, store.dtype), store.codec.whole(values, store.dtype)
         flat = q.flatten(1, 2)
@@ -250,6 +274,10 @@ class HeadsKV(PastKV):
             out[:, :, block.rows] = found
         ring.put(store, keys, values)
         return out.view(*q.shape[:-1], -1)
+
+    def _write_near(self, store: Store, keys: Parts, values: Parts) -> None:
+        store.make_room(store.places, self._ring.filled, keys, values)
+        self._ring.put(store, keys, values)
 
     def full_mask(self, window: int | None = None) -> Tensor:
         raise UserError(
