@@ -1,7 +1,8 @@
 """A sequence into a cache: the context in pieces, then what is asked about it.
 
 In a single pass every head of most caches sees the whole prompt, and what a cache forgets is never missed. So the
-context, everything up to the last visual token, goes in first, in pieces of a chosen size; only then does what follows.
+context, everything up to the last visual token or the end of a text that is asked about, goes in first, in pieces of a
+chosen size; only then does what follows.
 """
 
 from __future__ import annotations
@@ -19,19 +20,20 @@ def read(language: Language, sequence: Sequence, cache: PastKV, chunk: int | Non
 
     Args:
         language: called as ``hidden`` of its contract.
-        sequence: the laid-out rows. Without visual tokens all of it is context.
+        sequence: the laid-out rows. One without visual tokens and without a text that is asked about
+            (``Batch.context_K``) is context as a whole.
         cache: an empty one.
         chunk: the context goes in by so many places; None: at once.
-        apart: what follows the video is read after it, and token by token where pieces matter to the cache
+        apart: what follows the context is read after it, and token by token where pieces matter to the cache
             (``PastKV.in_pieces``).
     """
     x, mask, _, position, log_size, _, batch, _ = sequence
     length = x.shape[1]
     cache.reserve(length)
-    if batch is None or not sequence.visual or not apart:
+    end_K1 = _end(sequence) if apart else None
+    if end_K1 is None:
         return torch.cat([_pass(language, cache, part, x, mask, position, log_size) for part in _cut(length, chunk)], 1)
 
-    end_K1 = (batch.visual_at_K + sequence.visual).unsqueeze(1)
     context = int(end_K1.max())
     place = torch.arange(length, device=x.device)
     states = x.new_zeros(*x.shape[:2], language.dim)
@@ -40,7 +42,7 @@ def read(language: Language, sequence: Sequence, cache: PastKV, chunk: int | Non
         states[:, part] = _pass(language, cache, part, x, known, position, log_size)
     cache.question()
 
-    # Rows have their video end at different places: what follows stands flush left, for all to go on together.
+    # Rows have their context end at different places: what follows stands flush left, for all to go on together.
     asked = (mask & (place >= end_K1)) * (place + 1)
     width = int((asked.amax(1, keepdim=True) - end_K1).max())
     if width <= 0:
@@ -59,6 +61,21 @@ def read(language: Language, sequence: Sequence, cache: PastKV, chunk: int | Non
     row, column = valid.nonzero(as_tuple=True)
     states[row, at_KW[row, column]] = read_KWD[row, column].to(states.dtype)
     return states
+
+
+def _end(sequence: Sequence) -> Tensor | None:
+    """The place after the context of each row, int64 [K, 1]; None: there is nothing else in any row."""
+    batch = sequence.batch
+    if batch is None:
+        return None
+    told_K = torch.zeros_like(batch.visual_at_K) if batch.context_K is None else batch.context_K
+    if not (sequence.visual or bool(told_K.any())):
+        return None
+    # A text that is asked about ends before the video, or after it.
+    text_K = told_K + sequence.visual * (told_K > batch.visual_at_K)
+    seen_K = batch.frame_mask_BT.any(1)[batch.clip_K]
+    end_K = torch.maximum(text_K, (batch.visual_at_K + sequence.visual) * seen_K)
+    return torch.where(seen_K | (told_K > 0), end_K, sequence.mask_KL.shape[1]).unsqueeze(1)
 
 
 def _cut(length: int, size: int | None) -> list[slice]:

@@ -33,18 +33,24 @@ class Prompt(str):
     """A question with the conversation that it stands in. Equal only to one that stands in the same.
 
     before: the earlier exchanges, (question, answer). system: the conversation's own system message, or None.
+    context_chars: so many characters at the beginning of the conversation's first question are no question yet, but a
+        text that is asked about: it is read, and what a cache does not keep of it forgotten, before the rest is.
     """
 
     before: tuple[tuple[str, str], ...]
     system: str | None
+    context_chars: int
 
-    def __new__(cls, text: str, before: Sequence[Sequence[str]] = (), system: str | None = None) -> Prompt:
+    def __new__(
+        cls, text: str, before: Sequence[Sequence[str]] = (), system: str | None = None, context_chars: int = 0
+    ) -> Prompt:
         made = super().__new__(cls, text)
         made.before, made.system = tuple((asked, answered) for asked, answered in before), system
+        made.context_chars = context_chars
         return made
 
     def __getnewargs__(self) -> tuple[Any, ...]:
-        return str(self), self.before, self.system
+        return str(self), self.before, self.system, self.context_chars
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, str) and str.__eq__(self, other) and context(self) == context(other)
@@ -58,5 +64,6 @@ class Prompt(str):
 
 def context(prompt: str) -> dict[str, Any]:
     """What ``Chat.encode`` must be told of a question beside its text: nothing where it stands alone."""
-    found = {"before": getattr(prompt, "before", ()), "system": getattr(prompt, "system", None)}
-    return {name: value for name, value in found.items() if value not in ((), None)}
+    plain = {"before": (), "system": None, "context_chars": 0}
+    found = {name: getattr(prompt, name, value) for name, value in plain.items()}
+    return {name: value for name, value in found.items() if value != plain[name]}

@@ -60,6 +60,8 @@ class Batch(NamedTuple):
         several (``trainer.accumulate``).
     targets: what the head is to learn, by name, [K, ...] each: made by its view (``View.targets``) where the clips are
         read. None: the text rows themselves say it.
+    context_K: int64, how many text tokens there are up to the end of a text that is asked about (``prompts.Prompt``);
+        0: a row has none. None: no row.
     """
 
     frames_BTCHW: Tensor
@@ -78,6 +80,7 @@ class Batch(NamedTuple):
     adapter_K: Tensor | None = None
     step_units: dict[str, float] | None = None
     targets: dict[str, Tensor] | None = None
+    context_K: Tensor | None = None
 
     @property
     def num_clips(self) -> int:

@@ -18,6 +18,7 @@ class Encoded(NamedTuple):
     ids: list[int]
     loss_mask: list[bool]
     visual_at: int
+    context: int = 0
 
 
 class FakeChat:

@@ -18,6 +18,7 @@ from hvlm.interop.hf_template import tokenizer_with_template
 from hvlm.language._weights import tokenizer_of as folders_tokenizer
 from hvlm.text.chat import Chat
 from hvlm.text.jinja import VICUNA, without_clock
+from hvlm.text.tokenizer import train_word_tokenizer
 
 Q, A = "What color is the ring?", "Red, 3."
 SYSTEM = "You are a helpful AI assistant."
@@ -109,6 +110,29 @@ def test_every_answer_of_a_conversation_is_a_target(family):
     assert at == chat.encode_prompt(BEFORE[0][0])[1], "in the first turn of the user"
     only = chat.encode(Q, A, "last", before=BEFORE)
     assert only.ids == row.ids and only.loss_mask == [False] * len(prompt) + row.loss_mask[len(prompt) :]
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "tiny", "chatml"])
+@pytest.mark.parametrize("system", [None, SYSTEM])
+def test_the_end_of_a_context_is_marked_and_no_id_changes(family, system):
+    """Up to it stands what comes before the first question, whatever follows; a token across it is the question's."""
+    if family in ("tiny", "chatml"):
+        own = train_word_tokenizer(["what few words . < table > ?"])
+        tokenizer = own if family == "tiny" else tokenizer_of("qwen_2")
+        chat = Chat(tokenizer, family, None if family == "tiny" else system)
+    else:
+        chat = Chat(tokenizer_of(family), "own", system)
+    context, first = "few words. " * 7 + "<table> words.", "w" if family == "tiny" else "W"
+    question = f"{context}\n\nWhat few words?"
+    for asked, before in ((question, ()), ("words?", ((question, "words"),))):
+        marked = chat.encode(asked, "words", "last", before=before, context_chars=len(context))
+        assert marked.ids == chat.encode(asked, "words", "last", before=before).ids
+        assert chat.encode(asked, "words", before=before).context == 0
+        known, rest = (chat.decode(part) for part in (marked.ids[: marked.context], marked.ids[marked.context :]))
+        ends = {f"{left} | {right}" for left, right in (("words.", ""), ("words", "."))}
+        cut = f"{''.join(known.split())[-6:].removeprefix('>')} | {''.join(rest.split())[:1].replace(first, '')}"
+        assert cut in ends and known.count("words") == 8
+    assert not marked.loss_mask[marked.context - 1]
 
 
 def tokens(family):

@@ -13,9 +13,11 @@ import torch
 from _tiny import ROOT
 
 from hvlm.io.checkpoint import load_weights
+from hvlm.io.head_patterns import read_pattern
 from hvlm.training.chain import run
 
 STAGES = ["vision", "align", "sft", "dpo"]
+LOGGED = ("train/loss", "train/reward_margin", "train/distill", "train/gates_l1", "val/loss", "grad_norm")
 
 
 def logged(folder: Path) -> dict[str, list[float]]:
@@ -23,7 +25,7 @@ def logged(folder: Path) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         for name, value in json.loads(line).items():
-            if name in ("train/loss", "train/reward_margin", "val/loss", "grad_norm"):
+            if name in LOGGED:
                 found.setdefault(name, []).append(value)
     return found
 
@@ -102,3 +104,33 @@ def test_another_number_of_processes_goes_on_where_two_stopped(
     )
     largest, mean = far(whole.run / "sft", rest.run / "sft")
     assert largest < 2e-4 and mean < 2e-5
+
+
+@pytest.mark.parametrize("strategy", [DDP, FSDP])
+@pytest.mark.slow
+def test_two_processes_learn_the_gates_that_one_learns(
+    strategy: str, needles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """stage=duo on rows with different numbers of answers, so that each process has its own; the pattern is written
+    once, with all gates."""
+    monkeypatch.chdir(tmp_path)
+    command = [
+        "stage=duo", "kvcache=duo", "dataset.set=keys", "dataset.keys=2", "connector=patches", "order=video_first",
+        "language.num_layers=2", "stage.steps=5", "stage.batch_size=4", "stage.interleave=0.5", "stage.sink=1",
+        "stage.recent=2", "stage.trainable.kvcache=0.05", "stage.l1_weight=10", "evaluate=false", "callback.media=0",
+        *needles, "language.num_layers=2",
+    ]  # fmt: skip
+    train(*command, "run=two", "trainer=ddp", "trainer.accelerator=cpu", f"trainer.strategy={strategy}")
+    run([*command, "run=one"])
+    one, two = logged(Path("runs/one/duo")), logged(Path("runs/two/duo"))
+    assert len(one["train/distill"]) == 5 and any(one["train/distill"])
+    for name, values in one.items():
+        assert two[name] == pytest.approx(values, rel=1e-4, abs=1e-6), name
+    gates = [load_weights(Path("runs") / name / "duo")["kvcache.gates"] for name in ("one", "two")]
+    assert gates[0].min() < 0.98 and len(gates[0].unique()) > 1
+    torch.testing.assert_close(gates[1], gates[0], rtol=1e-4, atol=1e-4)
+    for name, learnt in zip(("one", "two"), gates, strict=True):
+        torch.testing.assert_close(read_pattern(Path("runs") / name / "duo" / "head_pattern", 2, 2).gates, learnt)
+    for key, value in load_weights(Path("runs/one/duo")).items():  # everything else stays as it began
+        if key != "kvcache.gates":
+            assert torch.equal(load_weights(Path("runs/two/duo"))[key], value), key

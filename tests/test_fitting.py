@@ -52,12 +52,12 @@ def test_what_is_too_long_is_refused_unless_it_may_be_cut():
     for size in (len(whole.ids), len(whole.ids) + 1):  # what fits is never touched
         for too_long in ("refuse", "cut"):
             shown = spec(Questions(), too_long, size)
-            assert rows(shown, answer=answer)[0][:3] == tuple(whole) and shown.notes.cut.count == 0
+            assert rows(shown, answer=answer)[0][:4] == tuple(whole) and shown.notes.cut.count == 0
     with pytest.raises(SampleError, match="a text of 12 tokens .* dataset.max_tokens=8; set dataset.too_long=cut, or"):
         rows(spec(Questions(), "refuse", 8), answer=answer)
     for loss in ("answer", "all"):
         shown = spec(Questions(), "cut", 8, loss)
-        ((ids, mask, at, meta),) = rows(shown, answer=answer)
+        ((ids, mask, at, _, meta),) = rows(shown, answer=answer)
         assert (ids, mask, at) == (whole.ids[:8], chat.encode("how many ?", answer, loss).loss_mask[:8], 4)
         assert chat.end_id not in ids, "nobody said that the answer ends there"
         assert meta["answer_tokens"] == 3 and shown.notes.cut.examples == ["k"]
@@ -71,7 +71,7 @@ def test_the_oldest_exchanges_are_cut_first():
     for turns, size in enumerate(sizes):
         shown = spec(Questions(), "cut", size)
         (row,) = rows(shown, turns=TURNS)
-        assert row[:3] == tuple(chat.encode("how many ?", "two", before=TURNS[turns:]))
+        assert row[:4] == tuple(chat.encode("how many ?", "two", before=TURNS[turns:]))
         assert shown.notes.cut.count == (turns > 0)
     (row,) = rows(spec(Questions(), "cut", sizes[2] - 1), turns=TURNS)
     assert row[0] == chat.encode("how many ?", "two").ids[:-1]
@@ -99,7 +99,7 @@ def test_a_question_of_a_benchmark_is_asked_whole_or_not_at_all():
         assert shown.notes.left_out.examples == [f"k: {long}"]
     assert rows(spec(asked, "refuse", 10), turns=TURNS) == []
     shown = spec(asked, "cut", 15)
-    ((ids, _, _, meta),) = rows(shown, turns=TURNS)
+    ((ids, *_, meta),) = rows(shown, turns=TURNS)
     assert ids == chat.encode("how many ?", "two", before=TURNS[1:]).ids and shown.notes.cut.count == 1
     (one,) = meta["question"].tries
     assert one.prompt == Prompt("how many ?", TURNS[1:]), "what is put to the model is what was measured"

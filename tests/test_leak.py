@@ -163,7 +163,7 @@ def test_with_fusion_writing_goes_on_from_what_training_sees(order: str) -> None
     for (question, _), written, (*_, meta) in zip(ASKED, said, item.rows, strict=True):
         prompt, at = chat().encode_prompt(question, order)
         until = written.index(ids.end_id) + 1 if ids.end_id in written else len(written)
-        rows.append((prompt + written[:until], [False] * len(prompt) + [True] * until, at, meta))
+        rows.append((prompt + written[:until], [False] * len(prompt) + [True] * until, at, 0, meta))
     targets = vlm.targets(batch_of(item._replace(rows=rows), size=side(vlm)))
     assert torch.equal(targets.logits_MV.argmax(-1), targets.ids_M) and len(targets.ids_M) >= 5
 

@@ -139,7 +139,7 @@ def _clips(loaded: Loaded, limit: int | None) -> Any:
             ids, at = batch.input_ids_KS[row], int(loss.int().argmax())
             asked.append((ids[:at].tolist(), int(ids[at])))
             assert int((mask & loss).sum()) == 2 and int(batch.visual_at_K[row]) == 0, "one word, asked after the video"
-        item = Item(batch.frames_BTCHW[0].numpy(), batch.frame_time_BT[0].numpy(), [([chat.pad_id], [False], 0, {})],
+        item = Item(batch.frames_BTCHW[0].numpy(), batch.frame_time_BT[0].numpy(), [([chat.pad_id], [False], 0, 0, {})],
                     uid=batch.uids[0])  # fmt: skip
         assert batch.frames_BTCHW.shape[1] == inputs.num_frames
         yield Clip(item, asked)

@@ -42,6 +42,7 @@ def _take(batch: Batch, clips: list[int], texts: list[int]) -> Batch:
         prompt_KS=None if batch.prompt_KS is None else batch.prompt_KS[rows],
         adapter_K=None if batch.adapter_K is None else batch.adapter_K[rows],
         targets=batch.targets and {name: target[rows] for name, target in batch.targets.items()},
+        context_K=None if batch.context_K is None else batch.context_K[rows],
     )
 
 

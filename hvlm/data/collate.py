@@ -14,14 +14,15 @@ class Item(NamedTuple):
     """One clip with its text rows, or one text-only chat.
 
     frames: uint8 [T, 3, H, W] and times: float32 [T], or None without a video.
-    rows: (token ids, loss mask, number of tokens before the visual tokens, meta) per text row.
+    rows: (token ids, loss mask, number of tokens before the visual tokens, number up to the end of the context, meta)
+        per text row.
     labels: {name: int64 [T, rows, columns]} or None. uid: the sample's one name. motion: float32 [T, rows, columns] or
     None.
     """
 
     frames: np.ndarray | None
     times: np.ndarray | None
-    rows: list[tuple[list[int], list[bool], int, dict[str, Any]]]
+    rows: list[tuple[list[int], list[bool], int, int, dict[str, Any]]]
     labels: dict[str, np.ndarray] | None = None
     uid: str = ""
     motion: np.ndarray | None = None
@@ -58,11 +59,12 @@ def collate(items: list[Item], *, pad_id: int, size: tuple[int, int], motion: tu
     k, s = max(1, len(rows)), max([1, *(len(row[1]) for row in rows)])
     ids = np.full((k, s), pad_id, np.int64)
     mask, loss = np.zeros((k, s), bool), np.zeros((k, s), bool)
-    clip, visual_at = np.zeros(k, np.int64), np.zeros(k, np.int64)
-    for j, (i, row_ids, row_loss, row_visual, _) in enumerate(rows):
+    clip, visual_at, context = (np.zeros(k, np.int64) for _ in range(3))
+    for j, (i, row_ids, row_loss, row_visual, row_context, _) in enumerate(rows):
         n = len(row_ids)
         ids[j, :n], mask[j, :n], loss[j, :n] = row_ids, True, row_loss
         # Without a video nothing stands between the tokens, so that none is left without one before it.
+        context[j] = row_context
         clip[j], visual_at[j] = i, row_visual if items[i].frames is not None else 0
 
     # What may be known before the answer: what stands before the video (it precedes all visual tokens anyway), and what
@@ -87,4 +89,5 @@ def collate(items: list[Item], *, pad_id: int, size: tuple[int, int], motion: tu
         uids=uids,
         motion_BTYX=energy,
         prompt_KS=torch.from_numpy(prompt),
+        context_K=torch.from_numpy(context),
     )

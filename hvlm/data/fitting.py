@@ -21,7 +21,7 @@ def shortened(row: Row, turns: int) -> Row:
     """The row without the oldest ``turns`` exchanges of its conversation."""
     if not turns or not turns_of(row):
         return row
-    prompt = row.prompt
+    prompt = row.prompt  # its context, if it has one, goes with the first question
     return row._replace(prompt=Prompt(prompt, prompt.before[turns:], prompt.system))
 
 

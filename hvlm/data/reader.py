@@ -129,7 +129,7 @@ class SampleSpec:
         except FieldError as error:
             raise SampleError(sample["key"], "json", str(error)) from error
 
-    def _encode(self, rows: Sequence[Row], key: str) -> list[tuple[list[int], list[bool], int, dict]]:
+    def _encode(self, rows: Sequence[Row], key: str) -> list[tuple[list[int], list[bool], int, int, dict]]:
         out = []
         for group in _together(rows):
             fitting = self.view.fitted(group, self._fits, self.too_long == "cut")
@@ -142,7 +142,7 @@ class SampleSpec:
                 out.append(self._encode_one(row, key, shortened=row.prompt != before.prompt))
         return out
 
-    def _encode_one(self, row: Row, key: str, shortened: bool) -> tuple[list[int], list[bool], int, dict]:
+    def _encode_one(self, row: Row, key: str, shortened: bool) -> tuple[list[int], list[bool], int, int, dict]:
         encoded, meta = self._ids(row, key), row.meta
         if self.chat.unk_id is not None and self.chat.unk_id in encoded.ids:
             self.notes.unknown.add(self.chat.unknown(row.prompt, row.answer or ""))

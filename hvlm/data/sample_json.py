@@ -33,7 +33,19 @@ MAX_BYTES = 16 << 20  # of the JSON or text of one sample
 _LETTERED_SETS = ("vnbench",)  # whose published samples do not say themselves that they ask for letters
 _ANSWERS = ("assistant", "chosen_assistant")
 _CONVERSATIONS = ("messages", "conversations")
-_ASKED = ("question", "answer", "answers", "options", "gold", "rejected", "evidence", "task", "lettered", "tries")
+_ASKED = (
+    "question",
+    "answer",
+    "answers",
+    "options",
+    "gold",
+    "rejected",
+    "evidence",
+    "task",
+    "lettered",
+    "tries",
+    "context",
+)
 _FORMS = "captions, questions, messages, conversations, caption, question and answer, user and assistant"
 
 
@@ -52,7 +64,8 @@ def parse(members: Mapping[str, Any], key: str, domain: str, uid: str | None = N
         weights, rejected and tries [{options, gold}]}], where given ``events`` [{start, end, label}], ``pairs`` [{text,
         negatives}], ``fps`` (above 0), ``section`` [start, stop], ``cluster``, ``set`` and ``outline``, and
         whatever other fields the JSON has, as they are. Of a conversation the caption and the question are its last
-        exchange, with ``turns`` [(question, answer)], the earlier ones, and ``system``, where it has them.
+        exchange, with ``turns`` [(question, answer)], the earlier ones, and ``system``, where it has them. A question's
+        ``context`` stands before the first question, which begins with ``context_chars`` characters of it.
 
     Raises:
         SampleError: names the member and the field.
@@ -271,13 +284,24 @@ def _question(item: Any, number: int, where: str, lettered: bool) -> dict[str, A
 
 
 def _asked(item: dict[str, Any], where: str) -> dict[str, Any]:
-    """What is asked, and in which conversation; of ``messages`` the last exchange is the question and its answer."""
+    """What is asked, after which text (``context``) and in which conversation; of ``messages`` the last exchange is the
+    question and its answer."""
+    context = as_text(item["context"], f"{where}.context") if "context" in item else ""
+    more: dict[str, Any] = {}
     if "messages" not in item:
-        return {"question": as_text(item.get("question"), f"{where}.question")}
-    said = conversation(item["messages"], f"{where}.messages")
-    item["answer"] = said.answer
-    context = {"turns": said.turns, "system": said.system}
-    return {"question": said.prompt} | {name: field for name, field in context.items() if field}
+        prompt = as_text(item.get("question"), f"{where}.question")
+    else:
+        said = conversation(item["messages"], f"{where}.messages")
+        prompt, item["answer"] = said.prompt, said.answer
+        more = {"turns": said.turns, "system": said.system}
+    if context:
+        if more.get("turns"):
+            (asked, answered), *rest = more["turns"]
+            more["turns"] = ((f"{context}\n\n{asked}", answered), *rest)
+        else:
+            prompt = f"{context}\n\n{prompt}"
+        more["context_chars"] = len(context)
+    return {"question": prompt} | {name: field for name, field in more.items() if field}
 
 
 def _only_try(item: dict[str, Any], where: str) -> dict[str, Any]:

@@ -158,9 +158,9 @@ def chat_row(sample: dict[str, Any]) -> Row:
 
 def in_context(prompt: str, text: Mapping[str, Any]) -> str:
     """The prompt of a caption or question with the conversation that it stands in, if it does."""
-    if "turns" not in text and "system" not in text:
+    if not {"turns", "system", "context_chars"} & set(text):
         return prompt
-    return Prompt(prompt, text.get("turns", ()), text.get("system"))
+    return Prompt(prompt, text.get("turns", ()), text.get("system"), text.get("context_chars", 0))
 
 
 def _wording(q: dict[str, Any], attempt: int) -> tuple[str, str, str | None]:
@@ -169,7 +169,7 @@ def _wording(q: dict[str, Any], attempt: int) -> tuple[str, str, str | None]:
         return in_context(q["question"], q), q["answer"], q.get("rejected")
     options, right = q["tries"][attempt]["options"], q["tries"][attempt]["gold"]
     rejected = LETTERS[options.index(q["rejected"])] if q.get("rejected") in options else None
-    return lettered_prompt(q["question"], options), LETTERS[right], rejected
+    return in_context(lettered_prompt(q["question"], options), q), LETTERS[right], rejected
 
 
 def _draw(texts: list[dict], times: np.ndarray, rng: np.random.Generator, n: int | None) -> list[dict]:

@@ -1,9 +1,9 @@
 """Passkeys in a long text, and questions about them: what is far back must be found again (after DuoAttention, Xiao et
 al. 2024, §2.2, and the passkey task of Mohtashami and Jaggi 2023).
 
-A sample is one conversation without a video: a long text in which sentences stand that name passkeys, then questions
-for them. Which one is asked for is drawn anew each time, so no answer follows from those before. Each sample is a
-function of (settings, seed, split, number) and, with texts of one's own, of these.
+A sample is one conversation without a video: a long text in which sentences stand that name passkeys (``context``), and
+questions for them. Which one is asked for is drawn anew each time, so no answer follows from those before. Each sample
+is a function of (settings, seed, split, number) and, with texts of one's own, of these.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hvlm.errors import UserError
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of the generator: raise it when the same settings give other samples
+VERSION = 2  # of the generator: raise it when the same settings give other samples
 SPLITS = ("train", "val", "test")
 # Fractions of each text of one's own; the gaps keep a paragraph on one side.
 SEGMENTS = {"train": (0.0, 0.60), "val": (0.65, 0.78), "test": (0.83, 1.0)}
@@ -128,8 +128,9 @@ class Passkeys(GeneratedSet):
         length = round(least + (most - least) * (number % self.lengths) / max(1, self.lengths - 1))
         words = filler(rng, length) if texts is None else _stretch(rng, texts, split, length)
         messages, depths = conversation(rng, words, self.passkeys, self.key_words, self.asked, self.depth)
+        context, _, messages[0]["content"] = messages[0]["content"].rpartition("\n\n")
         info = {"key": f"passkeys-{split}-{number:06d}", "split": split, "words": length, "depths": depths}
-        return info | {"questions": [{"id": "q0", "task": "passkeys", "messages": messages}]}
+        return info | {"questions": [{"id": "q0", "task": "passkeys", "context": context, "messages": messages}]}
 
     def _own_texts(self) -> list[tuple[str, str]]:
         """(name, text) of every file, by name."""

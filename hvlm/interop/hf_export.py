@@ -129,7 +129,7 @@ class HvlmModel(nn.Module):
         from safetensors.torch import load_file
         from transformers.utils import cached_file
 
-        if adapter_kwargs:
+        if set(adapter_kwargs or ()) - {"revision", "token"}:  # which AutoModel adds itself where peft is installed
             raise ValueError(f"adapter_kwargs={adapter_kwargs}: adapters of peft cannot be loaded into this model")
         hub = {
             "revision": revision, "subfolder": subfolder, "cache_dir": cache_dir, "force_download": force_download,
@@ -225,7 +225,7 @@ class HvlmModel(nn.Module):
         with self._computing():
             return generate_ids(self.vlm, self.chat, self._batch(frames, time, rows), max_new_tokens, choose)
 
-    def _asked(self, ids: list[int]) -> tuple[list[int], list[bool], int, dict[str, Any]]:
+    def _asked(self, ids: list[int]) -> tuple[list[int], list[bool], int, int, dict[str, Any]]:
         """A row of ids, the visual tokens where training has them: before everything, or before the answer's header."""
         order = self.config.order
         probe, at = self.chat.encode_prompt("?", order)
@@ -234,7 +234,7 @@ class HvlmModel(nn.Module):
             raise ValueError(
                 "input_ids: a row does not end with the header of an answer; use add_generation_prompt=True"
             )
-        return ids, [False] * len(ids), len(ids) - len(header) if order == "question_first" else at, {}
+        return ids, [False] * len(ids), len(ids) - len(header) if order == "question_first" else at, 0, {}
 
     def _frames(self, video: Tensor | Any, fps: float) -> tuple[Tensor, np.ndarray]:
         """[T, 3, H, W] as the encoder takes them, and their float32 seconds."""

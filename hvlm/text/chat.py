@@ -32,11 +32,13 @@ ORDERS = ("question_first", "video_first")
 
 class Encoded(NamedTuple):
     """One text row. ``loss_mask[i]`` is True where ``ids[i]`` is a target, predicted from everything before it;
-    ``visual_at`` text tokens stand before the visual tokens."""
+    ``visual_at`` text tokens stand before the visual tokens; the first ``context`` are up to the end of a text that is
+    asked about (``Prompt``), 0: there is none."""
 
     ids: list[int]
     loss_mask: list[bool]
     visual_at: int
+    context: int = 0
 
 
 class Chat:
@@ -140,6 +142,7 @@ class Chat:
         order: str = "question_first",
         before: Sequence[tuple[str, str]] = (),
         system: str | None = None,
+        context_chars: int = 0,
     ) -> Encoded:
         """A whole row: the turns before the answer, the answer, and the token that closes it.
 
@@ -151,18 +154,19 @@ class Chat:
                 ``video_first`` = before everything (but the token that begins a text, where the template has one).
             before: the earlier exchanges of the conversation, (question, answer).
             system: of this conversation, in place of the chat's own.
+            context_chars: of the first question, up to the end of the text that is asked about (``Prompt``).
 
         Raises:
             UserError: the template cannot write this conversation.
         """
         if loss not in LOSSES:
             raise ValueError(f"loss={loss!r}: expected one of {', '.join(LOSSES)}")
-        laid = self._lay(prompt, answer, before, system)
+        laid = self._lay(prompt, answer, before, system, context_chars)
         mask = [loss == "all"] * len(laid.ids)
         mask[0] = False
         for start, stop in {"answer": laid.targets, "last": laid.targets[-1:]}.get(loss, []):
             mask[start:stop] = [True] * (stop - start)
-        return Encoded(laid.ids, mask, _visual_at(laid, order))
+        return Encoded(laid.ids, mask, _visual_at(laid, order), laid.context)
 
     def encode_prompt(
         self,
@@ -238,25 +242,36 @@ class Chat:
 
     __hash__ = None  # compared by value, and large
 
-    def _lay(self, prompt: str, answer: str | None, before: Sequence[tuple[str, str]], system: str | None) -> Laid:
+    def _lay(
+        self,
+        prompt: str,
+        answer: str | None,
+        before: Sequence[tuple[str, str]],
+        system: str | None,
+        context_chars: int = 0,
+    ) -> Laid:
         said = self.system if system is None else system
         if self._jinja is not None:
-            return self._jinja.lay(self._jinja.messages(prompt, answer, before, said))
-        return self._lay_fixed([*before, (prompt, answer)], said)
+            return self._jinja.lay(self._jinja.messages(prompt, answer, before, said, context_chars))
+        return self._lay_fixed([*before, (prompt, answer)], said, context_chars)
 
-    def _lay_fixed(self, exchanges: Sequence[tuple[str, str | None]], system: str | None) -> Laid:
+    def _lay_fixed(self, exchanges: Sequence[tuple[str, str | None]], system: str | None, context_chars: int) -> Laid:
         """A conversation by ``chatml`` or ``tiny``, whose pieces are tokenized one by one."""
         ids: list[int] = []
         targets: list[tuple[int, int]] = []
-        after_question = 0
+        after_question = context = 0
         tiny = self.template == "tiny"
         for i, (question, answer) in enumerate(exchanges):
             if i == 0 and system is not None and not tiny:
                 ids += self._turn("system", system)
             elif i == 0 and system:
                 question = f"{system}\n\n{question}"
+                context_chars += bool(context_chars) * (len(question) - len(exchanges[0][0]))
             elif i > 0 and not tiny:
                 ids += self._text("\n")
+            if i == 0 and context_chars:
+                named = "" if tiny else "user\n"
+                context = len(ids) + 1 + self._tokens_within(f"{named}{question}", len(named) + context_chars)
             ids += [self._special["<|user|>"], *self._text(question)] if tiny else self._turn("user", question)
             if i == 0:
                 after_question = len(ids)
@@ -265,13 +280,18 @@ class Chat:
                 start = len(ids)
                 ids += [*self._text(answer), self.end_id]
                 targets.append((start, len(ids)))
-        return Laid(ids, targets, after_question, 0)
+        return Laid(ids, targets, after_question, 0, context)
 
     def _turn(self, role: str, content: str) -> list[int]:
         return [*self._begun(f"{role}\n{content}"), self.end_id, *self._text("\n")]
 
     def _begun(self, text: str) -> list[int]:
         return [self._special["<|im_start|>"], *self._text(text)]
+
+    def _tokens_within(self, text: str, chars: int) -> int:
+        """How many of a text's tokens come before the first that goes beyond so many characters."""
+        ends = [stop for _, stop in self._tokenizer.encode(text, add_special_tokens=False).offsets]
+        return next((i for i, stop in enumerate(ends) if stop > chars), len(ends))
 
     def _text(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids

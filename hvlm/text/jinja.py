@@ -22,6 +22,7 @@ from hvlm.errors import UserError
 from hvlm.text.bounded import MOST_STEPS, TooLong, bounded, takes_powers
 
 GUARD = "\ue000"
+CONTEXT_ENDS = 2 * GUARD  # which no guarded text holds
 KEY = "language.template"
 # What the two templates of our own say without a system turn: Vicuna's text, and nothing.
 VICUNA = (
@@ -57,13 +58,15 @@ class Laid(NamedTuple):
     """A conversation as ids.
 
     targets: [start, stop) of each assistant's turn with the token that closes it. after_question: how many tokens stand
-    before the assistant's header of the first exchange. after_bos: how many before everything but that.
+    before the assistant's header of the first exchange. after_bos: how many before everything but that. context: how
+    many up to the end of the context at the beginning of the first question; 0 without one.
     """
 
     ids: list[int]
     targets: list[tuple[int, int]]
     after_question: int
     after_bos: int
+    context: int = 0
 
 
 def without_clock(source: str) -> str:
@@ -152,10 +155,15 @@ class ChatTemplate:
         self.takes_system = self._has_system_turn(asked, answered)
 
     def messages(
-        self, prompt: str, answer: str | None, before: Sequence[tuple[str, str]], system: str | None
+        self,
+        prompt: str,
+        answer: str | None,
+        before: Sequence[tuple[str, str]],
+        system: str | None,
+        context_chars: int = 0,
     ) -> list[dict[str, str]]:
         """A conversation, its texts guarded. A system message goes into the first question where the template has no
-        turn for one."""
+        turn for one. The end of a context (``Prompt``) is marked."""
         exchanges: list[tuple[str, str | None]] = [*before, (prompt, answer)]
         out = []
         for i, (question, reply) in enumerate(exchanges):
@@ -164,7 +172,12 @@ class ChatTemplate:
                     out.append({"role": "system", "content": self.of_others(system)})
                 elif system:
                     question = f"{system}\n\n{question}"
-            out.append({"role": "user", "content": self.of_others(question)})
+                    context_chars += bool(context_chars) * (len(question) - len(exchanges[0][0]))
+            content = self.of_others(question)
+            if i == 0 and context_chars:
+                parts = question[:context_chars], question[context_chars:]
+                content = CONTEXT_ENDS.join(self.of_others(part) for part in parts)
+            out.append({"role": "user", "content": content})
             if reply is not None:
                 out.append({"role": "assistant", "content": self.of_answers(reply)})
         return out
@@ -195,7 +208,9 @@ class ChatTemplate:
             ids = ids[: targets[-1][1]]
         bos = self.named.get("bos_token")
         after_bos = int(bool(bos) and ids[:1] == [self.tokenizer.token_to_id(bos)])
-        return Laid(ids, targets, self._after_question(messages, ids), after_bos)
+        known = whole.find(CONTEXT_ENDS)
+        context = 0 if known < 0 else len(os.path.commonprefix([self.encode(whole[:known]), ids]))
+        return Laid(ids, targets, self._after_question(messages, ids), after_bos, context)
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
