@@ -366,10 +366,11 @@ def test_a_model_writes_the_same_in_pieces_of_any_size_and_each_row_alone(order:
     batch = batch_of(*clips, size=side(vlm))
     whole = generate(vlm, chat(), batch, 8)
     found = []
-    for chunk, prefill in ((None, "mask"), (3, "mask"), (1, "chunk"), (1, "mask")):
-        vlm.kvcache = Streaming(sink=1, recent=3, chunk=chunk, prefill=prefill, **vlm.language.cache_sizes)
+    ways = [(None, "mask", None), (3, "mask", None), (1, "chunk", None), (1, "mask", None)]
+    for chunk, prefill, bits in [*ways, (None, "mask", 8), (3, "mask", 8)]:
+        vlm.kvcache = Streaming(sink=1, recent=3, chunk=chunk, prefill=prefill, bits=bits, **vlm.language.cache_sizes)
         found.append(generate(vlm, chat(), batch, 8))
-    assert found[0] == found[1] == found[2] == found[3] != whole
+    assert found[0] == found[1] == found[2] == found[3] != whole and found[4] == found[5]
     alone = [generate(vlm, chat(), batch_of(c._replace(rows=[r]), size=side(vlm)), 8)[0] for c in clips for r in c.rows]
     assert found[0] == alone
     by_piece = Streaming(sink=1, recent=3, prefill="chunk", **vlm.language.cache_sizes)

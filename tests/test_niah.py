@@ -25,6 +25,7 @@ from hvlm.benchmark.vnbench import VNBench
 from hvlm.data.video import Video
 from hvlm.dataset._haystack import Video as HaystackVideo
 from hvlm.dataset._haystack import part_of
+from hvlm.dataset._needles_scene import SETS
 from hvlm.dataset._needles_text import templates as of_the_needles
 from hvlm.dataset._needles_text import vocabulary
 from hvlm.dataset.needles import Needles
@@ -250,6 +251,51 @@ def test_training_and_benchmark_share_no_source_and_no_sentence(made: Path, tmp_
         command.write(read([f"haystack={made / 'haystack'}", f"out={tmp_path / 'b'}", *WORDS[:-2], "sources=train",
                             f"avoid=[{dataset.folder}]"]))  # fmt: skip
     assert not (tmp_path / "b").exists()
+
+
+def test_keys_that_gates_learn_from_share_nothing_with_any_benchmark(made: Path, tmp_path: Path) -> None:
+    """By the manifests of all: every set's val and test clips of the same half, and benchmarks of the other half with
+    stills and with clips."""
+    words = [f"haystack={made / 'haystack'}", f"out={tmp_path / 'clips'}", "needle=clip", "lengths=[12]", *WORDS[1:-1]]
+    command.write(read([*words, "tasks=[ret_edit1]"]))
+
+    def of(name: str, wording: str, **counts: int) -> Needles:
+        dataset = Needles(
+            root=str(tmp_path), haystack=str(made / "haystack"), haystack_part="train", set=name, wording=wording,
+            frames=8, num_frames=4, keys=2, text_chats=0, size=64, generate_workers=1, min_seconds=10, max_seconds=10,
+            **counts,
+        )  # fmt: skip
+        dataset.prepare(progress=False)
+        return dataset
+
+    learnt = of("keys", "first", train_clips=8, val_clips=0, test_clips=0)
+    spec = json.loads((learnt.folder / "manifest.json").read_text())["spec"]
+    (question,) = (t for t in spec["templates"] if "{shape}" in t and "?" in t)
+    sources = {source["name"] for source in spec["sources"]}
+    for bench in ("bench", "clips"):
+        folder = made / bench if bench == "bench" else tmp_path / bench
+        asked = json.loads((folder / "manifest.json").read_text())
+        used = {source["name"] for source in asked["sources"]}
+        parts = {part["name"] for video in asked["videos"].values() for part in video["sources"]}
+        assert used and not used & sources and parts <= used
+        said = {text for texts in asked["templates"].values() for text in texts}
+        assert said and not said & set(spec["templates"])
+    segments = segments_of(learnt, "train")
+    for name in SETS:
+        wording = "second" if name == "keys" else "both"
+        tested = of(name, wording, train_clips=0, val_clips=3, test_clips=3)
+        assert question not in json.loads((tested.folder / "manifest.json").read_text())["spec"]["templates"], name
+        for split in ("val", "test"):
+            found = segments_of(tested, split)
+            apart = [a != b or stop <= x or y <= start for a, start, stop in found for b, x, y in segments]
+            assert found and all(apart), (name, split)
+
+
+def segments_of(dataset: Needles, split: str) -> list[tuple[str, float, float]]:
+    """(source, start, stop) of each clip, as its sample says."""
+    clips = dataset.manifest().split(split)
+    infos = [json.loads(clips.read(i)["json"]) for i in range(len(clips))]
+    return [(info["source"], *info["segment"]) for info in infos]
 
 
 def test_parts_of_a_haystack_follow_from_its_names() -> None:
