@@ -164,7 +164,8 @@ class Connector(Module, ABC, group="connector"):
     reads_forward, needs_grid: the setting (``connector.mode=autoregressive``) because of which it reads each frame
     knowing only what came before, or folds a frame's whole grid of patches; empty where it does not.
     steers: the language model's state says where the next frame is looked at, one frame after the other
-    (``hvlm.evaluation.streaming`` reads so).
+    (``hvlm.evaluation.streaming`` reads so). alone: what it makes of a frame depends on no other frame and no text, so
+    frames may come one by one.
     modes: the ways of reading between which ``using`` switches. monitor: while it is True, ``metrics`` fills with
     numbers to log.
     """
@@ -178,6 +179,7 @@ class Connector(Module, ABC, group="connector"):
     reads_forward: str = ""
     needs_grid: str = ""
     steers: bool = False
+    alone: bool = False
     modes: ClassVar[tuple[str, ...]] = ()
     mode: str = ""
     monitor: bool = False

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.progress import track
 
 from hvlm import assembly
 from hvlm.data.batches import clip_frames, one_row
-from hvlm.data.decode import frames_of
-from hvlm.data.video import Video, VideoDecodeError
 from hvlm.data.views import Pairs
 from hvlm.errors import UserError
 from hvlm.evaluation import results
@@ -25,12 +22,12 @@ from hvlm.evaluation.evaluate import RESULTS, ask, evaluate, warn_of_problems
 from hvlm.evaluation.generate import InWords
 from hvlm.evaluation.heads import evaluate_head
 from hvlm.evaluation.likelihood import check_answers, check_lengths
-from hvlm.evaluation.offline import answer_offline
 from hvlm.evaluation.predictions import write_predictions
 from hvlm.evaluation.preference import reward_accuracy
 from hvlm.evaluation.report import table, write_report
 from hvlm.evaluation.sampling import Sampling
-from hvlm.evaluation.streaming import StreamingReader, why_not_frame_by_frame
+from hvlm.evaluation.watch import duration_of_asked
+from hvlm.evaluation.watch import watch as watch_video
 from hvlm.interop.fvlm_weights import is_release, load_release, save_release
 from hvlm.io.files import safe_name
 from hvlm.io.json_lines import read_lines, write_lines
@@ -38,7 +35,6 @@ from hvlm.model import VLM
 from hvlm.precision import choose_precision
 from hvlm.rebuild import Loaded, load, metadata_of
 from hvlm.text.chat import Chat
-from hvlm.text.unknown import warn_of_answers, warn_of_question
 from hvlm.viz.gaze_maps import gaze_maps, write_maps
 from hvlm.viz.merge_maps import merge_maps, write_merging
 
@@ -180,76 +176,14 @@ def release(path: str | Path, cfg: Mapping[str, Any], out: Path) -> Path:
 
 
 def watch(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str, Any]]:
-    """Answer ``ask.question`` about ``ask.video`` at the moments asked for: lines with ``seconds``, ``frames`` read and
-    ``answer``, printed and written to ``out/asked.jsonl``. The model watches frame by frame where it can; else it reads
-    frames of the whole time before each moment, and the log says why."""
-    asked = cfg["ask"]
-    for name in ("video", "question"):
-        if not (asked[name] or "").strip():
-            raise UserError(f"task=ask needs ask.{name}=...")
-    if not Path(asked["video"]).is_file():
-        raise UserError(f"ask.video={asked['video']}: no such file")
-    try:
-        with Video(Path(asked["video"])) as video:
-            duration = video.duration
-    except VideoDecodeError as e:
-        raise UserError(f"ask.video={asked['video']}: cannot be read as a video ({e.reason})") from e
-    late = [moment for moment in asked["at"] or [] if moment > duration]
-    if late:
-        raise UserError(f"ask.at={late[0]:g}: {asked['video']} ends at {duration:.2f} s; ask within it")
-    choose = sampling(cfg)
-    loaded = load(path, cfg)
-    warn_of_question(loaded.chat, asked["question"])
-    reason = why_not_frame_by_frame(loaded.model)
-    if reason is None:
-        found = _while_it_runs(loaded, asked, choose)
-    else:
-        frames = loaded.inputs.num_frames
-        log.info(f"read in one piece before each answer, {frames} frames at most (ask.fps is not used): {reason}")
-        found = _in_one_piece(loaded, asked, duration, choose)
-    lines = []
-    for line in found:
-        lines.append(line)
-        log.info(f"{line['seconds']:8.2f} s, {line['frames']} frames: {line['answer']}")
-    warn_of_answers(loaded.chat, [line["answer"] for line in lines])
-    write_lines(out / "asked.jsonl", [{"question": asked["question"], **line} for line in lines])
-    return lines
+    """Answer ``ask.question`` about ``ask.video`` at the moments ``ask.at``; see ``hvlm.evaluation.watch``."""
+    duration, choose = duration_of_asked(cfg["ask"]), sampling(cfg)
+    return watch_video(load(path, cfg), cfg["ask"], duration, choose, out)
 
 
 def sampling(cfg: Mapping[str, Any]) -> Sampling:
     """How ``cfg`` chooses words: ``ask.temperature`` and ``ask.top_p``, with the seed of the command."""
     return Sampling(cfg["ask"]["temperature"], cfg["ask"]["top_p"], cfg["seed"])
-
-
-def _while_it_runs(loaded: Loaded, asked: Mapping[str, Any], choose: Sampling) -> Iterator[dict[str, Any]]:
-    first = asked["question"] if loaded.inputs.order == "question_first" else None
-    later = None if first else asked["question"]
-    watcher = StreamingReader(loaded.model, loaded.chat, first)
-    moments = sorted(asked["at"] or [])
-
-    def said(seconds: float) -> dict[str, Any]:
-        answer = watcher.answer(later, asked["max_new_tokens"], choose)
-        return {"seconds": seconds, "frames": watcher.frames, "answer": answer}
-
-    seconds, limit = 0.0, loaded.config["dataset"]["decode_timeout"]
-    for frame, seconds in frames_of(Path(asked["video"]), asked["fps"], loaded.inputs.size, limit):
-        while moments and moments[0] < seconds and watcher.frames:
-            yield said(moments.pop(0))
-        watcher.read_frame(torch.from_numpy(np.ascontiguousarray(frame)))
-    if not watcher.frames:
-        raise UserError(f"ask.video={asked['video']}: shorter than half a frame at ask.fps={asked['fps']:g}; raise it")
-    for moment in moments or ([] if asked["at"] else [seconds]):
-        yield said(moment)
-
-
-def _in_one_piece(
-    loaded: Loaded, asked: Mapping[str, Any], duration: float, choose: Sampling
-) -> Iterator[dict[str, Any]]:
-    for moment in sorted(asked["at"] or [duration]):
-        answer = answer_offline(
-            loaded, Path(asked["video"]), asked["question"], moment, asked["max_new_tokens"], choose
-        )
-        yield {"seconds": moment, "frames": answer.frames, "answer": answer.text}
 
 
 def look(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str, Any]]:

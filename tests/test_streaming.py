@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from _tiny import ASKED, Case, Variant, batch_of, chat, clip, model, side
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
 import eval as evaluation
+from hvlm.connector import foveated as foveated_reading
 from hvlm.data.decode import decode, frames_of
 from hvlm.data.video import VideoDecodeError
 from hvlm.errors import UserError
@@ -21,9 +23,13 @@ from hvlm.evaluation.generate import generate
 from hvlm.evaluation.offline import answer_offline
 from hvlm.evaluation.sampling import Sampling
 from hvlm.evaluation.streaming import StreamingReader
+from hvlm.evaluation.watch import why_in_one_piece
+from hvlm.io.head_patterns import write_pattern
+from hvlm.kvcache.duo import Duo
 from hvlm.kvcache.streaming import Streaming
 from hvlm.model import VLM
 from hvlm.rebuild import Loaded
+from hvlm.text import chat as chatting
 from hvlm.types import InputSpec
 from hvlm.viz.media import write_mp4
 
@@ -82,6 +88,121 @@ def test_a_cache_that_forgets_watches_in_bounded_memory_and_asking_leaves_no_tra
     assert memory[2:] == [vlm.kvcache.bytes(100)] * 4, "full after three frames, and never more"
 
 
+@pytest.mark.parametrize("begins", [False, True])
+@pytest.mark.parametrize("order", ["video_first", "question_first"])
+@pytest.mark.parametrize("connector", ["mean", "patches", "coarse", "foveated"])
+def test_a_stream_answers_as_the_whole_clip_read_through_the_same_cache(
+    connector: str, order: str, begins: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the cache keeps: half of the heads everything, or none. begins: a token begins each text."""
+    if begins:
+        monkeypatch.setattr(chatting, "_visual_at", lambda laid, order: laid.after_question if order[0] == "q" else 1)
+    rooms = (Variant("connector", connector),) if connector in ("mean", "patches") else ()
+    vlm = model(Case(order, rooms)) if rooms else foveated(order, "coarse" if connector == "coarse" else "coarse_fine")
+    frames, states = pixels(vlm), {}
+    for share in (0.0, 0.5, 1.0):
+        vlm.kvcache = Duo(retrieval=share, sink=2, recent=3, **vlm.language.cache_sizes)
+        # A look is steered by what the cache keeps, in a stream; offline by all, so there it is given the same.
+        monkeypatch.setattr(foveated_reading, "PastKV", vlm.kvcache.new)
+        for question in [row[0] for row in ASKED[:2]]:
+            watcher = StreamingReader(vlm, chat(), question if order == "question_first" else None)
+            for i, frame in enumerate(frames, 1):
+                watcher.read_frame(frame)
+                if i not in COMPARED:
+                    continue
+                found = next_word(watcher, question)
+                states[share, question, i] = found
+                if connector == "foveated" and begins and order == "video_first":
+                    continue  # offline the first look knows of no text
+                expected, words = offline_word(vlm, i, question)
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+                assert watcher.answer(None if watcher.question else question, WORDS) == words
+    for (share, question, i), state in states.items():  # what is compared depends on what was kept
+        assert i < 6 or share == 1.0 or not torch.allclose(state, states[1.0, question, i], atol=1e-2)
+
+
+@torch.inference_mode()
+def next_word(watcher: StreamingReader, question: str) -> torch.Tensor:
+    """Logits of the answer's first word."""
+    ids, at = watcher.chat.encode_prompt(question, watcher.model.order)
+    return watcher.model.head.logits(watcher._read(ids[at:], watcher.cache.copy())[:, -1])
+
+
+@torch.inference_mode()
+def offline_word(vlm: VLM, frames: int, question: str) -> tuple[torch.Tensor, str]:
+    """The same of the whole clip, and the answer."""
+    batch = batch_of(clip(5, 6, [(question, "")], vlm.order, side(vlm)), size=side(vlm))
+    cut = batch._replace(
+        frames_BTCHW=batch.frames_BTCHW[:, :frames], frame_time_BT=batch.frame_time_BT[:, :frames],
+        frame_mask_BT=batch.frame_mask_BT[:, :frames],
+    )  # fmt: skip
+    prompt = cut.attention_mask_KS & (cut.loss_mask_KS.cumsum(1) == 0)
+    with vlm.connector.using("autoregressive") if vlm.connector.steers else contextlib.nullcontext():
+        sequence = vlm.sequence(cut._replace(attention_mask_KS=prompt, loss_mask_KS=prompt & False))
+        state = vlm.hidden(sequence, vlm.kvcache.new())[:, int(sequence.mask_KL.sum()) - 1]
+        return vlm.head.logits(state), generate(vlm, chat(), cut, WORDS)[0]
+
+
+def test_hours_are_watched_in_the_memory_of_the_window(caplog: pytest.LogCaptureFixture) -> None:
+    """Of a streaming head nothing is kept that grows, not even masks; of the frames themselves nothing at all."""
+    vlm = model(Case("video_first", (Variant("connector", "mean"),)))
+    frame, held = pixels(vlm)[0], {}
+    vlm.language.max_positions = 60
+    for share in (0.0, 0.5):
+        vlm.kvcache = Duo(retrieval=share, sink=2, recent=6, **vlm.language.cache_sizes)
+        watcher, sizes, kv = StreamingReader(vlm, chat()), [], []
+        for i in range(100):
+            watcher.read_frame(frame + i % 7)
+            if i % 20 == 19:
+                sizes.append(sum(t.untyped_storage().nbytes() for t in tensors_of(watcher)))
+                kv.append(watcher.cache.nbytes)
+        held[share] = sizes
+        assert kv == [vlm.kvcache.bytes(n) for n in range(20, 101, 20)]
+    assert len(set(held[0.0])) == 1 and held[0.5][-1] > held[0.5][0]
+    said = [r.message for r in caplog.records if "made for 60 positions" in r.message]
+    assert len(said) == 2 and said[0].startswith("frame 61:"), "once for each watcher"
+
+
+def tensors_of(watcher: StreamingReader) -> list[torch.Tensor]:
+    """Those that a watcher leads to, each storage once; not the model's own."""
+    own = {t.untyped_storage().data_ptr() for t in [*watcher.model.parameters(), *watcher.model.buffers()]}
+    found, seen, todo = {}, set(), [watcher.query, watcher.cache]
+    while todo:
+        one = todo.pop()
+        if id(one) in seen or isinstance(one, torch.nn.Module):
+            continue
+        seen.add(id(one))
+        if isinstance(one, torch.Tensor):
+            if one.untyped_storage().data_ptr() not in own:
+                found[one.untyped_storage().data_ptr()] = one
+        elif isinstance(one, dict):
+            todo += one.values()
+        elif isinstance(one, list | tuple | set):
+            todo += one
+        elif hasattr(one, "__dict__"):
+            todo += vars(one).values()
+    return list(found.values())
+
+
+@pytest.mark.parametrize(
+    "room, forgets, stream, reason",
+    [
+        ("foveated", False, None, None), ("mean", False, None, "ask.stream=true"), ("mean", True, None, None),
+        ("mean", False, True, None), ("foveated", True, False, "ask.stream=false"),
+        ("longvlm", True, None, "reads each frame alone"),
+    ],
+)  # fmt: skip
+def test_who_watches_as_the_video_comes_in(room: str, forgets: bool, stream: bool | None, reason: str | None) -> None:
+    vlm = model(Case("video_first", (Variant("connector", room),)))
+    if forgets:
+        vlm.kvcache = Streaming(**vlm.language.cache_sizes)
+    found = why_in_one_piece(vlm, stream)
+    assert (found is None) == (reason is None) and (reason or "") in (found or "")
+    if room == "longvlm":
+        with pytest.raises(UserError, match="ask.stream=true: connector= must be one that reads each frame alone"):
+            why_in_one_piece(vlm, True)
+
+
 def test_with_the_question_first_its_answer_may_be_had_at_any_moment() -> None:
     vlm = foveated("question_first")
     answers = set()
@@ -102,9 +223,12 @@ def test_what_cannot_watch_is_refused() -> None:
     vlm = foveated("question_first")
     with pytest.raises(UserError, match="question is needed before the first frame"):
         StreamingReader(vlm, chat())
-    for vlm in (foveated("video_first", "coarse"), model(Case("video_first", (Variant("connector", "mean"),)))):
-        with pytest.raises(UserError, match="needs a model with connector=foveated"):
-            StreamingReader(vlm, chat())
+    for room, words in (
+        (("connector", "longvlm"), "reads each frame alone"), (("merger", "tome"), "merger= must be none"),
+        (("attention", "full"), "attention= must be none"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=words):
+            StreamingReader(model(Case("video_first", (Variant(*room),))), chat())
 
 
 def test_frames_of_a_stream_are_those_of_the_sampler(tmp_path: Path) -> None:
@@ -215,6 +339,15 @@ def test_from_the_command_line(
     assert [(line["seconds"], line["frames"]) for line in lines] == [(1.0, 2), (2.5, 5)]
     written = [json.loads(line) for line in (tmp_path / "asked.jsonl").read_text().splitlines()]
     assert [w["answer"] for w in written] == [line["answer"] for line in lines]
+    write_pattern(tmp_path / "gates", torch.ones(1, 2), 2, 4)
+    window = ["kvcache=duo", f"kvcache.pattern={tmp_path}/gates", "kvcache.retrieval=0", "kvcache.sink=2",
+              "kvcache.recent=4", "ask.at=[1,2.5,6,6]"]  # fmt: skip
+    lines = evaluation.evaluate([*common, "ask.question=what color is the object ?", "ask.fps=2", *window])
+    assert [line["frames"] for line in lines] == [2, 5, 12, 12] and len({line["kv_bytes"] for line in lines}) == 1
+    assert all(line["frame_ms"] > 0 and line["cpu_ms"] > 0 and line["resident_mb"] > 1 for line in lines[:3])
+    assert lines[3]["frame_ms"] is None, "asked again, and nothing was read since"
+    (piece,) = evaluation.evaluate([*common, "ask.question=what shape is the object ?", "ask.stream=false"])
+    assert piece["frames"] == 4 and "kv_bytes" not in piece
     (end,) = evaluation.evaluate([*common, "ask.question=what shape is the object ?"])
     assert end["frames"] == 24  # 6 s at 4 frames a second
     for missing, words in ((["task=ask", "checkpoint=runs/tiny"], "ask.video"), (common, "ask.question")):

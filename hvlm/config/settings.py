@@ -75,13 +75,15 @@ class CallbackConfig:
 
 @dataclass(frozen=True)
 class AskConfig:
-    """``eval.py task=ask``: a video file, what is asked about it, when (seconds; null: at its end), frames a second;
-    how words are chosen, there and with ``task=generate``; an answer's length."""
+    """``eval.py task=ask``: a video file, what is asked about it, when (seconds; null: at its end), frames a second,
+    whether it is read frame by frame (null: where the model steers, or its cache forgets); how words are chosen, there
+    and with ``task=generate``; an answer's length."""
 
     video: str | None
     question: str | None
     at: list[NonNegativeFloat] | None
     fps: FramesPerSecond
+    stream: bool | None
     temperature: NonNegativeFloat
     top_p: Share
     max_new_tokens: PositiveInt

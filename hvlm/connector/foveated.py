@@ -82,6 +82,10 @@ class Foveated(Connector):
     def steers(self) -> bool:
         return self.mode != "coarse"
 
+    @property
+    def alone(self) -> bool:
+        return self.mode == "coarse"
+
     def forward(self, patches: Patches, language: Language, prefix: Prefix | None) -> tuple[Tokens, bool]:
         """Returns (one token per frame, whether rows are questions [K, T, D] rather than clips [B, T, D])."""
         mask_BT = patches.frame_mask_BT

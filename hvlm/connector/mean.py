@@ -15,6 +15,7 @@ class Mean(Connector):
     """v_t = P(Σ_n s_n x_tn / Σ_n s_n), s the number of patches merged into each token. Blind to the question."""
 
     needs_frames = True
+    alone = True
 
     def __init__(
         self,

@@ -15,6 +15,8 @@ from hvlm.types import Patches, Prefix, Tokens
 class DensePatches(Connector):
     """v = P(x) per patch. ``shuffle=r`` first folds r × r neighbouring patches into one token of r² times the width."""
 
+    alone = True
+
     def __init__(
         self,
         projector: Literal["linear", "mlp"] = "mlp",

@@ -205,6 +205,15 @@ def peak_rss_mb() -> float:
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)  # macOS counts bytes, Linux kilobytes
 
 
+def resident_mb() -> float | None:
+    """Memory that this process holds now, in MB of 2^20 bytes; None where the system does not say (it has no /proc)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, IndexError, ValueError):
+        return None
+    return round(pages * resource.getpagesize() / 2**20, 1)
+
+
 def command_line() -> str:
     """This process as one would type it."""
     return shlex.join(typed())

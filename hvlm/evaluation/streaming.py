@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 
@@ -12,13 +14,15 @@ from hvlm.evaluation.sampling import GREEDY, Sampling
 from hvlm.gaze import CachedKV
 from hvlm.model import VLM
 from hvlm.text.chat import Chat
-from hvlm.types import Patches, Wants
+from hvlm.types import Patches
+
+log = logging.getLogger(__name__)
 
 
 def why_not_frame_by_frame(model: VLM) -> str | None:
     """What keeps the model from watching a video as it comes in; None where nothing does."""
-    if not model.connector.steers:
-        return "it needs a model with connector=foveated and mode coarse_fine or autoregressive"
+    if not (model.connector.steers or model.connector.alone):
+        return "connector= must be one that reads each frame alone (foveated, mean, patches)"
     if model.attention.mixes or model.attention.readout > 1:
         return "attention= must be none, with readout 1; others mix whole clips"
     if not model.merger.changes_nothing:
@@ -29,13 +33,14 @@ def why_not_frame_by_frame(model: VLM) -> str | None:
 
 
 class StreamingReader:
-    """fVLM's autoregressive reading, kept going: the query of the next frame comes from the state at the newest one.
+    """A frame costs one pass through the encoder and one position of the language model for each of its tokens. Nothing
+    is kept of it but these tokens' keys and values in the language model (what the model's ``kvcache`` keeps of them).
 
-    A frame costs one pass through the encoder, one look and one position of the language model. Of the frames nothing
-    is kept but their tokens' keys and values in the language model (what the model's ``kvcache`` keeps of them).
+    A connector that steers reads as fVLM's autoregressive reading does, kept going: the query of the next frame comes
+    from the state at the newest one. Of others the answer is that of the whole clip read through the same cache.
 
-    question: what is watched for. With order ``question_first`` it steers the gaze from the first frame on and must be
-        given here; with ``video_first`` every ``answer`` has a question of its own.
+    question: what is watched for. With order ``question_first`` it is read (and steers the gaze) before the first frame
+        and must be given here; with ``video_first`` every ``answer`` has a question of its own.
     Raises UserError where ``why_not_frame_by_frame`` has a reason.
     """
 
@@ -52,26 +57,42 @@ class StreamingReader:
         self.model, self.chat, self.cache, self.question = model.eval(), chat, model.kvcache.new(), question
         self.device = next(model.parameters()).device
         self.frames = 0
+        self.query: Tensor | None = None  # of the next frame, where the model steers
+        self._said = False
         with torch.inference_mode():
-            if question is None:
-                self.query = connector.q_init.unsqueeze(0)
-            else:
-                ids, at = chat.encode_prompt(question, model.order)
-                self.query = connector.llm_to_query(self._read(ids[:at], self.cache)[:, -1:])
+            # Before the video stands the question; or, in this order, the token that begins a text, if there is one.
+            ids, at = chat.encode_prompt(question or "?", model.order)
+            state = self._read(ids[:at], self.cache)[:, -1:] if at else None
+            if connector.steers:
+                self.query = connector.q_init.unsqueeze(0) if question is None else connector.llm_to_query(state)
 
     @torch.inference_mode()
     def read_frame(self, frame_CHW: Tensor) -> None:
         """The next frame, uint8 [3, H, W] (or normalised floats)."""
-        vision, connector = self.model.vision, self.model.connector
+        vision, connector, language = self.model.vision, self.model.connector, self.model.language
         frames = frame_CHW.to(self.device)[None, None]
         time = torch.full((1, 1), float(self.frames), device=self.device)
         seen = torch.ones(1, 1, dtype=torch.bool, device=self.device)
-        tokens, kv, _ = vision.encode(frames, time, seen, Wants(kv=True))
-        patches = Patches(tokens, time, seen, CachedKV(vision, kv))
-        token = connector.read_frame(patches, self.query, torch.zeros(1, dtype=torch.long, device=self.device), at=0)
-        self.cache.tell(torch.full((1, 1), self.frames, device=self.device), torch.zeros_like(seen, dtype=torch.long))
-        self.query = connector.llm_to_query(self.model.language.hidden(token, cache=self.cache))
+        tokens, kv, summary = vision.encode(frames, time, seen, self.model.wants())
+        gaze = None if kv is None else CachedKV(vision, kv)
+        patches = Patches(tokens, time, seen, gaze, summary, vision.grid(*frames.shape[-2:]))
+        if connector.steers:
+            row = torch.zeros(1, dtype=torch.long, device=self.device)
+            new = connector.read_frame(patches, self.query, row, at=0)
+        else:
+            new = connector(patches, language, None)[0].x_BSD
+        slot = torch.arange(new.shape[1], device=self.device).unsqueeze(0)
+        self.cache.tell(torch.full_like(slot, self.frames), slot)
+        states = language.hidden(new, cache=self.cache)
+        if connector.steers:
+            self.query = connector.llm_to_query(states)
         self.frames += 1
+        if self.cache.get_seq_length() > language.max_positions and not self._said:
+            self._said = True
+            log.warning(
+                f"frame {self.frames}: the language model was made for {language.max_positions} positions, and what it "
+                "reads goes on beyond them; look at fewer frames a second (ask.fps)"
+            )
 
     @torch.inference_mode()
     def answer(self, question: str | None = None, max_new_tokens: int = 32, choose: Sampling = GREEDY) -> str:
