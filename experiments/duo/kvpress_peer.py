@@ -2,7 +2,7 @@
 
     .venv-kvpress/bin/python experiments/duo/kvpress_peer.py MODEL prompts.jsonl answers.jsonl
         --press none,snapkv,expected,kvzip,adakv,duo --keep 0.5,0.25 [--pattern DIR] [--window 32] [--sink 64]
-        [--recent 256] [--tokens 8]
+        [--recent 256] [--tokens 8] [--retrieval 0.4,0.2]
 
 MODEL: a Hugging Face folder. Prompts, one a line: {"id", "context_ids", "question_ids"}; ids, so that every reader
 reads the same tokens. The context goes through the model under the press, the question after it, and the answer is
@@ -12,7 +12,8 @@ after the context, as a share of the full cache's; said: the share that the pres
 adakv and duo, which mask what they forget and store it all the same.
 
 duo: kvpress' own DuoAttention, with the gates of ``--pattern`` (published ones are for models of 7 B and more, and its
-score without training needs a corpus from the hub); keep is the share of retrieval heads.
+score without training needs a corpus from the hub); keep is the share of retrieval heads, or what ``--retrieval`` says
+in its place, a share for each of ``--keep``.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ def press_of(name: str, keep: float, options: argparse.Namespace) -> Any:
     if options.pattern is None:
         raise SystemExit("--press duo: give the gates with --pattern DIR")
     gates = np.clip(np.loadtxt(options.pattern / "full_attention_heads.tsv", delimiter="\t", ndmin=2), 0, 1)
+    shares = dict(zip(options.keep.split(","), options.retrieval.split(","), strict=True)) if options.retrieval else {}
+    keep = float({float(k): share for k, share in shares.items()}.get(keep, keep))
     return GivenDuo(keep, gates, options.sink, options.recent)
 
 
@@ -90,6 +93,7 @@ def main() -> None:
     parser.add_argument("answers", type=Path)
     parser.add_argument("--press", default="none,snapkv,expected,kvzip,adakv", help=", ".join(PRESSES))
     parser.add_argument("--keep", default="0.5,0.25")
+    parser.add_argument("--retrieval", help="shares of retrieval heads for duo, one for each of --keep")
     parser.add_argument("--pattern", type=Path)
     parser.add_argument("--window", type=int, default=32)
     parser.add_argument("--sink", type=int, default=64)
@@ -107,6 +111,7 @@ def main() -> None:
     cells = [("none", 1.0)] * ("none" in names) + cells
     with options.answers.open("w", encoding="utf-8") as out:
         for name, keep in cells:
+            print(f"kvpress {name} {keep:g}", flush=True)
             for prompt in prompts:
                 press = press_of(name, keep, options)
                 found = answer(model, press, prompt["context_ids"], prompt["question_ids"], options.tokens)
