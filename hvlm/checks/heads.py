@@ -28,7 +28,7 @@ SAMPLE: dict[str, Any] = {
         {"id": "a", "question": "what color is the ring ?", "answer": "red"},
         {"id": "b", "question": "how many ?", "answers": {"two": 1.0, "three": 0.3}},
     ],
-    "events": [{"start": 0.1, "end": 0.6, "label": "circle"}, {"start": 0.3, "end": 1.4, "label": "star"}],
+    "events": [{"start": 0.1, "end": 0.6, "label": "circle"}, {"start": 0.1, "end": 2.9, "label": "star"}],
     "pairs": [{"text": "red ring", "negatives": ["blue ring"]}],
 }
 OTHER = SAMPLE | {
@@ -49,7 +49,7 @@ def clip_of(seed: int, frames: int, size: int, sample: dict[str, Any]) -> Clip:
 def read(vlm: VLM, *clips: Clip) -> Batch:
     """A batch as the reader makes it for the model's head."""
     view = vlm.head.view or Questions()
-    inputs = InputSpec(vlm.order, 8, side(vlm))
+    inputs = InputSpec(vlm.order, 12, side(vlm))
     show = SampleSpec(chat(), view, None, "answer", inputs, None, seed=0)
     items = [item for clip in clips if (item := show.clip(clip, None, 0)) is not None]
     return show.collate(items)
@@ -57,7 +57,7 @@ def read(vlm: VLM, *clips: Clip) -> Batch:
 
 def samples(vlm: VLM) -> tuple[Clip, Clip]:
     """A long clip and a short one."""
-    return clip_of(1, 7, side(vlm), SAMPLE), clip_of(2, 3, side(vlm), OTHER)
+    return clip_of(1, 12, side(vlm), SAMPLE), clip_of(2, 3, side(vlm), OTHER)
 
 
 def _loss(vlm: VLM, batch: Batch) -> Tensor:

@@ -32,7 +32,15 @@ USUAL = {
     "vision": "convvit", "merger": "none", "connector": "foveated", "attention": "none", "fusion": "none",
     "language": "smollm2_tiny", "adapter": "none", "kvcache": "full", "head": "text",
 }  # fmt: skip
-SIZES = {"dim": 32, "hidden_size": 32, "intermediate_size": 48, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1}
+SIZES = {
+    "dim": 32,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_layers": 2,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "levels": 2,
+}
 # Of a room that takes its sizes from a source: the family with the most that another would compute otherwise.
 CONFIGS = {
     "language": {

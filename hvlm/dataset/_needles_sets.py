@@ -7,8 +7,16 @@ from itertools import chain
 from types import ModuleType
 
 from hvlm.dataset import _needles_domains, _needles_events, _needles_pairs, _needles_text
+from hvlm.dataset._needles_scene import COLOURS, SHAPES
 
 STORIES: dict[str, ModuleType] = {"domains": _needles_domains, "events": _needles_events, "pairs": _needles_pairs}
+
+# What a sample of a set can hold, where that is a closed list.
+NAMES: dict[tuple[str, str], tuple[str, ...]] = {
+    ("events", "events"): tuple(SHAPES),
+    ("events", "answers"): (*SHAPES, *(str(n) for n in range(1, _needles_events.MOST + 1))),
+    ("pairs", "answers"): (*SHAPES, *COLOURS),
+}
 
 
 def vocabulary() -> Iterator[str]:

@@ -31,7 +31,7 @@ from hvlm.dataset._haystack import PARTS, SEGMENTS, Stretch, Video, find_videos,
 from hvlm.dataset._needles_labels import LABELS, patch_labels
 from hvlm.dataset._needles_make import SPLITS, decode, make_shard
 from hvlm.dataset._needles_scene import DOMAINS, ORDERED, Recipe, max_displacement
-from hvlm.dataset._needles_sets import STORIES, templates, vocabulary
+from hvlm.dataset._needles_sets import NAMES, STORIES, templates, vocabulary
 from hvlm.dataset._pool import pool_of
 from hvlm.errors import UserError
 from hvlm.io.files import remember_sha256, write_atomically
@@ -175,6 +175,17 @@ class Needles(GeneratedSet):
 
     patch_labels = staticmethod(patch_labels)
     domain = "general"  # of samples that name none
+
+    def names(self, of: str) -> list[str]:
+        """The classes of events, and the closed answers of the sets that have them."""
+        known = NAMES.get((self.recipe.set, of))
+        if known is None:
+            sets = ", ".join(sorted(name for name, what in NAMES if what == of))
+            raise UserError(
+                f"head.labels: dataset.set={self.recipe.set} has no closed list of {of}; name them, head.labels=[a,b], "
+                f"or take dataset.set={sets}"
+            )
+        return list(known)
 
     def label_counts(self) -> dict[str, int]:
         """Number of classes of each per-patch label."""
