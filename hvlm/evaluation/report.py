@@ -35,6 +35,7 @@ from hvlm.evaluation.report_data import (
 )
 from hvlm.evaluation.report_html import page
 from hvlm.io.files import write_atomically
+from hvlm.viz.gate_map import PICTURE as GATES
 
 __all__ = ["number", "percent", "read_curves", "sparkline", "table", "write_report"]
 
@@ -64,6 +65,8 @@ def write_report(run_dir: Path, extra: Sequence[str] = ()) -> Path:
         lines += ["## Training", ""]
         for stage in stages:
             lines += _stage(stage)
+            if (run_dir / stage.name / GATES).exists():
+                lines += [f"![which KV heads need everything that was read]({quote(stage.name)}/{GATES})", ""]
     lines += _clips(run_dir / "clips")
     path = run_dir / "report.md"
     html = page(run_dir, stages, records, extra)

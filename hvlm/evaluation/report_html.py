@@ -29,6 +29,7 @@ from hvlm.evaluation.report_data import (
     rows_of,
 )
 from hvlm.evaluation.scores import Prediction
+from hvlm.viz.gate_map import PICTURE as GATES
 from hvlm.viz.plots import Bar, bars, curves
 
 WRONG = 50  # wrong answers that are listed, beside those with pictures
@@ -67,7 +68,7 @@ def page(run_dir: Path, stages: Sequence[Stage], records: Sequence[results.Recor
         parts.append(f"<h3>Where the needle is, and how long the video</h3>{_image(run_dir, PICTURE)}")
     parts += _answers(run_dir)
     if stages:
-        parts += ["<h2>Training</h2>", *(part for stage in stages for part in _stage(stage))]
+        parts += ["<h2>Training</h2>", *(part for stage in stages for part in _stage(run_dir, stage))]
     parts += _gaze(run_dir)
     if records:
         parts += _provenance(records)
@@ -168,7 +169,7 @@ def _sheets(folder: Path, sheets: Mapping[str, list[dict[str, Any]]], kind: str)
 # ------------------------------------------------------------------------------------------------ training and gaze
 
 
-def _stage(stage: Stage) -> list[str]:
+def _stage(run_dir: Path, stage: Stage) -> list[str]:
     if stage.steps is None or stage.seconds is None:
         facts = ["Not finished."]
     else:
@@ -185,7 +186,10 @@ def _stage(stage: Stage) -> list[str]:
         if title == "loss" and stage.best is not None:
             mark = (*stage.best, f"{stage.best[1]:.3g} at step {stage.best[0]}")
         plots.append(curves(f"{stage.name}: {title}", found, mark))
-    return [*parts, f'<div class="plots">{"".join(plots)}</div>']
+    parts.append(f'<div class="plots">{"".join(plots)}</div>')
+    if (run_dir / stage.name / GATES).exists():
+        parts.append(f"<p>Which KV heads need everything that was read:</p>{_image(run_dir / stage.name, GATES)}")
+    return parts
 
 
 def _gaze(run_dir: Path) -> list[str]:

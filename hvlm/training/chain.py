@@ -35,6 +35,7 @@ from hvlm.text.chat import Chat
 from hvlm.training.callbacks import Norms, Throughput, progress
 from hvlm.training.clip_table import ClipTable
 from hvlm.training.file_logger import FileLogger
+from hvlm.training.gate_picture import GatePicture
 from hvlm.training.identity import default_run
 from hvlm.training.ranks import refuse_left_over_rank
 from hvlm.training.resume_callbacks import GracefulStop, RngState
@@ -423,6 +424,7 @@ def callbacks(cfg: Mapping[str, Any], folder: RunDir, deadline: float | None = N
         Norms(),
         RngState(),
         GracefulStop(deadline),
+        GatePicture(folder.path),
         ModelCheckpoint(
             folder.checkpoints,
             filename="step-{step}",
