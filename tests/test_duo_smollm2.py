@@ -115,6 +115,8 @@ def test_every_cell_is_measured_once_and_written_down(
     assert of["passkeys", "random", "accuracy"]["n"] == 2 * 2 * models.KEYS * models.KEY_WORDS
     assert of["passkeys", "full", "kv_bytes"]["value"] > of["passkeys", "gates_text", "kv_bytes"]["value"]
     assert of["needles", "gates_text", "kl"]["value"] > 0 and ("passkeys", "full", "kl") not in of
+    shared = {r["share"]: r["value"] for r in records if r["metric"] == "shared_with_video"}
+    assert shared[0.5] == 0.5 and shared[0.25] == 0.0
     assert "| gates_text | 0.5 |" in table(records) and "**needles**" in table(records)
 
 

@@ -68,9 +68,9 @@ PLANS = (
     Plan(FEW, 4 * models.TOKENS, 40, ()),
     Plan(WRITTEN, 0, 40, ()),
     Plan(PASSKEYS, 1024, 4),
-    Plan(NEEDLES, models.FRAMES * models.TOKENS, 8),
-    Plan(PASSKEYS, 2048, 2),
+    Plan(NEEDLES, models.FRAMES * models.TOKENS, 8, shares=(0.5, 0.25)),
     Plan(PASSKEYS, 8192, 1, (*LEARNT, RANDOM), (0.5, 0.25), 1),
+    Plan(PASSKEYS, 2048, 2, shares=(0.5, 0.25)),
     Plan(PASSKEYS, 4096, 2, (*LEARNT, RANDOM, INVERSE), (0.5, 0.25), 1),
 )
 

@@ -7,12 +7,16 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from experiments.duo import smollm2_models as models
 from hvlm.evaluation import results
 from hvlm.evaluation.stats import clustered_mean
+from hvlm.io.head_patterns import choose_heads
 
 QUESTION, COMMAND = "duo_smollm2", "python -m experiments.duo.smollm2"
 FULL = "full"
+SHARES, HEADS = (0.5, 0.25, 0.125), "heads"
 PASSKEYS, NEEDLES, FEW, WRITTEN = "passkeys", "needles", "needles_few", "needles_written"
 CHANCE = {PASSKEYS: 1 / 26, NEEDLES: 1 / 6, FEW: 1 / 6, WRITTEN: 1 / 6}
 
@@ -29,6 +33,23 @@ def collect() -> Iterator[results.Record]:
         columns = {"task": task, "length": length, "share": share, "sink": models.SINK, "recent": models.RECENT}
         label = results.Label(QUESTION, variant, 1, COMMAND, columns)
         yield from _records(label, task, draws, full)
+    yield from _shared()
+
+
+def _shared() -> Iterator[results.Record]:
+    """How many of the heads that text's gates choose video's gates choose, too. chance: of as many at random."""
+    files = [next((models.ROOT / source).glob("*/head_pattern/*.tsv"), None) for source in (models.TEXT, models.VIDEO)]
+    if None in files:
+        return
+    text, video = (
+        torch.tensor([[float(x) for x in line.split()] for line in f.read_text().splitlines()]) for f in files
+    )
+    for share in SHARES:
+        one, other = (choose_heads(gates, share).heads for gates in (text, video))
+        columns = {"task": HEADS, "length": 0, "share": share, "sink": models.SINK, "recent": models.RECENT}
+        label = results.Label(QUESTION, "gates_text", 1, COMMAND, columns)
+        value, n = float((one & other).sum() / one.sum().clamp(min=1)), int(one.sum())
+        yield label.record("shared_with_video", value, n=n, seconds=0.0, chance=n / one.numel())
 
 
 def _records(
@@ -96,9 +117,14 @@ def _kl(answers: Mapping[str, Any], full: Mapping[str, Any]) -> list[float]:
 def table(records: Iterable[results.Record]) -> str:
     """Markdown: for each task and length the variants, and what was measured of them."""
     rows: dict[tuple[str, int], dict[tuple[str, float], dict[str, results.Record]]] = {}
-    for r in records:
-        rows.setdefault((r["task"], r["length"]), {}).setdefault((r["variant"], r["share"]), {})[r["metric"]] = r
     lines: list[str] = []
+    for r in records:
+        if r["task"] == HEADS:
+            chance = f"{r['value']:.0%} of the {r['n']} heads that text's gates choose (chance {r['chance']:.0%})"
+            lines.append(f"At a share of {r['share']:g} video's gates choose {chance}.")
+            continue
+        rows.setdefault((r["task"], r["length"]), {}).setdefault((r["variant"], r["share"]), {})[r["metric"]] = r
+    lines += [""] if lines else []
     for task, length in sorted(rows):
         some = rows[task, length]
         first = next(iter(some.values()))
