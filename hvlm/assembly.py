@@ -83,8 +83,10 @@ def source_config(cfg: Mapping[str, Any], group: str, stored: Mapping[str, Any] 
 
 def source_configs(model: VLM | Encoder) -> dict[str, dict[str, Any] | None]:
     """{group: what its source said} of a model's rooms, for a checkpoint to keep."""
-    rooms = {"vision": model.vision, "language": model.language if isinstance(model, VLM) else None}
-    return {group: one.source_config for group, one in rooms.items() if one is not None}
+    rooms = {"vision": model.vision}
+    if isinstance(model, VLM):
+        rooms |= {"language": model.language, "adapter": model.adapter}
+    return {group: one.source_config for group, one in rooms.items()}
 
 
 def encoder(cfg: Mapping[str, Any], stored: Mapping[str, Any] | None = None, weights: bool = True) -> Encoder:
@@ -134,7 +136,7 @@ def model(cfg: Mapping[str, Any], chat: Chat, weights: bool = True, stored: Mapp
         attention=attention,
         fusion=room(cfg["fusion"], **text),
         language=language,
-        adapter=room(cfg["adapter"], name=cfg["domain"]["adapter"]),
+        adapter=adapter(cfg, stored),
         kvcache=kvcache,
         head=room(cfg["head"], text_dim=language.dim, logits=language.logits),
         order=order,
@@ -156,6 +158,17 @@ def head_alone(cfg: Mapping[str, Any]) -> Any:
     """The configured head without a model and without memory: it can read files of what is right, and score."""
     with torch.device("meta"):
         return room(settled(cfg)["head"], text_dim=8, logits=lambda h: h)
+
+
+def adapter(cfg: Mapping[str, Any], stored: Mapping[str, Any] | None = None) -> Any:
+    """The configured adapter. A checkpoint's weights go before files that it was once made from; files that it was not
+    made from go before its weights."""
+    node, name = cfg["adapter"], cfg["domain"]["adapter"]
+    kept = None if stored is None else stored.get("source_configs", {}).get("adapter")
+    before = {} if stored is None else stored["config"].get("adapter") or {}
+    if kept is not None and (before.get("_target_"), before.get("load")) == (node["_target_"], node.get("load")):
+        return room(node, name=name, weights=False, source_config=kept)
+    return room(node, name=name, source_config=source_config(cfg, "adapter"))
 
 
 def dry_build(cfg: Mapping[str, Any], stored: Mapping[str, Any] | None = None) -> None:

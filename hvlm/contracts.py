@@ -300,16 +300,22 @@ class Language(FromSource, ABC, group="language"):
         """States [..., dim] -> [..., vocabulary]."""
 
 
-class Adapter(Module, ABC, group="adapter"):
+class Adapter(FromSource, ABC, group="adapter"):
     """What trains inside other rooms while their own weights stay: one set of weights for each name.
 
     The weights are named ``adapter.<name>.<target>...``, so every base weight keeps its name. adapts: the parts whose
-    computation it changes. names: of the sets, in the order that ``Batch.adapter_K`` counts.
+    computation it changes. names: of the sets, in the order that ``Batch.adapter_K`` counts; -1 there is none of them,
+    the base. rate: peak learning rate where ``stage.trainable`` gives none; None: it has no say. alone: the rooms' own
+    weights stay as they are, whatever ``stage.trainable`` gives them. reads: the sets that ``fill`` reads from files,
+    and that go before a checkpoint's.
     """
 
     part = "adapter"
     adapts: frozenset[str] = frozenset()
     names: tuple[str, ...] = ()
+    rate: float | None = None
+    alone: bool = False
+    reads: tuple[str, ...] = ()
 
     @abstractmethod
     def attach(self, model: nn.Module) -> None:
@@ -317,10 +323,61 @@ class Adapter(Module, ABC, group="adapter"):
         rooms stand."""
 
     @contextmanager
-    def using(self, *, language: Any = None, vision: Any = None) -> Iterator[None]:
+    def using(
+        self,
+        *,
+        language: int | Tensor | None = None,
+        vision: int | Tensor | None = None,
+        between: int | None = None,
+    ) -> Iterator[None]:
         """Inside the block, which set each row of a forward pass uses: an int for all rows, int64 [K] for the rows that
-        go through the language model, int64 [F] for the frames that go through the encoder; None: as before."""
+        go through the language model, int64 [F] for the frames that go through the encoder, an int for the rooms
+        between these two; -1: none; None: as before."""
         yield
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Inside the block the model is its base."""
+        with self.using(language=-1, vision=-1, between=-1):
+            yield
+
+    def use(self, name: str | None) -> None:
+        """From now on the set that is used where nothing else is said; None: none. ValueError for an unknown one."""
+        if name is not None:
+            raise ValueError(f"adapter {name!r}: the model has none")
+
+    @property
+    def used(self) -> str | None:
+        """The set that is used where nothing else is said; None: none."""
+        return None
+
+    def fill(self) -> None:
+        """Called when the rooms' own weights stand: read the sets that come from files (``reads``)."""
+
+    def merge(self, name: str | None = None) -> None:
+        """Put a set, by default the one that is used, into the rooms' own weights: the model gives the same and costs
+        what its base costs. UserError where that cannot be."""
+        raise UserError("adapter=none: there is nothing to merge")
+
+    def unmerge(self) -> None:
+        """Put the rooms' own weights back, bit for bit. ValueError where nothing is merged."""
+        raise ValueError("adapter: none is merged")
+
+    @property
+    def merged(self) -> str | None:
+        """The set that is in the rooms' own weights; None: none."""
+        return None
+
+    def save(self, folder: str | Path, name: str | None = None, base: str | None = None) -> Path:
+        """Write a set, by default the one that is used, as a folder of its own (``hvlm.io.adapter_files``).
+
+        base: name of the model that it is for. UserError where there is none, or the folder cannot be written.
+        """
+        raise UserError("adapter=none: there is nothing to save")
+
+    def settled(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Its settings for files that hold its weights and are read elsewhere: without files it was made from."""
+        return dict(settings)
 
 
 class KVCache(Module, ABC, group="kvcache"):

@@ -23,6 +23,7 @@ from hvlm.contracts import (
     Merger,
     Vision,
 )  # fmt: skip
+from hvlm.data.batches import rows_of
 from hvlm.errors import UserError
 from hvlm.feature_cache import FrozenFeatures
 from hvlm.gaze import Adapted, CachedKV, RecomputedKV, encode_frames, plainly
@@ -113,6 +114,18 @@ class VLM(nn.Module):
 
     def visual_tokens(self, batch: Batch, text_KSD: Tensor) -> Tokens:
         """Visual tokens of every text row, [K, V, text_dim]."""
+        if batch.adapter_K is None or not self.adapter.adapts & BETWEEN:
+            return self._visual_tokens(batch, text_KSD)
+        # The rooms between encoder and language model know clips and rows of several kinds: one set after the other.
+        each, order = [], []
+        for which in batch.adapter_K.unique().tolist():
+            rows = (batch.adapter_K == which).nonzero().squeeze(1)
+            with self.adapter.using(between=which):
+                each.append(self._visual_tokens(rows_of(batch, rows), text_KSD[rows]))
+            order.append(rows)
+        return joined(each).take(torch.cat(order).argsort())
+
+    def _visual_tokens(self, batch: Batch, text_KSD: Tensor) -> Tokens:
         prefix = prefix_of(batch, text_KSD) if self.order == "question_first" else None
         patches, rows = self.encode_video(batch), batch.adapter_K
         if prefix is None and rows is not None and self.connector.steers and "language" in self.adapter.adapts:
@@ -179,7 +192,7 @@ class VLM(nn.Module):
         if batch.adapter_K is None:
             return
         names = self.adapter.names
-        if not 0 <= int(batch.adapter_K.min()) <= int(batch.adapter_K.max()) < len(names):
+        if not -1 <= int(batch.adapter_K.min()) <= int(batch.adapter_K.max()) < len(names):
             raise ValueError(
                 f"adapter_K={batch.adapter_K.tolist()}: the model has {len(names)} sets of adapter weights "
                 f"({', '.join(names) or 'none'})"
@@ -235,6 +248,9 @@ class VLM(nn.Module):
         return self.targets(batch._replace(loss_mask_KS=first), cache).logits_MV.log_softmax(-1)
 
 
+BETWEEN = frozenset({"connector", "attention"})  # parts between encoder and language model that may be adapted
+
+
 class Encoder(nn.Module):
     """The vision room alone, under the name that it has in the backbone: what stage 0 trains and stores."""
 
@@ -278,6 +294,19 @@ def pick(source_KL: Tensor, text_KS: Tensor, visual_KV: Tensor) -> Tensor:
     """Lay out [K, S, ...] and [K, V, ...] as ``interleave`` says: [K, L, ...]."""
     both = torch.cat([text_KS, visual_KV], 1)
     return both.gather(1, source_KL.unflatten(1, (-1, *(1,) * (both.dim() - 2))).expand(-1, -1, *both.shape[2:]))
+
+
+def joined(each: list[Tokens]) -> Tokens:
+    """Rows below each other; shorter ones have padding behind."""
+    longest = max(part.mask_BS.shape[1] for part in each)
+
+    def padded(field: Tensor) -> Tensor:
+        more = longest - field.shape[1]
+        return field if not more else torch.cat([field, field.new_zeros(len(field), more, *field.shape[2:])], 1)
+
+    return Tokens(
+        *(None if fields[0] is None else torch.cat([padded(f) for f in fields]) for fields in zip(*each, strict=True))
+    )
 
 
 def adapter_of_clips(batch: Batch) -> Tensor:

@@ -110,15 +110,26 @@ def rebuild(path: str | Path, cfg: Mapping[str, Any]) -> tuple[VLM, Chat]:
             f"{path}: is of stage {metadata.get('stage')}, which has no language model; name a later stage's"
         )
     chat = Chat.from_json(metadata["chat"])
-    model = assembly.model(cfg, chat, weights=False, stored=metadata)
-    weights = with_own(load_weights(path), model)
+    held = load_weights(path)
+    model = assembly.model(with_sets_of(held, cfg), chat, weights=False, stored=metadata)
+    weights = with_own(held, model)
     if lacking := [name for name in model.kvcache.state_dict() if f"kvcache.{name}" not in weights]:
         raise UserError(
             f"{path}: holds no kvcache.{lacking[0]}: it was trained without this cache; train gates from it (stage=duo "
             "kvcache=duo init_from=...), name a pattern (kvcache.pattern=DIR), or use kvcache=full"
         )
     load_into(model, weights, path)
+    model.adapter.fill()
     return model, chat
+
+
+def with_sets_of(weights: Mapping[str, Tensor], cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with the names of the sets of adapter weights that a checkpoint holds, where ``adapter.names``
+    leaves them open, before those that files bring."""
+    node, sets = cfg["adapter"], list(dict.fromkeys(n.split(".")[1] for n in weights if n.startswith("adapter.")))
+    if not sets or node.get("names", ...) is not None:  # named, or an adapter that has no such setting
+        return dict(cfg)
+    return {**cfg, "adapter": {**node, "names": [*sets, *(n for n in node.get("load") or {} if n not in sets)]}}
 
 
 def with_own(weights: Mapping[str, Tensor], model: VLM) -> dict[str, Tensor]:
@@ -126,7 +137,7 @@ def with_own(weights: Mapping[str, Tensor], model: VLM) -> dict[str, Tensor]:
 
     Mergers learn nothing: any of them may stand before any model, and what little they remember starts anew. Any cache
     may keep what a model has read, but what it has learnt must come from the checkpoint, or with its settings
-    (``KVCache.given``).
+    (``KVCache.given``). Sets of adapter weights that files bring (``Adapter.reads``) are filled in later.
     """
     rooms = {"merger": (model.merger, True), "kvcache": (model.kvcache, model.kvcache.given)}
     own: dict[str, Tensor] = {}
@@ -135,5 +146,9 @@ def with_own(weights: Mapping[str, Tensor], model: VLM) -> dict[str, Tensor]:
         state = {f"{room}.{name}": value for name, value in module.state_dict().items()}
         names |= set(state)
         own |= state if brings else {}
+    read = tuple(f"adapter.{name}." for name in model.adapter.reads)
+    if read:
+        own |= {name: value for name, value in model.state_dict().items() if name.startswith(read)}
+        weights = {name: value for name, value in weights.items() if not name.startswith(read)}
     others = {n: value for n, value in weights.items() if n in names or n.partition(".")[0] not in rooms}
     return own | others

@@ -59,6 +59,8 @@ def build(
                 cfg["seed"]
             )  # equal calls give equal weights, and the program's own numbers go on as ever
             vlm = assembly.model(cfg, chat, weights=weights and not counted)
+            if not counted:
+                vlm.adapter.fill()
     model = Model(vlm, chat, assembly.input_spec(cfg, vlm), cfg, cfg["trainer"]["precision"])
     return model.to(None if counted else device, dtype)
 

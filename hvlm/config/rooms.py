@@ -13,7 +13,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "attention": frozenset({"dim", "num_heads"}),
     "fusion": frozenset({"dim", "num_heads"}),
     "language": frozenset({"chat", "weights", "source_config"}),
-    "adapter": frozenset({"name"}),
+    "adapter": frozenset({"name", "weights", "source_config"}),
     "kvcache": frozenset({"num_layers", "num_kv_heads", "head_dim"}),
     "head": frozenset({"text_dim", "logits"}),
     "dataset": frozenset(),

@@ -23,6 +23,13 @@ def one_row(batch: Batch, row: int) -> Batch:
     return _take(batch, [int(batch.clip_K[row])], [row])
 
 
+def rows_of(batch: Batch, rows: torch.Tensor) -> Batch:
+    """These text rows (int64, in order) with their clips, for one pass: labels and targets are left out."""
+    clips, clip_K = batch.clip_K[rows].unique(return_inverse=True)
+    part = _take(batch._replace(rows=batch.rows or [{}] * len(batch.clip_K)), clips.tolist(), rows.tolist())
+    return part._replace(clip_K=clip_K, labels=None)
+
+
 def _take(batch: Batch, clips: list[int], texts: list[int]) -> Batch:
     device = batch.clip_K.device
     which = torch.tensor(clips, dtype=torch.int64, device=device)

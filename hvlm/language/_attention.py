@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ def attention_forward(
     kept: PastKV | None = None,
     masks: Mapping[int | None, Tensor | None] | None = None,
     reached: set[int] | None = None,
+    beside: Callable[[Tensor, float | None], Tensor] | None = None,
     **_: Any,  # transformers passes on what other implementations need: position ids, flags of output recording
 ) -> tuple[Tensor, None]:
     """query [B, H, S, d], key and value [B, G, L, d], attention_mask [B, 1, S, L] or None = causal -> [B, S, H, d].
@@ -38,7 +39,13 @@ def attention_forward(
     cache that key and value come from, which knows itself what may be seen of them; attention_mask is nothing then.
     masks: those by the layer's window (None: a layer without one), in place of attention_mask.
     reached: the layers that all this came to; each adds its number.
+    beside: of the queries and the scale, what is added to what they find (``hvlm.adapter.prefix``).
     """
+    if beside is not None:
+        rest = {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window, "softcap": softcap}
+        rest |= {"s_aux": s_aux, "key_bias": key_bias, "kept": kept, "masks": masks, "reached": reached}
+        found, _ = attention_forward(module, query, key, value, attention_mask, **rest)
+        return found + beside(query, scaling), None
     if reached is not None:
         reached.add(module.layer_idx)
     if dropout or s_aux is not None:

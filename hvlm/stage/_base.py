@@ -19,6 +19,8 @@ from hvlm.model import VLM, Encoder, named_parts, parts_of_modules
 from hvlm.stage._sharding import shard
 from hvlm.types import Batch
 
+# What stays as it is beside an adapter that trains alone.
+ROOMS_BESIDE = frozenset({"vision", "merger", "connector", "attention", "fusion", "language"})
 SCHEDULES = ("constant", "cosine", "converging", "trapezoid")
 
 
@@ -59,6 +61,7 @@ class Stage(contracts.Stage, lightning.LightningModule):
     """
 
     view: ClassVar[View | None]
+    adapts: ClassVar[bool] = True  # whether it trains the adapter of a model that has one
     scored: ClassVar[str] = "answer"
 
     def __init__(
@@ -85,6 +88,7 @@ class Stage(contracts.Stage, lightning.LightningModule):
         self.steps, self.batch_size, self.rows_per_clip, self.interleave = steps, batch_size, rows_per_clip, interleave
         self.schedule, self.warmup, self.floor, self.converge_to = schedule, warmup, floor, converge_to
         self.weight_decay = weight_decay
+        trainable = self._with_adapter(model, trainable)
         rates = {part: trainable.get("connector", 0) if rate is None else rate for part, rate in trainable.items()}
         self.trainable = {part: rate for part, rate in rates.items() if rate}
         self._named = tuple(part for part, rate in trainable.items() if rate is not None)
@@ -94,6 +98,18 @@ class Stage(contracts.Stage, lightning.LightningModule):
         self._parts_done = 0  # of the optimiser step that is under way
         self._step: dict[str, Tensor] = {}  # {name: (total, count)} of its parts so far
         self._validated: dict[str, SumMetric] = {}  # over the validation batches so far
+
+    def _with_adapter(self, model: VLM, trainable: Mapping[str, float | None]) -> dict[str, float | None]:
+        """With the rate of an adapter that has one, and, where it trains alone, without those of the rooms that it
+        adapts or that stand beside it."""
+        adapter = None if isinstance(model, Encoder) else model.adapter
+        if adapter is None or adapter.rate is None or not adapter.names or not self.adapts:
+            return dict(trainable)
+        if model.adapter.merged is not None:
+            raise ValueError("adapter.merge=true: a set that is in the weights cannot train; use adapter.merge=false")
+        rates = {part: rate for part, rate in trainable.items() if not (adapter.alone and part in ROOMS_BESIDE)}
+        given = trainable.get("adapter")
+        return {**rates, "adapter": adapter.rate if given is None else given}
 
     # -- parts ---------------------------------------------------------------------------------------------------------
 

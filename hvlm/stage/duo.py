@@ -43,6 +43,7 @@ class Duo(Stage):
     """
 
     view = Questions()
+    adapts = False
     scored = "answer"
     rooms: ClassVar[Mapping[str, str]] = MappingProxyType({"kvcache": "duo"})
 

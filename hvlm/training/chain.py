@@ -51,6 +51,7 @@ from hvlm.training.trainer import (
 
 log = logging.getLogger(__name__)
 
+ADAPTERS = "adapters"  # folder of a stage
 ADDED = ("merger", "attention", "fusion", "adapter", "kvcache")  # what may be added to a trained model
 
 
@@ -272,8 +273,19 @@ def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None, 
         folder.finish(weights_hash(state), trainer.global_step, took, metrics)
         shown = [f"done in {took['seconds']:.0f} s", *(f"{k} {v:.4g}" for k, v in metrics.items())]
         log.info(f"{folder.path.name}: {', '.join(shown)}")
+        save_adapters(stage, folder.path / ADAPTERS)
     stage.model.features = None  # many gigabytes, and what comes next may need them
     trainer.strategy.barrier()
+
+
+def save_adapters(stage: Stage, folder: Path) -> None:
+    """Each set of adapter weights as a folder of its own, which ``adapter.load`` reads."""
+    model = stage.model
+    if isinstance(model, Encoder) or stage.device_mesh is not None:  # divided weights stand in the checkpoint alone
+        return
+    source = stage.metadata["config"]["language"].get("source")
+    for name in model.adapter.names:
+        model.adapter.save(folder / name, name, None if source == "scratch" else source)
 
 
 def validate(trainer: lightning.Trainer, stage: Stage, reading: Any) -> Sequence[Mapping[str, float]]:
@@ -337,6 +349,8 @@ def start_stage(cfg: Mapping[str, Any], data: Any, init_from: Path | None) -> tu
         else:
             weights = with_own(weights, model)
             load_into(model, weights | _new_rooms(model, weights), init_from)
+    if isinstance(model, VLM):
+        model.adapter.fill()
     return _stage_around(model, chat, cfg, data), chat
 
 
@@ -373,6 +387,7 @@ def _start_from_release(cfg: Mapping[str, Any], data: Any, path: Path) -> tuple[
             "vision=dinov2_* connector=foveated connector.projector=linear connector.standardise=false"
         )
     log.info(f"{path}: {len(report.matched)} tensors taken, {len(report.unexpected)} left: {report.unexpected[:3]}")
+    model.adapter.fill()
     return _stage_around(model, chat, cfg, data), chat
 
 
