@@ -154,6 +154,7 @@ OF_THE_PROJECT = {
     **dict.fromkeys(ROOMS, OF_TENSORS),
     "vision": OF_TENSORS | {"image", "io"},
     "language": OF_TENSORS | {"io", "text"},
+    "adapter": OF_TENSORS | {"io"},
     "kvcache": OF_TENSORS | {"io"},
     "head": OF_TENSORS | {"data", "prompts", "metrics"},
     "stage": OF_TENSORS | {"model", "data", "io"},

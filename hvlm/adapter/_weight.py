@@ -1,5 +1,6 @@
 """Layers whose weight is read past them: rooms that mix visual tokens cut it into pieces, so there an adapter must
-stand in the weight itself. The parameter keeps its place and name; who asks the layer for ``weight`` gets it adapted."""
+stand in the weight itself. The parameter keeps its place and name; who asks the layer for ``weight`` gets it adapted.
+"""
 
 from __future__ import annotations
 

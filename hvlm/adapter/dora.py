@@ -14,9 +14,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from hvlm.adapter._low_rank import LoRAAdapter, LowRank, side_by_side
 from hvlm.adapter._rows import Rows
 from hvlm.adapter._targets import as_linear
-from hvlm.adapter.lora import LoRA, LoRAAdapter, side_by_side
 
 VECTOR = "lora_magnitude_vector"  # in files
 
@@ -50,8 +50,8 @@ def norms(weight: Tensor) -> Tensor:
     return torch.linalg.vector_norm(weight, dim=1)
 
 
-class DoRA(LoRA):
-    """See ``LoRA``, whose settings it has."""
+class DoRA(LowRank):
+    """See ``LowRank``, whose settings it has."""
 
     kind: ClassVar[str] = "dora"
     layer: ClassVar[type[LoRAAdapter]] = DoRAAdapter
@@ -73,7 +73,7 @@ class DoRA(LoRA):
     def mixed(self, deltas: Mapping[int, nn.Module], rows: Rows, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         own = [deltas[index] for index in rows.sets if index in deltas]
         if len(own) < len(rows.sets) or len({delta.rank for delta in own}) > 1:
-            return super(LoRA, self).mixed(deltas, rows, module, x, y)
+            return super(LowRank, self).mixed(deltas, rows, module, x, y)
         weight = as_linear(module.weight, module)
         factors = torch.stack([*(delta.factor(weight) for delta in own), torch.ones(len(weight), device=y.device)])
         factor = factors.to(y.dtype)[rows.place()].view(len(y), *(1,) * (y.dim() - 2), -1)
