@@ -27,6 +27,7 @@ from hvlm.data.batches import rows_of
 from hvlm.errors import UserError
 from hvlm.feature_cache import FrozenFeatures
 from hvlm.gaze import Adapted, CachedKV, RecomputedKV, encode_frames, plainly
+from hvlm.router import Router, pooled
 from hvlm.types import Alone, Batch, Encoded, Patches, Prefix, Sequence, Targets, Tokens, Wants
 
 
@@ -57,6 +58,7 @@ class VLM(nn.Module):
         self.adapter, self.kvcache, self.head = adapter, kvcache, head
         self.order = order
         self.features: FrozenFeatures | None = None  # in the encoder's place while it is frozen
+        self.router: Router | None = None  # picks a clip's adapter weights where its domain is not given
         adapter.attach(self)
 
     def encode_video(self, batch: Batch) -> Patches:
@@ -188,6 +190,22 @@ class VLM(nn.Module):
         self._check_adapters(batch)
         return self.adapter.using(language=batch.adapter_K)
 
+    def routed(self, batch: Batch) -> Batch:
+        """The batch in which each row uses the adapter weights that the router picks for its clip; as it is where rows
+        have chosen already, or there is no router. What is no video uses none of them."""
+        if self.router is None or batch.adapter_K is not None:
+            return batch
+        with self.adapter.using(language=-1, vision=-1):
+            routes = self.router.routes(pooled(self.vision, batch))
+        names, shown = self.adapter.names, batch.frame_mask_BT.any(1).tolist()
+        sets = [
+            names.index(route.adapter) if seen and route.adapter in names else -1
+            for route, seen in zip(routes, shown, strict=True)
+        ]
+        uids = batch.uids or [""] * len(routes)
+        self.router.said |= {uid: route for uid, route, seen in zip(uids, routes, shown, strict=True) if seen}
+        return batch._replace(adapter_K=torch.tensor(sets, device=batch.clip_K.device)[batch.clip_K])
+
     def _check_adapters(self, batch: Batch) -> None:
         if batch.adapter_K is None:
             return
@@ -220,6 +238,7 @@ class VLM(nn.Module):
 
     def output(self, batch: Batch, cache: PastKV | None = None) -> Any:
         """What the head makes of the batch; ``head.loss`` takes it. cache: see ``hidden``."""
+        batch = self.routed(batch)
         sequence = self.sequence(batch)
         hidden = self.hidden(sequence, cache)
         texts = self.head.texts(batch)

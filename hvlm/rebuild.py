@@ -17,12 +17,14 @@ from hvlm.errors import UserError
 from hvlm.io.checkpoint import load_into, load_weights, read_checkpoint
 from hvlm.model import VLM
 from hvlm.precision import choose_precision
+from hvlm.router import Router
 from hvlm.text.chat import Chat
 from hvlm.types import InputSpec
 
 if TYPE_CHECKING:
     from hvlm.data.datamodule import DataModule
 
+AUTO, OFF = "auto", "off"  # domain.adapter: the router's choice; none
 NEEDED = ("vision", "connector", "language", "dataset")  # of every version's configuration
 
 log = logging.getLogger(__name__)
@@ -109,7 +111,14 @@ def rebuild(path: str | Path, cfg: Mapping[str, Any]) -> tuple[VLM, Chat]:
         raise UserError(
             f"{path}: is of stage {metadata.get('stage')}, which has no language model; name a later stage's"
         )
-    chat = Chat.from_json(metadata["chat"])
+    chat = Chat.from_json(metadata["chat"]).asking(cfg["domain"].get("prompt"))
+    chosen, routed = cfg["domain"]["adapter"], metadata.get("router")
+    if chosen == AUTO:  # of nobody's weights as long as nobody picks
+        if routed is None and not cfg.get("adapters"):
+            raise UserError(
+                f"domain=auto: {path} holds no router; name a domain, or runs of specialists with adapters=[...]"
+            )
+        cfg = {**cfg, "domain": {**cfg["domain"], "adapter": OFF}}
     held = load_weights(path)
     model = assembly.model(with_sets_of(held, cfg), chat, weights=False, stored=metadata)
     weights = with_own(held, model)
@@ -120,6 +129,8 @@ def rebuild(path: str | Path, cfg: Mapping[str, Any]) -> tuple[VLM, Chat]:
         )
     load_into(model, weights, path)
     model.adapter.fill()
+    if chosen == AUTO and routed is not None:
+        model.router = Router.from_plain(routed, path)
     return model, chat
 
 

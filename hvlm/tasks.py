@@ -16,16 +16,20 @@ from hvlm.data.batches import clip_frames, one_row
 from hvlm.data.views import Pairs
 from hvlm.errors import UserError
 from hvlm.evaluation import results
-from hvlm.evaluation.asking import clips_of
+from hvlm.evaluation.asking import Answer, clips_of
 from hvlm.evaluation.cost import cost_of
-from hvlm.evaluation.evaluate import RESULTS, ask, evaluate, warn_of_problems
+from hvlm.evaluation.cross_table import cross_table
+from hvlm.evaluation.cross_table import table as cross_lines
+from hvlm.evaluation.evaluate import RESULTS, ask, evaluate, warn_of_problems, way_of
 from hvlm.evaluation.generate import InWords
 from hvlm.evaluation.heads import evaluate_head
 from hvlm.evaluation.likelihood import check_answers, check_lengths
 from hvlm.evaluation.predictions import write_predictions
 from hvlm.evaluation.preference import reward_accuracy
 from hvlm.evaluation.report import table, write_report
+from hvlm.evaluation.routing import Routed, say_routes, settle
 from hvlm.evaluation.sampling import Sampling
+from hvlm.evaluation.specialists import read_runs, train_router, write
 from hvlm.evaluation.watch import duration_of_asked
 from hvlm.evaluation.watch import watch as watch_video
 from hvlm.interop.fvlm_weights import is_release, load_release, save_release
@@ -33,7 +37,7 @@ from hvlm.io.files import safe_name
 from hvlm.io.json_lines import read_lines, write_lines
 from hvlm.model import VLM
 from hvlm.precision import choose_precision
-from hvlm.rebuild import Loaded, load, metadata_of
+from hvlm.rebuild import AUTO, OFF, Loaded, load, metadata_of
 from hvlm.text.chat import Chat
 from hvlm.viz.gaze_maps import gaze_maps, write_maps
 from hvlm.viz.merge_maps import merge_maps, write_merging
@@ -44,15 +48,48 @@ BEFORE = "before_dpo"
 LOOKED_AT = 4  # clips
 
 
+def load_routed(path: str | Path, cfg: Mapping[str, Any]) -> Loaded:
+    """``load``; specialists that are gathered on the way (``adapters=``) get a router where no domain is given."""
+    loaded = load(path, cfg)
+    if cfg["adapters"] and cfg["domain"]["adapter"] == AUTO:
+        loaded.model.router = train_router(loaded, read_runs(cfg["adapters"]))
+    return loaded
+
+
+def gather(path: str | Path, cfg: Mapping[str, Any], out: Path) -> Path:
+    """Base, specialists and router as one checkpoint, ``out/specialists.ckpt``."""
+    cfg = {**cfg, "domain": {**cfg["domain"], "name": AUTO, "adapter": AUTO}}
+    loaded = load_routed(path, cfg)
+    file = write(loaded, Path(path), loaded.model.router, out / "specialists.ckpt")
+    names = ", ".join(loaded.model.adapter.names)
+    log.info(f"{file}: the base with {names} and their router; eval.py checkpoint={file} asks it, domain=NAME one")
+    return file
+
+
+def run_domains(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[results.Record]:
+    """Adapter by domain: every set of adapter weights of a checkpoint, and its base, on every domain's clips."""
+    routed = bool(cfg["adapters"]) or metadata_of(path).get("router") is not None
+    domain = {**cfg["domain"], "adapter": AUTO if routed else OFF}
+    loaded = load_routed(path, {**cfg, "domain": domain})
+    label = results.Label(out.name, loaded.variant, cfg["seed"])
+    records = cross_table(loaded, asked_for(loaded), label, out)
+    log.info("\n".join(cross_lines(records)))
+    log.info(f"results: {out / RESULTS}; the table: {out / 'domains.md'}")
+    return records
+
+
 def run_benchmark(
     path: str | Path, cfg: Mapping[str, Any], out: Path, command: str | None = None
 ) -> list[results.Record]:
     """Evaluate a checkpoint on ``cfg``'s benchmark and dataset; results, predictions and report go into ``out``."""
-    loaded = load(path, cfg)
+    loaded = load_routed(path, cfg)
     label = results.Label(out.name, loaded.variant, cfg["seed"], command)
     benchmark = asked_for(loaded)
     run = evaluate if benchmark.asks else evaluate_head
-    records = run(loaded, benchmark, label, out)
+    how = {"answer": Routed(way_of(benchmark))} if loaded.model.router is not None and benchmark.asks else {}
+    records = run(loaded, benchmark, label, out, **how)
+    if loaded.model.router is not None:
+        say_routes(loaded.model.router.said, out)
     records += costs(loaded, label)
     results.write(out / RESULTS, records)
     write_report(out)
@@ -162,6 +199,8 @@ def export(path: str | Path, cfg: Mapping[str, Any], out: Path) -> Path:
     metadata = metadata_of(path)
     if metadata["chat"] is None:
         raise UserError(f"{path}: is of stage {metadata['stage']}, which has no language model; name a later one")
+    if cfg["domain"]["adapter"] == AUTO:
+        raise UserError("domain=auto: an export holds no router; say whose specialist it is to be with domain=NAME")
     hf_export.export(path, cfg, metadata, out)
     log.info(f"{out}: load it with `import hvlm.interop.hf_export` and transformers' AutoModel.from_pretrained")
     return out
@@ -176,9 +215,13 @@ def release(path: str | Path, cfg: Mapping[str, Any], out: Path) -> Path:
 
 
 def watch(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str, Any]]:
-    """Answer ``ask.question`` about ``ask.video`` at the moments ``ask.at``; see ``hvlm.evaluation.watch``."""
+    """Answer ``ask.question`` about ``ask.video`` at the moments ``ask.at``; see ``hvlm.evaluation.watch``. Where no
+    domain is given, the router says who answers."""
     duration, choose = duration_of_asked(cfg["ask"]), sampling(cfg)
-    return watch_video(load(path, cfg), cfg["ask"], duration, choose, out)
+    loaded, more = load_routed(path, cfg), {}
+    if loaded.model.router is not None:
+        loaded, more = settle(loaded, Path(cfg["ask"]["video"]), min(cfg["ask"]["at"] or [duration]))
+    return watch_video(loaded, cfg["ask"], duration, choose, out, more)
 
 
 def sampling(cfg: Mapping[str, Any]) -> Sampling:
@@ -202,7 +245,7 @@ def look(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str, 
         )
     lines = []
     for batch in track(clips_of(loaded, loaded.benchmark(), batch_size=1, limit=LOOKED_AT), "looking"):
-        batch = batch.to(loaded.device)
+        batch = model.routed(batch.to(loaded.device))
         merging: dict[str, Any] = {}
         uid, key = batch.uids[0], batch.rows[0]["key"]
         if merges:
@@ -232,9 +275,11 @@ def write_answers(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[d
     """The model's own answers to the benchmark's questions in ``out/answers.jsonl``, a predictions file that
     ``task=score`` reads."""
     choose = sampling(cfg)
-    loaded = load(path, cfg)
+    loaded = load_routed(path, cfg)
     benchmark = asked_for(loaded)
-    asked = ask(loaded, benchmark, loaded.variant, out, InWords(benchmark.max_new_tokens, choose))
+    answer: Answer = InWords(benchmark.max_new_tokens, choose)
+    answer = answer if loaded.model.router is None else Routed(answer)
+    asked = ask(loaded, benchmark, loaded.variant, out, answer)
     warn_of_problems(asked.predictions)
     target = out / "answers.jsonl"
     write_predictions(target, asked.predictions)

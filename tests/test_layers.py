@@ -40,7 +40,7 @@ LAYERS = [
     ),  # fmt: skip
     ("data",),
     ROOM_GROUPS,
-    ("gaze", "feature_cache", "prefill", "model"),
+    ("gaze", "feature_cache", "prefill", "router", "model"),
     ("stage",),
     ("assembly", "rebuild"),
     ("evaluation", "viz", "interop", "prepare"),

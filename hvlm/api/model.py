@@ -223,6 +223,8 @@ class Model:
         from hvlm.interop import hf_export
 
         self._refuse_meta("be saved")
+        if self.vlm.router is not None:
+            raise UserError("a saved model holds no router; load it for one domain, hvlm.load(path, 'domain=NAME')")
         rooms = {name: dict(self.config[name]) for name in OF_A_MODEL}
         return hf_export.save(
             self.vlm, self.chat, rooms, self.inputs.num_frames, self.config["domain"]["adapter"], folder

@@ -36,6 +36,10 @@ def configuration(overrides: list[str]) -> dict[str, Any]:
         and not any(key_of(o) == "task" for o in overrides)
     ):
         return compose([*overrides, "task=score"])  # without a model there is nothing else to do with predictions
+    if given["adapters"] is not None:
+        return _of_specialists(given, overrides)
+    if given["task"] == "gather":
+        raise UserError("task=gather needs adapters=[...]: runs of train.py domain=... adapter=... init_from=BASE")
     if given["checkpoint"] is None:
         raise UserError("checkpoint= is missing: name a checkpoint file or a run folder, e.g. checkpoint=runs/demo")
     check_files(given)
@@ -47,10 +51,24 @@ def configuration(overrides: list[str]) -> dict[str, Any]:
     return cfg
 
 
+def _of_specialists(given: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """What several specialists of one base make together; ``checkpoint`` is the base."""
+    if not given["adapters"]:
+        raise UserError("adapters=[] is empty: name runs of train.py domain=... adapter=... init_from=BASE")
+    from hvlm.evaluation import specialists
+
+    runs = specialists.read_runs(given["adapters"])
+    base = specialists.base_of(runs, given["checkpoint"])
+    cfg = overlay(specialists.configuration(runs), overrides, str(runs[0].run))
+    return {**cfg, "checkpoint": str(base)}
+
+
 @command(configure=configuration, folder="out")
 def evaluate(cfg: dict[str, Any], overrides: list[str]) -> Any:
-    """Returns the records or lines that it wrote (task=export, release: the path)."""
-    return score(cfg) if cfg["task"] == "score" else ask(cfg)
+    """Returns the records or lines that it wrote (task=export, release, gather: the path)."""
+    if cfg["task"] == "score":
+        return score(cfg)
+    return ask(cfg, by_domain=cfg["domain"]["name"] == "all" and any(key_of(o) == "domain" for o in overrides))
 
 
 def score(cfg: dict[str, Any]) -> list[dict[str, Any]]:
@@ -79,8 +97,9 @@ def score(cfg: dict[str, Any]) -> list[dict[str, Any]]:
     return records
 
 
-def ask(cfg: dict[str, Any]) -> Any:
-    """Rebuilds the model and lets it do the task: choose, write, watch, or be exported."""
+def ask(cfg: dict[str, Any], by_domain: bool = False) -> Any:
+    """Rebuilds the model and lets it do the task: choose, write, watch, or be exported. by_domain: the benchmark is
+    asked of every specialist."""
     from hvlm import tasks
     from hvlm.io.checkpoint import find_checkpoint
     from hvlm.training.ranks import refuse_left_over_rank
@@ -88,6 +107,8 @@ def ask(cfg: dict[str, Any]) -> Any:
     refuse_left_over_rank({"devices": 1, "num_nodes": 1})  # an evaluation is one process
     path, task = Path(cfg["checkpoint"]), cfg["task"]
     folder = "eval" if task in ("benchmark", "generate", "ask") else task
+    if by_domain and task == "benchmark":
+        folder = task = "domains"
     out = Path(cfg["out"]) if cfg["out"] else (path if path.is_dir() else path.parent) / folder
     check_writable(out.parent if task == "release" and out.suffix else out, "out")
     work = {
@@ -98,6 +119,8 @@ def ask(cfg: dict[str, Any]) -> Any:
         "look": tasks.look,
         "export": tasks.export,
         "release": tasks.release,
+        "gather": tasks.gather,
+        "domains": tasks.run_domains,
     }
     file = find_checkpoint(path)
     if file != path:

@@ -19,11 +19,13 @@ from hvlm.config.ranges import (
 
 @dataclass(frozen=True)
 class DomainConfig:
-    """Which visual domains are trained on, with which weight, and the adapter that learns them."""
+    """Which visual domains are trained on, with which weight, the adapter that learns them, and what its conversations
+    begin with."""
 
     name: str
     adapter: str
     mixture: dict[str, NonNegativeFloat] | None  # null: all domains of the data alike
+    prompt: str | None = None  # the system message, or in front of the first question
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,9 @@ class RootConfig:
     chain: dict[str, list[str]] | None
     resume: Literal["auto", "must", "never"]
     evaluate: bool
-    task: Literal["benchmark", "score", "cost", "generate", "ask", "look", "export", "release"]
+    task: Literal["benchmark", "score", "cost", "generate", "ask", "look", "export", "release", "gather"]
     predictions: str | None
+    adapters: list[str] | None
     out: str | None
     packages: list[str]
     config_dir: str | None

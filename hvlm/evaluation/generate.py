@@ -74,6 +74,7 @@ def generate_ids(model: VLM, chat: Chat, batch: Batch, max_new_tokens: int, choo
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()
+    batch = model.routed(batch)
     prompt_KS = batch.attention_mask_KS & (batch.loss_mask_KS.cumsum(1) == 0)
     sequence = model.sequence(batch._replace(attention_mask_KS=prompt_KS, loss_mask_KS=prompt_KS & False))
     cache = model.kvcache.new()

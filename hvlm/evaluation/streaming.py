@@ -47,6 +47,11 @@ class StreamingReader:
     def __init__(self, model: VLM, chat: Chat, question: str | None = None):
         if reason := why_not_frame_by_frame(model):
             raise UserError(f"reading frame by frame: {reason}")
+        if model.router is not None:
+            raise UserError(
+                "reading frame by frame: what has not been seen cannot be routed; say whose specialist watches, e.g. "
+                "domain=sports"
+            )
         connector = model.connector
         if (question is not None) != (model.order == "question_first"):
             raise UserError(

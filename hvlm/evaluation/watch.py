@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,12 @@ def duration_of_asked(asked: Mapping[str, Any]) -> float:
 
 
 def watch(
-    loaded: Loaded, asked: Mapping[str, Any], duration: float, choose: Sampling, out: Path
+    loaded: Loaded,
+    asked: Mapping[str, Any],
+    duration: float,
+    choose: Sampling,
+    out: Path,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
     """Answer ``question`` about ``video`` at the moments asked for: lines with ``seconds``, ``frames`` read and
     ``answer``, printed and written to ``out/asked.jsonl``. The model watches frame by frame where ``stream`` and its
@@ -58,6 +64,7 @@ def watch(
         duration: of the video, in seconds.
         choose: which word comes next.
         out: a folder.
+        more: what every line says beside.
     """
     warn_of_question(loaded.chat, asked["question"])
     reason = why_in_one_piece(loaded.model, asked["stream"])
@@ -72,7 +79,7 @@ def watch(
         lines.append(line)
         log.info(f"{line['seconds']:8.2f} s, {line['frames']} frames: {line['answer']}")
     warn_of_answers(loaded.chat, [line["answer"] for line in lines])
-    write_lines(out / "asked.jsonl", [{"question": asked["question"], **line} for line in lines])
+    write_lines(out / "asked.jsonl", [{"question": asked["question"], **line, **more} for line in lines])
     return lines
 
 

@@ -51,6 +51,8 @@ class Chat:
     chat_template, named: for ``own``, ``vicuna`` and ``plain`` the Jinja template and what it calls the special tokens
         ({"bos_token": text, ...}); by default the tokenizer's.
     ends: ids beside the template's and the tokenizer's own at which an answer ends, too.
+    prompt: what a conversation begins with that brings no system message of its own, in place of ``system``; a template
+        without a system turn has it in front of the first question (``domain.prompt``).
 
     Picklable, and complete as one string (``to_json``/``from_json``), so that a checkpoint carries its own vocabulary.
     A special token that is spelt out inside a text stays ordinary text: nobody can close a turn from inside it.
@@ -64,13 +66,14 @@ class Chat:
         chat_template: str | None = None,
         named: Mapping[str, str] | None = None,
         ends: Iterable[int] = (),
+        prompt: str | None = None,
     ):
         if template not in NAMES:
             raise UserError(f"language.template={template!r}: expected one of {', '.join(NAMES)}")
         if system is not None and template == "tiny":
             raise UserError(f"language.system={system!r}: template tiny has no system turn; set language.system=null")
         self.template = template
-        self.system = system
+        self.system, self.prompt = system, prompt
         if template in TEMPLATES:
             self._jinja: ChatTemplate | None = None
             self._begin_fixed(tokenizer, template)
@@ -111,6 +114,14 @@ class Chat:
         self.end_id, self.end_ids = self._jinja.end_id, self._jinja.end_ids
         names = sorted(self._jinja.special | {self._tokenizer.id_to_token(i) for i in self.end_ids})
         self._special = {token: self._tokenizer.token_to_id(token) for token in names}
+
+    def asking(self, prompt: str | None) -> Chat:
+        """The same with another ``prompt``; None: without."""
+        if prompt == self.prompt:
+            return self
+        made = Chat.from_json(self.to_json())
+        made.prompt = prompt
+        return made
 
     @property
     def jinja(self) -> ChatTemplate | None:
@@ -211,6 +222,8 @@ class Chat:
     def to_json(self) -> str:
         """The whole tokenizer, template and system message as one string."""
         fields = {"tokenizer": self._tokenizer.to_str(), "template": self.template, "system": self.system}
+        if self.prompt is not None:
+            fields["prompt"] = self.prompt
         if self._jinja is not None:
             fields |= {"chat_template": self._jinja.source, "named": self._jinja.named}
         if more := sorted(self.end_ids - ({self.end_id} if self._jinja is None else self._jinja.end_ids)):
@@ -222,7 +235,7 @@ class Chat:
         """The inverse of ``to_json``. UserError where the string is none of it."""
         try:
             fields = json.loads(text)
-            more = {name: fields[name] for name in ("chat_template", "named", "ends") if name in fields}
+            more = {name: fields[name] for name in ("chat_template", "named", "ends", "prompt") if name in fields}
             return cls(Tokenizer.from_str(fields["tokenizer"]), fields["template"], fields["system"], **more)
         except UserError:
             raise
@@ -250,7 +263,8 @@ class Chat:
         system: str | None,
         context_chars: int = 0,
     ) -> Laid:
-        said = self.system if system is None else system
+        usual = self.system if self.prompt is None else self.prompt
+        said = usual if system is None else system
         if self._jinja is not None:
             return self._jinja.lay(self._jinja.messages(prompt, answer, before, said, context_chars))
         return self._lay_fixed([*before, (prompt, answer)], said, context_chars)

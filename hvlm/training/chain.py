@@ -28,7 +28,7 @@ from hvlm.io.checkpoint import find_checkpoint, load_into, load_weights, stored_
 from hvlm.io.files import FINISHED
 from hvlm.io.lock import locked
 from hvlm.model import VLM, Encoder
-from hvlm.rebuild import metadata_of, with_own
+from hvlm.rebuild import AUTO, metadata_of, with_own
 from hvlm.stage._base import Stage
 from hvlm.tasks import check_benchmark, run_benchmark, run_preference
 from hvlm.text.chat import Chat
@@ -83,6 +83,10 @@ def _run(overrides: Sequence[str], command: str | None) -> Outcome:
     # Every stage is composed, checked and rehearsed before the first one starts.
     stages = {label: assembly.settled(cfg) for label, cfg in plan(overrides).items()}
     for cfg in stages.values():
+        if cfg["domain"]["adapter"] == AUTO:
+            raise UserError(
+                "domain=auto picks among specialists that are trained; train with domain=NAME or domain=all"
+            )
         refuse_left_over_rank(cfg["trainer"])
         refuse_processes_without_a_strategy(cfg["trainer"])
         max_seconds(cfg["trainer"])
@@ -339,7 +343,8 @@ def start_stage(cfg: Mapping[str, Any], data: Any, init_from: Path | None) -> tu
     if name == "vision":
         chat, model = None, assembly.encoder(cfg, metadata)
     else:
-        chat, begun = _chat_of(cfg, init_from, data), metadata is not None and metadata["stage"] != "vision"
+        chat = _chat_of(cfg, init_from, data).asking(cfg["domain"].get("prompt"))
+        begun = metadata is not None and metadata["stage"] != "vision"
         model = assembly.model(cfg, chat, weights=not begun, stored=metadata)
     if init_from is not None:
         weights = load_weights(init_from)
@@ -377,7 +382,7 @@ def _start_from_release(cfg: Mapping[str, Any], data: Any, path: Path) -> tuple[
         raise UserError(
             f"init_from={path}: stage=vision trains an encoder from nothing; start with stage=align or later"
         )
-    chat = assembly.chat(cfg, data)
+    chat = assembly.chat(cfg, data).asking(cfg["domain"].get("prompt"))
     model = assembly.model(cfg, chat, weights=False)
     report = load_release(model, path)
     if report.missing:

@@ -24,6 +24,7 @@ IGNORED = (
     "task",
     "ask",
     "predictions",
+    "adapters",
     "out",
     "packages",  # what a run takes from a package, its rooms' _target_ say, and config_dir's files are in the settings
     "config_dir",
@@ -58,6 +59,9 @@ LATER = {
     "dataset.keys": 4,
     "dataset.turns": 6,
     "dataset.wording": "both",
+    "domain.prompt": None,
+    "dataset.min_seconds": 30.0,
+    "dataset.max_seconds": 120.0,
 }
 # What null is where it came later: as this value was before, which the usual configuration said in so many words.
 NULL_IS = {
