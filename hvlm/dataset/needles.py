@@ -39,6 +39,7 @@ from hvlm.io.files import remember_sha256, write_atomically
 log = logging.getLogger(__name__)
 
 VERSION = 2  # of the generator: raise it when the same settings give other clips
+KEYS_VERSION = 1  # of what set=keys alone decides
 
 
 class Needles(GeneratedSet):
@@ -161,6 +162,7 @@ class Needles(GeneratedSet):
             del spec["frames"]
         else:
             del spec["min_seconds"], spec["max_seconds"]
+        spec |= {"keys_generator": KEYS_VERSION} if self.recipe.set == "keys" else {}
         spec |= {"generator": VERSION, "haystack": self.haystack}
         spec |= {} if self.haystack_part == "all" else {"haystack_part": self.haystack_part}
         return spec | {"counts": self.counts, "shard_clips": self.per_shard}
