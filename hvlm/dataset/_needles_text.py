@@ -68,6 +68,7 @@ CAPTIONS = {  # aspect: (ways to ask, text)
         "a {colour} {shape} moves {direction} from the {quadrant} to the {quadrant2} .",
     ),
     "colour": (("describe the {colour} one .",), "a {colour} {shape} ."),
+    "keys": (("list the objects .",), "{things} ."),
     "needles": (("describe the needles .", "what was inserted ?"), "{things} ."),
 }
 VALUES: dict[str, Sequence[str]] = {
@@ -90,7 +91,7 @@ def templates(set_name: str, wording: str = "both") -> list[str]:
     """The questions and captions of one set before anything is filled in, as the manifest names them. wording: of the
     set 'keys'."""
     if set_name == "keys":
-        return [*key_templates(wording), CAPTIONS["scene"][1], CAPTIONS["objects"][1]]
+        return [*key_templates(wording), CAPTIONS["scene"][1], CAPTIONS["keys"][1]]
     vnbench = {name for name in QUESTIONS if name.split("_")[0] in ("ret", "ord", "cnt")}
     asked = [text for name, text in QUESTIONS.items() if (name in vnbench) == (set_name == "vnbench")]
     return asked + [text for _, text in CAPTIONS.values()]
@@ -131,10 +132,10 @@ def captions(rng: np.random.Generator, scene: Scene, recipe: Recipe) -> list[dic
         things = THEN.join(needle.word or f"a {needle.colour} {needle.shape}" for needle in scene.needles)
         add("needles", [recipe.window(needle.first, needle.last) for needle in scene.needles], things=things)
         return made
-    if recipe.set == "keys":  # colours first: what stands beside a colour is looked up by the word just read
-        listed = sorted(scene.flashes, key=lambda flash: COLOURS.index(flash.colour))
+    if recipe.set == "keys":  # each colour follows the word that it is looked up by, as a question's last words do
+        listed = sorted(scene.flashes, key=lambda flash: SHAPES.index(flash.shape))
         seen = [recipe.window(flash.frame) for flash in scene.flashes]
-        add("objects", seen, things=COMMA.join(f"a {flash.colour} {flash.shape}" for flash in listed))
+        add("keys", seen, things=COMMA.join(f"{flash.shape} {flash.colour}" for flash in listed))
         return made
     first, second = scene.flashes
     names = {"colour": first.colour, "flash": first.shape, "colour2": second.colour, "flash2": second.shape}
