@@ -50,8 +50,8 @@ def test_each_passkey_of_a_text_is_asked_for_after_it(reader: tuple[SmolLM2, Cha
     (sample,) = texts(language, chat, 300, 1)
     names = ["first", "second", "third", "fourth"]
     assert len(sample.asked) == models.KEYS and len(set(sample.choices)) == len(KEY_WORDS)
-    prompt = Passkeys(min_words=126, max_words=126, passkeys=models.KEYS, key_words=models.KEY_WORDS).sample("test", 0)
-    text = prompt["questions"][0]["messages"][0]["content"].rsplit("\n\n", 1)[0]
+    made = Passkeys(min_words=126, max_words=126, passkeys=models.KEYS, key_words=models.KEY_WORDS).sample("test", 0)
+    text = made["questions"][0]["context"]
     for name, asked in zip(names, sample.asked, strict=True):
         whole = chat.encode_prompt(f"{text}\n\n{QUESTION.format(ordinal=name)}")[0]
         torch.testing.assert_close(sample.context, language.embed(torch.tensor([whole]))[:, : sample.context.shape[1]])

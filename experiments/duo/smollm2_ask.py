@@ -78,8 +78,7 @@ def texts(language: Language, chat: Chat, tokens: int, count: int) -> Iterator[S
 
     choices = [ids(f" {word}")[0] for word in KEY_WORDS]
     for number in range(count):
-        prompt = passkeys(tokens).sample("test", number)["questions"][0]["messages"][0]["content"]
-        text = prompt.rsplit("\n\n", 1)[0]
+        text = passkeys(tokens).sample("test", number)["questions"][0]["context"]
         keys = [(ordinal, key.split()) for ordinal, key in NAMED.findall(text)]
         context, questions = apart(chat, text, [QUESTION.format(ordinal=ordinal) for ordinal, _ in keys])
         asked = []

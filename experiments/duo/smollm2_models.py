@@ -113,8 +113,8 @@ def _scored(loaded: Loaded, score: str) -> Tensor:
     request = chat.encode_prompt("Repeat the previous context exactly.")[0]
     total = torch.zeros(language.num_layers, language.num_kv_heads)
     for number in range(SCORED["texts"]):
-        sample = passkeys(SCORED["tokens"]).sample("train", number)
-        prompt = sample["questions"][0]["messages"][0]["content"]
+        question = passkeys(SCORED["tokens"]).sample("train", number)["questions"][0]
+        prompt = f"{question['context']}\n\n{question['messages'][0]['content']}"
         x = language.embed(torch.tensor([chat.encode_prompt(prompt)[0]]))
         if score == "reconstruction":
             total += by_reconstruction(language, x, language.embed(torch.tensor([request])))
