@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from test_needles import RECIPE, decoded, haystack, samples, small  # noqa: F401  (haystack is a fixture)
 
+from hvlm.data.sample_json import parse
 from hvlm.data.sampling import is_shown
 from hvlm.dataset import _needles_domains as domains
 from hvlm.dataset import _needles_pairs as pairs
@@ -272,7 +273,14 @@ def test_negatives_have_the_same_words_and_are_wrong() -> None:
         assert pair["text"] == f"{shown} ."
 
 
-def test_samples_are_json_of_plain_values(sets) -> None:
-    for made in sets.values():
+def test_samples_are_read_as_they_were_written(sets) -> None:
+    for name, made in sets.items():
         for info, _ in samples(made, "train"):
-            assert json.loads(json.dumps(info)) == info
+            read = parse({"json": json.dumps(info).encode()}, info["key"], "general")
+            assert read["domain"] == info["domain"]
+            assert [c["references"] for c in read["captions"]] == [c["references"] for c in info["captions"]]
+            assert read.get("events") == info.get("events") and read.get("pairs") == info.get("pairs")
+            for q, written in zip(read["questions"], info["questions"], strict=True):
+                assert q["answer"] == written["answer"] and q["tries"] == written["tries"]
+            if name == "events":
+                assert read["events"] and all(event["label"] in SHAPES for event in read["events"])
