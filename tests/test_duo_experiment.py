@@ -83,3 +83,7 @@ def test_every_cell_is_measured_once_and_written_down(asker: Asker, tmp_path: Pa
     values = [cell(f"random-0.5-{i}")["share"] for i in range(duo.DRAWS)]
     assert by_name["random", 0.5, "accuracy"]["value"] == pytest.approx(sum(values) / len(values))
     assert by_name["random", 0.5, "accuracy_min"]["value"] == min(values)
+    for other, name in (("full-1", "minus_full"), ("gates-0.5", "minus_gates")):
+        difference = by_name["random", 0.5, name]["value"]
+        assert difference == pytest.approx(sum(values) / len(values) - cell(other)["share"])
+    assert ("gates", 0.5, "minus_gates") not in by_name and ("full", 1.0, "minus_full") not in by_name

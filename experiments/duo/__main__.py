@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -179,19 +179,40 @@ def collect() -> Iterator[results.Record]:
         key = value["cell"]["variant"], value["cell"]["share"], int(path.parent.name)
         found.setdefault(key, {}).setdefault(value["seed"], []).append(value)
     for (variant, share, clips), seeds in found.items():
-        runs = [list(of_seed(variant, share, clips, seed, draws)) for seed, draws in seeds.items()]
+        runs = []
+        for seed, draws in seeds.items():
+            rivals = {}
+            for name, key in (("full", (FULL, 1.0, clips)), ("gates", (GATES, share, clips))):
+                if key in found and seed in found[key] and variant not in (FULL, name):
+                    rivals[name] = found[key][seed][0]["right"]
+            runs.append(list(of_seed(variant, share, clips, seed, draws, rivals)))
         yield from results.merge_seeds(runs)
 
 
 def of_seed(
-    variant: str, share: float, clips: int, seed: int, draws: Sequence[dict[str, Any]]
+    variant: str,
+    share: float,
+    clips: int,
+    seed: int,
+    draws: Sequence[dict[str, Any]],
+    rivals: Mapping[str, list[list[bool]]],
 ) -> Iterator[results.Record]:
-    right = [(clip, float(r)) for draw in draws for clip, row in enumerate(draw["right"]) for r in row]
-    value, stderr = clustered_mean([r for _, r in right], [clip for clip, _ in right])
+    """rivals: what others answered rightly, by clip and question; ``minus_<name>`` is this variant's accuracy minus
+    theirs, over the same questions."""
     columns = {"task": "keys", "share": share, "clips": clips, "sink": SINK, "recent": RECENT}
     seconds = sum(draw["seconds"] for draw in draws)
     label = results.Label(QUESTION, variant, seed, models.COMMAND, columns)
-    yield label.record("accuracy", value, n=len(right), seconds=seconds, stderr=stderr, chance=CHANCE)
+    nothing = [[False] * len(row) for row in draws[0]["right"]]
+    for name, right in {"accuracy": nothing, **{f"minus_{name}": right for name, right in rivals.items()}}.items():
+        pairs = [
+            (clip, float(mine) - float(theirs))
+            for draw in draws
+            for clip, rows in enumerate(zip(draw["right"], right, strict=True))
+            for mine, theirs in zip(*rows, strict=True)
+        ]
+        value, stderr = clustered_mean([v for _, v in pairs], [clip for clip, _ in pairs])
+        chance = CHANCE if name == "accuracy" else 0.0
+        yield label.record(name, value, n=len(pairs), seconds=seconds, stderr=stderr, chance=chance)
     yield label.record("kv_bytes", draws[0]["kv_bytes"], n=len(draws[0]["right"]), seconds=seconds)
     if len(draws) > 1:
         for name, worst in (("accuracy_min", min), ("accuracy_max", max)):

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from experiments.tables._records import Record, percent, read, some, table
 
-SPEED, PEERS = "duo/speed.json", "duo/peers.json"
+SPEED, PEERS, RESULTS = "duo/speed.json", "duo/peers.json", "duo/results.json"
+HEADS = {
+    "full": "everything", "gates": "heads by gates", "random": "random heads, five draws", "inverse": "the other heads",
+    "untrained_reconstruction": "heads by KVzip's score", "untrained_relative": "heads by kvpress' score",
+    "streaming": "no head: sink and recent", "snapkv": "SnapKV", "expected": "Expected Attention",
+    "infinipot": "InfiniPot-V", "adaptive": "merged tokens", "adaptive_x_gates": "merged tokens × heads by gates",
+}  # fmt: skip
 CACHES = {
     "dynamic": "`DynamicCache`", "dynamic_pieces": "the same, in pieces", "full": "`full`",
     "duo_100": "`duo`, all heads", "duo_50": "`duo`, half", "duo_25": "`duo`, a quarter", "duo_12": "`duo`, an eighth",
@@ -68,5 +75,30 @@ def peers() -> list[str]:
     return table(head, rows())
 
 
-TABLES: dict[str, Callable[[], list[str]]] = {"duo/speed": speed, "duo/speed/goals": goals, "duo/peers": peers}
-FILES = {"duo/speed": SPEED, "duo/speed/goals": SPEED, SPEED: SPEED, "duo/peers": PEERS, PEERS: PEERS}
+def comparison() -> list[str]:
+    """A row for each share and variant of ``python -m experiments.duo``."""
+    records = some(RESULTS, question="duo", metric="accuracy")
+
+    def points(metric: str, place: dict[str, Any]) -> str:
+        found = some(RESULTS, question="duo", metric=metric, **place)
+        return percent(found[0]) if found else ""
+
+    def rows() -> Iterator[list[str]]:
+        for accuracy in sorted(records, key=lambda r: (-r["share"], list(HEADS).index(r["variant"]))):
+            place = {key: accuracy[key] for key in ("variant", "share", "clips")}
+            ends = [points(metric, place) for metric in ("accuracy_min", "accuracy_max")]
+            (kept,) = some(RESULTS, question="duo", metric="kv_bytes", **place)
+            yield [
+                f"{100 * accuracy['share']:g} %", HEADS[accuracy["variant"]], f"{kept['value'] / 1e3:,.0f}",
+                percent(accuracy) + (f" ({ends[0]} to {ends[1]})" if all(ends) else ""),
+                points("minus_full", place), points("minus_gates", place),
+            ]  # fmt: skip
+
+    return table(("share", "kept", "KV of a clip, kB", "answers right, %", "minus everything", "minus gates"), rows())
+
+
+TABLES: dict[str, Callable[[], list[str]]] = {
+    "duo/comparison": comparison, "duo/speed": speed, "duo/speed/goals": goals, "duo/peers": peers,
+}  # fmt: skip
+FILES = {"duo/comparison": RESULTS, "duo/speed": SPEED, "duo/speed/goals": SPEED, SPEED: SPEED, "duo/peers": PEERS,
+         PEERS: PEERS}  # fmt: skip
