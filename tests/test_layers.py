@@ -36,7 +36,9 @@ LAYERS = [
         "evaluation.answers",
         "evaluation.scores",
         "evaluation.open_scores",
+        "evaluation.caption_scores",
         "evaluation.predictions",
+        "metrics",
     ),  # fmt: skip
     ("data",),
     ROOM_GROUPS,

@@ -23,7 +23,7 @@ PACKAGE = ROOT / "hvlm"
 WITHOUT_PYTHON = {"trainer", "logger", "callback", "sweep", "launcher", "experiment", "debug", "domain"}
 # Folders of the program itself; nothing in them is chosen by a word.
 WITHOUT_CONF = {
-    "api", "checks", "commands", "config", "data", "evaluation", "interop", "io", "prepare", "sweep", "text",
+    "api", "checks", "commands", "config", "data", "evaluation", "interop", "io", "metrics", "prepare", "sweep", "text",
     "training", "viz",
 }  # fmt: skip
 # Several sizes of one class, or several corpora behind one reader: {YAML: Python file it shares}.
@@ -159,7 +159,7 @@ OF_THE_PROJECT = {
     "head": OF_TENSORS | {"data", "prompts", "metrics"},
     "stage": OF_TENSORS | {"model", "data", "io"},
     "dataset": OF_TENSORS | {"data", "prompts", "image", "io"},
-    "benchmark": {"types", "contracts", "errors", "prompts", "evaluation", "data"},
+    "benchmark": {"types", "contracts", "errors", "prompts", "evaluation", "data", "metrics"},
 }
 
 
