@@ -120,6 +120,7 @@ def check_benchmark(cfg: Mapping[str, Any], chat: Chat) -> None:
     choose_precision(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])
     benchmark, data = assembly.room(cfg["benchmark"]).of(assembly.head_alone(cfg)), assembly.dataset(cfg)
     questions = benchmark.check(data)
+    way_of(benchmark)
     if not benchmark.asks:
         return
     check_lengths(chat, questions, cfg["order"], data.max_tokens)
@@ -225,8 +226,9 @@ def watch(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str,
 
 
 def sampling(cfg: Mapping[str, Any]) -> Sampling:
-    """How ``cfg`` chooses words: ``ask.temperature`` and ``ask.top_p``, with the seed of the command."""
-    return Sampling(cfg["ask"]["temperature"], cfg["ask"]["top_p"], cfg["seed"])
+    """How ``cfg`` chooses words: ``ask.temperature``, ``top_p`` and ``num_beams``, with the seed of the command."""
+    asked = cfg["ask"]
+    return Sampling(asked["temperature"], asked["top_p"], cfg["seed"], asked["num_beams"])
 
 
 def look(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hvlm.benchmark._base import QuestionBenchmark
-from hvlm.data.question_file import read_questions
+from hvlm.data.question_file import Row, read_questions
 from hvlm.data.shard_folder import index_folder, manifest_of
 from hvlm.data.video_folder import VideoFolder
 from hvlm.errors import UserError
@@ -47,7 +47,7 @@ class OwnQuestions(QuestionBenchmark):
         """The clips that are asked about. UserError for what is not there, and for malformed rows of the file."""
         if self.file:
             file = Path(self.file)
-            rows = read_questions(file, "benchmark.questions", self.choices)
+            rows = self.rows(file)
             folder = Path(self.videos) if self.videos else file.parent
             return VideoFolder(folder, rows, f"questions/{file.stem}", "benchmark.videos")
         if not self.path:
@@ -57,6 +57,10 @@ class OwnQuestions(QuestionBenchmark):
             raise UserError(f"benchmark.path={folder}: no such folder; name one of *.tar")
         index_folder(folder, "general", "benchmark.path")
         return self.split_of(manifest_of(folder), f"benchmark.path={folder}")
+
+    def rows(self, file: Path) -> list[Row]:
+        """What a file of one's own asks. UserError for what is malformed in it."""
+        return read_questions(file, "benchmark.questions", self.choices)
 
     def missing(self, source: Any) -> Mapping[str, int]:
         """Videos that the file names and the folder does not hold."""

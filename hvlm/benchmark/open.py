@@ -10,7 +10,7 @@ from typing import Any
 
 from hvlm.benchmark._base import question_of
 from hvlm.benchmark._own import OwnQuestions
-from hvlm.config.ranges import PositiveInt
+from hvlm.config.ranges import NonNegativeFloat, PositiveInt, Share
 from hvlm.data.views import in_context
 from hvlm.evaluation.open_scores import score_open
 from hvlm.evaluation.scores import Prediction, Question, Try
@@ -21,9 +21,11 @@ class Open(OwnQuestions):
     .csv, .tsv). videos: the folder of its videos, None: the file's own.
     with_options: whether questions that have options are asked, too, without these.
     instruction: a line after every question, such as "Answer with a single word or phrase."; None: none.
-    max_new_tokens: of an answer. tasks: names of those to ask, None: all. batch_size: clips per forward pass. limit:
-    that many clips, evenly spread. blind: also ask everything without frames. num_frames: sampled per clip, None: as
-    many as the model was trained with. apart: tasks that the means leave out; their names then say so.
+    max_new_tokens: of an answer. num_beams: of beam search, 1: word by word. temperature: 0 takes the likeliest word,
+    above words are drawn by chance (of ``seed=``), among the likeliest that together have the probability top_p.
+    tasks: names of those to ask, None: all. batch_size: clips per forward pass. limit: that many clips, evenly spread.
+    blind: also ask everything without frames. num_frames: sampled per clip, None: as many as the model was trained
+    with. apart: tasks that the means leave out; their names then say so.
     """
 
     form = 'the JSON needs "questions" with "answer" or "answers"'
@@ -36,10 +38,14 @@ class Open(OwnQuestions):
         with_options: bool = True,
         instruction: str | None = None,
         max_new_tokens: PositiveInt = 32,
+        num_beams: PositiveInt = 1,
+        temperature: NonNegativeFloat = 0.0,
+        top_p: Share = 1.0,
         **rest: Any,
     ) -> None:
         super().__init__(**rest)
         self.with_options, self.instruction, self.max_new_tokens = with_options, instruction, max_new_tokens
+        self.num_beams, self.temperature, self.top_p = num_beams, temperature, top_p
 
     def all_questions(self, sample: Mapping[str, Any]) -> list[Question]:
         """The questions of one sample, without their options where they have some."""

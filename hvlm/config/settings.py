@@ -88,6 +88,7 @@ class AskConfig:
     stream: bool | None
     temperature: NonNegativeFloat
     top_p: Share
+    num_beams: PositiveInt
     max_new_tokens: PositiveInt
 
 

@@ -60,9 +60,9 @@ def read_questions(path: Path, setting: str, choices: bool) -> list[Row]:
     rows: list[Row] = []
     wrong: list[str] = []
     numbers: dict[str, int] = {}
-    for number, value in _values(path, where):
+    for number, value in values_of(path, where):
         try:
-            row = _row(number, _of_columns(value) if table else value, choices)
+            row = _row(number, of_columns(value) if table else value, choices)
             name = row.question["id"]
             if numbers.setdefault(name, number) != number:
                 raise ValueError(f"has the id {name!r}, as row {numbers[name]}; give every question its own")
@@ -77,8 +77,9 @@ def read_questions(path: Path, setting: str, choices: bool) -> list[Row]:
     return rows
 
 
-def _values(path: Path, where: str) -> Iterator[tuple[int, Any]]:
-    """(number, value) of every row."""
+def values_of(path: Path, where: str, holds: str = "questions") -> Iterator[tuple[int, Any]]:
+    """(number, value) of every row. UserError for a file that cannot be read; it begins with ``where``. holds: what the
+    rows are, for messages."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -100,7 +101,7 @@ def _values(path: Path, where: str) -> Iterator[tuple[int, Any]]:
             lists = [field for field in value.values() if isinstance(field, list)]
             value = lists[0] if len(lists) == 1 else value
         if not isinstance(value, list):
-            raise UserError(f"{where}: expected a list of questions (or an object that holds one)")
+            raise UserError(f"{where}: expected a list of {holds} (or an object that holds one)")
         yield from enumerate(value, start=1)
     elif ending in (".jsonl", ".ndjson"):
         for number, line in enumerate(text.split("\n"), start=1):
@@ -117,14 +118,14 @@ def _json(text: str, where: str) -> Any:
         raise UserError(f"{where}: not valid JSON ({error})") from error
 
 
-def _of_columns(value: Mapping[Any, Any]) -> dict[str, Any]:
+def of_columns(value: Mapping[Any, Any]) -> dict[str, Any]:
     """A row of CSV with its texts as what they mean: numbers, lists, options in columns of their own.
 
     Raises ValueError, which goes on after the row's number.
     """
     fields = {name.strip(): text.strip() for name, text in value.items() if isinstance(text, str) and text.strip()}
     if "options" in fields:
-        fields["options"] = _listed(fields["options"])
+        fields["options"] = listed(fields["options"])
     elif own := _own_columns(fields):
         fields["options"] = list(own.values())
         answer = fields.get("answer", "")
@@ -135,7 +136,7 @@ def _of_columns(value: Mapping[Any, Any]) -> dict[str, Any]:
                 "place from 0 as gold"
             )
     if "answers" in fields:
-        fields["answers"] = _listed(fields["answers"])
+        fields["answers"] = listed(fields["answers"])
     numbers = ["gold", "start", "end", "fps"] + (["answer"] if "options" in fields else [])
     for name in (name for name in numbers if name in fields):
         text = fields[name]
@@ -157,7 +158,7 @@ def _own_columns(fields: Mapping[str, str]) -> dict[str, str]:
     return {}
 
 
-def _listed(text: str) -> list[Any]:
+def listed(text: str) -> list[Any]:
     if text.startswith("["):
         try:
             found = json.loads(text)
@@ -181,8 +182,8 @@ def _row(number: int, value: Any, choices: bool) -> Row:
         hint = "; questions without options are asked by benchmark=open" if missing == ["options"] else ""
         found = ", ".join(map(str, list(value)[:12])) or "nothing"
         raise ValueError(f"lacks {', '.join(missing)}; it has {found}, expected {', '.join(needed)}{hint}")
-    question = {"id": str(value.get("id", f"row{number}")), "question": _text(value, "question")}
-    question |= {"task": _text(value, "task")} if "task" in value else {}
+    question = {"id": str(value.get("id", f"row{number}")), "question": text_of(value, "question")}
+    question |= {"task": text_of(value, "task")} if "task" in value else {}
     if options:
         if not 2 <= len(options) <= len(LETTERS):
             raise ValueError(f"has {len(options)} options, expected 2 to {len(LETTERS)}")
@@ -191,12 +192,12 @@ def _row(number: int, value: Any, choices: bool) -> Row:
         question |= {"options": [str(option) for option in options], "gold": _gold(value, options)}
     elif "answers" in value:
         given = value["answers"] if isinstance(value["answers"], list) else [value["answers"]]
-        question["answers"] = [_text({"answers": one}, "answers") for one in given]
+        question["answers"] = [text_of({"answers": one}, "answers") for one in given]
         if not given:
             raise ValueError("has no answers in answers")
     else:
-        question["answer"] = _text(value, "answer")
-    return Row(number, question, _text(value, "video"), _section(value), _seconds(value, "fps"))
+        question["answer"] = text_of(value, "answer")
+    return Row(number, question, text_of(value, "video"), section_of(value), seconds_of(value, "fps"))
 
 
 def _options(value: Any) -> list[Any]:
@@ -222,14 +223,14 @@ def _gold(value: Mapping[str, Any], options: list[Any]) -> int:
         raise ValueError(f"has answer {value['answer']!r:.60}, expected {error}") from None
 
 
-def _text(value: Mapping[str, Any], name: str) -> str:
+def text_of(value: Mapping[str, Any], name: str) -> str:
     field = value[name]
     if isinstance(field, bool) or not isinstance(field, str | int | float) or not str(field).strip():
         raise ValueError(f"has {name} {field!r:.60}, expected text")
     return str(field)
 
 
-def _seconds(value: Mapping[str, Any], name: str) -> float | None:
+def seconds_of(value: Mapping[str, Any], name: str) -> float | None:
     field = value.get(name)
     if field is None:
         return None
@@ -238,8 +239,8 @@ def _seconds(value: Mapping[str, Any], name: str) -> float | None:
     return float(field)
 
 
-def _section(value: Mapping[str, Any]) -> tuple[float, float] | None:
-    start, end = _seconds(value, "start"), _seconds(value, "end")
+def section_of(value: Mapping[str, Any]) -> tuple[float, float] | None:
+    start, end = seconds_of(value, "start"), seconds_of(value, "end")
     if start is None and end is None:
         return None
     start, end = start or 0.0, 1e9 if end is None else end

@@ -24,6 +24,7 @@ from hvlm.evaluation.likelihood import ByLikelihood
 from hvlm.evaluation.needle_map import PICTURE, write_needle_map
 from hvlm.evaluation.open_scores import is_right
 from hvlm.evaluation.predictions import read_predictions, write_predictions
+from hvlm.evaluation.sampling import Sampling
 from hvlm.evaluation.scores import Prediction, Question, score
 from hvlm.io.json_lines import write_lines
 from hvlm.rebuild import Loaded
@@ -48,9 +49,13 @@ class Answered(NamedTuple):
     lost: dict[str, int]
 
 
-def way_of(benchmark: Benchmark) -> Answer:
-    """How a benchmark is answered: in the model's own words or by likelihood."""
-    return InWords(benchmark.max_new_tokens) if benchmark.writes else BY_LIKELIHOOD
+def way_of(benchmark: Benchmark, seed: int = 0) -> Answer:
+    """How a benchmark is answered: in the model's own words, by ``seed`` where they are drawn by chance, or by
+    likelihood. UserError for settings that choose no words."""
+    if not benchmark.writes:
+        return BY_LIKELIHOOD
+    how = benchmark.temperature, benchmark.top_p, seed, benchmark.num_beams
+    return InWords(benchmark.max_new_tokens, Sampling(*how, section="benchmark"))
 
 
 def evaluate(
@@ -80,7 +85,7 @@ def evaluate(
     """
     if label.variant == BLIND:
         raise ValueError(f"variant={BLIND!r} is the name of the control without frames; choose another")
-    out_dir, answer = Path(out_dir), answer or way_of(benchmark)
+    out_dir, answer = Path(out_dir), answer or way_of(benchmark, label.seed)
     started = time.monotonic()
     asked = ask(loaded, benchmark, label.variant, out_dir, answer, contact_sheets)
     predictions, seconds = asked.predictions, {label.variant: time.monotonic() - started}

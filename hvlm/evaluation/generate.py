@@ -13,6 +13,7 @@ from hvlm.caching import PastKV
 from hvlm.contracts import Benchmark
 from hvlm.data.collate import Item, collate
 from hvlm.evaluation.asking import Query
+from hvlm.evaluation.beams import beam_search
 from hvlm.evaluation.sampling import GREEDY, Sampling
 from hvlm.evaluation.scores import Prediction
 from hvlm.functional import last_true
@@ -80,7 +81,7 @@ def generate_ids(model: VLM, chat: Chat, batch: Batch, max_new_tokens: int, choo
     cache = model.kvcache.new()
     h = model.hidden(sequence, cache)
     newest = h[torch.arange(len(h), device=h.device), last_true(sequence.mask_KL)]
-    with model.adapting(batch):
+    with model.adapting(_with_beams(batch, choose.num_beams)):
         written_KN = write(model, chat, cache, newest, max_new_tokens, choose)
     for module, mode in modes.items():
         module.training = mode
@@ -90,7 +91,8 @@ def generate_ids(model: VLM, chat: Chat, batch: Batch, max_new_tokens: int, choo
 def write(
     model: VLM, chat: Chat, cache: PastKV, newest_KD: Tensor, max_new_tokens: int, choose: Sampling = GREEDY
 ) -> Tensor:
-    """One token after the other, until every row has ended: ids [K, N], N <= max_new_tokens.
+    """One token after the other (or whole answers, with beams), until every row has ended: ids [K, N],
+    N <= max_new_tokens.
 
     cache: of what was read so far; grows. newest_KD: the state at each row's last valid token. choose: which token.
     Of a model with learned positions an answer ends where they do, which is said once.
@@ -100,6 +102,9 @@ def write(
         if left < max_new_tokens:
             _warn_of_end(model.language.max_positions)
             max_new_tokens = max(left, 1)
+    if choose.num_beams > 1:
+        ending = sorted(chat.end_ids), chat.end_id
+        return beam_search(model, cache, newest_KD, max_new_tokens, choose.num_beams, *ending)
     newest = newest_KD
     ended = torch.zeros(len(newest_KD), dtype=torch.bool, device=newest_KD.device)
     ends = torch.tensor(sorted(chat.end_ids), device=newest_KD.device)
@@ -113,6 +118,13 @@ def write(
             break
         newest = model.language.hidden(model.language.embed(token[:, None]), cache=cache)[:, -1]
     return torch.stack(written, 1)
+
+
+def _with_beams(batch: Batch, num_beams: int) -> Batch:
+    """Every row's adapter weights, as often as it has beams."""
+    if num_beams == 1 or batch.adapter_K is None:
+        return batch
+    return batch._replace(adapter_K=batch.adapter_K.repeat_interleave(num_beams))
 
 
 @once

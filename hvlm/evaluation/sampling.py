@@ -1,4 +1,4 @@
-"""Which word comes next: the likeliest, or one drawn by chance."""
+"""Which word comes next: the likeliest, one drawn by chance, or that of the likeliest whole answer."""
 
 from __future__ import annotations
 
@@ -19,21 +19,30 @@ class Sampling:
             likely ones likelier.
         top_p: draws only among the likeliest tokens that together have this probability.
         seed: of what is drawn; the same seed and the same calls give the same words.
+        num_beams: of beam search (``hvlm.evaluation.beams``), with temperature 0; 1: word by word.
+        section: of the settings, for messages.
 
     Raises:
-        UserError: ``top_p`` with temperature 0, where it would do nothing.
+        UserError: ``top_p`` with temperature 0, where it would do nothing, or beams of words drawn by chance.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    num_beams: int = 1
+    section: str = "ask"
     _generator: torch.Generator = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.temperature == 0 and self.top_p < 1:
             raise UserError(
-                f"ask.top_p={self.top_p:g}: with ask.temperature=0 the likeliest word is taken; set ask.temperature=1, "
-                "or leave ask.top_p out"
+                f"{self.section}.top_p={self.top_p:g}: with {self.section}.temperature=0 the likeliest word is taken; "
+                f"set {self.section}.temperature=1, or leave {self.section}.top_p out"
+            )
+        if self.num_beams > 1 and self.temperature > 0:
+            raise UserError(
+                f"{self.section}.num_beams={self.num_beams}: beams follow the likeliest words, but "
+                f"{self.section}.temperature={self.temperature:g} draws by chance; leave one of the two out"
             )
         self._generator = torch.Generator().manual_seed(self.seed)  # on the CPU: the same draws on every device
 
