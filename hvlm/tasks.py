@@ -175,11 +175,8 @@ def run_preference(
         )
     merged = results.update(out / RESULTS, records)
     write_report(out)
-    log.info(
-        "\n".join(
-            table([r for r in records if r["metric"].startswith(("accuracy_m", "normalised_m", "reward_accuracy"))])
-        )
-    )
+    means = ("accuracy_m", "normalised_m", "cider_d_m", "reward_accuracy")
+    log.info("\n".join(table([r for r in records if r["metric"].startswith(means)])))
     return merged
 
 

@@ -13,6 +13,7 @@ from _tiny import ASKED, Case, Variant, batch_of, chat, clip, model, per_row, si
 from hvlm import assembly
 from hvlm.errors import UserError
 from hvlm.evaluation.generate import generate
+from hvlm.evaluation.sampling import Sampling
 from hvlm.io.checkpoint import load_into
 from hvlm.model import VLM, named_parts
 from hvlm.training.chain import _new_rooms
@@ -102,17 +103,22 @@ def test_each_row_uses_the_weights_that_it_names(order: str) -> None:
     torch.testing.assert_close(default[0], together[0], rtol=0, atol=1e-5)  # "sports" is the one that trains
 
 
-def test_writing_uses_the_weights_of_the_row() -> None:
-    vlm = adapted()
+@pytest.mark.parametrize("beams", [1, 3])
+def test_writing_uses_the_weights_of_the_row(beams: int) -> None:
+    vlm, choose = adapted(), Sampling(num_beams=beams)
     for parameter in vlm.language.parameters():
         parameter.data.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     items = [clip(seed, 3, [ASKED[seed]], vlm.order, side(vlm)) for seed in range(3)]
-    together = generate(vlm, chat(), batch_of(*items, size=side(vlm))._replace(adapter_K=torch.tensor([1, 0, 1])), 6)
+    together = generate(
+        vlm, chat(), batch_of(*items, size=side(vlm))._replace(adapter_K=torch.tensor([1, 0, 1])), 6, choose
+    )
     alone = [
-        generate(vlm, chat(), batch_of(item, size=side(vlm))._replace(adapter_K=torch.tensor([n])), 6)[0]
+        generate(vlm, chat(), batch_of(item, size=side(vlm))._replace(adapter_K=torch.tensor([n])), 6, choose)[0]
         for item, n in zip(items, (1, 0, 1), strict=True)
     ]
-    other = generate(vlm, chat(), batch_of(*items, size=side(vlm))._replace(adapter_K=torch.tensor([0, 1, 0])), 6)
+    other = generate(
+        vlm, chat(), batch_of(*items, size=side(vlm))._replace(adapter_K=torch.tensor([0, 1, 0])), 6, choose
+    )
     assert together == alone and together != other
 
 

@@ -210,7 +210,7 @@ def mean_ap(*videos: tuple[list, list], thresholds: tuple[float, ...] = (0.5,)) 
     """videos: ([(start, end, class, score)], [(start, end, class)])."""
     metric = TemporalMAP(thresholds)
     metric.update(*in_parts({f"v{i}": video for i, video in enumerate(videos)}))
-    return metric.compute()["map"].item()
+    return metric.compute()["mean"].item()
 
 
 def in_parts(videos: dict[str, tuple[list, list]]) -> tuple[list, list, list]:
@@ -255,7 +255,10 @@ def test_classes_are_those_of_the_ground_truth() -> None:
     assert mean_ap(([(*one, 0.9), (0.0, 4.0, 7, 0.99)], [one])) == 1, "a class without ground truth does not count"
     assert mean_ap(([(*one, 0.9)], [one, two])) == 0.5, "a class without predictions is 0"
     assert mean_ap(([(*one, 0.9)], [one, (0.0005, 4.0005, 0), (3.0, 3.0, 1)])) == 1, "repeated and empty ground truth"
-    assert torch.isnan(updated(TemporalMAP(), [], [], [])["map"])
+    assert torch.isnan(updated(TemporalMAP(), [], [], [])["mean"])
+    named = TemporalMAP((0.5,))
+    named.update(["v"], [([(0, 4), (6, 8)], ["jump", "run"], [0.9, 0.8])], [([(0, 4), (0, 9)], ["jump", "fall"])])
+    assert named.classes() == {"jump": [1.0], "fall": [0.0]} and named.compute()["0.50"] == 0.5
     with pytest.raises(ValueError, match="v0: a segment of truth ends at 1 s, before it starts at 2 s"):
         mean_ap(([], [(2.0, 1.0, 0)]))
     with pytest.raises(ValueError, match="no finite number"):
@@ -268,8 +271,8 @@ def test_recall_at_kx_by_hand() -> None:
     metric = TemporalRecall((0.5,), (1, 2))
     found = updated(metric, *in_parts({"v": (guesses, truth), "w": ([], [(0.0, 1.0, 0)])}))
     # Of three segments: two guesses (1x) find one, four (2x) find two; one at exactly the threshold would not.
-    assert found["recall_1x@0.5"] == pytest.approx(1 / 3) and found["recall_2x@0.5"] == pytest.approx(2 / 3)
-    assert updated(TemporalRecall((0.5,), (1,)), *in_parts({"v": (guesses[3:], truth[:1])}))["recall_1x@0.5"] == 0
+    assert found["1x/0.50"] == pytest.approx(1 / 3) and found["2x/0.50"] == pytest.approx(2 / 3)
+    assert updated(TemporalRecall((0.5,), (1,)), *in_parts({"v": (guesses[3:], truth[:1])}))["1x/0.50"] == 0
 
 
 # ------------------------------------------------------------------------------------------------------------ domains

@@ -27,8 +27,8 @@ from hvlm.head._labels import Labels
 from hvlm.head._moments import Moments, read_activitynet
 from hvlm.head._pool import Frames, frame_states
 from hvlm.head._pyramid import Pyramid, State, Tower
-from hvlm.head._scores import TemporalMAP
 from hvlm.head._segments import diou_loss, giou_loss, soft_nms
+from hvlm.metrics.temporal import TemporalMAP
 from hvlm.prompts import DESCRIBE
 from hvlm.types import Batch, Sequence
 
@@ -259,11 +259,18 @@ class Detect(Head):
 
     def update(self, metrics: Mapping[str, Metric], lines: SequenceOf[Mapping[str, Any]]) -> None:
         for line in lines:
-            metrics["map"].update(line["uid"] or line["key"], line["segments"], line["events"])
+            found, right = (_columns(line[name]) for name in ("segments", "events"))
+            metrics["map"].update([line["uid"] or line["key"]], [found], [right[:2]])
 
     def read(self, path: Path, setting: str) -> list[tuple[str, dict[str, Any]]]:
         """ActivityNet's JSON; see ``read_activitynet``."""
         return read_activitynet(path, setting, self.labels)
+
+
+def _columns(segments: SequenceOf[Mapping[str, Any]]) -> tuple[list[Any], ...]:
+    """(start and end, label, score) of segments, as metrics take them."""
+    ends = [(one["start"], one["end"]) for one in segments]
+    return ends, [one["label"] for one in segments], [one.get("score", 0.0) for one in segments]
 
 
 def _duration(time_1T: Tensor, mask_1T: Tensor) -> float:

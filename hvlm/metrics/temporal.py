@@ -31,6 +31,7 @@ class _Segments(Gathered):
             raise ValueError(f"thresholds={tuple(thresholds)}: expected some above 0 and up to 1")
         self.thresholds = tuple(thresholds)
         self.videos = 0  # of this process so far
+        self.labels: dict[int, int | str] = {}  # that this process has seen, by number
         for kind in ("predicted", "truth"):
             self.add_rows(f"{kind}_ids", torch.zeros(0, 3, dtype=torch.int64))  # video, its place, class
             self.add_rows(f"{kind}_values", torch.zeros(0, 3, dtype=torch.float64))  # start, end, score
@@ -45,7 +46,8 @@ class _Segments(Gathered):
 
         Args:
             videos: their names, each given once over all batches and processes.
-            predicted: of each video (start and end in seconds [N, 2], class [N], score [N]), tensors or lists.
+            predicted: of each video (start and end in seconds [N, 2], class [N], score [N]), tensors or lists; classes
+                are numbers or names.
             truth: of each video (start and end in seconds [M, 2], class [M]).
 
         Raises:
@@ -56,13 +58,20 @@ class _Segments(Gathered):
             # Equal scores count in the order of the data, which processes read in turn.
             place = self.videos * world + rank
             self.videos += 1
-            number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+            number = _number(name)
             for kind, of_one in (("predicted", guesses), ("truth", (*right, None))):
                 values = _values(name, kind, *of_one)
-                label = torch.as_tensor(of_one[1], dtype=torch.int64).reshape(-1).cpu()
+                label = self._numbers(of_one[1])
                 ids = torch.stack([torch.full_like(label, number), torch.full_like(label, place), label], 1)
                 getattr(self, f"{kind}_ids").append(ids.to(self.device))
                 getattr(self, f"{kind}_values").append(values.to(self.device))
+
+    def _numbers(self, labels: Tensor | Sequence[int | str]) -> Tensor:
+        """Of classes, int64 [N]."""
+        given = labels.reshape(-1).tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
+        numbers = [_number(label) if isinstance(label, str) else int(label) for label in given]
+        self.labels.update(zip(numbers, given, strict=True))
+        return torch.tensor(numbers, dtype=torch.int64)
 
     def reset(self) -> None:
         """Begin again."""
@@ -83,16 +92,16 @@ class TemporalMAP(_Segments):
     """
 
     def compute(self) -> dict[str, Tensor]:
-        """{"map": mean over thresholds, "map@0.5": ..., }, float32."""
+        """{"mean": over thresholds, "0.50": at that one, ...}, float32."""
         found = average_precisions(self.held("predicted"), self.held("truth"), self.thresholds)
         at = np.mean(list(found.values()), 0) if found else np.full(len(self.thresholds), np.nan)
-        out = {"map": at.mean()} | {f"map@{t:g}": x for t, x in zip(self.thresholds, at, strict=True)}
+        out = {"mean": at.mean()} | {f"{t:.2f}": x for t, x in zip(self.thresholds, at, strict=True)}
         return {name: torch.tensor(x, dtype=torch.float32, device=self.device) for name, x in out.items()}
 
-    def classes(self) -> dict[int, list[float]]:
+    def classes(self) -> dict[int | str, list[float]]:
         """{class: its AP at each threshold} of what this process has seen."""
         found = average_precisions(self.held("predicted"), self.held("truth"), self.thresholds)
-        return {label: ap.tolist() for label, ap in found.items()}
+        return {self.labels[label]: ap.tolist() for label, ap in found.items()}
 
 
 class TemporalRecall(_Segments):
@@ -106,12 +115,12 @@ class TemporalRecall(_Segments):
         self.ks = tuple(ks)
 
     def compute(self) -> dict[str, Tensor]:
-        """{"recall_1x@0.5": ..., }, float32."""
+        """{"1x/0.50": ..., }, float32."""
         found = recalls(self.held("predicted"), self.held("truth"), self.thresholds, self.ks)
         shape = (len(self.thresholds), len(self.ks))
         at = np.mean(list(found.values()), 0) if found else np.full(shape, np.nan)
         return {
-            f"recall_{k}x@{t:g}": torch.tensor(at[i, j], dtype=torch.float32, device=self.device)
+            f"{k}x/{t:.2f}": torch.tensor(at[i, j], dtype=torch.float32, device=self.device)
             for j, k in enumerate(self.ks)
             for i, t in enumerate(self.thresholds)
         }
@@ -121,7 +130,7 @@ def _values(name: str, kind: str, start_end: Any, label: Any, score: Any) -> Ten
     """Start, end and score, float64 [N, 3]."""
     ends = torch.as_tensor(start_end, dtype=torch.float64).reshape(-1, 2).cpu()
     scores = torch.zeros(len(ends)) if score is None else torch.as_tensor(score).reshape(-1).cpu()
-    if not len(ends) == len(scores) == len(torch.as_tensor(label).reshape(-1)):
+    if not len(ends) == len(scores) == len(label):
         raise ValueError(f"{name}: {kind} has unequal numbers of segments, classes and scores")
     values = torch.cat([ends, scores.double()[:, None]], 1)
     if not bool(values.isfinite().all()):
@@ -130,6 +139,11 @@ def _values(name: str, kind: str, start_end: Any, label: Any, score: Any) -> Ten
         start, end = ends[backward][0].tolist()
         raise ValueError(f"{name}: a segment of {kind} ends at {end:g} s, before it starts at {start:g} s")
     return values
+
+
+def _number(name: str) -> int:
+    """Of a name, the same in every process."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
 
 
 def _process() -> tuple[int, int]:

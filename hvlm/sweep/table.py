@@ -17,7 +17,7 @@ from hvlm.io.files import FINISHED, write_atomically
 
 COLUMNS = ("overrides", "status", "accuracy", "±", "val/loss", "time", "note")
 SEEDS = ("overrides", "seeds", "accuracy", "±", "val/loss", "±")
-MEANS = ("accuracy_mean", "accuracy_macro", "normalised_macro")  # of needles, choices and open; may go on _without_x
+MEANS = ("accuracy_mean", "accuracy_macro", "normalised_macro", "cider_d_macro")  # of benchmarks; may go on _without_x
 COLOURS = {"done": "green", "failed": "red", "killed": "red", "busy": "yellow", "running": "cyan", "waiting": "dim"}
 
 
