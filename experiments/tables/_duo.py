@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.tables._records import Record, percent, read, some, table
 
-SPEED, PEERS, RESULTS = "duo/speed.json", "duo/peers.json", "duo/results.json"
+SPEED, PEERS, RESULTS, HOURS = "duo/speed.json", "duo/peers.json", "duo/results.json", "duo/hours.json"
 HEADS = {
     "full": "everything", "gates": "heads by gates", "random": "random heads, five draws", "inverse": "the other heads",
     "untrained_reconstruction": "heads by KVzip's score", "untrained_relative": "heads by kvpress' score",
@@ -97,8 +97,27 @@ def comparison() -> list[str]:
     return table(("share", "kept", "KV of a clip, kB", "answers right, %", "minus everything", "minus gates"), rows())
 
 
+def hours() -> list[str]:
+    """A row for each tenth of the video that is shown, of each variant of ``python -m experiments.duo.hours``."""
+
+    def rows() -> Iterator[list[str]]:
+        for kept in some(HOURS, metric="kv_bytes"):
+            if kept["frames"] % 3600 and kept["frames"] != 720:
+                continue
+            place = {key: kept[key] for key in ("variant", "frames")}
+            (resident,), (cpu,) = (some(HOURS, metric=metric, **place) for metric in ("resident_mb", "cpu_ms"))
+            yield [
+                f"{100 * kept['retrieval']:g} %", f"{kept['frames']:,}", f"{kept['value']:,.0f}",
+                f"{resident['value']:.1f}", f"{cpu['value']:.1f}",
+            ]  # fmt: skip
+
+    return table(("heads that keep all", "frames", "KV, bytes", "resident, MB", "processor, ms a frame"), rows())
+
+
 TABLES: dict[str, Callable[[], list[str]]] = {
-    "duo/comparison": comparison, "duo/speed": speed, "duo/speed/goals": goals, "duo/peers": peers,
+    "duo/comparison": comparison, "duo/hours": hours, "duo/speed": speed, "duo/speed/goals": goals, "duo/peers": peers,
 }  # fmt: skip
-FILES = {"duo/comparison": RESULTS, "duo/speed": SPEED, "duo/speed/goals": SPEED, SPEED: SPEED, "duo/peers": PEERS,
-         PEERS: PEERS}  # fmt: skip
+FILES = {
+    "duo/comparison": RESULTS, "duo/hours": HOURS, HOURS: HOURS, "duo/speed": SPEED, "duo/speed/goals": SPEED,
+    SPEED: SPEED, "duo/peers": PEERS, PEERS: PEERS,
+}  # fmt: skip
