@@ -12,12 +12,13 @@ from experiments.tables._accuracy import (
     merged,
     percent,
 )
+from experiments.tables._duo import RESULTS as DUO
 from experiments.tables._records import mean, one, table
 from experiments.tables._speed import BENCH, FORWARD, attention_goals, cell
 
 
 def headlines() -> list[str]:
-    rows = (connectors(), foveation(), attention(), attention_speed(), merging(), smollm2(), speed())
+    rows = (connectors(), foveation(), attention(), attention_speed(), merging(), heads(), smollm2(), speed())
     return table(("question", "what came out", "command"), rows)
 
 
@@ -75,6 +76,19 @@ def merging() -> list[str]:
         f"an eighth of the tokens, easy / hard: adaptive {of('adaptive')} %, ToMe {of('tome')}, unmerged {of('none')}"
     )
     return [link("merging", "Which tokens may go?"), found, "`python -m experiments.merging`"]
+
+
+def heads() -> list[str]:
+    def of(variant: str) -> str:
+        return percent(one(DUO, question="duo", metric="accuracy", share=0.125, variant=variant))
+
+    full = percent(one(DUO, question="duo", metric="accuracy", variant="full"))
+    found = (
+        f"needles among 2,048 tokens, an eighth of the KV cache: heads by gates {of('gates')} %, random heads "
+        f"{of('random')}, SnapKV {of('snapkv')}, InfiniPot-V {of('infinipot')}, merged tokens {of('adaptive')}; all "
+        f"of it {full}"
+    )
+    return ["[Which heads need the whole video?](docs/duo.md)", found, "`python -m experiments.duo`"]
 
 
 def smollm2() -> list[str]:
