@@ -165,7 +165,7 @@ def adapter(cfg: Mapping[str, Any], stored: Mapping[str, Any] | None = None) -> 
     made from go before its weights."""
     node, name = cfg["adapter"], cfg["domain"]["adapter"]
     kept = None if stored is None else stored.get("source_configs", {}).get("adapter")
-    before = {} if stored is None else stored["config"].get("adapter") or {}
+    before = {} if stored is None else stored.get("config", {}).get("adapter") or {}
     if kept is not None and (before.get("_target_"), before.get("load")) == (node["_target_"], node.get("load")):
         return room(node, name=name, weights=False, source_config=kept)
     return room(node, name=name, source_config=source_config(cfg, "adapter"))

@@ -27,6 +27,7 @@ TASKS = {
     "look": "draw where it looks and what its merger did",
     "export": "a Hugging Face folder, for transformers and hvlm.load",
     "release": "fVLM's own layout, of its rooms",
+    "gather": "one checkpoint of several specialists, with a router",
 }
 FLAGS = """  -m                    run every combination of key=a,b,c, each in its own process
   --cfg job             print the configuration and stop

@@ -135,11 +135,16 @@ ROOM_TEXTS: dict[str, frozenset[str]] = {
             "language.system",
             "dataset.root", "dataset.haystack", "dataset.domain", "benchmark.split",
             "benchmark.path", "benchmark.questions", "benchmark.annotations",
-            "benchmark.videos", "benchmark.instruction", "kvcache.pattern",
+            "benchmark.videos", "benchmark.instruction", "kvcache.pattern", "head.prompt",
         }
     ),
-    "list": frozenset({"dataset.domains", "benchmark.tasks", "benchmark.apart"}),
+    "list": frozenset(
+        {
+            "dataset.domains", "benchmark.tasks", "benchmark.apart", "head.labels", "adapter.where",
+            "adapter.targets", "adapter.names",
+        }
+    ),
     "either": frozenset({"dataset.path"}),
 }  # fmt: skip
 # Sentences: a comma or ${...} is no syntax.
-FREE_TEXT = frozenset({"ask.question", "language.system", "benchmark.instruction"})
+FREE_TEXT = frozenset({"ask.question", "language.system", "benchmark.instruction", "head.prompt"})
