@@ -52,7 +52,7 @@ def compose(overrides: Sequence[str], config_name: str = "train", unused: Collec
         cfg = check(resolved(_compose(tuple(overrides), config_name, contents())), unused)
         if cfg["benchmark"]["_target_"] != ASKING or any(key_of(o) == "benchmark" for o in overrides):
             return cfg
-        if "head" in unused or room_class("head", cfg["head"]).writes:
+        if "head" in unused or getattr(room_class("head", cfg["head"]), "writes", False):
             return cfg
         # Nobody chose how it is scored, and the usual way asks questions in text, which this head does not answer.
         return check(resolved(_compose((*overrides, "benchmark=head"), config_name, contents())), unused)

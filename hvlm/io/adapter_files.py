@@ -127,6 +127,7 @@ def write(
         dropout: of its training.
     """
     folder = Path(folder)
+    config: dict[str, Any]
     if stored.kind not in ("lora", "dora"):
         config = {"peft_type": OWN + stored.kind.upper(), "base_model_name_or_path": base, "settings": stored.settings}
         flat = {f"{path}:{name}": value for path, found in stored.tensors.items() for name, value in found.items()}
