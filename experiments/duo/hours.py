@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 import hvlm
+from experiments.started import as_started
 from hvlm.config.compose import compose
 from hvlm.data.decode import decode
 from hvlm.dataset._haystack import find_videos
@@ -140,7 +141,8 @@ def as_records(
             if values:
                 value = statistics.median(values) if metric.endswith("_ms") else values[-1]
                 records.append(results.make("duo_hours", name, metric, value, stderr=None, n=len(values), chance=None,
-                                            seeds=[1], seconds=seconds, command=COMMAND, columns=columns))  # fmt: skip
+                                            seeds=[1], seconds=seconds, command=as_started(COMMAND),
+                                            columns=columns))  # fmt: skip
     return records
 
 

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
+from experiments.started import as_started
 from hvlm.contracts import KVCache
 from hvlm.dataset._passkeys_text import NEEDLE, conversation, filler
 from hvlm.errors import UserError
@@ -42,7 +43,7 @@ from hvlm.language.causal import Causal
 from hvlm.text.chat import Chat
 
 HERE = Path(__file__).parent
-COMMAND = "make bench-kv"
+COMMAND = "python -m experiments.duo.peers"
 PEER = Path(".venv-kvpress/bin/python")
 PATTERN = Path("runs/duo_smollm2/text/duo/head_pattern")  # python -m experiments.duo.smollm2 learns it
 WINDOW, SINK, RECENT = 32, 16, 64  # of snapkv; of duo, as the gates were learnt
@@ -194,7 +195,7 @@ def figures(
     for metric, value in {"accuracy": share, **more}.items():
         yield results.make(
             "duo_peers", variant, metric, value, stderr=error if metric == "accuracy" else None, n=many, chance=None,
-            seeds=[0], seconds=seconds, command=COMMAND,
+            seeds=[0], seconds=seconds, command=as_started(COMMAND),
             columns={"keep": keep, "tokens": length, "retrieval": retrieval},
         )  # fmt: skip
 

@@ -15,7 +15,8 @@ Columns: kv_bytes that are allocated after the prompt; prefill: seconds, the med
 set while reading minus that before (weights not counted) and with it; decode: tokens per second, the median over
 rounds. floor_ratio: time of a token divided by the time to read all weights and the kept keys and values once, at the
 speed of a product of a large matrix and a vector (gb_per_second, measured after the last round). ratio: against
-``dynamic``. Adds to speed.json beside this file; lengths that are not measured stay.
+``dynamic``. Adds to speed.json beside this file; lengths that are not measured stay. Then draws docs/figures/speed.png,
+memory and time against length.
 """
 
 from __future__ import annotations
@@ -24,15 +25,19 @@ import argparse
 import itertools
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from experiments.duo._reader import Reader
+from experiments.started import as_started
 from hvlm.evaluation import results
 from hvlm.precision import has_fast_bf16
+from hvlm.viz.line_plot import Panel, line_plot
 
 HERE = Path(__file__).parent
 COMMAND = "python -m experiments.duo.speed"
+PICTURE = Path("docs/figures/speed.png")
 LENGTHS = [2048, 8192, 32768]
 # Their names, and what differs. ``dynamic`` is what the others are compared with.
 CACHES: dict[str, dict[str, Any]] = {
@@ -78,10 +83,16 @@ def main() -> None:
     parser.add_argument("--reads", type=int, default=2, help="of each prompt")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tiny", action="store_true", help="a model of two small layers, to see whether all runs")
+    parser.add_argument("--draw", action="store_true", help="draw and show what is there, and measure nothing")
     parser.add_argument("--out", type=Path, default=HERE / "speed.json")
+    parser.add_argument("--picture", type=Path, default=PICTURE)
     options = parser.parse_args()
-    dtypes = options.dtypes or ["fp32", *(["bf16"] if has_fast_bf16() else [])]
     old = results.read(options.out) if options.out.exists() else []
+    if options.draw:
+        show(old)
+        print(draw(old, options.picture))
+        return
+    dtypes = options.dtypes or ["fp32", *(["bf16"] if has_fast_bf16() else [])]
     others = [r for r in old if r["dtype"] not in dtypes or r["length"] not in options.lengths]
     records: list[results.Record] = []
     for dtype in dtypes:
@@ -89,6 +100,7 @@ def main() -> None:
             records += as_records(measure(length, dtype, options), length, dtype, options)
             results.write(options.out, others + records)
     show(records)
+    print(draw(others + records, options.picture))
 
 
 def measure(length: int, dtype: str, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -145,7 +157,7 @@ def as_records(
             "filled": one["filled"], "kv_bytes": read["kv_bytes"], "gb_per_second": round(one["bandwidth"] / 1e9, 1),
             "kv_ratio": None if base is None else round(read["kv_bytes"] / base["read"][0]["kv_bytes"], 4),
         }  # fmt: skip
-        made = {"stderr": None, "chance": None, "seeds": [0], "command": COMMAND}
+        made = {"stderr": None, "chance": None, "seeds": [0], "command": as_started(COMMAND)}
         if not one["filled"]:
             seconds, peak = _median(one["read"], "seconds"), _median(one["read"], "peak_mb")
             ratios = {"ratio": None, "peak_ratio": None}
@@ -186,6 +198,24 @@ def show(records: list[results.Record]) -> None:
               f"{_cell(wrote['kv_ratio'], 7)} {' '.join(cells)}")  # fmt: skip
     for words, met in judged(records):
         print(f"{words}: {'met' if met else 'NOT met'}")
+
+
+def draw(records: list[results.Record], path: Path) -> Path:
+    """Memory and time against length, of the first of the measured dtypes."""
+
+    def curves(metric: str, what: Callable[[results.Record], float]) -> dict[str, list[tuple[float, float]]]:
+        found: dict[str, list[tuple[float, float]]] = {}
+        for r in records:
+            if r["metric"] == metric and r["dtype"] == records[0]["dtype"]:
+                found.setdefault(r["cache"], []).append((r["length"], what(r)))
+        return {name: sorted(points) for name, points in found.items()}
+
+    panels = [
+        Panel("keys and values, MB", "tokens", curves(DECODE, lambda r: r["kv_bytes"] / 2**20), log=True),
+        Panel("reading, seconds", "tokens", curves(PREFILL, lambda r: r["value"]), log=True),
+        Panel("writing, ms a token", "tokens", curves(DECODE, lambda r: 1000 / r["value"]), log=True),
+    ]
+    return line_plot(panels, path, f"SmolLM2-135M, {records[0]['dtype']}, {records[0]['threads']} thread(s)")
 
 
 def _cell(value: float | None, width: int) -> str:
