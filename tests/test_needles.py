@@ -24,8 +24,8 @@ from hvlm.data.shard_index import load_manifest
 from hvlm.dataset import _needles_make
 from hvlm.dataset import _needles_text as grammar
 from hvlm.dataset._haystack import SEGMENTS, find_videos
-from hvlm.dataset._needles_draw import PALETTE
-from hvlm.dataset._needles_scene import DIRECTIONS, VNBENCH, Recipe, plan
+from hvlm.dataset._needles_draw import PALETTE, _subtitle, least_size_of_subtitles
+from hvlm.dataset._needles_scene import DIRECTIONS, VNBENCH, WORDS, Recipe, plan
 from hvlm.dataset._needles_scene import SETS as ALL_SETS
 from hvlm.dataset._needles_sets import STORIES
 from hvlm.dataset._needles_text import captions, chat, key_questions, questions
@@ -417,6 +417,17 @@ def test_a_video_of_the_haystack_that_hangs_is_skipped(tmp_path, monkeypatch):
 def test_wrong_settings_name_their_key(key, value):
     with pytest.raises(UserError, match=f"dataset.{key}="):
         assembly.room({"_target_": "hvlm.dataset.needles.Needles", key: value})
+
+
+def test_a_frame_into_which_no_subtitle_fits_is_refused_and_the_smallest_that_is_taken_holds_them():
+    least = least_size_of_subtitles()
+    for size in range(32, least, 2):
+        with pytest.raises(UserError, match=f"dataset.size={size}: .* need {least} pixels or more"):
+            Needles(set="vnbench", size=size)
+    Needles(set="vnbench", size=least)
+    for size in (*range(least, 260, 2), 1024):
+        for word in WORDS:
+            _subtitle(word, np.zeros((1, size, size, 3), np.float32))
 
 
 def test_yaml_mirrors_the_constructor():

@@ -16,7 +16,7 @@ import numpy as np
 from av.bitstream import BitStreamFilterContext
 from PIL import Image, ImageDraw, ImageFont
 
-from hvlm.dataset._needles_scene import Needle, Recipe, Scene
+from hvlm.dataset._needles_scene import WORDS, Needle, Recipe, Scene
 
 PALETTE = {
     "red": (235, 30, 30),
@@ -211,11 +211,25 @@ def letters(word: str, factor: int) -> np.ndarray:
 
 
 def _subtitle(word: str, frames: np.ndarray) -> None:
-    size = frames.shape[1]
-    drawn = letters(word, max(1, size // 64))
+    drawn, top, left = _subtitle_at(word, frames.shape[1])
     height, width = drawn.shape
-    top, left = round(0.7 * size), (size - width) // 2
     frames[:, top : top + height, left : left + width] = drawn[None, :, :, None]
+
+
+def _subtitle_at(word: str, size: int) -> tuple[np.ndarray, int, int]:
+    """(its letters, top, left) in a frame of ``size``, in pixels."""
+    drawn = letters(word, max(1, size // 64))
+    return drawn, round(0.7 * size), (size - drawn.shape[1]) // 2
+
+
+def least_size_of_subtitles() -> int:
+    """The smallest even frame into which each word fits; it does into every larger one."""
+
+    def fits(size: int) -> bool:
+        places = [_subtitle_at(word, size) for word in WORDS]
+        return all(top + len(drawn) <= size and left >= 0 for drawn, top, left in places)
+
+    return next(size for size in range(2, 1025, 2) if fits(size))
 
 
 def encode(frames: np.ndarray, recipe: Recipe) -> bytes:

@@ -28,6 +28,7 @@ from hvlm.config.ranges import Fraction, Ge, Le, NonNegativeInt, PositiveFloat, 
 from hvlm.data.shard_index import MANIFEST, write_manifest
 from hvlm.dataset._generated import GeneratedSet, Wanted
 from hvlm.dataset._haystack import PARTS, SEGMENTS, Stretch, Video, find_videos, part_of
+from hvlm.dataset._needles_draw import least_size_of_subtitles
 from hvlm.dataset._needles_labels import LABELS, patch_labels
 from hvlm.dataset._needles_make import SPLITS, decode, make_shard
 from hvlm.dataset._needles_scene import DOMAINS, ORDERED, Recipe, max_displacement
@@ -132,6 +133,8 @@ class Needles(GeneratedSet):
                 raise UserError(f"dataset.{key}={value:g}: expected {low:g} to {high:g} {unit}".rstrip())
         if recipe.size % 2:
             raise UserError(f"dataset.size={recipe.size}: H.264 needs an even size; use {recipe.size + 1}")
+        if recipe.set == "vnbench" and recipe.size < (least := least_size_of_subtitles()):
+            raise UserError(f"dataset.size={recipe.size}: the words that set=vnbench shows need {least} pixels or more")
         if recipe.set == "vnbench" and len(recipe.shown) < ORDERED:
             raise UserError(f"dataset.frames={recipe.frames}: set=vnbench orders {ORDERED} needles; use more frames")
         needed = {name: story.SHOWN for name, story in STORIES.items()}.get(recipe.set, 0)
