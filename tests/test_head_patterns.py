@@ -68,9 +68,12 @@ def test_the_highest_gates_keep_everything_and_ties_go_to_the_earlier_head() -> 
         (lambda f: (f / GATES).write_text(""), "0 layers x no KV heads"),
         (lambda f: (f / GATES).write_text("1\t2\tx\n1\t2\t3\n"), "line 1: could not convert string to float: 'x'"),
         (lambda f: (f / GATES).write_text("1\t2\t3\n1\tnan\t3\n"), "line 2: a gate that is not finite"),
-        (lambda f: (f / CONFIG).write_text("{"), "config.json: not readable as JSON"),
-        (lambda f: (f / CONFIG).write_text("[]"), "config.json: holds a list"),
+        (lambda f: (f / CONFIG).write_text("{"), "config.json cannot be read: Expecting property"),
+        (lambda f: (f / CONFIG).write_text("[]"), "config.json holds no mapping"),
         (lambda f: (f / CONFIG).write_text('{"recent_size": 0}'), "recent_size=0; expected a whole number of 1"),
+        (lambda f: (f / CONFIG).write_text("[" * 100_000), "config.json cannot be read: maximum recursion depth"),
+        (lambda f: (f / CONFIG).write_text('{"recent_size": 1' + "0" * 50 + "}"), "expected a whole number of 1"),
+        (lambda f: (f / GATES).write_text("0\t" * 10**6), "has 2000000 bytes, but the gates of 2 layers x 3 KV heads"),
     ],
 )
 def test_what_is_no_pattern_of_this_model_is_one_line(tmp_path: Path, change, said: str) -> None:
@@ -79,3 +82,10 @@ def test_what_is_no_pattern_of_this_model_is_one_line(tmp_path: Path, change, sa
     with pytest.raises(UserError) as error:
         read_pattern(folder, 2, 3)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["~nobody_of_this_name/gates", "a" * 5000, "a\0b"])
+def test_a_path_that_cannot_be_is_one_line(path: str) -> None:
+    with pytest.raises(UserError, match="no such pattern") as error:
+        read_pattern(path, 2, 3)
+    assert len(str(error.value)) < 600

@@ -23,9 +23,12 @@ from torch import Tensor
 
 from hvlm.errors import UserError
 from hvlm.io.files import write_atomically
+from hvlm.io.pretrained import json_of, one_line
 
 GATES = "full_attention_heads.tsv"
 CONFIG = "config.json"
+CELL = 64  # characters of a gate at most: numpy writes 24
+LONGEST_WINDOW = 2**31 - 1  # places
 
 
 class HeadPattern(NamedTuple):
@@ -71,14 +74,24 @@ def read_pattern(path: str | Path, layers: int, heads: int, name: str = "kvcache
     Raises:
         UserError: nothing there, a cell that is no number, another number of layers or heads, a window that is none.
     """
-    file = Path(path).expanduser()
-    file = file / GATES if file.is_dir() else file
-    if not file.is_file():
+    try:
+        file = Path(path).expanduser()
+        file = file / GATES if file.is_dir() else file
+        there = file.is_file()
+    except (OSError, RuntimeError) as error:  # a name that is too long, a home of nobody
+        raise UserError(f"{name}={str(path)[:200]}: no such pattern ({one_line(error)})") from error
+    if not there:
         raise UserError(
             f"{name}={path}: no such pattern; expected a folder with {GATES}, such a file, or {name}=checkpoint for "
             "the gates that a checkpoint holds"
         )
+    most = layers * (heads * (CELL + 1) + 2) + CELL  # what is larger is told from a pattern without being read
     try:
+        if file.stat().st_size > most:
+            raise UserError(
+                f"{name}={path}: {file} has {file.stat().st_size} bytes, but the gates of {layers} layers x {heads} KV "
+                f"heads take {most} at most; use the pattern that was learnt for this model"
+            )
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{name}={path}: {file} cannot be read: {error}") from error
@@ -92,7 +105,7 @@ def read_pattern(path: str | Path, layers: int, heads: int, name: str = "kvcache
             f"{name}={path}: a pattern of {found}, but the language model has {layers} layers x {heads} KV heads; use "
             "the one that was learnt for this model"
         )
-    sink, recent = _window(file.with_name(CONFIG))
+    sink, recent = _window(file.with_name(CONFIG), name)
     return HeadPattern(torch.tensor(rows, dtype=torch.float32).clamp(0, 1), sink, recent)
 
 
@@ -126,20 +139,15 @@ def _numbers(line: str, where: str) -> list[float]:
     return row
 
 
-def _window(file: Path) -> tuple[int | None, int | None]:
+def _window(file: Path, name: str) -> tuple[int | None, int | None]:
     """(sink, recent) of a pattern's config.json, None for what it does not say."""
     if not file.is_file():
         return None, None
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not readable as JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{file}: holds a {type(config).__name__}; expected a map with sink_size and recent_size")
+    config = json_of(file, name)
     found = []
     for key, least in (("sink_size", 0), ("recent_size", 1)):
         value = config.get(key)
-        if value is not None and (type(value) is not int or value < least):
-            raise UserError(f"{file}: {key}={value!r}; expected a whole number of {least} or more")
+        if value is not None and (type(value) is not int or not least <= value <= LONGEST_WINDOW):
+            raise UserError(f"{file}: {key}={value!r:.40}; expected a whole number of {least} or more")
         found.append(value)
     return found[0], found[1]
