@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hvlm.errors import UserError
+from hvlm.io.pretrained import json_of, one_line
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PEFT = "base_model.model."  # before every name in peft's file
@@ -30,6 +31,9 @@ OTHERWISE = {
     "arrow_config": None, "megatron_config": None,
 }  # fmt: skip
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")  # ways to begin
+# A pattern of layers may be anybody's: these are what matching takes exponentially or very long for.
+MOST_REPEATS, LONGEST_NAME = 2, 300
+_REPEATS, _NESTED = re.compile(r"[*+{]"), re.compile(r"\)[*+?{]")
 
 
 class Stored(NamedTuple):
@@ -64,22 +68,40 @@ def read(folder: str | Path, key: str) -> Stored:
             raise UserError(f"{key}={folder}: holds no {CONFIG}; expected a folder that adapters are saved in")
         tensors = {path: found for part in parts for path, found in part.tensors.items()}
         return parts[0]._replace(tensors=tensors, alphas={p: a for part in parts for p, a in part.alphas.items()})
+    where = f"{key}={folder}"
+    config = json_of(folder / CONFIG, key)
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         with safe_open(folder / WEIGHTS, "pt") as file:
             said = file.metadata() or {}
             flat = {name: file.get_tensor(name) for name in file.keys()}  # it is no mapping
+    except FileNotFoundError:
+        raise UserError(f"{where}: holds no {WEIGHTS}; expected what peft or a run here saved") from None
     except (OSError, ValueError, SafetensorError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{key}={folder}: cannot be read ({reason})") from error
-    kind = config.get("peft_type") if isinstance(config, Mapping) else None
+        raise UserError(f"{where}: {WEIGHTS} cannot be read ({one_line(error)})") from error
+    _refuse_what_is_no_weight(flat, where)
+    kind = config.get("peft_type")
     if isinstance(kind, str) and kind.startswith(OWN):
-        return Stored(kind.removeprefix(OWN).lower(), _by_path(flat), {}, dict(config.get("settings") or {}))
+        settings = config.get("settings") or {}
+        if not isinstance(settings, dict):
+            raise UserError(f"{where}: {CONFIG} has settings={settings!r:.60}; expected a map")
+        return Stored(kind.removeprefix(OWN).lower(), _by_path(flat), {}, settings)
     if kind != "LORA":
         hint = "; peft's prefix has no gate, and so is another function" if kind == "PREFIX_TUNING" else ""
-        raise UserError(f"{key}={folder}: {CONFIG} is of type {kind}; expected LORA or one of ours{hint}")
-    _refuse_what_differs(config, f"{key}={folder}")
-    return _of_peft(config, flat, said.get("prefix", OF_THE_BASE), f"{key}={folder}")
+        raise UserError(f"{where}: {CONFIG} is of type {kind!r:.60}; expected LORA or one of ours{hint}")
+    _refuse_what_differs(config, where)
+    return _of_peft(config, flat, said.get("prefix", OF_THE_BASE), where)
+
+
+def _refuse_what_is_no_weight(flat: Mapping[str, Tensor], where: str) -> None:
+    if not flat:
+        raise UserError(f"{where}: {WEIGHTS} holds no tensors; expected what peft or a run here saved")
+    for name, value in flat.items():
+        if len(name) > LONGEST_NAME:
+            raise UserError(f"{where}: {WEIGHTS} has a name of {len(name)} characters; expected {LONGEST_NAME} at most")
+        if not value.is_floating_point():
+            raise UserError(f"{where}: {name} holds {value.dtype}; expected floating-point numbers")
+        if not value.float().isfinite().all():
+            raise UserError(f"{where}: {name} holds numbers that are not finite; take an earlier copy of it")
 
 
 def _of_peft(config: Mapping[str, Any], flat: Mapping[str, Tensor], prefix: str, where: str) -> Stored:
@@ -90,28 +112,66 @@ def _of_peft(config: Mapping[str, Any], flat: Mapping[str, Tensor], prefix: str,
     for name, value in flat.items():
         path, own = re.split(r"\.(?=lora_)", name.removeprefix(PEFT), maxsplit=1)
         tensors.setdefault(prefix + path, {})[own] = value
-    alphas = {}
+    alphas, default, patterns = {}, _alpha(config.get("lora_alpha", 8), "lora_alpha", where), _alphas(config, where)
+    flags = {name: config.get(name, False) for name in ("use_dora", "use_rslora")}
+    for name, value in flags.items():
+        if value not in (True, False, None):
+            raise UserError(f"{where}: {CONFIG} has {name}={value!r:.60}; expected true or false")
     for path, found in tensors.items():
         if not {"lora_A.weight", "lora_B.weight"} <= set(found):
             raise UserError(f"{where}: {path} has no lora_A and lora_B")
-        alpha, rank = config.get("lora_alpha", 8), len(found["lora_A.weight"])
-        for pattern, value in (config.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", path.removeprefix(prefix)):
+        a, b = (found[f"lora_{one}.weight"] for one in "AB")
+        if a.dim() != 2 or b.dim() != 2 or not len(a):
+            raise UserError(
+                f"{where}: {path} has lora_A {tuple(a.shape)} and lora_B {tuple(b.shape)}; expected two matrices, "
+                "[rank, in] and [out, rank]"
+            )
+        alpha, rank = default, len(a)
+        for pattern, value in patterns.items():
+            if pattern.match(path.removeprefix(prefix)):
                 alpha = value
                 break
-        alphas[path] = float(alpha) * (math.sqrt(rank) if config.get("use_rslora") else 1.0)
-    return Stored("dora" if config.get("use_dora") else "lora", tensors, alphas, {})
+        alphas[path] = alpha * (math.sqrt(rank) if flags["use_rslora"] else 1.0)
+    return Stored("dora" if flags["use_dora"] else "lora", tensors, alphas, {})
+
+
+def _alpha(value: Any, name: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:  # nor NaN
+        raise UserError(f"{where}: {CONFIG} has {name}={value!r:.60}; expected a number above 0")
+    return float(value)
+
+
+def _alphas(config: Mapping[str, Any], where: str) -> dict[re.Pattern[str], float]:
+    """{what the path of a layer may end with: its alpha}. A pattern is a name, as peft writes it, or an expression."""
+    given = config.get("alpha_pattern") or {}
+    if not isinstance(given, dict):
+        raise UserError(f"{where}: {CONFIG} has alpha_pattern={given!r:.60}; expected a map of layers to numbers")
+    found = {}
+    for pattern, value in given.items():
+        name = f"alpha_pattern[{pattern!r:.60}]"
+        if len(_REPEATS.findall(pattern)) > MOST_REPEATS or _NESTED.search(pattern):
+            raise UserError(
+                f"{where}: {CONFIG} has {name}, which could take for ever to match; name the layers instead"
+            )
+        try:
+            compiled = re.compile(rf"(.*\.)?({pattern})$")
+        except (re.error, RecursionError, OverflowError) as error:
+            raise UserError(f"{where}: {CONFIG} has {name}, which is no regular expression ({error})") from error
+        found[compiled] = _alpha(value, name, where)
+    return found
 
 
 def _refuse_what_differs(config: Mapping[str, Any], where: str) -> None:
     for name, usual in OTHERWISE.items():
         if config.get(name, usual) not in (usual, None, [], {}):
-            raise UserError(f"{where}: {CONFIG} has {name}={config[name]}, which is not read here; train it without")
+            raise UserError(
+                f"{where}: {CONFIG} has {name}={config[name]!r:.60}, which is not read here; train it without"
+            )
     begins = config.get("init_lora_weights")
     if isinstance(begins, str) and begins.lower().startswith(CHANGE_THE_BASE):
         raise UserError(
-            f"{where}: {CONFIG} has init_lora_weights={begins}, which changed the base weights; save it as plain LoRA "
-            "(peft: path_initial_model_for_weight_conversion)"
+            f"{where}: {CONFIG} has init_lora_weights={begins:.60}, which changed the base weights; save it as plain "
+            "LoRA (peft: path_initial_model_for_weight_conversion)"
         )
 
 

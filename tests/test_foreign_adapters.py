@@ -1,0 +1,96 @@
+"""Folders of adapter weights that somebody else made, damaged or with intent: one line each, and nothing is read."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hvlm.errors import UserError
+from hvlm.io.adapter_files import CONFIG, PEFT, WEIGHTS, read
+
+LORA = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+LAYER = f"{PEFT}layers.0.q_proj"
+
+
+def folder_of(tmp_path: Path, config: Any = None, **changes: torch.Tensor) -> Path:
+    """A folder with LoRA of one layer. config: in place of the usual one, a text as it is."""
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / CONFIG).write_text(config if isinstance(config, str) else json.dumps(LORA | (config or {})))
+    tensors = {"A": torch.ones(2, 4), "B": torch.ones(4, 2)} | changes
+    save_file({f"{LAYER}.lora_{name}.weight": value for name, value in tensors.items()}, folder / WEIGHTS)
+    return folder
+
+
+def said_of(folder: Path) -> str:
+    started = time.monotonic()
+    with pytest.raises(UserError) as error:
+        read(folder, "adapter.load.a")
+    said = str(error.value)
+    assert "adapter.load.a" in said and "\n" not in said and len(said) < 700 and time.monotonic() - started < 5
+    return said
+
+
+def test_what_is_not_used_may_be_of_any_type(tmp_path: Path) -> None:
+    found = read(folder_of(tmp_path, {"r": "8", "target_modules": 5, "alpha_pattern": {"q_proj": 6}}), "adapter.load.a")
+    assert found.kind == "lora" and found.alphas == {"language.model.layers.0.q_proj": 6.0}
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("[" * 100_000, "maximum recursion depth"),
+        ("[1]", "holds no mapping"),
+        ('{"peft_type": "LORA", "lora_alpha": NaN}', "lora_alpha=nan; expected a number above 0"),
+        ('{"peft_type": "LORA", "lora_alpha": 1' + "0" * 400 + "}", "lora_alpha=1000"),
+        ({"lora_alpha": "abc"}, "lora_alpha='abc'"),
+        ({"lora_alpha": None}, "lora_alpha=None"),
+        ({"lora_alpha": 0}, "lora_alpha=0"),
+        ({"alpha_pattern": [1]}, "alpha_pattern=[1]; expected a map"),
+        ({"alpha_pattern": {"(": 3}}, "no regular expression"),
+        ({"alpha_pattern": {"q_proj": "x"}}, "alpha_pattern['q_proj']='x'; expected a number"),
+        ({"alpha_pattern": {"(a+)+b": 3}}, "could take for ever"),
+        ({"alpha_pattern": {".*.*.*b": 3}}, "could take for ever"),
+        ({"use_dora": "no"}, "use_dora='no'; expected true or false"),
+        ({"peft_type": "HVLM_PREFIX", "settings": "x"}, "settings='x'; expected a map"),
+        ({"peft_type": [1]}, "is of type [1]; expected LORA"),
+        ({"bias": {"a": "b" * 10_000}}, "which is not read here"),
+    ],
+)
+def test_a_config_of_other_types_is_one_line(tmp_path: Path, config: Mapping[str, Any] | str, said: str) -> None:
+    assert said in said_of(folder_of(tmp_path, config))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"A": torch.full((2, 4), float("nan"))}, "lora_A.weight holds numbers that are not finite"),
+        ({"B": torch.ones(4, 2, dtype=torch.int32)}, "lora_B.weight holds torch.int32"),
+        ({"A": torch.ones(())}, "lora_A () and lora_B (4, 2); expected two matrices"),
+        ({"A": torch.ones(0, 4), "B": torch.ones(4, 0)}, "lora_A (0, 4)"),
+        ({"A" * 400: torch.ones(1)}, "characters; expected 300 at most"),
+    ],
+)
+def test_weights_that_are_none_are_one_line(tmp_path: Path, changes: dict[str, torch.Tensor], said: str) -> None:
+    assert said in said_of(folder_of(tmp_path, **changes))
+
+
+def test_a_file_that_is_none_is_one_line(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    (folder / WEIGHTS).write_bytes(pickle.dumps({"a": 1}))
+    assert "cannot be read" in said_of(folder)
+    header = json.dumps({"x": {"dtype": "F32", "shape": [10**9, 10**9], "data_offsets": [0, 4]}}).encode()
+    (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + b"0000")
+    assert "cannot be read" in said_of(folder)
+    (folder / WEIGHTS).unlink()
+    assert f"holds no {WEIGHTS}" in said_of(folder)
+    save_file({}, folder / WEIGHTS)
+    assert "holds no tensors" in said_of(folder)
