@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -32,8 +31,3 @@ def adapt_weight(module: nn.Module, adapted: Adapted) -> None:
     it."""
     module.__dict__["_adapted"] = adapted
     module.__class__ = _kind(type(module))
-
-
-def parameter_of(module: nn.Module) -> Any:
-    """The parameter itself."""
-    return module._parameters["weight"]
