@@ -19,18 +19,18 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from experiments.duo import _models as models
 from experiments.duo import scores
 from experiments.duo._ask import Asker, Found
+from experiments.duo._cells import RANDOM, Cell
 from hvlm.config.search_path import CONF
 from hvlm.evaluation import results
 from hvlm.evaluation.head_scores import inverse
 from hvlm.evaluation.stats import clustered_mean
-from hvlm.io.files import write_atomically
 from hvlm.io.head_patterns import GATES as FILE
 from hvlm.io.head_patterns import read_pattern, write_pattern
 
@@ -40,7 +40,7 @@ SHARES = (0.5, 0.25, 0.125)
 DRAWS = 5
 SINK, RECENT = 4, 32
 WINDOW = [f"kvcache.sink={SINK}", f"kvcache.recent={RECENT}"]
-FULL, STREAMING, GATES, RANDOM, INVERSE = "full", "streaming", "gates", "random", "inverse"
+FULL, STREAMING, GATES, INVERSE = "full", "streaming", "gates", "inverse"
 UNTRAINED = {f"untrained_{score}": score for score in ("reconstruction", "relative")}
 # Rivals by the word of kvcache=. They read the video in one piece and then choose, which suits them; InfiniPot-V is
 # made to choose again and again.
@@ -48,18 +48,6 @@ RIVALS: dict[str, list[str]] = {"snapkv": [], "expected": [], "infinipot": ["kvc
 MERGED, BOTH = "adaptive", "adaptive_x_gates"
 VARIANTS = (FULL, GATES, RANDOM, INVERSE, STREAMING, *UNTRAINED, *RIVALS, MERGED, BOTH)
 CHANCE = 1 / 6  # colours
-
-
-class Cell(NamedTuple):
-    """One measurement. share: of the heads that keep everything, or of the bytes; draw: of the random heads."""
-
-    variant: str
-    share: float
-    draw: int = 0
-
-    @property
-    def name(self) -> str:
-        return f"{self.variant}-{self.share:g}" + (f"-{self.draw}" if self.variant == RANDOM else "")
 
 
 def main() -> None:
@@ -104,10 +92,7 @@ def ask(seed: int, only: Sequence[str], clips: int) -> None:
     asker = Asker(models.read(seed), clips)
     for cell in todo:
         found = measure(asker, seed, cell)
-        value = {"cell": cell._asdict(), "seed": seed, **found._asdict()}
-        path = file_of(seed, cell, clips)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda f, value=value: f.write(json.dumps(value).encode()))
+        cell.write(file_of(seed, cell, clips), {"seed": seed, **found._asdict()})
         print(
             f"seed {seed} {cell.name}: {found.share:.3f}, {found.kv_bytes / 1e3:.0f} kB, {found.seconds:.0f} s",
             flush=True,

@@ -13,7 +13,6 @@ One cell after the other, each resumes; adds to results.json beside this file.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from functools import cache
@@ -23,6 +22,7 @@ from typing import NamedTuple
 import torch
 
 from experiments.duo import smollm2_models as models
+from experiments.duo._cells import RANDOM, Cell
 from experiments.duo.smollm2_ask import Sample, ask, clips, texts
 from experiments.duo.smollm2_records import (
     FEW,
@@ -39,11 +39,10 @@ from hvlm import assembly
 from hvlm.config.overlay import overlay
 from hvlm.contracts import KVCache
 from hvlm.evaluation import results
-from hvlm.io.files import write_atomically
 from hvlm.rebuild import Loaded
 
 HERE = Path(__file__).parent
-STREAMING, RANDOM, INVERSE = "streaming", "random", "inverse"
+STREAMING, INVERSE = "streaming", "inverse"
 LEARNT = ("gates_text", "gates_video")
 UNTRAINED = ("reconstruction", "relative")
 
@@ -73,18 +72,6 @@ PLANS = (
     Plan(PASSKEYS, 2048, 2, shares=(0.5, 0.25)),
     Plan(PASSKEYS, 4096, 2, (*LEARNT, RANDOM, INVERSE), (0.5, 0.25), 1),
 )
-
-
-class Cell(NamedTuple):
-    """One measurement. share: of the heads that keep everything; draw: of the random heads."""
-
-    variant: str
-    share: float
-    draw: int = 0
-
-    @property
-    def name(self) -> str:
-        return f"{self.variant}-{self.share:g}" + (f"-{self.draw}" if self.variant == RANDOM else "")
 
 
 def main() -> None:
@@ -130,12 +117,8 @@ def measure(plan: Plan) -> None:
         began = time.monotonic()
         found = [ask(loaded.model.language, room(loaded, plan, cell), sample) for sample in samples]
         seconds = time.monotonic() - began
-        value = {
-            "cell": cell._asdict(), "task": plan.task, "length": plan.length, "seconds": seconds,
-            "found": [answers._asdict() for answers in found],
-        }  # fmt: skip
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda f, value=value: f.write(json.dumps(value).encode()))
+        value = {"task": plan.task, "length": plan.length, "seconds": seconds}
+        cell.write(path, value | {"found": [answers._asdict() for answers in found]})
         right = [r for answers in found for r in answers_right(answers._asdict())]
         print(f"{plan.name} {cell.name}: {sum(right) / len(right):.3f}, {seconds:.0f} s", flush=True)
 
