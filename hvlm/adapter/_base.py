@@ -154,13 +154,13 @@ class AttachedAdapter(Adapter):
 
     def weight_read(self, delta: nn.Module, module: nn.Module, weight: Tensor) -> Tensor:
         """The weight of a module that others read past it, adapted (``hvlm.adapter._weight``)."""
-        raise NotImplementedError(f"{type(self).__name__} cannot stand in a weight")
+        return self.merged_weight(delta, module)
 
     def merged_weight(self, delta: nn.Module, module: nn.Module) -> Tensor:
-        """The weight with which ``module`` alone gives what both give. ValueError where there is none."""
+        """The weight with which ``module`` alone gives what both give. UserError where there is none."""
         raise UserError(
-            f"adapter={type(self).__name__.lower()}: what it adds is no change of a weight, so it cannot be merged; "
-            "leave it beside them"
+            f"adapter={type(self).__name__.lower()}: what it adds is no change of a weight, so it cannot be merged, or "
+            "stand in a layer whose weight is read past it; leave it beside weights"
         )
 
     def working(self, part: str) -> int | Rows:

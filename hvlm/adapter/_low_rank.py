@@ -85,7 +85,8 @@ class LowRank(AdapterRoom):
             ``layers.0.mlp.down_proj``), or the words ``attention``, ``mlp``, ``all``; null: attention's projections in
             language model and encoder, whatever the family calls them, and all layers of the other rooms.
         rank, alpha, dropout: see ``LoRAAdapter``.
-        rate, alone, names, load, merge: see ``AdapterRoom``.
+        merge: put the set that is used into the weights, for a model that only answers.
+        rate, alone, names, load: see ``AdapterRoom``.
     """
 
     kind: ClassVar[str] = "lora"
@@ -94,24 +95,15 @@ class LowRank(AdapterRoom):
     def __init__(
         self,
         *,
-        where: list[str],
         targets: list[str] | None = None,
         rank: PositiveInt = 8,
         alpha: PositiveFloat = 16.0,
         dropout: Probability = 0.0,
-        rate: PositiveFloat = 1e-3,
-        alone: bool = True,
-        names: list[str] | None = None,
-        load: dict[str, str] | None = None,
         merge: bool = False,
-        name: str,
-        weights: bool = True,
-        source_config: dict[str, Any] | None = None,
+        **room: Any,
     ):
-        super().__init__(
-            where=where, rate=rate, alone=alone, load=load, merge=merge, names=names, name=name, weights=weights,
-            source_config=source_config,
-        )  # fmt: skip
+        super().__init__(**room)
+        self.merge_filled = merge
         self.wanted, self.rank, self.alpha, self.dropout = targets, rank, alpha, dropout
 
     def targets(self, model: nn.Module) -> Iterable[tuple[str, nn.Module]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from hvlm.adapter._base import AttachedAdapter
 from hvlm.adapter._targets import PLACES
+from hvlm.config.ranges import PositiveFloat
 from hvlm.errors import UserError
 from hvlm.io import adapter_files
 from hvlm.io.adapter_files import Stored
@@ -22,24 +24,23 @@ class AdapterRoom(AttachedAdapter):
     where: the parts that it changes. rate: peak learning rate, where ``stage.trainable`` gives none. alone: the rooms'
     own weights stay as they are, whatever ``stage.trainable`` gives them; heads train as it says. names: the sets of
     weights, by default the domain's. load: {name: folder} of sets that come from files (``hvlm.io.adapter_files``).
-    merge: put the set that is used into the weights, for a model that only answers.
     """
 
     kind: ClassVar[str]
+    merge_filled = False  # whether the set that is used goes into the weights as soon as these stand
     source_config: dict[str, Any] | None
 
     def __init__(
         self,
         *,
         where: list[str],
-        rate: float,
-        alone: bool,
-        load: dict[str, str] | None,
-        merge: bool,
-        names: list[str] | None,
+        rate: PositiveFloat = 1e-3,
+        alone: bool = True,
+        names: list[str] | None = None,
+        load: dict[str, str] | None = None,
         name: str,
-        weights: bool,
-        source_config: dict[str, Any] | None,
+        weights: bool = True,
+        source_config: dict[str, Any] | None = None,
     ):
         load = dict(load or {})
         if names is None and load:
@@ -52,7 +53,7 @@ class AdapterRoom(AttachedAdapter):
         if load and source_config is None:
             source_config = self.read_source_config({"load": load})
         self.where, self.adapts = list(dict.fromkeys(where)), frozenset(where)
-        self.rate, self.alone, self._merge = rate, alone, merge
+        self.rate, self.alone = rate, alone
         self.source_config = source_config
         self.reads = tuple(load) if weights else ()
         self._from = {n: Path(folder) for n, folder in load.items()} if weights else {}
@@ -73,9 +74,9 @@ class AdapterRoom(AttachedAdapter):
 
     # ------------------------------------------------------------------------------------------------- sets from files
 
+    @abstractmethod
     def sized(self, module: nn.Module, shapes: Mapping[str, list[int]], alpha: float | None) -> nn.Module:
         """``make`` for a set from a file, with the sizes that stand there."""
-        raise NotImplementedError
 
     def to_file(self, delta: nn.Module, module: nn.Module) -> dict[str, Tensor]:
         """{name in the file: tensor} of what stands beside one module."""
@@ -142,7 +143,7 @@ class AdapterRoom(AttachedAdapter):
             for place in self._places:
                 if index in place.deltas:
                     self.from_file(place.deltas[index], place.module, stored.tensors[place.path])
-        if self._merge and self._merged is None:
+        if self.merge_filled and self._merged is None:
             self.merge()
 
     def save(self, folder: str | Path, name: str | None = None, base: str | None = None) -> Path:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hvlm.adapter._room import AdapterRoom
 from hvlm.adapter._rows import Rows
 from hvlm.adapter._targets import chosen, ends, is_linear, sizes
-from hvlm.config.ranges import PositiveFloat, PositiveInt, Probability
+from hvlm.config.ranges import PositiveInt, Probability
 from hvlm.errors import UserError
 
 BENDS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
@@ -65,7 +65,7 @@ class Bottleneck(AdapterRoom):
         where: the parts. style: ``houlsby`` or ``pfeiffer``, of the first two. targets: names of linear layers behind
             which they stand, in place of the style's.
         size, activation, dropout: see ``BottleneckAdapter``.
-        rate, alone, names, load, merge: see ``AdapterRoom``.
+        rate, alone, names, load: see ``AdapterRoom``.
     """
 
     kind: ClassVar[str] = "bottleneck"
@@ -73,24 +73,14 @@ class Bottleneck(AdapterRoom):
     def __init__(
         self,
         *,
-        where: list[str],
         style: Literal["houlsby", "pfeiffer"] = "pfeiffer",
         targets: list[str] | None = None,
         size: PositiveInt = 16,
         activation: Literal["relu", "gelu", "silu"] = "gelu",
         dropout: Probability = 0.0,
-        rate: PositiveFloat = 1e-3,
-        alone: bool = True,
-        names: list[str] | None = None,
-        load: dict[str, str] | None = None,
-        name: str,
-        weights: bool = True,
-        source_config: dict[str, Any] | None = None,
+        **room: Any,
     ):
-        super().__init__(
-            where=where, rate=rate, alone=alone, load=load, merge=False, names=names, name=name, weights=weights,
-            source_config=source_config,
-        )  # fmt: skip
+        super().__init__(**room)
         if style not in KINDS:
             raise ValueError(f"adapter.style={style!r}: expected one of {', '.join(KINDS)}")
         self.style, self.wanted, self.size = style, targets, size

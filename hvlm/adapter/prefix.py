@@ -48,7 +48,7 @@ class Prefix(AdapterRoom):
     Args:
         where: ``[language]``: it is attention over text and visual tokens that they join.
         length: of them a layer.
-        rate, alone, names, load, merge: see ``AdapterRoom``.
+        rate, alone, names, load: see ``AdapterRoom``.
     """
 
     kind: ClassVar[str] = "prefix"
@@ -59,17 +59,9 @@ class Prefix(AdapterRoom):
         where: list[Literal["language"]],
         length: PositiveInt = 16,
         rate: PositiveFloat = 1e-2,
-        alone: bool = True,
-        names: list[str] | None = None,
-        load: dict[str, str] | None = None,
-        name: str,
-        weights: bool = True,
-        source_config: dict[str, Any] | None = None,
+        **room: Any,
     ):
-        super().__init__(
-            where=list(where), rate=rate, alone=alone, load=load, merge=False, names=names, name=name,
-            weights=weights, source_config=source_config,
-        )  # fmt: skip
+        super().__init__(where=list(where), rate=rate, **room)
         self.length = length
 
     def attach(self, model: nn.Module) -> None:
