@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hvlm.adapter._base import AttachedAdapter
 from hvlm.adapter._targets import PLACES
 from hvlm.config.ranges import PositiveFloat
-from hvlm.errors import UserError
+from hvlm.errors import UserError, first_few
 from hvlm.io import adapter_files
 from hvlm.io.adapter_files import Stored
 
@@ -122,9 +122,8 @@ class AdapterRoom(AttachedAdapter):
             problems += [f"{path}.{n} {tuple(own[n])} is missing there" for n in own if n not in shapes]
             found.append((name, path, module, delta))
         if problems:
-            more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
             raise UserError(
-                f"adapter.load.{name}={said['folder']}: was made for another base: {'; '.join(problems[:3])}{more}; "
+                f"adapter.load.{name}={said['folder']}: was made for another base: {first_few(problems)}; "
                 "name the base that it was trained on"
             )
         parts = {path.split(".", 1)[0] for path in said["shapes"]}

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hvlm.errors import UserError
+from hvlm.errors import UserError, first_few
 from hvlm.prompts import LETTERS
 
 TASKS = (
@@ -26,7 +26,6 @@ FIELDS = ("video", "question", "options", "gt", "gt_option", "needle_time", "len
 TRIES = 4
 PART = "+"  # in the name of a made video: between the haystack's name and the number of the video made from it
 _NEEDED = ("video", "question", "options", "type", "try")
-_NAMED = 3  # rows at fault that a message names
 
 
 class Video(NamedTuple):
@@ -101,8 +100,7 @@ def read_annotations(path: Path, setting: str = "benchmark.annotations") -> list
         except ValueError as error:
             wrong.append(f"row {number} {error}")
     if wrong:
-        more = f"; and {len(wrong) - _NAMED} rows more" if len(wrong) > _NAMED else ""
-        raise UserError(f"{where}: {'; '.join(wrong[:_NAMED])}{more}")
+        raise UserError(f"{where}: {first_few(wrong, 'rows')}")
     return list(videos.values())
 
 

@@ -20,7 +20,7 @@ from hvlm.benchmark._vnbench_scores import absent, score_vnbench
 from hvlm.config.ranges import PositiveInt
 from hvlm.data.question_file import Row
 from hvlm.data.video_folder import VideoFolder
-from hvlm.errors import UserError
+from hvlm.errors import UserError, first_few
 from hvlm.evaluation.scores import Prediction, Question, Try
 from hvlm.prompts import LETTERS, lettered_prompt
 
@@ -160,10 +160,6 @@ class VNBench(QuestionBenchmark):
             )  # fmt: skip
 
 
-def _listed(names: Sequence[str]) -> str:
-    return "; ".join(names[:NAMED]) + (f"; and {len(names) - NAMED} more" if len(names) > NAMED else "")
-
-
 def _row(number: int, video: Video, folder: Path) -> Row:
     """A video as a row of a file of questions. The path in the release begins with a folder that the videos need not
     lie in: the file's name finds it, too."""
@@ -176,3 +172,7 @@ def _row(number: int, video: Video, folder: Path) -> Row:
     }  # fmt: skip
     about = {"cluster": source_of(video.stem), "needle_depth": video.depth, "needle_length": video.length}
     return Row(number, question, path, None, None, {name: value for name, value in about.items() if value is not None})
+
+
+def _listed(names: Sequence[str]) -> str:
+    return first_few(names, most=NAMED)

@@ -13,18 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hvlm.data.question_file import (
-    MOST_NAMED,
-    TABLES,
-    Row,
-    listed,
-    of_columns,
-    seconds_of,
-    section_of,
-    text_of,
-    values_of,
-)
-from hvlm.errors import UserError
+from hvlm.data.question_file import Row, listed, rows_of, seconds_of, section_of, text_of
 from hvlm.prompts import DESCRIBE
 
 
@@ -38,20 +27,7 @@ def read_captions(path: Path, setting: str) -> list[Row]:
     Raises:
         UserError: the file cannot be read, or some rows are malformed; the first of them are named by their number.
     """
-    where, table = f"{setting}={path}", path.suffix.lower() in TABLES
-    rows: list[Row] = []
-    wrong: list[str] = []
-    for number, value in values_of(path, where, "captions"):
-        try:
-            rows.append(_row(number, of_columns(value) if table else value))
-        except ValueError as error:
-            wrong.append(f"row {number} {error}")
-    if wrong:
-        more = f"; and {len(wrong) - MOST_NAMED} rows more" if len(wrong) > MOST_NAMED else ""
-        raise UserError(f"{where}: {'; '.join(wrong[:MOST_NAMED])}{more}")
-    if not rows:
-        raise UserError(f"{where}: holds no caption; a row needs video, caption")
-    return rows
+    return rows_of(path, setting, _row, "caption", ("video", "caption"))
 
 
 def _row(number: int, value: Any) -> Row:

@@ -15,20 +15,19 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from hvlm.data.delimiter import delimiter
 from hvlm.data.options import gold_of
-from hvlm.errors import UserError
+from hvlm.errors import UserError, first_few
 from hvlm.prompts import LETTERS
 
 TABLES = (".csv", ".tsv")
 NEEDED = ("question", "answer", "video")
 _DECIMAL = re.compile(r"\d*\.\d+|\d+\.")
-MOST_NAMED = 3  # rows at fault that a message names
 
 
 class Row(NamedTuple):
@@ -56,28 +55,47 @@ def read_questions(path: Path, setting: str, choices: bool) -> list[Row]:
         UserError: the file cannot be read, or some rows are malformed; the first of them are named by their number
             (of the line, in JSON of the place in its list, from 1) with what was found and expected.
     """
+    numbers: dict[str, int] = {}
+
+    def row_of(number: int, value: Any) -> Row:
+        row = _row(number, value, choices)
+        name = row.question["id"]
+        if numbers.setdefault(name, number) != number:
+            raise ValueError(f"has the id {name!r}, as row {numbers[name]}; give every question its own")
+        return row
+
+    return rows_of(path, setting, row_of, "question", NEEDED)
+
+
+def rows_of(
+    path: Path, setting: str, row_of: Callable[[int, Any], Row], holds: str, needed: Sequence[str]
+) -> list[Row]:
+    """All rows of a file.
+
+    Args:
+        path, setting: see ``read_questions``.
+        row_of: of a row's number and its value as in JSON; its ValueError goes on after the number.
+        holds, needed: what a row is, and what it must have, for messages.
+
+    Raises:
+        UserError: see ``read_questions``.
+    """
     where, table = f"{setting}={path}", path.suffix.lower() in TABLES
     rows: list[Row] = []
     wrong: list[str] = []
-    numbers: dict[str, int] = {}
-    for number, value in values_of(path, where):
+    for number, value in _values_of(path, where, f"{holds}s"):
         try:
-            row = _row(number, of_columns(value) if table else value, choices)
-            name = row.question["id"]
-            if numbers.setdefault(name, number) != number:
-                raise ValueError(f"has the id {name!r}, as row {numbers[name]}; give every question its own")
-            rows.append(row)
+            rows.append(row_of(number, of_columns(value) if table else value))
         except ValueError as error:
             wrong.append(f"row {number} {error}")
     if wrong:
-        more = f"; and {len(wrong) - MOST_NAMED} rows more" if len(wrong) > MOST_NAMED else ""
-        raise UserError(f"{where}: {'; '.join(wrong[:MOST_NAMED])}{more}")
+        raise UserError(f"{where}: {first_few(wrong, 'rows')}")
     if not rows:
-        raise UserError(f"{where}: holds no question; a row needs {', '.join(NEEDED)}")
+        raise UserError(f"{where}: holds no {holds}; a row needs {', '.join(needed)}")
     return rows
 
 
-def values_of(path: Path, where: str, holds: str = "questions") -> Iterator[tuple[int, Any]]:
+def _values_of(path: Path, where: str, holds: str) -> Iterator[tuple[int, Any]]:
     """(number, value) of every row. UserError for a file that cannot be read; it begins with ``where``. holds: what the
     rows are, for messages."""
     try:

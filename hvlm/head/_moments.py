@@ -16,10 +16,8 @@ from hvlm.data.quarantine import SampleError
 from hvlm.data.sample_fields import FieldError, as_number, as_object, shown
 from hvlm.data.sample_targets import as_event
 from hvlm.data.views import Row, View
-from hvlm.errors import UserError
+from hvlm.errors import UserError, first_few
 from hvlm.head._labels import Labels
-
-NAMED = 3  # segments at fault that a message names
 
 
 @dataclass(frozen=True)
@@ -91,8 +89,7 @@ def read_activitynet(path: Path, setting: str, labels: Labels) -> list[tuple[str
         except FieldError as error:
             wrong.append(f"{name}: {error}")
     if wrong:
-        more = f"; and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
-        raise UserError(f"{where}: {'; '.join(wrong[:NAMED])}{more}")
+        raise UserError(f"{where}: {first_few(wrong)}")
     if not found:
         raise UserError(f"{where}: none of its {len(videos)} videos has annotations")
     return found

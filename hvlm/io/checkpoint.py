@@ -19,7 +19,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from hvlm.errors import UserError
+from hvlm.errors import UserError, first_few
 from hvlm.io.files import (
     FINISHED,
     LAST,
@@ -236,11 +236,10 @@ def load_into(
     if problems:
         names = shapes + (absent + extra if strict else [])
         parts = list(dict.fromkeys(n.split(".")[0] for n in names))
-        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         way_out = " ".join(f"{p}=" for p in parts)
         raise UserError(
             f"{source} was made with another architecture: {', '.join(parts)} differ "
-            f"({'; '.join(problems[:3])}{more}); choose the {way_out} that it was trained with"
+            f"({first_few(problems)}); choose the {way_out} that it was trained with"
         )
     try:
         module.load_state_dict(state, strict=False)
