@@ -464,8 +464,10 @@ class Head(Module, ABC, group="head"):
 
     def units(self, batch: Batch) -> int:
         """The number of units as ``loss`` counts them, without a pass through the model; what is learned in parts
-        (``trainer.accumulate``) needs it. NotImplementedError where it cannot be told from the batch."""
-        raise NotImplementedError(f"{type(self).__name__} does not count its units: use trainer.accumulate=1")
+        (``trainer.accumulate``) needs it. UserError where it cannot be told from the batch."""
+        raise UserError(
+            f"trainer.accumulate: head={self.task} does not count its units without the model; use trainer.accumulate=1"
+        )
 
     @property
     def task(self) -> str:
@@ -494,8 +496,9 @@ class Head(Module, ABC, group="head"):
 
     def predict(self, output: Any, batch: Batch) -> list[dict[str, Any]]:
         """What it answers, a line of plain values for each text row: what it found, and what is right where that is
-        known, so that lines can be scored without the model or the data."""
-        raise NotImplementedError(f"{type(self).__name__} has no answers of its own; use a benchmark that asks")
+        known, so that lines can be scored without the model or the data. UserError where it has no answers of its
+        own."""
+        raise UserError(f"head={self.task}: has no answers of its own; use a benchmark that asks (benchmark=needles)")
 
     def metrics(self) -> dict[str, Metric]:
         """Fresh ones, by name (torchmetrics). One that computes a mapping gives several figures, ``name/key``."""

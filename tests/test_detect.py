@@ -112,7 +112,7 @@ def test_the_focal_loss_is_small_where_the_model_is_sure_and_right() -> None:
 
 def test_a_trident_end_is_the_expected_distance_over_start_and_end_logits() -> None:
     torch.manual_seed(0)
-    ends = TridentEnds(4, 2, 1, 3, causal=False).eval()
+    ends = TridentEnds(4, 2, 1, 3).eval()
     x, mask = torch.randn(1, 5, 4), torch.ones(1, 5, dtype=torch.bool)
     got = ends([(x, mask)])[0]  # [5, 2, 2]
     own = torch.relu(ends.tower(x, mask))[0]

@@ -92,6 +92,15 @@ def test_a_head_that_writes_no_text_says_so() -> None:
         vlm.head.logits(torch.zeros(1, vlm.language.dim))
 
 
+def test_what_a_head_leaves_out_is_said_in_a_line_by_whoever_needs_it() -> None:
+    vlm = with_head("question_first")
+    batch = batch_of(*two_clips(vlm), size=side(vlm))
+    with pytest.raises(UserError, match=r"trainer\.accumulate: head=\w+ does not count.*trainer\.accumulate=1"):
+        vlm.head.units_of_terms(batch)
+    with pytest.raises(UserError, match=r"head=\w+: has no answers of its own; use a benchmark that asks"):
+        vlm.head.predict(None, batch)
+
+
 # ---------------------------------------------------------------------------------------------------- closed answers
 
 

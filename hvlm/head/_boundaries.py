@@ -41,7 +41,7 @@ def positives(want: Assigned) -> Where:
 class DistanceEnds(nn.Module):
     """Distances to start and end, the same for all classes."""
 
-    def __init__(self, dim: int, classes: int, levels: int, bins: int, causal: bool) -> None:
+    def __init__(self, dim: int, levels: int, causal: bool) -> None:
         super().__init__()
         self.tower, self.scale = Tower(dim, 2, causal=causal), Scale(levels)
 
@@ -68,13 +68,13 @@ class DistanceEnds(nn.Module):
 class TridentEnds(nn.Module):
     """Expected distances over ``bins`` + 1 bins: of each class the logits of a start (an end) at the neighbours on that
     side, and what the moment itself says of each distance, are added, and a softmax is taken. The towers of start and
-    end learn from features that they do not change."""
+    end learn from features that they do not change. Bins are later moments, too, so there are no steps."""
 
-    def __init__(self, dim: int, classes: int, levels: int, bins: int, causal: bool) -> None:
+    def __init__(self, dim: int, classes: int, levels: int, bins: int) -> None:
         super().__init__()
-        self.bins, self.classes = bins, classes
-        self.start, self.end = Tower(dim, classes, causal=causal), Tower(dim, classes, causal=causal)
-        self.tower, self.scale = Tower(dim, 2 * (bins + 1), causal=causal), Scale(levels)
+        self.bins = bins
+        self.start, self.end = Tower(dim, classes, causal=False), Tower(dim, classes, causal=False)
+        self.tower, self.scale = Tower(dim, 2 * (bins + 1), causal=False), Scale(levels)
 
     def forward(self, levels: list[tuple[Tensor, Tensor]]) -> Tensor:
         """float32 [K, P, 2, C] for the features and masks of all levels."""
@@ -94,9 +94,6 @@ class TridentEnds(nn.Module):
         """The ``bins`` places before (or after) each one and itself, zero where there is none: [K, T, bins + 1, C]."""
         x = F.pad(x_KTC * mask_KT.unsqueeze(-1), (0, 0, self.bins, 0) if before else (0, 0, 0, self.bins))
         return x.unfold(1, self.bins + 1, 1).transpose(2, 3)
-
-    def step(self, x_K1D: Tensor, state: State, level: int) -> Tensor:
-        raise NotImplementedError("bins look at later moments")
 
     def of_positives(self, ends: Tensor, want: Assigned) -> tuple[Tensor, Tensor, Where]:
         """(distances found, those that are right, where), one for each class of each positive point."""

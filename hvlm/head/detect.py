@@ -117,8 +117,8 @@ class Detect(Head):
             look_ahead=self.look_ahead,
         )  # fmt: skip
         self.scores = Tower(dim, classes, causal=causal, bias=-math.log((1 - PRIOR) / PRIOR))
-        kind = TridentEnds if boundary == "trident" else DistanceEnds
-        self.ends = kind(dim, classes, levels, bins, causal)
+        trident = boundary == "trident"
+        self.ends = TridentEnds(dim, classes, levels, bins) if trident else DistanceEnds(dim, levels, causal)
         self.register_buffer("running", torch.tensor(float(positives)))
 
     # -- what it makes of the states of frames -------------------------------------------------------------------------
