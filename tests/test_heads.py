@@ -16,8 +16,10 @@ from hvlm.checks.models import shared_model
 from hvlm.config.compose import compose
 from hvlm.data.views import Questions
 from hvlm.errors import UserError
+from hvlm.io.checkpoint import load_into
 from hvlm.model import VLM, named_parts
 from hvlm.stage._base import Losses, Stage
+from hvlm.training.chain import _new_rooms
 from hvlm.types import Batch
 
 
@@ -73,6 +75,16 @@ def test_a_stage_that_leaves_it_to_the_head_learns_its_loss() -> None:
         (total / count).backward()
         optimizer.step()
     assert measures["accuracy"].total == count == 6
+
+
+def test_a_head_may_be_set_on_a_trained_model_and_is_not_replaced_by_another_unsaid() -> None:
+    weights, fresh = model(Case("question_first", ())).state_dict(), with_head("question_first", "foveated")
+    new = _new_rooms(fresh, weights)
+    assert new and {name.split(".")[0] for name in new} == {"head"}
+    load_into(fresh, weights | new, "a start")
+    other = with_head("question_first", "foveated", classes=3)
+    with pytest.raises(UserError, match="head.scores.weight is .* there and"):
+        load_into(other, fresh.state_dict() | _new_rooms(other, fresh.state_dict()), "a start")
 
 
 def test_the_view_is_the_stages_or_the_heads() -> None:

@@ -52,7 +52,7 @@ from hvlm.training.trainer import (
 log = logging.getLogger(__name__)
 
 ADAPTERS = "adapters"  # folder of a stage
-ADDED = ("merger", "attention", "fusion", "adapter", "kvcache")  # what may be added to a trained model
+ADDED = ("merger", "attention", "fusion", "adapter", "kvcache", "head")  # what may be added to a trained model
 
 
 class Outcome(NamedTuple):
