@@ -26,6 +26,7 @@ OF_THE_MACHINE = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
     errno.EIO,
 }  # fmt: skip
+LONGEST = 2000  # characters of an error
 LOG_LINES = (
     r".*\[lit(logger|models)\]",  # advertisements
     r"`weights_only` was not set",  # our checkpoint reader knows no other way
@@ -112,8 +113,15 @@ def error_line() -> Iterator[None]:
             print("error: stopped by Ctrl-C; the same command continues", file=sys.stderr)
             raise SystemExit(130) from None
         text = f"{machine.filename or 'writing'}: {machine.strerror}; the same command continues" if machine else str(e)
-        print(f"error: {text}", file=sys.stderr)
+        print(f"error: {one_line(text)}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def one_line(text: str) -> str:
+    """A message as one line of a length that can be read: what it quotes may be anybody's, and hold line ends, codes
+    that steer a terminal, or millions of characters."""
+    text = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} [...] {text[-LONGEST // 2 :]}"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _nobody_reads() -> bool:

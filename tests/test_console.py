@@ -11,7 +11,8 @@ import pytest
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from hvlm.console import setup_logging
+from hvlm.console import error_line, setup_logging
+from hvlm.errors import UserError
 
 
 @contextmanager
@@ -50,3 +51,11 @@ def test_what_is_shown(capsys: pytest.CaptureFixture, monkeypatch: pytest.Monkey
         "error: said by every process",
     ]
     assert [str(w.message) for w in caught] == ["something new"]
+
+
+def test_what_an_error_quotes_stays_in_its_line(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit), error_line():
+        raise UserError("a.json: video 'x\n\x1b[2J\ud800é' " + "a" * 10**6 + ": use another")
+    said = capsys.readouterr().err
+    assert said.startswith(r"error: a.json: video 'x\n\x1b[2J\ud800é' aaa") and said.endswith("a: use another\n")
+    assert said.count("\n") == 1 and len(said) < 2100
