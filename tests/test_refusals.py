@@ -21,6 +21,7 @@ from hvlm.config.check import check_files
 from hvlm.config.compose import compose
 from hvlm.config.settings import TrainerConfig
 from hvlm.errors import UserError
+from hvlm.io.files import folder_for
 from hvlm.precision import DTYPES, choose_precision
 from hvlm.rebuild import load, stored_config
 from hvlm.training.chain import run
@@ -201,3 +202,19 @@ def test_other_mistakes_keep_their_traceback() -> None:
 
     with pytest.raises(OSError):
         entry([])
+
+
+def test_a_failure_before_anything_is_written_leaves_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text("[")
+    out = tmp_path / "a" / "b"
+    with pytest.raises(UserError, match="bad.jsonl"):
+        evaluation.evaluate(["task=score", f"predictions={tmp_path}/bad.jsonl", f"out={out}"])
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "a").mkdir()
+    with pytest.raises(KeyboardInterrupt), folder_for(out, "out"):
+        (out / "kept").write_text("")
+        raise KeyboardInterrupt
+    assert (out / "kept").exists(), "what was written stays"
+    with pytest.raises(UserError), folder_for(out / "c", "out"):
+        raise UserError("")
+    assert not (out / "c").exists() and out.exists(), "what was there stays"

@@ -20,7 +20,7 @@ from hvlm.config.compose import compose
 from hvlm.config.overlay import of_the_command, overlay
 from hvlm.config.words import key_of
 from hvlm.errors import UserError
-from hvlm.io.files import check_writable
+from hvlm.io.files import folder_for
 
 log = logging.getLogger(__name__)
 
@@ -83,15 +83,15 @@ def score(cfg: dict[str, Any]) -> list[dict[str, Any]]:
     source = Path(cfg["predictions"])
     out = Path(cfg["out"]) if cfg["out"] else source.parent / "score"
     is_file = out.suffix == ".json"
-    check_writable(out.parent if is_file else out, "out")
     benchmark = assembly.room(cfg["benchmark"])
     label = Label(out.stem if is_file else out.name, "predictions", cfg["seed"])
-    if benchmark.asks:
-        records = score_predictions(source, label, out, benchmark)
-    else:
-        from hvlm.evaluation.heads import score_lines
+    with folder_for(out.parent if is_file else out, "out"):
+        if benchmark.asks:
+            records = score_predictions(source, label, out, benchmark)
+        else:
+            from hvlm.evaluation.heads import score_lines
 
-        records = score_lines(source, assembly.head_alone(cfg), label, out)
+            records = score_lines(source, assembly.head_alone(cfg), label, out)
     log.info("\n".join(table(records)))
     log.info(f"results: {out if is_file else out / RESULTS}")
     return records
@@ -110,7 +110,6 @@ def ask(cfg: dict[str, Any], by_domain: bool = False) -> Any:
     if by_domain and task == "benchmark":
         folder = task = "domains"
     out = Path(cfg["out"]) if cfg["out"] else (path if path.is_dir() else path.parent) / folder
-    check_writable(out.parent if task == "release" and out.suffix else out, "out")
     work = {
         "benchmark": tasks.run_benchmark,
         "cost": tasks.run_cost,
@@ -125,7 +124,8 @@ def ask(cfg: dict[str, Any], by_domain: bool = False) -> Any:
     file = find_checkpoint(path)
     if file != path:
         log.info(f"checkpoint={path}: {file}")
-    return work[task](file, cfg, out)
+    with folder_for(out.parent if task == "release" and out.suffix else out, "out"):
+        return work[task](file, cfg, out)
 
 
 main = evaluate.main

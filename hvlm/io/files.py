@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,27 @@ def check_writable(folder: Path, key: str, make: bool = True) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"{key}={folder}: cannot be written ({error.strerror}); name another folder") from error
+
+
+@contextmanager
+def folder_for(folder: Path, key: str) -> Iterator[None]:
+    """``check_writable``, and inside the block the work that fills the folder: where it fails before it has written
+    anything, the folder that was made for it goes again.
+
+    Args:
+        folder, key: see ``check_writable``.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        check_writable(folder, key)
+        yield
+    except BaseException:
+        for place in made:
+            try:
+                place.rmdir()
+            except OSError:  # something stands in it, or it is not there
+                break
+        raise
 
 
 def clean_parts(folder: Path, alone: bool = False) -> None:
