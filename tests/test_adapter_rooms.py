@@ -306,28 +306,27 @@ def test_other_rooms_train_beside_it_where_that_is_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "rooms", "settings", "said"),
+    ("kind", "settings", "said"),
     [
-        ("lora", {}, {"where": ["head"]}, "adapter.where: head; expected some of language, vision"),
-        ("lora", {}, {"where": ["attention"]}, "adapter.where names attention, and this model's attention has no"),
-        ("bottleneck", {}, {"where": ["attention"]}, "adapter.where names attention"),
+        ("lora", {"where": ["head"]}, "adapter.where: head; expected some of language, vision"),
+        ("lora", {"where": ["attention"]}, "adapter.where names attention, and this model's attention has no"),
+        ("bottleneck", {"where": ["attention"]}, "adapter.where names attention"),
         (
             "lora",
-            {},
             {"targets": ["w_q"]},
             "adapter.targets: w_q names no linear layer of language; there are down_proj",
         ),
-        ("lora", {}, {"targets": ["lm_head"]}, "adapter.targets: lm_head names no linear layer"),
-        ("lora", {}, {"rank": 0}, "adapter.rank=0"),
-        ("lora", {}, {"names": ["a.b", "all"]}, "'a.b' names weights"),
-        ("prefix", {}, {"where": ["vision"]}, "adapter.where"),
-        ("bottleneck", {}, {"style": "series"}, "adapter.style"),
-        ("lora", {}, {"load": {"all": "/nowhere"}}, "adapter.load.all=/nowhere: no such folder"),
+        ("lora", {"targets": ["lm_head"]}, "adapter.targets: lm_head names no linear layer"),
+        ("lora", {"rank": 0}, "adapter.rank=0"),
+        ("lora", {"names": ["a.b", "all"]}, "'a.b' names weights"),
+        ("prefix", {"where": ["vision"]}, "adapter.where"),
+        ("bottleneck", {"style": "series"}, "adapter.style"),
+        ("lora", {"load": {"all": "/nowhere"}}, "adapter.load.all=/nowhere: no such folder"),
     ],
 )
-def test_bad_settings_are_one_line(kind: str, rooms: dict, settings: dict, said: str) -> None:
+def test_bad_settings_are_one_line(kind: str, settings: dict, said: str) -> None:
     with pytest.raises(UserError) as raised:
-        adapted(kind, *words(**rooms), **settings)
+        adapted(kind, **settings)
     assert said in str(raised.value) and "\n" not in str(raised.value)
 
 

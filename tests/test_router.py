@@ -9,26 +9,30 @@ from _tiny import ASKED, Case, Variant, batch_of, chat, clip, model, side
 
 from hvlm.errors import UserError
 from hvlm.evaluation.generate import generate
+from hvlm.evaluation.routing import as_plain
 from hvlm.evaluation.streaming import StreamingReader
+from hvlm.gaze import encode_frames
 from hvlm.io.checkpoint import assert_plain
 from hvlm.model import VLM
 from hvlm.router import Route, Router, fit, pooled
+from hvlm.types import NOTHING_ELSE
 
 DOMAINS = ["cooking", "general", "sports"]
 ADAPTERS = {"sports": "sports", "cooking": "chef"}
 NAMES = ["sports", "chef"]
+SIZES = torch.tensor([1.0, 30.0, 0.02, 1.0, 300.0, 0.1])  # of features: none may weigh more for being large
 
 
 def plain(order: str = "question_first") -> VLM:
     return model(Case(order, (Variant("connector", "foveated"), Variant("vision", "dinov2_tiny"))), 0)
 
 
-def clouds(count: int, seed: int = 0, apart: float = 4.0) -> tuple[torch.Tensor, torch.Tensor]:
+def clouds(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Features of three kinds, and the kinds."""
     noise = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 3
-    middles = apart * torch.eye(3, 6) + 10  # far from 0, as features may be
-    return middles[labels] + torch.randn(count, 6, generator=noise), labels
+    middles = 4 * torch.eye(3, 6) + 10  # far from 0, as features may be
+    return SIZES * (middles[labels] + torch.randn(count, 6, generator=noise)), labels
 
 
 def test_it_learns_the_tags_and_is_less_sure_where_they_meet() -> None:
@@ -45,7 +49,7 @@ def test_it_learns_the_tags_and_is_less_sure_where_they_meet() -> None:
 
 def test_a_domain_without_weights_goes_to_the_base() -> None:
     router = fit(*clouds(120), DOMAINS, ADAPTERS)
-    routes = router.routes(4 * torch.eye(3, 6) + 10)
+    routes = router.routes(SIZES * (4 * torch.eye(3, 6) + 10))
     assert [(r.domain, r.adapter) for r in routes] == [("cooking", "chef"), ("general", "base"), ("sports", "sports")]
     assert all(0.5 < r.confidence <= 1 for r in routes)
 
@@ -62,13 +66,18 @@ def test_it_travels_as_plain_values() -> None:
             Router.from_plain(damaged, "x.ckpt")
 
 
-def test_pooled_features_are_the_clips_own() -> None:
+@torch.no_grad()
+def test_pooled_features_are_mean_and_spread_of_the_clips_own_patches() -> None:
     vlm = plain()
     size = side(vlm)
     items = [clip(seed, frames, [ASKED[seed]], vlm.order, size) for seed, frames in ((0, 3), (1, 2))]
     together = pooled(vlm.vision, batch_of(*items, size=size))
     assert together.shape == (2, 2 * vlm.vision.dim)
-    for i, item in enumerate(items):
+    for i, (item, frames) in enumerate(zip(items, (3, 2), strict=True)):
+        shown = batch_of(item, size=size).frames_BTCHW[0, :frames]
+        x_ND = encode_frames(vlm.vision, shown, NOTHING_ELSE).tokens.x_BSD.flatten(0, 1)
+        by_hand = torch.cat([x_ND.mean(0), x_ND.std(0, correction=0)])
+        torch.testing.assert_close(together[i], by_hand, rtol=0, atol=1e-4)
         torch.testing.assert_close(
             together[i : i + 1], pooled(vlm.vision, batch_of(item, size=size)), rtol=0, atol=1e-5
         )
@@ -115,5 +124,6 @@ def test_a_stream_cannot_be_routed_before_it_is_seen() -> None:
         StreamingReader(vlm, chat())
 
 
-def test_a_route_says_what_it_is() -> None:
-    assert Route("sports", "sports", 0.5)._asdict() == {"domain": "sports", "adapter": "sports", "confidence": 0.5}
+def test_a_route_is_written_down_with_four_digits() -> None:
+    expected = {"domain": "sports", "adapter": "runner", "confidence": 0.6667}
+    assert as_plain(Route("sports", "runner", 2 / 3)) == expected

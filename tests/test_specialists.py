@@ -119,7 +119,7 @@ def test_the_base_row_is_the_base_bit_for_bit(inside) -> None:
 def test_gathered_they_are_one_checkpoint_that_routes(inside, caplog) -> None:
     caplog.set_level("INFO")
     file = evaluate(["task=gather", RUNS, "out=all"])
-    assert file == Path("all/specialists.ckpt") and "2" in caplog.text
+    assert file == Path("all/specialists.ckpt") and "the base with sports, news, chef and their router" in caplog.text
     assert metadata_of(file)["router"]["adapters"] == {"sports": "sports", "news": "news", "tutorials": "chef"}
     records = evaluate([f"checkpoint={file}", "out=routed"])
     assert "router: 16 clips" in caplog.text

@@ -102,7 +102,8 @@ def test_tries_hold_one_right_answer_and_the_words_are_known(name) -> None:
                 assert not {o for o in one["options"] if o != q["answer"]} & set(right)
             assert {w for text in (q["question"], q["answer"], q["rejected"]) for w in text.split()} <= words
         for caption in story.fields["captions"]:
-            assert caption["text"] in caption["references"] and len(set(caption["references"])) >= 1
+            assert caption["text"] in caption["references"]
+            assert len(set(caption["references"])) == len(caption["references"])
             assert {w for text in (caption["prompt"], *caption["references"]) for w in text.split()} <= words
         for pair in story.fields.get("pairs", []):
             assert {w for text in (pair["text"], *pair["negatives"]) for w in text.split()} <= words
