@@ -332,12 +332,23 @@ def test_activitynets_json_is_read(tmp_path: Path) -> None:
         ({"annotations": [{"label": "star"}]}, r"annotations\[0\].segment is null, expected \[start, end\]"),
         ({"annotations": None}, "annotations is null, expected a list"),
         ({"duration": 3, "annotations": [seg(4, 5)]}, "starts at 4, after the video's end at 3"),
+        ({"annotations": [seg(-4, 5)]}, r"annotations\[0\].segment starts at -4, before the video"),
+        ({"duration": -3, "annotations": [seg(4, 5)]}, "v: duration is -3, expected seconds, above 0"),
+        ({"annotations": [seg(float("nan"), 5)]}, "segment.start is NaN, expected a finite number"),
     ],
 )
 def test_bad_segments_are_one_line(tmp_path: Path, video: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said) as error:
         tiny().head.read(anet(tmp_path, v=video), "benchmark.annotations")
     assert "\n" not in str(error.value) and "benchmark.annotations=" in str(error.value)
+
+
+@pytest.mark.parametrize("inside", ['"v": {"annotations": []}, "v": {}', '"v": {"annotations": [], "annotations": []}'])
+def test_what_stands_twice_is_not_lost_unsaid(tmp_path: Path, inside: str) -> None:
+    file = tmp_path / "x.json"
+    file.write_text('{"database": {' + inside + "}}")
+    with pytest.raises(UserError, match=r"benchmark.annotations=.*'(v|annotations)' stands twice in one object"):
+        tiny().head.read(file, "benchmark.annotations")
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"database": {}}', '{"database": [1]}', "{"])

@@ -13,6 +13,16 @@ class FieldError(ValueError):
     """A value that is not what its field may hold. The message begins with the field's path."""
 
 
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For ``json.loads``: of a name that stands twice in an object the first value would be lost. ValueError."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name[:40]!a} stands twice in one object")
+        found[name] = value
+    return found
+
+
 def as_object(value: Any, where: str) -> dict[str, Any]:
     """An object; like all of these FieldError for anything else, which begins with ``where``, the field's path."""
     if not isinstance(value, dict):

@@ -12,6 +12,8 @@ def as_event(value: Any, where: str) -> dict[str, Any]:
     """{start, end, label}: seconds, the end after the start, and a name."""
     value = as_object(value, where)
     start, end = (as_number(value.get(name), f"{where}.{name}") for name in ("start", "end"))
+    if start < 0:
+        raise FieldError(f"{where} starts at {start:g}, before the video; expected seconds from 0 on")
     if end <= start:
         raise FieldError(f"{where} ends at {end:g}, not after its start at {start:g}")
     return {**value, "start": start, "end": end, "label": as_text(value.get("label"), f"{where}.label")}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hvlm.data.quarantine import SampleError
-from hvlm.data.sample_fields import FieldError, as_number, as_object, shown
+from hvlm.data.sample_fields import FieldError, as_number, as_object, each_once, shown
 from hvlm.data.sample_targets import as_event
 from hvlm.data.views import Row, View
 from hvlm.errors import UserError, first_few
@@ -65,12 +65,12 @@ def read_activitynet(path: Path, setting: str, labels: Labels) -> list[tuple[str
     be missing.
 
     Raises:
-        UserError: no such form; a segment that ends before it starts, or begins after the video's end; a label that is
-            none of ``labels``.
+        UserError: no such form; a name that stands twice; a segment that ends before it starts, or begins
+            before the video or after its end; a label that is none of ``labels``.
     """
     where = f"{setting}={path}"
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=each_once)
     except OSError as error:
         raise UserError(f"{where}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
@@ -85,9 +85,9 @@ def read_activitynet(path: Path, setting: str, labels: Labels) -> list[tuple[str
             about = as_object(about, "it")
             if about.get("subset") in ("testing", "test_without_annotations") and not about.get("annotations"):
                 continue
-            found.append((name, _video(about, labels, wrong, name)))
+            found.append((name, _video(about, labels, wrong, name[:200])))
         except FieldError as error:
-            wrong.append(f"{name}: {error}")
+            wrong.append(f"{name[:200]}: {error}")
     if wrong:
         raise UserError(f"{where}: {first_few(wrong)}")
     if not found:
@@ -101,6 +101,8 @@ def _video(about: Mapping[str, Any], labels: Labels, wrong: list[str], name: str
     if not isinstance(annotations, list):
         raise FieldError(f"annotations is {shown(annotations)}, expected a list of segments with labels")
     duration = None if about.get("duration") is None else as_number(about["duration"], "duration")
+    if duration is not None and duration <= 0:
+        raise FieldError(f"duration is {duration:g}, expected seconds, above 0")
     for i, one in enumerate(annotations):
         try:
             where = f"annotations[{i}]"
