@@ -98,6 +98,26 @@ def test_a_file_of_captions_is_written_about(tmp_path: Path) -> None:
             read_captions(write_rows(tmp_path / "w.jsonl", [wrong]), "benchmark.questions")
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("c.jsonl", '{"video": "a.mp4", "caption": "\\ud800"}', "row 1 has half a character"),
+        ("c.jsonl", '{"video": "a.mp4", "caption": NaN}', "row 1 has caption nan, expected text"),
+        ("c.jsonl", '{"video": "a.mp4", "caption": "a", "caption": "b"}', "'caption' stands twice"),
+        ("c.jsonl", "[" * 100_000, "row 1: not valid JSON"),
+        ("c.csv", 'video,caption\na.mp4,"' + "a" * 200_000 + '"\n', r"is no CSV \(field larger"),
+        ("c.csv", 'video,caption\na.mp4,"b\n', "is no CSV"),
+        ("c.csv", "video,captions\n" + "a" * 5000 + ".mp4," + "[" * 60_000, "none of the 1 videos is there"),
+        ("c.csv", "video,captions\na\0.mp4,b\0|c\n", "none of the 1 videos is there"),
+    ],
+)
+def test_a_file_of_anybody_is_one_line(tmp_path: Path, name: str, text: str, said: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=said) as error:
+        Captions(questions=str(tmp_path / name)).source(None)
+    assert "\n" not in str(error.value)
+
+
 def test_how_words_are_chosen_is_a_setting() -> None:
     way = way_of(Captions(num_beams=3, max_new_tokens=5), 7)
     assert (way.max_new_tokens, way.choose.num_beams, way.choose.temperature) == (5, 3, 0)  # type: ignore[attr-defined]

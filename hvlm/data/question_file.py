@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 
 from hvlm.data.delimiter import delimiter
 from hvlm.data.options import gold_of
+from hvlm.data.sample_fields import each_once
 from hvlm.errors import UserError, first_few
 from hvlm.prompts import LETTERS
 
@@ -106,7 +108,10 @@ def _values_of(path: Path, where: str, holds: str) -> Iterator[tuple[int, Any]]:
         raise UserError(f"{where}: not UTF-8 ({error}); write the file again in UTF-8") from error
     ending = path.suffix.lower()
     if ending in TABLES:
-        mark = "\t" if ending == ".tsv" else delimiter(text.partition("\n")[0], text.splitlines(keepends=True))
+        try:
+            mark = "\t" if ending == ".tsv" else delimiter(text.partition("\n")[0], text.splitlines(keepends=True))
+        except csv.Error as error:
+            raise UserError(f"{where}: is no CSV ({error})") from error
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
         try:
             for value in reader:
@@ -131,7 +136,7 @@ def _values_of(path: Path, where: str, holds: str) -> Iterator[tuple[int, Any]]:
 
 def _json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=each_once)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid JSON ({error})") from error
 
@@ -180,7 +185,7 @@ def listed(text: str) -> list[Any]:
     if text.startswith("["):
         try:
             found = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if isinstance(found, list):
             return found
@@ -200,14 +205,15 @@ def _row(number: int, value: Any, choices: bool) -> Row:
         hint = "; questions without options are asked by benchmark=open" if missing == ["options"] else ""
         found = ", ".join(map(str, list(value)[:12])) or "nothing"
         raise ValueError(f"lacks {', '.join(missing)}; it has {found}, expected {', '.join(needed)}{hint}")
-    question = {"id": str(value.get("id", f"row{number}")), "question": text_of(value, "question")}
+    name = text_of(value, "id") if "id" in value else f"row{number}"
+    question = {"id": name, "question": text_of(value, "question")}
     question |= {"task": text_of(value, "task")} if "task" in value else {}
     if options:
         if not 2 <= len(options) <= len(LETTERS):
             raise ValueError(f"has {len(options)} options, expected 2 to {len(LETTERS)}")
         if len({str(option).strip() for option in options}) < len(options):
             raise ValueError("has two equal options; each must be another answer")
-        question |= {"options": [str(option) for option in options], "gold": _gold(value, options)}
+        question |= {"options": [whole(str(option), "options") for option in options], "gold": _gold(value, options)}
     elif "answers" in value:
         given = value["answers"] if isinstance(value["answers"], list) else [value["answers"]]
         question["answers"] = [text_of({"answers": one}, "answers") for one in given]
@@ -245,7 +251,20 @@ def text_of(value: Mapping[str, Any], name: str) -> str:
     field = value[name]
     if isinstance(field, bool) or not isinstance(field, str | int | float) or not str(field).strip():
         raise ValueError(f"has {name} {field!r:.60}, expected text")
-    return str(field)
+    return whole(str(field), name) if isinstance(field, str) else _digits(field, name)
+
+
+def whole(text: str, name: str) -> str:
+    """The text, which can be written down: ValueError where it holds half a character."""
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        raise ValueError(f"has half a character (a lone surrogate) in {name}")
+    return text
+
+
+def _digits(number: float, name: str) -> str:
+    if not math.isfinite(number):
+        raise ValueError(f"has {name} {number}, expected text")
+    return str(number)
 
 
 def seconds_of(value: Mapping[str, Any], name: str) -> float | None:

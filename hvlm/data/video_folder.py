@@ -104,7 +104,10 @@ def _inside(folder: Path, row: Row, setting: str) -> str | None:
     path = Path(os.path.normpath(folder / row.video))
     if not path.is_relative_to(folder):
         raise UserError(f"{setting}={folder}: row {row.number} names {row.video!r}, which does not lie in this folder")
-    there = path.is_file() or (path.is_dir() and any(_ending(f.name) in STILLS for f in path.iterdir()))
+    try:
+        there = path.is_file() or (path.is_dir() and any(_ending(f.name) in STILLS for f in path.iterdir()))
+    except (OSError, ValueError):  # a name that no file can have, a folder that nobody may look into
+        return None
     return path.relative_to(folder).as_posix() if there else None
 
 
