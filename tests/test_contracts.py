@@ -1,4 +1,4 @@
-"""Every variant of every room against its contract (``hvlm/contracts.py`` and the rooms' docstrings).
+"""Every variant of every room against its contract (``hvlm/contracts/`` and the rooms' docstrings).
 
 The folders are globbed: a new variant is tested here the moment its YAML exists. What is checked stands in
 ``hvlm/checks``, which ``hvlm check`` runs on packages of others, too.

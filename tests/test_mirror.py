@@ -23,8 +23,8 @@ PACKAGE = ROOT / "hvlm"
 WITHOUT_PYTHON = {"trainer", "logger", "callback", "sweep", "launcher", "experiment", "debug", "domain"}
 # Folders of the program itself; nothing in them is chosen by a word.
 WITHOUT_CONF = {
-    "api", "checks", "commands", "config", "data", "evaluation", "interop", "io", "metrics", "prepare", "sweep", "text",
-    "training", "viz",
+    "api", "checks", "commands", "config", "contracts", "data", "evaluation", "interop", "io", "metrics", "prepare",
+    "sweep", "text", "training", "viz",
 }  # fmt: skip
 # Several sizes of one class, or several corpora behind one reader: {YAML: Python file it shares}.
 SHARED = {

@@ -1,4 +1,4 @@
-"""What the class of a room must be: what its contract in ``hvlm/contracts.py`` says, and annotated as settings are."""
+"""What the class of a room must be: what its contract in ``hvlm/contracts/`` says, and annotated as settings are."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # Group -> keywords of its rooms' constructors that assembly passes because they follow from the neighbours. Each room
 # gets those that it names; every other argument is a setting and stands in the room's YAML. What a room of each group
-# must have and may have is in hvlm/contracts.py.
+# must have and may have is in hvlm/contracts/.
 ROOMS: dict[str, frozenset[str]] = {
     "stage": frozenset({"model", "labels"}),
     "vision": frozenset({"weights", "source_config"}),
