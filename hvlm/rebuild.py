@@ -120,6 +120,7 @@ def rebuild(path: str | Path, cfg: Mapping[str, Any]) -> tuple[VLM, Chat]:
             )
         cfg = {**cfg, "domain": {**cfg["domain"], "adapter": OFF}}
     held = load_weights(path)
+    _check_name(held, cfg, path)
     model = assembly.model(with_sets_of(held, cfg), chat, weights=False, stored=metadata)
     weights = with_own(held, model)
     if lacking := [name for name in model.kvcache.state_dict() if f"kvcache.{name}" not in weights]:
@@ -131,13 +132,30 @@ def rebuild(path: str | Path, cfg: Mapping[str, Any]) -> tuple[VLM, Chat]:
     model.adapter.fill()
     if chosen == AUTO and routed is not None:
         model.router = Router.from_plain(routed, path)
+        model.router.check(2 * model.vision.dim, model.adapter.names, path)
     return model, chat
+
+
+def _check_name(weights: Mapping[str, Tensor], cfg: Mapping[str, Any], path: str | Path) -> None:
+    """UserError where sets of adapter weights come from files, and none of any source has the name that is used."""
+    name, load = cfg["domain"]["adapter"], cfg["adapter"].get("load") or {}
+    sets = [*sets_of(weights), *load]
+    if load and name not in (*sets, OFF):
+        raise UserError(
+            f"domain.adapter={name}: neither {path} nor adapter.load holds weights of this name; name those that are "
+            f"to be used, domain.adapter={next(iter(load))} (there are {', '.join(sets)}), or off"
+        )
+
+
+def sets_of(weights: Mapping[str, Tensor]) -> list[str]:
+    """The names of the sets of adapter weights that a checkpoint holds."""
+    return list(dict.fromkeys(n.split(".")[1] for n in weights if n.startswith("adapter.")))
 
 
 def with_sets_of(weights: Mapping[str, Tensor], cfg: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration with the names of the sets of adapter weights that a checkpoint holds, where ``adapter.names``
     leaves them open, before those that files bring."""
-    node, sets = cfg["adapter"], list(dict.fromkeys(n.split(".")[1] for n in weights if n.startswith("adapter.")))
+    node, sets = cfg["adapter"], sets_of(weights)
     if not sets or node.get("names", ...) is not None:  # named, or an adapter that has no such setting
         return dict(cfg)
     return {**cfg, "adapter": {**node, "names": [*sets, *(n for n in node.get("load") or {} if n not in sets)]}}

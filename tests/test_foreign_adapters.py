@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from hvlm.adapter.lora import LoRA
 from hvlm.errors import UserError
 from hvlm.io.adapter_files import CONFIG, PEFT, WEIGHTS, read
 
@@ -94,3 +95,28 @@ def test_a_file_that_is_none_is_one_line(tmp_path: Path) -> None:
     assert f"holds no {WEIGHTS}" in said_of(folder)
     save_file({}, folder / WEIGHTS)
     assert "holds no tensors" in said_of(folder)
+
+
+@pytest.mark.parametrize("name", ["/tmp/evil", "../evil", "a/b", "a.b", "", "off", "a\n", "x" * 200])
+def test_a_name_is_that_of_one_folder(name: str) -> None:
+    with pytest.raises(UserError, match="adapter.names, domain.adapter: .* letters, digits, _ and - alone"):
+        LoRA(where=["language"], names=["all", name], name="all")
+
+
+WHOLE = {"folder": "x", "shapes": {"l": {"lora_A.weight": [2, 4]}}, "alphas": {"l": 4.0}, "settings": {}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shapes": None}, {"shapes": {"l": [2, 4]}}, {"shapes": {"l": {"lora_A.weight": [2, "4"]}}},
+        {"alphas": {"l": 0}},
+        {"shapes": {"l": {"lora_A.weight": [10**9, 10**9]}}}, {"shapes": {"l": {"lora_A.weight": [-1]}}}, {"folder": 1},
+        {"alphas": {"l": "4"}}, {"settings": "x"},
+    ],
+)  # fmt: skip
+def test_what_a_checkpoint_says_of_its_sets_is_checked_before_it_is_built(change: dict[str, Any]) -> None:
+    LoRA(where=["language"], names=["all"], name="all", source_config={"all": WHOLE})
+    for config in ({"all": WHOLE | change}, {"all": change.get("none")}, [WHOLE]):
+        with pytest.raises(UserError, match="what the checkpoint says of its sets of weights is damaged"):
+            LoRA(where=["language"], names=["all"], name="all", source_config=config)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,6 +63,17 @@ def _make_loud(file: Path) -> None:
     for weights in file.parent.parent.glob("adapters/**/*.safetensors"):
         tensors = load_file(weights)
         save_file({n: t + torch.randn(t.shape, generator=noise) for n, t in tensors.items()}, weights)
+
+
+def _tampered(start: Any = None, domain: Mapping[str, Any] | None = None) -> None:
+    """``runs/tampered``: a specialist whose checkpoint says something else of itself."""
+    shutil.copytree("runs/spec/sports", "runs/tampered", dirs_exist_ok=True)
+    file = Path("runs/tampered/sft/checkpoints/last.ckpt")
+    content = torch.load(file, weights_only=True)
+    said = content["hvlm"]
+    said["start"], said["config"]["domain"] = start or said["start"], {**said["config"]["domain"], **(domain or {})}
+    torch.save(content, file)
+    file.with_name(f"{file.name}.sha256").write_text(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n")
 
 
 @pytest.fixture
@@ -205,6 +219,20 @@ def test_what_does_not_belong_together_is_one_line(inside, needles) -> None:
     refused("both call their adapter 'sports'", "adapters=[runs/spec/sports,runs/spec/sports]")
     refused("was trained from other weights than those of checkpoint=runs/tiny/sft", RUNS, "checkpoint=runs/tiny/sft")
     refused(r"domain=auto: .* holds no router", f"checkpoint={BASE}", "domain=auto")
+    file = "runs/spec/sports/sft/adapters/sports"
+    refused(
+        r"domain.adapter=all: neither .* nor adapter.load holds weights .*, domain.adapter=x \(there are x\), or off",
+        f"checkpoint={BASE}", "adapter=lora", f"adapter.load={{x:{file}}}",
+    )  # fmt: skip
+    changes: list[dict] = [
+        {"start": 5},
+        {"start": {"path": 5}},
+        {"domain": {"adapter": "/tmp"}},
+        {"domain": {"name": 5}},
+    ]
+    for change in changes:
+        _tampered(**change)
+        refused("adapters: runs/tampered does not say what it learned", "adapters=[runs/tampered]")
     refused(r"'tutorials'|tutorials", "adapters=[runs/spec/sports,runs/spec/news]", "domain=tutorials")
     with pytest.raises(UserError, match="domain=auto picks among specialists"):
         run([*words(needles, "sports"), "domain=auto"])

@@ -14,6 +14,7 @@ from hvlm.adapter._rows import OFF, Rows, told
 from hvlm.adapter._weight import adapt_weight
 from hvlm.contracts import Adapter
 from hvlm.errors import UserError
+from hvlm.io.files import is_plain_name
 
 # Of which rows a pass through a part speaks; the rooms between encoder and language model see one set at a time.
 ROWS_OF = {"language": "language", "vision": "vision"}
@@ -39,8 +40,11 @@ class AttachedAdapter(Adapter):
                 f"domain.adapter={name}: the sets of adapter weights are {', '.join(self.names)}, and {name!r} is not "
                 "among them; name one of these, or off"
             )
-        if bad := [n for n in self.names if "." in n or not n or n == "off"]:
-            raise ValueError(f"adapter.names: {bad[0]!r} names weights, so it cannot be off or empty, or hold a dot")
+        if bad := [n for n in self.names if n == "off" or not is_plain_name(n)]:
+            raise UserError(
+                f"adapter.names, domain.adapter: {bad[0]!r:.100} names weights and their folder, so it holds letters, "
+                "digits, _ and - alone, and is not off"
+            )
         own = OFF if name == "off" else self.names.index(name)
         self._used: dict[str, int | Rows] = dict.fromkeys((*ROWS_OF, BETWEEN), own)
         self._places: list[Place] = []

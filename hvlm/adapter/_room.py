@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from hvlm.config.ranges import PositiveFloat
 from hvlm.errors import UserError, first_few
 from hvlm.io import adapter_files
 from hvlm.io.adapter_files import Stored
+
+MOST_NUMBERS = 2**30  # of all sets together: what a checkpoint claims is built before its weights are looked at
 
 
 class AdapterRoom(AttachedAdapter):
@@ -50,6 +53,11 @@ class AdapterRoom(AttachedAdapter):
             raise UserError(f"adapter.where: {unknown[0]}; expected some of {', '.join(PLACES)}")
         if extra := [n for n in load if n not in self.names]:
             raise UserError(f"adapter.load names {extra[0]}, and adapter.names does not; the sets are {self.names}")
+        if source_config is not None and not _is_whole(source_config):
+            raise UserError(
+                "adapter: what the checkpoint says of its sets of weights is damaged; take an earlier copy of it, or "
+                "name the folders of the weights (adapter.load={name: folder})"
+            )
         if load and source_config is None:
             source_config = self.read_source_config({"load": load})
         self.where, self.adapts = list(dict.fromkeys(where)), frozenset(where)
@@ -166,3 +174,23 @@ class AdapterRoom(AttachedAdapter):
 
     def settled(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         return {**settings, "load": None, "names": list(self.names)}
+
+
+def _is_whole(source_config: Any) -> bool:
+    """Whether a checkpoint, which may be anybody's, says what ``AdapterRoom.read_source_config`` says."""
+    if not isinstance(source_config, Mapping):
+        return False
+    total = 0
+    for said in source_config.values():
+        maps = [said.get(part) for part in ("shapes", "alphas", "settings")] if isinstance(said, Mapping) else [None]
+        if not all(isinstance(one, Mapping) for one in maps) or not isinstance(said.get("folder"), str):
+            return False
+        shapes, alphas, _ = maps
+        if not all(isinstance(alpha, int | float) and alpha > 0 for alpha in alphas.values()):
+            return False
+        for tensors in shapes.values():
+            for shape in tensors.values() if isinstance(tensors, Mapping) else [None]:
+                if not isinstance(shape, list | tuple) or not all(type(n) is int and 0 < n for n in shape):
+                    return False
+                total += math.prod(shape)
+    return total <= MOST_NUMBERS

@@ -24,7 +24,7 @@ from hvlm.assembly import source_configs
 from hvlm.data.views import Row, View
 from hvlm.errors import UserError
 from hvlm.io.checkpoint import assert_plain, find_checkpoint, load_weights, weights_hash
-from hvlm.io.files import SIDECAR, known_sums, write_atomically
+from hvlm.io.files import SIDECAR, is_plain_name, known_sums, write_atomically
 from hvlm.rebuild import Loaded, metadata_of
 from hvlm.router import Router, fit, pooled
 
@@ -90,17 +90,22 @@ def _read(run: Path) -> Specialist:
     file = find_checkpoint(run)
     metadata = metadata_of(file)
     config, start = metadata["config"], metadata.get("start") or {}
-    name, domain = config["domain"]["adapter"], config["domain"]
+    domain = config.get("domain")
+    known = isinstance(domain, Mapping) and isinstance(start, Mapping)
+    name, weights = (domain.get("adapter"), domain.get("mixture")) if known else (None, None)
+    known = known and is_plain_name(name) and isinstance(domain.get("name"), str)
+    known = known and all(isinstance(start.get(key, ""), str) for key in ("path", "weights_sha256"))
+    if not known or not isinstance(weights, Mapping | None):
+        raise UserError(f"adapters: {run} does not say what it learned, and from where; name a run of train.py")
     folder = file.parent.parent / ADAPTERS / name
     if not folder.is_dir():
         raise UserError(
             f"adapters: {run} holds no adapter weights ({folder} is not there); train it with adapter=lora, or name a "
             "run that was"
         )
-    if not start.get("weights_sha256"):
+    if not (start.get("weights_sha256") and start.get("path")):
         raise UserError(f"adapters: {run} began from nothing, so nothing is its base; train it with init_from=BASE")
-    weights = domain.get("mixture")
-    tags = None if weights is None else tuple(tag for tag, weight in weights.items() if weight > 0)
+    tags = None if weights is None else tuple(tag for tag, weight in weights.items() if weight)
     return Specialist(run, name, domain["name"], tags, folder, start, config)
 
 

@@ -156,6 +156,12 @@ def safe_name(*parts: str) -> str:
     return f"{name}-{digest}"
 
 
+def is_plain_name(name: Any) -> bool:
+    """Whether a name that somebody gave is one folder's or file's name everywhere, and leads nowhere else: letters,
+    digits, ``_`` and ``-``."""
+    return isinstance(name, str) and 0 < len(name) <= 100 and all(c.isalnum() or c in "_-" for c in name)
+
+
 def known_sums(path: Path) -> list[str]:
     """The sums that the sidecar of ``path`` accepts; empty without a sidecar."""
     sidecar = path.with_name(path.name + SIDECAR)

@@ -274,10 +274,10 @@ def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None, 
     if trainer.is_global_zero:
         state = {k.removeprefix("model."): v for k, v in whole.items() if k.startswith("model.")}
         metrics = {k: float(v) for v in validated for k, v in v.items()}
+        save_adapters(stage, folder.path / ADAPTERS)  # first: a stage that is finished has everything
         folder.finish(weights_hash(state), trainer.global_step, took, metrics)
         shown = [f"done in {took['seconds']:.0f} s", *(f"{k} {v:.4g}" for k, v in metrics.items())]
         log.info(f"{folder.path.name}: {', '.join(shown)}")
-        save_adapters(stage, folder.path / ADAPTERS)
     stage.model.features = None  # many gigabytes, and what comes next may need them
     trainer.strategy.barrier()
 
