@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 BASE = "base"  # where no set of weights belongs to a domain
 PENALTY = 1e-3  # on squared weights: what is separable stays short of certain
+WIDEST = 10**6  # features: of more no encoder has, but a damaged file may claim them
 FIELDS = ("mean", "scale", "weight", "bias")
 
 
@@ -80,17 +81,52 @@ class Router:
     @classmethod
     def from_plain(cls, plain: Any, source: Any) -> Router:
         """What ``to_plain`` gave. source: the file, for the message. UserError where it is something else."""
-        try:
-            tensors = [plain[field].float() for field in FIELDS]
-            router = cls(plain["domains"], plain["adapters"], *tensors, plain["prompts"])
-            classes, width = router.weight.shape
-            whole = len(router.domains) == classes == len(router.bias) and width == len(router.mean)
-            whole = whole and width == len(router.scale)
-        except (KeyError, TypeError, AttributeError, ValueError):
-            whole = False
-        if not whole:
+        names = _names_of(plain) if isinstance(plain, Mapping) else None
+        tensors = [plain.get(field) for field in FIELDS] if names is not None else []
+        if names is None or not all(isinstance(x, Tensor) and x.is_floating_point() for x in tensors):
             raise UserError(f"{source}: its router is damaged; make it again with task=gather")
-        return router
+        mean, scale, weight, bias = (x.float() for x in tensors)
+        fits = (
+            mean.dim() == 1
+            and len(mean) <= WIDEST
+            and mean.shape == scale.shape
+            and (len(names[0]), len(mean)) == tuple(weight.shape)
+        )
+        fits = fits and bias.shape == weight.shape[:1]
+        if not (fits and all(x.isfinite().all() for x in (mean, scale, weight, bias)) and (scale > 0).all()):
+            raise UserError(f"{source}: its router is damaged; make it again with task=gather")
+        domains, adapters, prompts = names
+        return cls(domains, adapters, mean, scale, weight, bias, prompts)
+
+    def check(self, width: int, names: Sequence[str], source: Any) -> None:
+        """Whether it belongs to a model: UserError where it was made for another.
+
+        Args:
+            width: of the model's pooled features.
+            names: the model's sets of adapter weights.
+            source: the file, for the message.
+        """
+        if len(self.mean) != width:
+            raise UserError(
+                f"{source}: its router reads {len(self.mean)} features of a clip, and this encoder gives {width}; make "
+                "it again with task=gather"
+            )
+        if unknown := sorted(set(self.adapters.values()) - {*names, BASE}):
+            raise UserError(
+                f"{source}: its router sends clips to {unknown[0]!r:.100}, which is no set of adapter weights here "
+                f"({', '.join(names) or 'none'}); make it again with task=gather"
+            )
+
+
+def _names_of(plain: Mapping[str, Any]) -> tuple[list[str], dict[str, str], dict[str, str]] | None:
+    """(domains, adapters, prompts); None where they are no texts."""
+    domains, maps = plain.get("domains"), [plain.get(name) for name in ("adapters", "prompts")]
+    if not isinstance(domains, list | tuple) or not all(isinstance(one, dict) for one in maps):
+        return None
+    texts = [*domains, *(text for one in maps for pair in one.items() for text in pair)]
+    if not domains or not all(isinstance(text, str) for text in texts):
+        return None
+    return list(domains), dict(maps[0]), dict(maps[1])
 
 
 def fit(

@@ -61,9 +61,24 @@ def test_it_travels_as_plain_values() -> None:
     back = Router.from_plain(plain_values, "x.ckpt")
     x, _ = clouds(20, seed=3)
     assert torch.equal(back.probabilities(x), router.probabilities(x)) and back.adapters == ADAPTERS
-    for damaged in ({}, None, {**plain_values, "bias": torch.zeros(2)}, {**plain_values, "mean": [1.0]}):
+    changes: list[dict] = [
+        {"bias": torch.zeros(2)}, {"mean": [1.0]}, {"mean": torch.full((6,), torch.nan)}, {"scale": torch.zeros(6)},
+        {"weight": torch.zeros(3, 6, 1)}, {"weight": torch.zeros(3, 6, dtype=torch.int64)}, {"domains": [1, 2, 3]},
+        {"domains": "abc"}, {"adapters": ["sports"]}, {"adapters": {"sports": 1}}, {"prompts": {"sports": None}},
+        {name: torch.zeros(1).expand(*of, 10**12) for name, of in (("mean", ()), ("scale", ()), ("weight", (3,)))},
+    ]  # fmt: skip
+    for damaged in ({}, None, *({**plain_values, **change} for change in changes)):
         with pytest.raises(UserError, match=r"x\.ckpt: its router is damaged"):
             Router.from_plain(damaged, "x.ckpt")
+
+
+def test_one_of_another_model_is_refused() -> None:
+    router = fit(*clouds(60), DOMAINS, ADAPTERS)
+    router.check(6, NAMES, "x.ckpt")
+    with pytest.raises(UserError, match=r"x\.ckpt: its router reads 6 features of a clip, and this encoder gives 8"):
+        router.check(8, NAMES, "x.ckpt")
+    with pytest.raises(UserError, match=r"sends clips to 'chef', which is no set .* here \(sports\)"):
+        router.check(6, ["sports"], "x.ckpt")
 
 
 @torch.no_grad()
