@@ -135,10 +135,11 @@ def test_the_layers_work_alone() -> None:
     query = torch.randn(2, 4, 5, 16)
     prefix = PrefixAdapter(3, num_heads=4, num_kv_heads=2, head_dim=16)
     assert torch.equal(prefix(query), torch.zeros(2, 5, 4, 16))
-    torch.nn.init.ones_(prefix.gate)
+    torch.nn.init.normal_(prefix.gate)
     keys, values = (p.repeat_interleave(2, 1) for p in (prefix.keys, prefix.values))
     weights = (torch.einsum("khsd,phd->khsp", query, keys) / 4).softmax(-1)
-    torch.testing.assert_close(prefix(query), torch.einsum("khsp,phd->kshd", weights, values), rtol=1e-5, atol=1e-5)
+    found = torch.einsum("khsp,phd,h->kshd", weights, values, prefix.gate)
+    torch.testing.assert_close(prefix(query), found, rtol=1e-5, atol=1e-5)
     for wrong in (lambda: LoRAAdapter(rank=0), lambda: BottleneckAdapter(activation="step")):
         with pytest.raises(ValueError, match="rank=0|activation='step'"):
             wrong()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from experiments.duo import smollm2 as duo
 from experiments.duo import smollm2_models as models
+from experiments.duo._cells import Cell
 from experiments.duo.smollm2_ask import Sample, ask, clips, texts
 from experiments.duo.smollm2_records import collect, table
 from hvlm import assembly
@@ -16,6 +18,7 @@ from hvlm.config.compose import compose
 from hvlm.dataset._passkeys_text import KEY_WORDS, QUESTION
 from hvlm.dataset.passkeys import Passkeys
 from hvlm.evaluation import results
+from hvlm.evaluation.stats import clustered_mean
 from hvlm.io.head_patterns import write_pattern
 from hvlm.kvcache.full import FullCache
 from hvlm.language.smollm2 import SmolLM2
@@ -118,6 +121,32 @@ def test_every_cell_is_measured_once_and_written_down(
     shared = {r["share"]: r["value"] for r in records if r["metric"] == "shared_with_video"}
     assert shared[0.5] == 0.5 and shared[0.25] == 0.0
     assert "| gates_text | 0.5 |" in table(records) and "**needles**" in table(records)
+
+
+def test_figures_of_cells_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two samples with a word each, of two choices, the first of which is right; two draws of random heads."""
+    monkeypatch.setattr(models, "ROOT", tmp_path)
+    of_full, drawn = (0.8, 0.4), ((0.6, 0.3), (0.7, 0.9))
+    for cell, likely in ((Cell("full", 1.0), of_full), *((Cell("random", 0.5, i), p) for i, p in enumerate(drawn))):
+        found = [
+            {"logprobs": [[[math.log(p), math.log(1 - p)]]], "right": [[0]], "kv_bytes": 100.0 * p, "tokens": 7}
+            for p in likely
+        ]
+        path = tmp_path / "cells" / "needles-16" / f"{cell.name}.json"
+        cell.write(path, {"task": "needles", "length": 16, "seconds": 2.0, "found": found})
+    of = {(r["variant"], r["metric"]): r for r in collect()}
+    assert of["full", "accuracy"]["value"] == 0.5 and of["random", "accuracy"]["value"] == 0.75
+    assert (of["random", "accuracy_min"]["value"], of["random", "accuracy_max"]["value"]) == (0.5, 1.0)
+    samples = [0, 1, 0, 1]  # a sample's draws go together
+    for metric, values in (("accuracy", [1.0, 0.0, 1.0, 1.0]), ("agreement", [1.0, 1.0, 1.0, 0.0])):
+        mean, stderr = clustered_mean(values, samples)
+        assert (of["random", metric]["value"], of["random", metric]["stderr"]) == pytest.approx((mean, stderr))
+        assert of["random", metric]["n"] == 4
+    pairs = [(p, q) for draw in drawn for p, q in zip(of_full, draw, strict=True)]
+    kl = [p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q)) for p, q in pairs]
+    mean, stderr = clustered_mean(kl, samples)
+    assert (of["random", "kl"]["value"], of["random", "kl"]["stderr"]) == pytest.approx((mean, stderr))
+    assert of["full", "kv_bytes"]["value"] == pytest.approx(60.0) and of["random", "kl"]["seconds"] == 4.0
 
 
 class _Speaks(torch.nn.Module):

@@ -19,7 +19,8 @@ from hvlm.data.decode import decode, frames_of
 from hvlm.data.video import VideoDecodeError
 from hvlm.errors import UserError
 from hvlm.evaluation import offline as offline_reading
-from hvlm.evaluation.generate import generate
+from hvlm.evaluation import streaming as stream_reading
+from hvlm.evaluation.generate import generate, write
 from hvlm.evaluation.offline import answer_offline
 from hvlm.evaluation.sampling import Sampling
 from hvlm.evaluation.streaming import StreamingReader
@@ -86,6 +87,28 @@ def test_a_cache_that_forgets_watches_in_bounded_memory_and_asking_leaves_no_tra
     assert asked.answer(ASKED[1][0], WORDS) == silent.answer(ASKED[1][0], WORDS)
     assert torch.equal(asked.query, silent.query) and asked.cache.get_seq_length() == 6
     assert memory[2:] == [vlm.kvcache.bytes(100)] * 4, "full after three frames, and never more"
+
+
+@torch.inference_mode()
+def test_a_question_is_read_token_by_token_where_pieces_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames of one token each, and so the same as what sees sink and recent at every token."""
+    vlm, newest = foveated("video_first"), []
+
+    def writing(vlm: VLM, chat: Any, cache: Any, state: torch.Tensor, *how: Any) -> torch.Tensor:
+        newest.append(state)
+        return write(vlm, chat, cache, state, *how)
+
+    monkeypatch.setattr(stream_reading, "write", writing)
+    ids, at = chat().encode_prompt(ASKED[0][0], vlm.order)
+    for prefill in ("mask", "chunk"):
+        vlm.kvcache = Streaming(sink=1, recent=2, prefill=prefill, **vlm.language.cache_sizes)
+        watcher = StreamingReader(vlm, chat())
+        for frame in pixels(vlm):
+            watcher.read_frame(frame)
+        watcher.answer(ASKED[0][0], WORDS)
+    torch.testing.assert_close(newest[1], newest[0], rtol=0, atol=1e-5)
+    at_once = watcher._read(ids[at:], watcher.cache.copy())[:, -1]
+    assert (at_once - newest[1]).abs().max() > 1e-3, "or the pieces do not matter here"
 
 
 @pytest.mark.parametrize("begins", [False, True])
