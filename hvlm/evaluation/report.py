@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
-from hvlm.console import duration
+from hvlm.console import duration, error_line
 from hvlm.errors import UserError
 from hvlm.evaluation import results
 from hvlm.evaluation.needle_map import PICTURE
@@ -199,11 +199,8 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m hvlm.evaluation.report RUN_FOLDER", file=sys.stderr)
         return 2
-    try:
+    with error_line():
         print(write_report(Path(arguments[0])))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
     return 0
 
 

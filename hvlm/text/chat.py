@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from hvlm.errors import UserError
-from hvlm.text.jinja import WRITTEN, ChatTemplate, Laid, guarded
+from hvlm.text.jinja import WRITTEN, ChatTemplate, Laid, guarded, with_system
 
 TEMPLATES = {  # template -> (tokens it needs in the vocabulary, the last one closes a turn and pads)
     "chatml": ("<|im_start|>", "<|im_end|>"),
@@ -279,8 +279,7 @@ class Chat:
             if i == 0 and system is not None and not tiny:
                 ids += self._turn("system", system)
             elif i == 0 and system:
-                question = f"{system}\n\n{question}"
-                context_chars += bool(context_chars) * (len(question) - len(exchanges[0][0]))
+                question, context_chars = with_system(system, question, context_chars)
             elif i > 0 and not tiny:
                 ids += self._text("\n")
             if i == 0 and context_chars:

@@ -119,6 +119,12 @@ class Guard:
         return "".join([*parts, text[last:]])
 
 
+def with_system(system: str, question: str, context_chars: int) -> tuple[str, int]:
+    """A first question that the system message stands in, where there is no turn for it, and where its context ends."""
+    whole = f"{system}\n\n{question}"
+    return whole, context_chars + len(whole) - len(question) if context_chars else 0
+
+
 class ChatTemplate:
     """A Jinja chat template with the tokenizer that it is written for.
 
@@ -171,8 +177,7 @@ class ChatTemplate:
                 if self.takes_system:
                     out.append({"role": "system", "content": self.of_others(system)})
                 elif system:
-                    question = f"{system}\n\n{question}"
-                    context_chars += bool(context_chars) * (len(question) - len(exchanges[0][0]))
+                    question, context_chars = with_system(system, question, context_chars)
             content = self.of_others(question)
             if i == 0 and context_chars:
                 parts = question[:context_chars], question[context_chars:]

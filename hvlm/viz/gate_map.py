@@ -13,6 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from hvlm.console import error_line
 from hvlm.errors import UserError
 from hvlm.io.head_patterns import GATES, HeadPattern, read_pattern
 from hvlm.viz.heat_map import heat_map
@@ -60,11 +61,8 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) not in (1, 2):
         print("usage: python -m hvlm.viz.gate_map PATTERN [PICTURE]", file=sys.stderr)
         return 2
-    try:
+    with error_line():
         print(draw(arguments[0], *map(Path, arguments[1:])))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
     return 0
 
 
