@@ -103,6 +103,12 @@ def test_a_name_is_that_of_one_folder(name: str) -> None:
         LoRA(where=["language"], names=["all", name], name="all")
 
 
+@pytest.mark.parametrize("names", [["all", "x", "x"], ["all", *map(str, range(10**5))]])
+def test_sets_have_each_a_name_and_are_not_endlessly_many(names: list[str]) -> None:
+    with pytest.raises(UserError, match="adapter.names: .* expected each once and 1000 at most"):
+        LoRA(where=["language"], names=names, name="all")
+
+
 WHOLE = {"folder": "x", "shapes": {"l": {"lora_A.weight": [2, 4]}}, "alphas": {"l": 4.0}, "settings": {}}
 
 

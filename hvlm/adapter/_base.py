@@ -19,6 +19,7 @@ from hvlm.io.files import is_plain_name
 # Of which rows a pass through a part speaks; the rooms between encoder and language model see one set at a time.
 ROWS_OF = {"language": "language", "vision": "vision"}
 BETWEEN = "between"
+MOST_SETS = 1000
 
 
 class AttachedAdapter(Adapter):
@@ -44,6 +45,11 @@ class AttachedAdapter(Adapter):
             raise UserError(
                 f"adapter.names, domain.adapter: {bad[0]!r:.100} names weights and their folder, so it holds letters, "
                 "digits, _ and - alone, and is not off"
+            )
+        if len(self.names) > MOST_SETS or len(set(self.names)) < len(self.names):
+            raise UserError(
+                f"adapter.names: {len(self.names)} names, {len(set(self.names))} of them different; expected each once "
+                f"and {MOST_SETS} at most"
             )
         own = OFF if name == "off" else self.names.index(name)
         self._used: dict[str, int | Rows] = dict.fromkeys((*ROWS_OF, BETWEEN), own)
