@@ -120,6 +120,8 @@ def rebuild(path: str | Path, cfg: Mapping[str, Any]) -> tuple[VLM, Chat]:
             )
         cfg = {**cfg, "domain": {**cfg["domain"], "adapter": OFF}}
     held = load_weights(path)
+    if lost := next((n for n, value in held.items() if value.is_floating_point() and value.isnan().any()), None):
+        raise UserError(f"{path}: {lost} holds NaN, so every answer would; name an earlier checkpoint, or train again")
     _check_name(held, cfg, path)
     model = assembly.model(with_sets_of(held, cfg), chat, weights=False, stored=metadata)
     weights = with_own(held, model)

@@ -65,3 +65,12 @@ def test_one_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path, changes:
     with pytest.raises(UserError, match=said) as refused:
         rebuild(path, metadata_of(path)["config"])
     assert "\n" not in str(refused.value)
+
+
+def test_weights_that_are_lost_are_refused_where_they_are_read(tmp_path: Path) -> None:
+    stored = torch.load(OLD[0], weights_only=True)
+    name = next(name for name, value in stored["state_dict"].items() if value.dim() == 2)
+    stored["state_dict"][name][0, 0] = torch.nan
+    torch.save(stored, tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=rf"x\.ckpt: {name.removeprefix('model.')} holds NaN, so every answer would"):
+        rebuild(tmp_path / "x.ckpt", stored["hvlm"]["config"])

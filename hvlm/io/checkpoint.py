@@ -28,6 +28,7 @@ from hvlm.io.files import (
     known_sums,
     verify,
 )
+from hvlm.io.pretrained import one_line
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def _load(path: Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str
     try:
         return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except Exception as e:  # unpickling raises whatever the bytes lead to
-        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        reason = one_line(e)  # torch's own words end with how to let such a file run code
         if not zipfile.is_zipfile(path):  # torch's own words are about its options
             reason = "it is no zip archive, as torch.save writes them"
         raise UserError(f"{path} is not a readable checkpoint of tensors and plain values: {reason}") from e
