@@ -17,6 +17,8 @@ from hvlm.checks.heads import OTHER, SAMPLE, clip_of, close, read, samples
 from hvlm.checks.models import shared_model
 from hvlm.data.quarantine import SampleError
 from hvlm.errors import UserError
+from hvlm.evaluation.heads import scored
+from hvlm.evaluation.results import Label
 from hvlm.head._boundaries import TridentEnds, focal
 from hvlm.head._grid import assign, points_of, to_grid, to_seconds
 from hvlm.head._pool import Frames
@@ -291,6 +293,16 @@ def test_targets_are_seconds_and_places_in_the_list_padded() -> None:
     torch.testing.assert_close(batch.targets["segments"][1], torch.tensor([[0.1, 0.6], [0.1, 2.9]]))
     nothing = read(vlm, clip_of(1, 3, side(vlm), SAMPLE | {"events": []}))
     assert nothing.targets["classes"].tolist() == [[-1]] and vlm.head.units(nothing) == 0
+
+
+def test_clips_in_which_nothing_happens_cannot_be_scored() -> None:
+    lines = [
+        {"key": "a", "uid": "a", "segments": [{"start": 0, "end": 1, "label": "star", "score": 0.5}], "events": []}
+    ]
+    with pytest.raises(UserError, match=r"^head=detect: map/mean; map/0.30; .*these 1 lines.* name another split"):
+        scored(tiny().head, lines, Label("q", "v", 1), 0.0)
+    (mean, *_) = scored(tiny().head, [lines[0] | {"events": lines[0]["segments"]}], Label("q", "v", 1), 2.0)
+    assert (mean["metric"], mean["value"], mean["n"], mean["seconds"]) == ("map/mean", 1.0, 1, 2.0)
 
 
 def anet(path: Path, **videos: Any) -> Path:

@@ -134,12 +134,7 @@ def by_domain(
             continue
         columned = label._replace(columns={**label.columns, "domain": domain})
         rows = benchmark.score(part)
-        for row in rows:
-            records.append(
-                columned.record(
-                    row["metric"], row["value"], stderr=row["stderr"], n=row["n"], chance=row["chance"], seconds=seconds
-                )
-            )
+        records += [columned.of_row(row, seconds) for row in rows]
         headline[domain] = rows[0]
     if len(headline) > 1 and len({row["metric"] for row in headline.values()}) == 1:
         rows, columned = list(headline.values()), label._replace(columns={**label.columns, "domain": MACRO})

@@ -244,9 +244,7 @@ def _bar() -> Progress:
 
 def _record(row: Mapping[str, Any], label: results.Label, seconds: float) -> results.Record:
     columns = {**label.columns, **({"left_out": row["left_out"]} if "left_out" in row else {})}
-    return label._replace(variant=row["variant"], columns=columns).record(
-        row["metric"], row["value"], stderr=row["stderr"], n=row["n"], chance=row["chance"], seconds=seconds
-    )
+    return label._replace(variant=row["variant"], columns=columns).of_row(row, seconds)
 
 
 def _write_sheets(folder: Path, shown: Sequence[tuple[Query, list[Prediction]]]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 
 from hvlm.contracts import Benchmark, Head
-from hvlm.errors import UserError
+from hvlm.errors import UserError, first_few
 from hvlm.evaluation import results
 from hvlm.evaluation.asking import clips_of
 from hvlm.evaluation.evaluate import BLIND, PREDICTIONS, RESULTS
@@ -91,13 +92,14 @@ def without_pictures(batch: Batch) -> Batch:
 
 
 def scored(head: Head, lines: Sequence[Mapping[str, Any]], label: results.Label, seconds: float) -> list[Any]:
-    """The records of a head's lines."""
-    return [
-        label.record(
-            row["metric"], row["value"], stderr=row["stderr"], n=row["n"], chance=row["chance"], seconds=seconds
+    """The records of a head's lines. UserError where there is nothing right in them to compare with."""
+    rows = head.score(lines)
+    if empty := [row["metric"] for row in rows if math.isnan(row["value"])]:
+        raise UserError(
+            f"head={head.task}: {first_few(empty)}: nothing of what is right stands in these {len(lines)} lines, so "
+            "they cannot be scored; name another split or file"
         )
-        for row in head.score(lines)
-    ]
+    return [label.of_row(row, seconds) for row in rows]
 
 
 def score_lines(path: Path, head: Head, label: results.Label, out: Path) -> list[results.Record]:

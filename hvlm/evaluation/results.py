@@ -64,6 +64,11 @@ class Label(NamedTuple):
             seconds=seconds, command=self.command, columns=self.columns,
         )  # fmt: skip
 
+    def of_row(self, row: Mapping[str, Any], seconds: float) -> Record:
+        """A row of scores, {metric, value, stderr, n, chance}, as a record under this label."""
+        score = {name: row[name] for name in ("stderr", "n", "chance")}
+        return self.record(row["metric"], row["value"], seconds=seconds, **score)
+
 
 def make(
     question: str,
