@@ -149,8 +149,26 @@ def test_beams_find_a_likelier_answer_through_every_cache(name: str) -> None:
     assert one.tolist() != found.tolist(), "the likeliest answer must not begin with the likeliest word everywhere"
 
 
-def best_of_all(vlm: Any, batch: Any, row: int) -> list[int]:
-    """The answer of at most two words with the highest mean log-probability."""
+@torch.no_grad()
+def test_beams_weigh_an_answer_by_the_mean_of_its_words() -> None:
+    """With the answer's end made likelier until it alone, a word, is likelier than any two together but not in the
+    mean."""
+    vlm = model(Case("question_first", ()), seed=3).eval()
+    batch = batch_of(two_clips(vlm)[0], size=side(vlm))
+    plain, ends = vlm.head.logits, torch.zeros(chat().vocab_size)
+    vlm.head.logits = lambda h: plain(h) + ends
+    for more in range(40):
+        ends[sorted(chat().end_ids)] = more / 4
+        mean, total = (best_of_all(vlm, batch, 0, penalty) for penalty in (1, 0))
+        if mean != total:
+            break
+    assert total[0] in chat().end_ids and mean[0] not in chat().end_ids
+    found = generate_ids(vlm, chat(), batch, 2, Sampling(num_beams=chat().vocab_size)).tolist()
+    assert found == [mean, best_of_all(vlm, batch, 1)]
+
+
+def best_of_all(vlm: Any, batch: Any, row: int, penalty: int = 1) -> list[int]:
+    """The answer of at most two words with the highest mean log-probability; penalty=0: with the highest sum."""
     from hvlm.functional import last_true
 
     asked = batch.attention_mask_KS & (batch.loss_mask_KS.cumsum(1) == 0)
@@ -163,7 +181,7 @@ def best_of_all(vlm: Any, batch: Any, row: int) -> list[int]:
     cache.batch_select_indices(torch.tensor([row]))
     cache.batch_repeat_interleave(words)
     state = vlm.language.hidden(vlm.language.embed(torch.arange(words)[:, None]), cache=cache)[:, -1]
-    both = (first[:, None] + vlm.head.logits(state).log_softmax(-1)) / 2
+    both = (first[:, None] + vlm.head.logits(state).log_softmax(-1)) / 2**penalty
     ends = sorted(chat().end_ids)
     both[ends] = -torch.inf
     best = divmod(int(both.argmax()), words)
