@@ -13,6 +13,7 @@ import torch
 from _tiny import Case, Variant, batch_of, chat, model, side, two_clips
 from test_benchmark_choices import LABEL, ask, write_rows
 from test_metrics import CANDIDATES, REFERENCES
+from transformers.utils.logging import warning_once
 
 from hvlm.benchmark.captions import Captions
 from hvlm.benchmark.open import Open
@@ -150,13 +151,14 @@ def test_beams_find_a_likelier_answer_through_every_cache(name: str) -> None:
 
 
 @torch.no_grad()
-def test_beams_weigh_an_answer_by_the_mean_of_its_words() -> None:
+def test_beams_weigh_an_answer_by_the_mean_of_its_words(caplog: pytest.LogCaptureFixture) -> None:
     """With the answer's end made likelier until it alone, a word, is likelier than any two together but not in the
     mean."""
     vlm = model(Case("question_first", ()), seed=3).eval()
     batch = batch_of(two_clips(vlm)[0], size=side(vlm))
     plain, ends = vlm.head.logits, torch.zeros(chat().vocab_size)
     vlm.head.logits = lambda h: plain(h) + ends
+    warning_once.cache_clear()
     for more in range(40):
         ends[sorted(chat().end_ids)] = more / 4
         mean, total = (best_of_all(vlm, batch, 0, penalty) for penalty in (1, 0))
@@ -165,6 +167,7 @@ def test_beams_weigh_an_answer_by_the_mean_of_its_words() -> None:
     assert total[0] in chat().end_ids and mean[0] not in chat().end_ids
     found = generate_ids(vlm, chat(), batch, 2, Sampling(num_beams=chat().vocab_size)).tolist()
     assert found == [mean, best_of_all(vlm, batch, 1)]
+    assert "deprecated" not in caplog.text, "nothing that a user could do something about"
 
 
 def best_of_all(vlm: Any, batch: Any, row: int, penalty: int = 1) -> list[int]:

@@ -81,4 +81,4 @@ class _Writer(PreTrainedModel, GenerationMixin):
             state_R1D = language.hidden(language.embed(input_ids), cache=held)
         else:
             state_R1D, self._newest = self._newest[:, None], None
-        return CausalLMOutputWithPast(logits=self.vlm.head.logits(state_R1D), past_key_values=held)
+        return CausalLMOutputWithPast(logits=self.vlm.head.logits(state_R1D), **{_CACHE: held})
