@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.duo import _smollm2_models as models
 from experiments.duo import smollm2 as duo
-from experiments.duo import smollm2_models as models
 from experiments.duo._cells import Cell
-from experiments.duo.smollm2_ask import Sample, ask, clips, texts
-from experiments.duo.smollm2_records import collect, table
+from experiments.duo._smollm2_ask import Sample, ask, clips, texts
+from experiments.duo._smollm2_records import collect, table
 from hvlm import assembly
 from hvlm.config.compose import compose
 from hvlm.dataset._passkeys_text import KEY_WORDS, QUESTION

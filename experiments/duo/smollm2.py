@@ -21,10 +21,10 @@ from typing import NamedTuple
 
 import torch
 
-from experiments.duo import smollm2_models as models
+from experiments.duo import _smollm2_models as models
 from experiments.duo._cells import RANDOM, Cell
-from experiments.duo.smollm2_ask import Sample, ask, clips, texts
-from experiments.duo.smollm2_records import (
+from experiments.duo._smollm2_ask import Sample, ask, clips, texts
+from experiments.duo._smollm2_records import (
     FEW,
     FULL,
     NEEDLES,

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from experiments.duo import smollm2_models as models
+from experiments.duo import _smollm2_models as models
 from hvlm.evaluation import results
 from hvlm.evaluation.stats import clustered_mean
 from hvlm.io.head_patterns import choose_heads

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from experiments.duo.smollm2_models import passkeys
+from experiments.duo._smollm2_models import passkeys
 from hvlm.contracts import KVCache, Language
 from hvlm.data.views import Questions
 from hvlm.dataset._needles_scene import COLOURS, SHAPES
