@@ -11,14 +11,23 @@ import math
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from hvlm.config.ranges import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability
+from hvlm.config.ranges import (
+    Fraction,
+    Ge,
+    Le,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+)
 from hvlm.contracts import Head
 from hvlm.errors import UserError
 from hvlm.head._boundaries import DistanceEnds, TridentEnds, focal
@@ -71,15 +80,15 @@ class Detect(Head):
         *,
         text_dim: int,
         labels: list[str] | None = None,
-        dim: PositiveInt = 128,
-        levels: PositiveInt = 5,
-        stem: NonNegativeInt = 1,
+        dim: Annotated[int, Ge(1), Le(8192)] = 128,
+        levels: Annotated[int, Ge(1), Le(16)] = 5,
+        stem: Annotated[int, Ge(0), Le(64)] = 1,
         num_heads: PositiveInt = 4,
         window: PositiveInt = 9,
         first_range: PositiveFloat = 4.0,
         radius: PositiveFloat = 1.5,
         boundary: Literal["distance", "trident"] = "distance",
-        bins: PositiveInt = 16,
+        bins: Annotated[int, Ge(1), Le(4096)] = 16,
         focal_alpha: Fraction = 0.25,
         focal_gamma: NonNegativeFloat = 2.0,
         label_smoothing: Probability = 0.0,
