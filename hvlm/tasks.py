@@ -217,9 +217,20 @@ def watch(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str,
     domain is given, the router says who answers."""
     duration, choose = duration_of_asked(cfg["ask"]), sampling(cfg)
     loaded, more = load_routed(path, cfg), {}
+    check_writes(loaded, "ask")
     if loaded.model.router is not None:
         loaded, more = settle(loaded, Path(cfg["ask"]["video"]), min(cfg["ask"]["at"] or [duration]))
     return watch_video(loaded, cfg["ask"], duration, choose, out, more)
+
+
+def check_writes(loaded: Loaded, task: str) -> None:
+    """UserError where a task wants answers in words, and the model's head writes none."""
+    head = loaded.model.head
+    if not head.writes:
+        raise UserError(
+            f"task={task}: the model answers in words, and head={head.task} writes none; benchmark=head scores what it "
+            "finds, and a checkpoint with head=text answers"
+        )
 
 
 def sampling(cfg: Mapping[str, Any]) -> Sampling:
@@ -257,10 +268,10 @@ def look(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[dict[str, 
         for row in range(len(batch.clip_K)):
             one = one_row(batch, row)
             (maps,), info = gaze_maps(model, one), batch.rows[row]
-            stem = out / safe_name(*uid.split("/", 2), info["question_id"])
+            stem = out / safe_name(*uid.split("/", 2), info.get("question_id", model.head.task))
             files = write_maps(clip_frames(one, 0), maps, stem)
             question = loaded.chat.decode(batch.input_ids_KS[row][: int(batch.attention_mask_KS[row].sum())].tolist())
-            line = {"key": key, "task": info["task"], "question": question}
+            line = {"key": key, "task": info.get("task", model.head.task), "question": question}
             line |= {name: file.name for name, file in files.items()}
             lines.append(line | {"entropy_nats": np.round(maps.entropy_TL, 4).tolist(), **merging})
     write_lines(out / "look.jsonl", lines)
@@ -275,6 +286,7 @@ def write_answers(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[d
     ``task=score`` reads."""
     choose = sampling(cfg)
     loaded = load_routed(path, cfg)
+    check_writes(loaded, "generate")
     benchmark = asked_for(loaded)
     answer: Answer = InWords(benchmark.max_new_tokens, choose)
     answer = answer if loaded.model.router is None else Routed(answer)

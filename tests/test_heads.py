@@ -14,11 +14,15 @@ from hvlm import assembly
 from hvlm.checks.heads import clip_of, read, samples
 from hvlm.checks.models import shared_model
 from hvlm.config.compose import compose
+from hvlm.data.batches import one_row
 from hvlm.data.views import Questions
 from hvlm.errors import UserError
+from hvlm.evaluation.cost import cost_of
 from hvlm.io.checkpoint import load_into
 from hvlm.model import VLM, named_parts
+from hvlm.rebuild import Loaded
 from hvlm.stage._base import Losses, Stage
+from hvlm.tasks import check_writes
 from hvlm.training.chain import _new_rooms
 from hvlm.types import Batch
 
@@ -85,6 +89,22 @@ def test_a_head_may_be_set_on_a_trained_model_and_is_not_replaced_by_another_uns
     other = with_head("question_first", "foveated", classes=3)
     with pytest.raises(UserError, match="head.scores.weight is .* there and"):
         load_into(other, fresh.state_dict() | _new_rooms(other, fresh.state_dict()), "a start")
+
+
+def test_what_needs_words_is_refused_of_a_head_that_writes_none_and_what_it_costs_is_measured() -> None:
+    vlm = with_head("question_first")
+    loaded = Loaded(vlm, None, None, None, "32-true", {})
+    for task in ("ask", "generate"):
+        with pytest.raises(UserError, match=f"task={task}: the model answers in words, and head=.* writes none"):
+            check_writes(loaded, task)
+    check_writes(loaded._replace(model=model(Case("question_first", ()))), "ask")
+    assert cost_of(vlm, one_row(batch_of(*two_clips(vlm), size=side(vlm)), 0), repeats=1).prefill_flops > 0
+
+
+@pytest.mark.parametrize("override", ["dim=100000", "levels=1000000", "stem=1000", "bins=100000"])
+def test_sizes_that_no_memory_holds_are_refused_before_they_are_built(override: str) -> None:
+    with pytest.raises(UserError, match=f"head.{override}: expected int of . or more and at most"):
+        compose(["stage=task", "head=detect", "dataset.set=events", f"head.{override}"])
 
 
 def test_the_view_is_the_stages_or_the_heads() -> None:

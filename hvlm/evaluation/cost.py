@@ -61,11 +61,11 @@ def cost_of(model: nn.Module, batch: Batch, precision: str = "32-true", repeats:
     with autocast(device, precision):
         sequence = model.sequence(batch)
         with CountFlops() as counter:
-            model.next_token_logprobs(batch)
+            model.next_token_logprobs(batch) if model.head.writes else model.output(batch)
         taken = []
         for _ in range(repeats):
             started = time.perf_counter()
-            model.next_token_logprobs(batch)
+            model.next_token_logprobs(batch) if model.head.writes else model.output(batch)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             taken.append(time.perf_counter() - started)
