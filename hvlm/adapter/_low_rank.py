@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hvlm.adapter._room import AdapterRoom
 from hvlm.adapter._rows import Rows
 from hvlm.adapter._targets import as_linear, chosen, sizes
-from hvlm.config.ranges import PositiveFloat, PositiveInt, Probability
+from hvlm.config.ranges import PositiveFloat, Probability, Width
 from hvlm.errors import UserError
 
 
@@ -34,7 +34,7 @@ class LoRAAdapter(nn.Module):
     def __init__(
         self,
         dim: int = 768,
-        rank: PositiveInt = 8,
+        rank: Width = 8,
         alpha: PositiveFloat = 16.0,
         dropout: Probability = 0.0,
         out_dim: int | None = None,
@@ -96,7 +96,7 @@ class LowRank(AdapterRoom):
         self,
         *,
         targets: list[str] | None = None,
-        rank: PositiveInt = 8,
+        rank: Width = 8,
         alpha: PositiveFloat = 16.0,
         dropout: Probability = 0.0,
         merge: bool = False,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hvlm.adapter._room import AdapterRoom
 from hvlm.adapter._rows import Rows
 from hvlm.adapter._targets import chosen, ends, is_linear, sizes
-from hvlm.config.ranges import PositiveInt, Probability
+from hvlm.config.ranges import Probability, Width
 from hvlm.errors import UserError
 
 BENDS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
@@ -36,7 +36,7 @@ class BottleneckAdapter(nn.Module):
     def __init__(
         self,
         dim: int = 768,
-        size: PositiveInt = 64,
+        size: Width = 64,
         activation: Literal["relu", "gelu", "silu"] = "gelu",
         dropout: Probability = 0.0,
     ):
@@ -75,7 +75,7 @@ class Bottleneck(AdapterRoom):
         *,
         style: Literal["houlsby", "pfeiffer"] = "pfeiffer",
         targets: list[str] | None = None,
-        size: PositiveInt = 16,
+        size: Width = 16,
         activation: Literal["relu", "gelu", "silu"] = "gelu",
         dropout: Probability = 0.0,
         **room: Any,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hvlm.adapter._base import Place
 from hvlm.adapter._room import AdapterRoom
 from hvlm.adapter._rows import Rows
-from hvlm.config.ranges import PositiveFloat, PositiveInt
+from hvlm.config.ranges import PositiveFloat, Width
 from hvlm.errors import UserError
 from hvlm.functional import attend
 
@@ -28,7 +28,7 @@ class PrefixAdapter(nn.Module):
 
     no_weight_decay = frozenset({"keys", "values"})
 
-    def __init__(self, length: PositiveInt, num_heads: int, num_kv_heads: int, head_dim: int):
+    def __init__(self, length: Width, num_heads: int, num_kv_heads: int, head_dim: int):
         super().__init__()
         self.keys = nn.Parameter(torch.randn(length, num_kv_heads, head_dim))
         self.values = nn.Parameter(torch.randn(length, num_kv_heads, head_dim))
@@ -57,7 +57,7 @@ class Prefix(AdapterRoom):
         self,
         *,
         where: list[Literal["language"]],
-        length: PositiveInt = 16,
+        length: Width = 16,
         rate: PositiveFloat = 1e-2,
         **room: Any,
     ):

@@ -112,6 +112,7 @@ class Written:
 
 PositiveInt = Annotated[int, Ge(1)]
 NonNegativeInt = Annotated[int, Ge(0)]
+Width = Annotated[int, Ge(1), Le(65536)]  # of what is added to a layer: beyond any that is of use, and still memory
 PositiveFloat = Annotated[float, Gt(0)]
 FramesPerSecond = Annotated[float, Gt(0), Le(1000)]  # beyond any camera
 NonNegativeFloat = Annotated[float, Ge(0)]
