@@ -26,6 +26,7 @@ OF_THE_MACHINE = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
     errno.EIO,
 }  # fmt: skip
+NO_MEMORY = "can't allocate memory"  # in torch's own words
 LONGEST = 2000  # characters of an error
 LOG_LINES = (
     r".*\[lit(logger|models)\]",  # advertisements
@@ -97,22 +98,30 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def error_line() -> Iterator[None]:
-    """Prints a ``UserError``, and what a disk or a folder refuses, as one line on stderr and exits 1; after Ctrl-C
-    exits 130, without a word and with 141 where nobody reads its output any more. HYDRA_FULL_ERROR=1 shows the
+    """Prints a ``UserError``, and what a disk, a folder or the memory refuses, as one line on stderr and exits 1; after
+    Ctrl-C exits 130, without a word and with 141 where nobody reads its output any more. HYDRA_FULL_ERROR=1 shows the
     whole traceback."""
     try:
         yield
         sys.stdout.flush()
-    except (UserError, OSError, KeyboardInterrupt) as e:
+    except (UserError, OSError, KeyboardInterrupt, MemoryError, RuntimeError) as e:
         if isinstance(e, BrokenPipeError) and _nobody_reads():
             raise SystemExit(128 + signal.SIGPIPE) from None
         machine = e if isinstance(e, OSError) and e.errno in OF_THE_MACHINE else None
-        if os.environ.get("HYDRA_FULL_ERROR") == "1" or (isinstance(e, OSError) and machine is None):
+        memory = isinstance(e, MemoryError) or NO_MEMORY in str(e)
+        ours = isinstance(e, UserError | KeyboardInterrupt) or machine is not None or memory
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not ours:
             raise
         if isinstance(e, KeyboardInterrupt):
             print("error: stopped by Ctrl-C; the same command continues", file=sys.stderr)
             raise SystemExit(130) from None
         text = f"{machine.filename or 'writing'}: {machine.strerror}; the same command continues" if machine else str(e)
+        if memory and not isinstance(e, UserError):
+            reason = text.rpartition(NO_MEMORY)[2].strip(": ") or "no more is left"
+            text = (
+                f"not enough memory ({reason}); choose smaller sizes of rooms, batch_size or num_frames; "
+                "HYDRA_FULL_ERROR=1 shows for what it was"
+            )
         print(f"error: {one_line(text)}", file=sys.stderr)
         raise SystemExit(1) from None
 

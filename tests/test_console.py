@@ -59,3 +59,17 @@ def test_what_an_error_quotes_stays_in_its_line(capsys: pytest.CaptureFixture) -
     said = capsys.readouterr().err
     assert said.startswith(r"error: a.json: video 'x\n\x1b[2J\ud800é' aaa") and said.endswith("a: use another\n")
     assert said.count("\n") == 1 and len(said) < 2100
+
+
+@pytest.mark.parametrize("error", [RuntimeError("[alloc_cpu] can't allocate memory: you tried 5 bytes"), MemoryError()])
+def test_too_little_memory_is_one_line_and_other_errors_are_let_through(
+    error: Exception, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit), error_line():
+        raise error
+    said = capsys.readouterr().err
+    assert said.startswith("error: not enough memory (") and "choose smaller" in said and said.count("\n") == 1
+    with pytest.raises(RuntimeError, match="other"), error_line():
+        raise RuntimeError("other")
+    with pytest.raises(FileNotFoundError), error_line():
+        raise FileNotFoundError(2, "no such file")
