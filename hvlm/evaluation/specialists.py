@@ -23,6 +23,7 @@ from torch import Tensor
 from hvlm.assembly import source_configs
 from hvlm.data.views import Row, View
 from hvlm.errors import UserError
+from hvlm.io.adapter_files import ADAPTERS
 from hvlm.io.checkpoint import assert_plain, find_checkpoint, load_weights, weights_hash
 from hvlm.io.files import SIDECAR, is_plain_name, known_sums, write_atomically
 from hvlm.rebuild import Loaded, metadata_of
@@ -30,7 +31,6 @@ from hvlm.router import Router, fit, pooled
 
 log = logging.getLogger(__name__)
 
-ADAPTERS = "adapters"  # folder of a stage that holds its sets of adapter weights
 OF_TRAINING = ("_target_", "names", "load", "rate", "dropout", "merge")  # settings in which specialists may differ
 CLIPS = 128  # of each domain, from which the router learns
 

@@ -21,6 +21,7 @@ from hvlm.errors import UserError
 from hvlm.io.pretrained import json_of, one_line
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTERS = "adapters"  # folder of a stage that holds its sets, a folder each
 PEFT = "base_model.model."  # before every name in peft's file
 OF_THE_BASE = "language.model."  # where in our model the model stands that peft's files are for, unless they say
 OWN = "HVLM_"  # before our own types

@@ -24,6 +24,7 @@ from hvlm.data.order import check_shares
 from hvlm.errors import UserError
 from hvlm.evaluation import results
 from hvlm.interop.fvlm_weights import is_release, load_release, read_release
+from hvlm.io.adapter_files import ADAPTERS
 from hvlm.io.checkpoint import find_checkpoint, load_into, load_weights, stored_step, weights_hash
 from hvlm.io.files import FINISHED
 from hvlm.io.lock import locked
@@ -51,7 +52,6 @@ from hvlm.training.trainer import (
 
 log = logging.getLogger(__name__)
 
-ADAPTERS = "adapters"  # folder of a stage
 ADDED = ("merger", "attention", "fusion", "adapter", "kvcache", "head")  # what may be added to a trained model
 
 
