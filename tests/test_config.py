@@ -214,6 +214,7 @@ def test_defaults_compose_to_plain_values() -> None:
         ("connector=men", ["connector=men", "did you mean 'mean'?", "options:", "foveated"]),
         ("+typo=3", ["unknown key 'typo'"]),
         ("merger.kep=0.5", ["unknown key 'merger.kep'", "the chosen merger has no settings"]),
+        ("+merger.kep=0.5", ["unknown key 'merger.kep'; merger has no settings"]),
         ("+sead=3", ["unknown key 'sead'", "did you mean 'seed'?"]),
         ("+connector.projetor=mlp", ["'connector.projetor'", "did you mean 'connector.projector'?"]),
         ("+connector.dim=3", ["connector.dim is not a setting"]),

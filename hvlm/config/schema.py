@@ -202,6 +202,7 @@ def arguments(values: Mapping[str, Any], target: type, key: str, supplied: Colle
         if name not in yaml_able:
             # The whole dotted key, so that it can be pasted.
             own = did_you_mean(str(name), yaml_able).replace("mean '", f"mean '{dot}")
+            own = own or f" {dot.rstrip('.') or 'this'} has no settings"
             hint = instead_of_key(f"{dot}{name}") or own
             raise UserError(f"unknown key '{dot}{name}';{hint}")
     for name in yaml_able:
