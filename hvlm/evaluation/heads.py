@@ -1,6 +1,6 @@
 """What a head that writes no text answers about a benchmark's clips, written down and scored.
 
-Two files, as with questions: ``predictions.jsonl`` (a line for each row of the head's view, with what is right), of
+Two files, as with questions: ``head.jsonl`` (a line for each row of the head's view, with what is right), of
 which the same figures can be made again, and ``results.json``.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,15 +16,17 @@ from typing import Any
 import torch
 
 from hvlm.contracts import Benchmark, Head
-from hvlm.errors import UserError, first_few
+from hvlm.errors import UserError
 from hvlm.evaluation import results
 from hvlm.evaluation.asking import clips_of
-from hvlm.evaluation.evaluate import BLIND, PREDICTIONS, RESULTS
+from hvlm.evaluation.evaluate import BLIND, RESULTS
 from hvlm.evaluation.predictions import lines_of
 from hvlm.io.json_lines import write_lines
 from hvlm.precision import autocast
 from hvlm.rebuild import Loaded
 from hvlm.types import Batch
+
+LINES = "head.jsonl"
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def evaluate_head(loaded: Loaded, benchmark: Benchmark, label: results.Label, ou
         seconds = time.monotonic() - started
         every += [line | {"variant": variant} for line in lines]
         records += scored(head, lines, label._replace(variant=variant), seconds)
-    write_lines(out_dir / PREDICTIONS, every)
+    write_lines(out_dir / LINES, every)
     results.write(out_dir / RESULTS, records)
     return records
 
@@ -94,10 +95,10 @@ def without_pictures(batch: Batch) -> Batch:
 def scored(head: Head, lines: Sequence[Mapping[str, Any]], label: results.Label, seconds: float) -> list[Any]:
     """The records of a head's lines. UserError where there is nothing right in them to compare with."""
     rows = head.score(lines)
-    if empty := [row["metric"] for row in rows if math.isnan(row["value"])]:
+    if not rows:
         raise UserError(
-            f"head={head.task}: {first_few(empty)}: nothing of what is right stands in these {len(lines)} lines, so "
-            "they cannot be scored; name another split or file"
+            f"head={head.task}: nothing of what is right stands in these {len(lines)} lines, so they cannot be scored; "
+            "name another split or file"
         )
     return [label.of_row(row, seconds) for row in rows]
 
