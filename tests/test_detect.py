@@ -299,7 +299,7 @@ def test_clips_in_which_nothing_happens_cannot_be_scored() -> None:
     lines = [
         {"key": "a", "uid": "a", "segments": [{"start": 0, "end": 1, "label": "star", "score": 0.5}], "events": []}
     ]
-    with pytest.raises(UserError, match=r"^head=detect: map/mean; map/0.30; .*these 1 lines.* name another split"):
+    with pytest.raises(UserError, match=r"^head=detect: nothing .*these 1 lines.* name another split"):
         scored(tiny().head, lines, Label("q", "v", 1), 0.0)
     (mean, *_) = scored(tiny().head, [lines[0] | {"events": lines[0]["segments"]}], Label("q", "v", 1), 2.0)
     assert (mean["metric"], mean["value"], mean["n"], mean["seconds"]) == ("map/mean", 1.0, 1, 2.0)
@@ -369,3 +369,20 @@ def test_a_file_of_another_form_is_one_line(tmp_path: Path, text: str) -> None:
     file.write_text(text)
     with pytest.raises(UserError, match=r"benchmark.annotations=.*(not valid JSON|expected ActivityNet's form)"):
         tiny().head.read(file, "benchmark.annotations")
+
+
+def test_a_step_in_parts_moves_the_average_once_and_divides_by_it_throughout() -> None:
+    """``trainer.accumulate``: the parts of a step know its positives, and sum to the large batch."""
+    vlm = model(Case("question_first", (Variant("head", "detect", (("dropout", 0.0),)), Variant("connector", "mean"))))
+    stage = assembly.stage({"stage": Variant("stage", "task").settings}, vlm, None).eval()
+    long, short = samples(vlm)
+    whole, parts = read(vlm, long, short), [read(vlm, long), read(vlm, short)]
+    positives = sum(stage.units(part)["detect"] for part in parts)
+    assert stage.units(whole) == {"detect": positives}
+    terms = [stage.losses(part).terms["detect"] for part in parts]
+    torch.testing.assert_close(sum(t.total for t in terms), stage.losses(whole).terms["detect"].total)
+    divisors, before = [], float(vlm.head.running)
+    for i, part in enumerate(parts):
+        stage._parts_done = i
+        divisors.append(stage._units_of_step(None, part._replace(step_units={"detect": positives}))["detect"])
+    assert divisors[0] == divisors[1] == pytest.approx(0.9 * before + 0.1 * positives)

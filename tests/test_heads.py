@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from _rooms import Classify, LowRank, with_adapter
-from _tiny import ASKED, Case, Variant, batch_of, clip, model, side, two_clips
+from _tiny import ASKED, ROOT, Case, Variant, batch_of, clip, model, side, target, two_clips
 
 from hvlm import assembly
 from hvlm.checks.heads import clip_of, read, samples
@@ -16,6 +22,7 @@ from hvlm.checks.models import shared_model
 from hvlm.config.compose import compose
 from hvlm.data.batches import one_row
 from hvlm.data.views import Questions
+from hvlm.dataset._needles_scene import SHAPES
 from hvlm.errors import UserError
 from hvlm.evaluation.cost import cost_of
 from hvlm.io.checkpoint import load_into
@@ -159,6 +166,7 @@ def test_a_question_without_an_answer_among_the_labels_is_not_learned_but_scored
     times, rng = clip.times, np.random.default_rng(0)
     rows = vlm.head.view.scoring().rows(clip.sample, times, rng, None)
     lines = [row.meta | {"answer": "red"} for row in rows]
+    assert all(line["people"] == [] for line in lines)
     found = {row["metric"]: row["value"] for row in vlm.head.score(lines)}
     assert found == {"accuracy": 0.5, "answerable": 0.5}
 
@@ -216,6 +224,202 @@ def test_nobody_who_names_no_benchmark_is_asked_in_text() -> None:
     assert compose(["head=classify"])["benchmark"]["_target_"] == word["benchmark"]
     assert compose(["head=classify", "benchmark=needles"])["benchmark"]["_target_"] == word["needles"]
     assert compose([])["benchmark"]["_target_"] == word["needles"]
+    own = compose(["head=classify", "benchmark.annotations=x.json"])["benchmark"]
+    assert own["_target_"] == word["benchmark"] and own["annotations"] == "x.json"
     head = assembly.head_alone(compose(["head=classify", "head.labels=[a,b]"]))
     with pytest.raises(UserError, match="benchmark=needles asks questions, and head=classify writes no text"):
         assembly.room(compose([])["benchmark"]).of(head)
+
+
+# ---------------------------------------------------------------------------------------------------- several heads
+
+
+def several(**heads: Any) -> VLM:
+    settings = Variant("head", "several").settings
+    return model(Case("question_first", (Variant("head", "several", (("heads", heads or settings["heads"]),)),)))
+
+
+def test_each_head_has_rows_of_its_own_and_learns_as_alone() -> None:
+    vlm = several()
+    batch = read(vlm, *samples(vlm))
+    assert sorted({row["head"] for row in batch.rows}) == ["classify", "detect", "retrieve"]
+    terms = vlm.head.terms(vlm.output(batch), batch)
+    assert tuple(terms) == vlm.head.tasks == ("detect", "retrieve", "classify")
+    whole = vlm.head
+    for name in whole.tasks:
+        vlm.head = whole.heads[name]
+        own = read(vlm, *samples(vlm))
+        torch.testing.assert_close(vlm.head.loss(vlm.output(own), own)[0], terms[name].total, rtol=1e-4, atol=1e-4)
+    vlm.head = whole
+    stage = task(vlm, weights={"detect": 2.0}).eval()
+    torch.testing.assert_close(stage.losses(batch).terms["detect"].total, 2 * terms["detect"].total)
+
+
+def test_a_head_without_rows_in_a_batch_adds_nothing() -> None:
+    vlm = several()
+    sample = {"events": [{"start": 0.1, "end": 0.6, "label": "ring"}], "pairs": [], "captions": [], "questions": []}
+    batch = read(vlm, clip_of(1, 4, side(vlm), sample))
+    terms = vlm.head.terms(vlm.output(batch), batch)
+    assert terms["classify"].count == terms["retrieve"].count == 0 and terms["detect"].count > 0
+    assert vlm.head.units_of_terms(batch)["classify"] == 0
+
+
+@pytest.mark.parametrize(
+    "heads, said",
+    [
+        ("null", "head.heads is empty: name the heads"),
+        ("{detekt:null}", "hvlm.head.detekt"),
+        ("{detect:{labels:[a],levls:3}}", "unknown key 'head.levls'; did you mean 'head.levels'"),
+        ("{detect:{labels:[a,a]}}", "'a' stands there twice"),
+        ("{several:{}}", "cannot stand in several heads"),
+    ],
+)
+def test_wrong_heads_are_one_line(heads: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        assembly.head_alone(compose(["head=several", f"head.heads={heads}"]))
+
+
+def test_the_labels_of_all_heads_come_from_the_dataset() -> None:
+    cfg = compose(["head=several", "head.heads={detect:null,classify:{hidden:8}}", "dataset.set=events"])
+    heads = assembly.settled(cfg)["head"]["heads"]
+    assert heads["detect"]["labels"] == list(SHAPES) and "6" in heads["classify"]["labels"]
+    with pytest.raises(UserError, match=r"head.labels: dataset.set=easy has no closed list of events"):
+        assembly.settled(compose(["head=detect"]))
+    with pytest.raises(UserError, match=r"head.labels: Shards does not know the events"):
+        assembly.settled(compose(["head=detect", "dataset=shards", "dataset.path=x"]))
+
+
+def test_yamls_say_what_constructors_have_by_default() -> None:
+    """``head=several`` takes the constructor's."""
+    for name in ("classify", "retrieve", "detect"):
+        written = Variant("head", name).written
+        defaults = {k: p.default for k, p in inspect.signature(target(written)).parameters.items()}
+        assert {k: v for k, v in written.items() if k != "_target_"} == {
+            k: defaults[k] for k in written if k != "_target_"
+        }
+
+
+# ---------------------------------------------------------------------------------------------------- a fifth head
+
+
+FIFTH = '''"""How many events a clip has."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torchmetrics import MeanMetric
+
+from hvlm.contracts import Head
+from hvlm.data.views import Row, View
+
+
+@dataclass(frozen=True)
+class Counted(View):
+    """One row for each clip."""
+
+    name = "events to count"
+
+    def rows(self, sample, times, rng, n):
+        return [Row("how many ?", None, {"key": sample["key"], "count": len(sample["events"])})]
+
+    def targets(self, rows, chat):
+        return {"count": torch.tensor([float(row["count"]) for row in rows])}
+
+
+class Count(Head):
+    """A number."""
+
+    view = Counted()
+
+    def __init__(self, *, text_dim: int):
+        super().__init__()
+        self.out = nn.Linear(text_dim, 1)
+
+    def forward(self, hidden_KLD, sequence):
+        return self.out(hidden_KLD.mean(1)).squeeze(1).float()
+
+    def units(self, batch):
+        return len(batch.input_ids_KS)
+
+    def loss(self, output, batch):
+        total = (output - batch.targets["count"]).square().sum()
+        return total, total.new_tensor(len(output)), {}
+
+    def predict(self, output, batch):
+        return [{"count": row["count"], "answer": round(x, 6)} for row, x in zip(batch.rows, output.tolist())]
+
+    def metrics(self):
+        return {"error": MeanMetric()}
+
+    def update(self, metrics, lines):
+        for line in lines:
+            metrics["error"].update(abs(line["answer"] - line["count"]))
+'''
+
+
+@pytest.mark.slow
+def test_a_fifth_head_is_one_file_and_one_yaml(tmp_path: Path) -> None:
+    """Trained, scored from its checkpoint, and scored again from its lines, all on the command line."""
+    (tmp_path / "fifth" / "head").mkdir(parents=True)
+    (tmp_path / "fifth" / "__init__.py").touch()
+    (tmp_path / "fifth" / "head" / "__init__.py").touch()
+    (tmp_path / "fifth" / "head" / "count.py").write_text(FIFTH)
+    (tmp_path / "fifth" / "conf" / "head").mkdir(parents=True)
+    (tmp_path / "fifth" / "conf" / "head" / "count.yaml").write_text("_target_: fifth.head.count.Count\n")
+    clips = "dataset.train_clips=4 dataset.val_clips=2 dataset.test_clips=2 dataset.text_chats=0 dataset.num_frames=4"
+    data = f"dataset.set=events dataset.min_seconds=10 dataset.max_seconds=12 dataset.fps=2 {clips}"
+    how = f"stage=task head=count packages=[fifth] connector=mean stage.steps=2 stage.batch_size=2 {data}"
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    for line in (
+        f"{ROOT}/train.py {how} run=r trainer.num_workers=0",
+        f"{ROOT}/eval.py checkpoint=runs/r packages=[fifth]",
+        f"{ROOT}/eval.py predictions=runs/r/head.jsonl head=count packages=[fifth]",
+    ):
+        done = subprocess.run([sys.executable, *line.split()], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "error" in done.stdout
+
+
+# ---------------------------------------------------------------------------------------------------- files of answers
+
+
+def test_vqas_annotations_and_files_of_questions_are_read(tmp_path: Path) -> None:
+    head = shared_model(Case("question_first", (Variant("head", "classify"),))).head
+    ten = [{"answer": "red"}] * 2 + [{"answer": "blue"}] * 7 + [{"answer": "ring"}]
+    (tmp_path / "v_annotations.json").write_text(
+        json.dumps({"annotations": [{"question_id": 7, "image_id": "a.mp4", "answers": ten, "question_type": "what"}]})
+    )
+    (tmp_path / "v_questions.json").write_text(json.dumps({"questions": [{"question_id": 7, "question": "which ?"}]}))
+    ((video, sample),) = head.read(tmp_path / "v_annotations.json", "benchmark.annotations")
+    assert video == "a.mp4"
+    (question,) = sample["questions"]
+    assert question["question"] == "which ?" and question["task"] == "what"
+    assert question["answers"] == pytest.approx({"blue": 1.0, "red": 2 / 3, "ring": 1 / 3})
+    line = {"answer": "red", "weights": question["answers"], "people": question["people"]}
+    found = {row["metric"]: row["value"] for row in head.score([line])}
+    assert found["vqa_official"] == found["vqa_always_normalised"] == pytest.approx(0.6), "two of ten people said so"
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"question": "q ?", "video": "b.mp4", "answers": ["red", "ring"]}))
+    ((video, sample),) = head.read(tmp_path / "rows.jsonl", "benchmark.annotations")
+    assert video == "b.mp4" and sample["questions"][0]["answers"] == ["red", "ring"]
+
+
+@pytest.mark.parametrize(
+    "item, said",
+    [
+        ({"question": "q", "image_id": "a", "answers": []}, r"annotations\[0\].answers is a list of 0"),
+        ({"question": "q", "image_id": "a", "answers": [{"answer": ""}]}, r"annotations\[0\].answers\[0\] is ''"),
+        (
+            {"question_id": 3, "image_id": "a", "answers": ["x"]},
+            "question is missing, and no file of questions beside it",
+        ),
+        ({"question": "q", "answers": ["x"]}, r"annotations\[0\].video is null"),
+    ],
+)
+def test_bad_answers_are_one_line(tmp_path: Path, item: dict, said: str) -> None:
+    head = shared_model(Case("question_first", (Variant("head", "classify"),))).head
+    (tmp_path / "a.json").write_text(json.dumps({"annotations": [item]}))
+    with pytest.raises(UserError, match=said) as error:
+        head.read(tmp_path / "a.json", "benchmark.annotations")
+    assert "\n" not in str(error.value)

@@ -85,6 +85,11 @@ class Variant(NamedTuple):
             small |= {"config": CONFIGS[self.group], "template": "tiny"}
         if "labels" in found and found["labels"] is None:  # which training takes from its dataset
             small["labels"] = ["red", "blue", "two", "three", "ring", "circle", "star"]
+        if "heads" in found and found["heads"] is None:
+            small["heads"] = {
+                name: {k: v for k, v in Variant("head", name).settings.items() if k != "_target_"}
+                for name in ("detect", "retrieve", "classify")
+            }
         if found.get("motion") == "flow":  # what is read from files is tested where files are read
             small["motion"] = "features"
         return found | small | dict(self.changes)

@@ -72,6 +72,8 @@ def check_room(group: str, node: Any, supplied: Collection[str] = ()) -> dict[st
     """
     cls = room_class(group, node)
     for key, value in node.items():
+        if key in getattr(cls, "nested", ()):
+            continue  # it checks what is in there as rooms of its own
         inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
         if any(isinstance(v, Mapping | list | tuple) for v in inner):
             raise UserError(f"{group}.{key}: holds nested values; a room takes scalars, flat lists and flat maps")

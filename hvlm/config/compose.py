@@ -20,7 +20,8 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hvlm.config.check import check, room_class
+from hvlm.config.check import check, check_settings, room_class
+from hvlm.config.packages import import_named
 from hvlm.config.schema import did_you_mean
 from hvlm.config.search_path import CONF, OF_THE_COMMAND_LINE, contents, named_by
 from hvlm.config.synonyms import instead_of_key, instead_of_word
@@ -49,16 +50,25 @@ def compose(overrides: Sequence[str], config_name: str = "train", unused: Collec
     """
     overrides = [as_given(o) for o in overrides]
     with named_by(overrides), explained(overrides, config_name):
-        cfg = check(resolved(_compose(tuple(overrides), config_name, contents())), unused)
-        if cfg["benchmark"]["_target_"] != ASKING or any(key_of(o) == "benchmark" for o in overrides):
-            return cfg
-        if "head" in unused or getattr(room_class("head", cfg["head"]), "writes", False):
-            return cfg
-        # Nobody chose how it is scored, and the usual way asks questions in text, which this head does not answer.
-        return check(resolved(_compose((*overrides, "benchmark=head"), config_name, contents())), unused)
+        if "head" not in unused and _answers_in_no_words(overrides, config_name):
+            overrides = [*overrides, "benchmark=head"]
+        return check(resolved(_compose(tuple(overrides), config_name, contents())), unused)
 
 
-ASKING = "hvlm.benchmark.needles.Needles"
+def _answers_in_no_words(overrides: Sequence[str], config_name: str) -> bool:
+    """Whether nobody chose how the model is scored, and the usual way asks questions in text, which its head does not
+    answer."""
+    if any(key_of(o) == "benchmark" for o in overrides):
+        return False
+    others = tuple(o for o in overrides if not key_of(o).startswith("benchmark."))
+    cfg = resolved(_compose(others, config_name, contents()))
+    if cfg["benchmark"]["_target_"] != ASKING or cfg["head"]["_target_"] == WRITING:
+        return False
+    import_named(check_settings(cfg)["packages"])
+    return not room_class("head", cfg["head"]).writes
+
+
+ASKING, WRITING = "hvlm.benchmark.needles.Needles", "hvlm.head.text.TextHead"
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
@@ -141,6 +142,7 @@ class Head(Module, ABC, group="head"):
         return [
             {"metric": name, "value": float(value), "stderr": None, "n": len(lines), "chance": None}
             for name, value in flat.items()
+            if math.isfinite(value)  # what nothing was said of is not measured
         ]
 
     def read(self, path: Path, setting: str) -> list[tuple[str, dict[str, Any]]]:

@@ -27,9 +27,11 @@ class Module(Room, nn.Module):
 
     part: the name under which ``stage.trainable`` finds the weights. Any module inside a room may say another one, and
         it holds for everything below that module.
+    nested: settings that hold those of further rooms, which the constructor checks as such.
     fixed: the setting because of which the weights cannot train; empty where they can.
     """
 
+    nested: ClassVar[tuple[str, ...]] = ()
     part: ClassVar[str]
     fixed: str = ""
 

@@ -61,8 +61,9 @@ def parse(members: Mapping[str, Any], key: str, domain: str, uid: str | None = N
     Returns:
         ``key``, ``uid``, ``domain``, ``captions`` [{prompt, text, evidence, and where given references}], ``questions``
         [{id, task, question, answer, lettered, evidence, and where given answers (all that count as right), their
-        weights, rejected and tries [{options, gold}]}], where given ``events`` [{start, end, label}], ``pairs`` [{text,
-        negatives}], ``fps`` (above 0), ``section`` [start, stop], ``cluster``, ``set`` and ``outline``, and
+        weights, people (what each of them answered), rejected and tries [{options, gold}]}], where given ``events``
+        [{start, end, label}], ``pairs`` [{text, negatives}], ``fps`` (above 0),
+        ``section`` [start, stop], ``cluster``, ``set`` and ``outline``, and
         whatever other fields the JSON has, as they are. Of a conversation the caption and the question are its last
         exchange, with ``turns`` [(question, answer)], the earlier ones, and ``system``, where it has them. A question's
         ``context`` stands before the first question, which begins with ``context_chars`` characters of it.
@@ -268,6 +269,9 @@ def _question(item: Any, number: int, where: str, lettered: bool) -> dict[str, A
         if not right:
             raise FieldError(f"{where}.answers is empty")
         item.setdefault("answer", right[0])
+    if "people" in item:
+        said = as_list(item["people"], f"{where}.people")
+        question["people"] = [as_text(one, f"{where}.people[{i}]") for i, one in enumerate(said)]
     if "rejected" in item:
         question["rejected"] = as_text(item["rejected"], f"{where}.rejected")
     if "tries" in item:

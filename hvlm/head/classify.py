@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,11 @@ from hvlm.config.ranges import PositiveInt, Probability
 from hvlm.contracts import Head
 from hvlm.data.sampling import is_shown
 from hvlm.data.views import Row, View, in_context
+from hvlm.head._closed_answers import read_answers
 from hvlm.head._labels import Labels
 from hvlm.head._pool import last_state
+from hvlm.metrics.text import SoftVQAAccuracy
+from hvlm.metrics.vqa import VARIANTS
 from hvlm.types import Batch, Sequence
 
 
@@ -49,7 +53,7 @@ class ClosedQuestions(View):
         return [
             Row(in_context(q["question"], q), None, about | {
                 "task": q["task"], "question_id": f"{sample['uid']}/{q['id']}", "question": q["question"],
-                "weights": weights, "cluster": sample.get("cluster", sample["uid"]),
+                "weights": weights, "people": q.get("people", []), "cluster": sample.get("cluster", sample["uid"]),
             })
             for q, weights in found
         ]  # fmt: skip
@@ -109,14 +113,23 @@ class Classify(Head):
         return [
             {name: row.get(name) for name in ("question_id", "key", "task", "question", "cluster")}
             | {"answer": self.labels.names[place], "score": round(score, 6), "weights": row.get("weights", {})}
+            | {"people": row.get("people", [])}
             for row, place, score in zip(rows, places.tolist(), scores.tolist(), strict=True)
         ]
 
+    def read(self, path: Path, setting: str) -> list[tuple[str, dict[str, Any]]]:
+        """VQA's annotations or a file of questions; see ``read_answers``."""
+        return read_answers(path, setting)
+
     def metrics(self) -> dict[str, Metric]:
-        return {"accuracy": MeanMetric(), "answerable": MeanMetric()}
+        accuracies: dict[str, Metric] = {f"vqa_{variant}": SoftVQAAccuracy(variant) for variant in VARIANTS}
+        return {"accuracy": MeanMetric(), "answerable": MeanMetric(), **accuracies}
 
     def update(self, metrics: Mapping[str, Metric], lines: SequenceOf[Mapping[str, Any]]) -> None:
-        """How right the answers are, and the share of questions that any label answers."""
+        """How right the answers are, the share of questions that any label answers, and, where it is known what many
+        people said, VQA's accuracy in both variants."""
         for line in lines:
             metrics["accuracy"].update(line["weights"].get(line["answer"], 0.0))
+            for variant in VARIANTS if line["people"] else ():
+                metrics[f"vqa_{variant}"].update([line["answer"]], [line["people"]])
             metrics["answerable"].update(float(bool(set(line["weights"]) & set(self.labels.names))))

@@ -267,6 +267,7 @@ class Detect(Head):
         return {"map": TemporalMAP()}
 
     def update(self, metrics: Mapping[str, Metric], lines: SequenceOf[Mapping[str, Any]]) -> None:
+        """Mean average precision at each overlap, and their mean."""
         for line in lines:
             found, right = (_columns(line[name]) for name in ("segments", "events"))
             metrics["map"].update([line["uid"] or line["key"]], [found], [right[:2]])

@@ -105,6 +105,8 @@ def _log_table(logger: WandbLogger, rows: list[dict[str, str]], videos: list[Pat
 def describe(model: VLM, batch: Batch, max_new_tokens: int) -> list[dict[str, str]]:
     """{"question", "answer", "prediction"} of every text row; the rows' ``answer`` comes with the batch (``rows``)."""
     chat: Chat = model.language.chat
+    if not model.head.writes:
+        return _answered(model, chat, batch)
     answers = [row["answer"] for row in batch.rows]
     # Where the answer and its end token stand: the row's last tokens, whatever the stage's own loss mask covers.
     # (Of a text that was cut, the reader says how many.)
@@ -121,4 +123,17 @@ def describe(model: VLM, batch: Batch, max_new_tokens: int) -> list[dict[str, st
     return [
         {"question": prompt, "answer": answer, "prediction": prediction}
         for prompt, answer, prediction in zip(prompts, answers, predictions, strict=True)
+    ]
+
+
+@torch.no_grad()
+def _answered(model: VLM, chat: Chat, batch: Batch) -> list[dict[str, str]]:
+    """The same of a head that writes no text: the beginning of its line about each row."""
+    lines = model.head.predict(model.output(batch), batch)
+    prompts = [
+        chat.decode(ids[mask].tolist()) for ids, mask in zip(batch.input_ids_KS, batch.attention_mask_KS, strict=True)
+    ]
+    return [
+        {"question": prompt, "answer": "", "prediction": json.dumps(line, ensure_ascii=False)[:400]}
+        for prompt, line in zip(prompts, lines, strict=True)
     ]

@@ -1,0 +1,168 @@
+"""Which video belongs to which text: a dual encoder, whose embeddings of the two know nothing of each other.
+
+The language model reads the video alone (after a fixed prompt) and the text alone; the state of the last place of each
+becomes an embedding. Learned with the symmetric contrastive loss of CLIP (Radford et al. 2021) over the clips of all
+processes, with a learned temperature; wrong texts that come with a clip are further candidates for its video.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric
+
+from hvlm.config.ranges import NonNegativeInt, PositiveFloat, PositiveInt
+from hvlm.contracts import Head
+from hvlm.head._contrast import gathered
+from hvlm.head._pairs import PairsOfTexts, read_pairs
+from hvlm.head._pool import last_state, video_states
+from hvlm.metrics.retrieval import RankedRetrieval
+from hvlm.prompts import DESCRIBE
+from hvlm.types import Alone, Batch, Sequence
+
+
+class Embedded(NamedTuple):
+    """Of unit length: video_KE, and text_KNE, the right text's first."""
+
+    video_KE: Tensor
+    text_KNE: Tensor
+
+
+class Retrieve(Head):
+    """dim: width of the embeddings. hidden: of the layer before them. temperature: at the start. ceiling: the factor of
+    the similarities never grows beyond it. negatives: wrong texts of a clip that are drawn to train it. prompt: what
+    stands before the video, the same for all.
+    """
+
+    no_weight_decay = ("log_scale",)
+
+    def __init__(
+        self,
+        *,
+        text_dim: int,
+        dim: PositiveInt = 128,
+        hidden: PositiveInt = 256,
+        temperature: PositiveFloat = 0.07,
+        ceiling: PositiveFloat = 100.0,
+        negatives: NonNegativeInt = 3,
+        prompt: str = DESCRIBE,
+    ):
+        super().__init__()
+        self.view = PairsOfTexts(prompt, negatives)
+        self.ceiling = ceiling
+        self.video = _projection(2 * text_dim, hidden, dim)
+        self.text = _projection(2 * text_dim, hidden, dim)
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+
+    @property
+    def scale(self) -> Tensor:
+        """What similarities are multiplied with: 1 / temperature, at most ``ceiling``."""
+        return self.log_scale.clamp(max=math.log(self.ceiling)).exp()
+
+    def texts(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        assert batch.targets is not None, "a batch of the head's own view"
+        return batch.targets["text_ids"].flatten(0, 1), batch.targets["text_mask"].flatten(0, 1)
+
+    def forward(self, hidden_KLD: Tensor, sequence: Sequence) -> Embedded:
+        assert sequence.alone is not None, "texts that were read alone"
+        x_KVD, mask_KV = video_states(hidden_KLD, sequence)
+        video = torch.cat([last_state(hidden_KLD, sequence), _mean(x_KVD, mask_KV)], -1)
+        text = self.of_texts(sequence.alone)
+        return Embedded(F.normalize(self.video(video).float(), dim=-1), text.unflatten(0, (len(hidden_KLD), -1)))
+
+    def of_texts(self, alone: Alone) -> Tensor:
+        """Embeddings of texts that were read by themselves, [M, dim], of unit length."""
+        states, mask = alone
+        place = torch.arange(mask.shape[1], device=mask.device)
+        last = states[torch.arange(len(mask), device=mask.device), (place * mask).argmax(1)]
+        return F.normalize(self.text(torch.cat([last, _mean(states, mask)], -1)).float(), dim=-1)
+
+    def units(self, batch: Batch) -> int:
+        return len(batch.input_ids_KS)
+
+    def loss(self, output: Embedded, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Half the cross-entropy of the right text among all texts and the clip's wrong ones, and half that of the
+        right video among all videos, for each of this process's rows.
+
+        What says the same as a row's own text is no wrong answer to it, wherever it comes from.
+        """
+        assert batch.targets is not None, "a batch of the head's own view"
+        video, (own, wrong) = output.video_KE, (output.text_KNE[:, 0], output.text_KNE[:, 1:])
+        every_text, begin = gathered(own)
+        every_video, _ = gathered(video)
+        rows = torch.arange(len(video), device=video.device)
+        said = batch.targets["said"]
+        same = said.unsqueeze(1) == gathered(said)[0]
+        same[rows, begin + rows] = False
+        # Masked after they are scaled: 0 times infinity would be the scale's gradient.
+        to_text = (self.scale * (video @ every_text.T)).masked_fill(same, -torch.inf)
+        to_wrong = self.scale * torch.einsum("ke,kne->kn", video, wrong)
+        to_wrong = to_wrong.masked_fill(~batch.targets["there"][:, 1:], -torch.inf)
+        to_video = (self.scale * (own @ every_video.T)).masked_fill(same, -torch.inf)
+        found = torch.cat([to_text, to_wrong], 1)
+        total = F.cross_entropy(found, begin + rows, reduction="sum")
+        total = (total + F.cross_entropy(to_video, begin + rows, reduction="sum")) / 2
+        right = (found.argmax(1) == begin + rows).sum().float()
+        return total, total.new_tensor(len(video)), {"accuracy": right, "scale": self.scale.detach() * len(video)}
+
+    @torch.no_grad()
+    def predict(self, output: Embedded, batch: Batch) -> list[dict[str, Any]]:
+        """{key, uid, texts, video, embeddings}: the right text, its wrong ones, and the embeddings."""
+        assert batch.targets is not None, "a batch of the head's own view"
+        lines = []
+        for k, row in enumerate(batch.rows or []):
+            texts = row.get("texts", [])
+            lines.append(
+                {name: row.get(name, "") for name in ("key", "uid")}
+                | {"texts": texts, "video": _plain(output.video_KE[k])}
+                | {"embeddings": [_plain(one) for one in output.text_KNE[k, : len(texts)]]}
+            )
+        return lines
+
+    def metrics(self) -> dict[str, Metric]:
+        return {"video_to_text": RankedRetrieval(), "text_to_video": RankedRetrieval(), "hard_negatives": MeanMetric()}
+
+    def update(self, metrics: Mapping[str, Metric], lines: SequenceOf[Mapping[str, Any]]) -> None:
+        """``video_to_text``: the right texts of each video among all texts; ``text_to_video``: the right video of each
+        text among all; ``hard_negatives``: whether a video is nearer to its text than to all of its wrong ones."""
+        names = {uid: i for i, uid in enumerate(dict.fromkeys(line["uid"] or line["key"] for line in lines))}
+        of = torch.tensor([names[line["uid"] or line["key"]] for line in lines])
+        first = torch.tensor([of.tolist().index(i) for i in range(len(names))])
+        video = torch.tensor([line["video"] for line in lines])[first]
+        text = torch.tensor([line["embeddings"][0] for line in lines])
+        words = [line["texts"][0] for line in lines]
+        numbers = {text: i for i, text in enumerate(dict.fromkeys(words))}
+        said = torch.tensor([numbers[text] for text in words])
+        belongs = torch.zeros(len(names), len(numbers), dtype=torch.bool)
+        belongs[of, said] = True  # a text that is said of several clips is right for each
+        scores = video @ text.T
+        right = belongs[:, said]
+        metrics["video_to_text"].update(scores, right)
+        metrics["text_to_video"].update(scores.T, right.T)
+        for line in lines:
+            near = torch.tensor(line["embeddings"]) @ torch.tensor(line["video"])
+            if len(near) > 1:
+                metrics["hard_negatives"].update(float(bool((near[0] > near[1:]).all())))
+
+    def read(self, path: Path, setting: str) -> list[tuple[str, dict[str, Any]]]:
+        """A list of pairs; see ``read_pairs``."""
+        return read_pairs(path, setting)
+
+
+def _projection(into: int, hidden: int, out: int) -> nn.Module:
+    return nn.Sequential(nn.LayerNorm(into), nn.Linear(into, hidden), nn.GELU(), nn.Linear(hidden, out))
+
+
+def _mean(x: Tensor, mask: Tensor) -> Tensor:
+    return (x * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def _plain(x_E: Tensor) -> list[float]:
+    return [round(value, 6) for value in x_E.tolist()]
