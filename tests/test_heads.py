@@ -169,6 +169,9 @@ def test_a_question_without_an_answer_among_the_labels_is_not_learned_but_scored
     assert all(line["people"] == [] for line in lines)
     found = {row["metric"]: row["value"] for row in vlm.head.score(lines)}
     assert found == {"accuracy": 0.5, "answerable": 0.5}
+    assert [row["stderr"] for row in vlm.head.score(lines)] == [None, None], "one clip says nothing of others"
+    two = [line | {"cluster": uid} for uid, line in zip("ab", lines, strict=True)]
+    assert [row["stderr"] for row in vlm.head.score(two)] == [pytest.approx(0.5), pytest.approx(0.5)]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from hvlm.metrics.captions import bleu, bleu_counts, cider_d, rouge_l
 from hvlm.metrics.domains import DomainMeans
 from hvlm.metrics.meteor import MeteorCounts, meteor, meteor_counts
 from hvlm.metrics.retrieval import PairRetrieval, RankedRetrieval, ranks
+from hvlm.metrics.segments import DRAWS
 from hvlm.metrics.stem import stem
 from hvlm.metrics.temporal import ACTIVITYNET, TemporalMAP, TemporalRecall
 from hvlm.metrics.text import BLEU, ROUGEL, CIDErD, METEORExactStem, SoftVQAAccuracy
@@ -375,3 +377,30 @@ def test_items_that_came_in_batches_are_those_that_came_at_once() -> None:
                 metric.update(*items(slice(i, i + 1)))
         whole, _ = every()[name]
         assert flat(metric.compute()) == pytest.approx(flat(updated(whole, *items(slice(None)))), abs=1e-6), name
+
+
+def test_the_error_of_map_is_how_it_varies_when_videos_are_drawn_anew() -> None:
+    rng = np.random.default_rng(1)
+    videos = []
+    for _ in range(6):
+        starts, guesses = rng.uniform(0, 20, 3), rng.uniform(0, 20, 5)
+        right = (np.stack([starts, starts + 4], 1), ["ab"[i % 2] for i in range(3)])
+        found = (np.stack([guesses, guesses + 4], 1), ["ab"[i % 2] for i in range(5)], rng.uniform(size=5))
+        videos.append((found, right))
+    metric = TemporalMAP((0.1, 0.5))
+    metric.update(list("abcdef"), *map(list, zip(*videos, strict=True)))
+    held = metric.held("truth").video
+    order = np.argsort([held[3 * i] for i in range(6)])  # in which videos are drawn
+    drawn = np.random.default_rng(0)
+    values = []
+    for _ in range(DRAWS):
+        again = TemporalMAP((0.1, 0.5))
+        for i, place in enumerate(order[drawn.integers(6, size=6)]):
+            again.update([str(i)], [videos[place][0]], [videos[place][1]])
+        values.append([float(value) for value in again.compute().values()])
+    expected = np.std(values, axis=0, ddof=1)
+    assert list(metric.errors()) == ["mean", "0.10", "0.50"]
+    np.testing.assert_allclose(list(metric.errors().values()), expected, rtol=1e-5)
+    alone = TemporalMAP()
+    alone.update(["a"], [videos[0][0]], [videos[0][1]])
+    assert all(np.isnan(list(alone.errors().values()))), "one video says nothing of others"

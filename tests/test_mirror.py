@@ -156,7 +156,7 @@ OF_THE_PROJECT = {
     "language": OF_TENSORS | {"io", "text"},
     "adapter": OF_TENSORS | {"io"},
     "kvcache": OF_TENSORS | {"io"},
-    "head": OF_TENSORS | {"data", "prompts", "metrics", "config"},
+    "head": OF_TENSORS | {"data", "prompts", "metrics", "config", "evaluation"},
     "stage": OF_TENSORS | {"model", "data", "io"},
     "dataset": OF_TENSORS | {"data", "prompts", "image", "io"},
     "benchmark": {"types", "contracts", "errors", "prompts", "evaluation", "data", "metrics"},

@@ -117,6 +117,9 @@ def test_both_ways_and_hard_negatives() -> None:
         "the nearest text of each video is said of it, or of one that says the same"
     )
     assert found["text_to_video/r@1"] == 1.0, "x belongs to both videos"
+    errors = {row["metric"]: row["stderr"] for row in head.score(lines)}
+    assert errors["hard_negatives"] == pytest.approx(0.5) and errors["text_to_video/r@1"] == 0.0
+    assert errors["text_to_video/median_rank"] is None
 
 
 def test_captions_stand_for_pairs_and_texts_are_padded() -> None:

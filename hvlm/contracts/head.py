@@ -130,7 +130,8 @@ class Head(Module, ABC, group="head"):
         """Feed lines of ``predict`` to its metrics."""
 
     def score(self, lines: SequenceOf[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Rows of scores, {metric, value, stderr, n, chance}: by default what its metrics compute of all lines."""
+        """Rows of scores, {metric, value, stderr, n, chance}: by default what its metrics compute of all lines.
+        A head that knows how sure they are adds ``stderr``, over videos."""
         metrics = self.metrics()
         self.update(metrics, lines)
         found = {name: metric.compute() for name, metric in metrics.items()}

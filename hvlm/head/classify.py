@@ -23,10 +23,11 @@ from hvlm.contracts import Head
 from hvlm.data.sampling import is_shown
 from hvlm.data.views import Row, View, in_context
 from hvlm.head._closed_answers import read_answers
+from hvlm.head._errors import with_errors
 from hvlm.head._labels import Labels
 from hvlm.head._pool import last_state
 from hvlm.metrics.text import SoftVQAAccuracy
-from hvlm.metrics.vqa import VARIANTS
+from hvlm.metrics.vqa import VARIANTS, vqa_accuracy
 from hvlm.types import Batch, Sequence
 
 
@@ -129,7 +130,25 @@ class Classify(Head):
         """How right the answers are, the share of questions that any label answers, and, where it is known what many
         people said, VQA's accuracy in both variants."""
         for line in lines:
-            metrics["accuracy"].update(line["weights"].get(line["answer"], 0.0))
-            for variant in VARIANTS if line["people"] else ():
-                metrics[f"vqa_{variant}"].update([line["answer"]], [line["people"]])
-            metrics["answerable"].update(float(bool(set(line["weights"]) & set(self.labels.names))))
+            for name, value in self.each(line).items():
+                if name in ("accuracy", "answerable"):
+                    metrics[name].update(value)
+                else:
+                    metrics[name].update([line["answer"]], [line["people"]])
+
+    def each(self, line: Mapping[str, Any]) -> dict[str, float]:
+        """What a question adds to the mean of each metric that it belongs to."""
+        found = {
+            "accuracy": line["weights"].get(line["answer"], 0.0),
+            "answerable": float(bool(set(line["weights"]) & set(self.labels.names))),
+        }
+        people = line["people"]
+        return found | {f"vqa_{v}": vqa_accuracy(line["answer"], people, v) for v in (VARIANTS if people else ())}
+
+    def score(self, lines: SequenceOf[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """See ``Head.score``; all are means over questions."""
+        each: dict[str, list[tuple[float, Any]]] = {}
+        for line in lines:
+            for name, value in self.each(line).items():
+                each.setdefault(name, []).append((value, line["cluster"]))
+        return with_errors(super().score(lines), each)

@@ -272,6 +272,13 @@ class Detect(Head):
             found, right = (_columns(line[name]) for name in ("segments", "events"))
             metrics["map"].update([line["uid"] or line["key"]], [found], [right[:2]])
 
+    def score(self, lines: SequenceOf[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """See ``Head.score``; with standard errors over videos."""
+        metrics = self.metrics()
+        self.update(metrics, lines)
+        errors = {f"map/{name}": error for name, error in metrics["map"].errors().items() if math.isfinite(error)}
+        return [row | {"stderr": errors.get(row["metric"])} for row in super().score(lines)]
+
     def read(self, path: Path, setting: str) -> list[tuple[str, dict[str, Any]]]:
         """ActivityNet's JSON; see ``read_activitynet``."""
         return read_activitynet(path, setting, self.labels)

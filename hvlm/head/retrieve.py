@@ -21,9 +21,10 @@ from torchmetrics import MeanMetric, Metric
 from hvlm.config.ranges import NonNegativeInt, PositiveFloat, PositiveInt
 from hvlm.contracts import Head
 from hvlm.head._contrast import gathered
+from hvlm.head._errors import with_errors
 from hvlm.head._pairs import PairsOfTexts, read_pairs
 from hvlm.head._pool import last_state, video_states
-from hvlm.metrics.retrieval import RankedRetrieval
+from hvlm.metrics.retrieval import KS, RankedRetrieval
 from hvlm.prompts import DESCRIBE
 from hvlm.types import Alone, Batch, Sequence
 
@@ -146,14 +147,33 @@ class Retrieve(Head):
         right = belongs[:, said]
         metrics["video_to_text"].update(scores, right)
         metrics["text_to_video"].update(scores.T, right.T)
-        for line in lines:
-            near = torch.tensor(line["embeddings"]) @ torch.tensor(line["video"])
-            if len(near) > 1:
-                metrics["hard_negatives"].update(float(bool((near[0] > near[1:]).all())))
+        for right_first in _nearest(lines).values():
+            metrics["hard_negatives"].update(right_first)
+
+    def score(self, lines: SequenceOf[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """See ``Head.score``; all but the median rank are means over queries."""
+        metrics = self.metrics()
+        self.update(metrics, lines)
+        videos = [line["uid"] or line["key"] for line in lines]
+        each = {"hard_negatives": [(right, videos[place]) for place, right in _nearest(lines).items()]}
+        for way, queries in (("video_to_text", list(dict.fromkeys(videos))), ("text_to_video", videos)):
+            ranks = metrics[way].rows("rank").tolist()
+            each |= {f"{way}/r@{k}": [(float(r <= k), q) for r, q in zip(ranks, queries, strict=True)] for k in KS}
+        return with_errors(super().score(lines), each)
 
     def read(self, path: Path, setting: str) -> list[tuple[str, dict[str, Any]]]:
         """A list of pairs; see ``read_pairs``."""
         return read_pairs(path, setting)
+
+
+def _nearest(lines: SequenceOf[Mapping[str, Any]]) -> dict[int, float]:
+    """{place of a line with wrong texts: 1 where its video is nearer to its own text than to all of them}."""
+    found = {}
+    for place, line in enumerate(lines):
+        near = torch.tensor(line["embeddings"]) @ torch.tensor(line["video"])
+        if len(near) > 1:
+            found[place] = float(bool((near[0] > near[1:]).all()))
+    return found
 
 
 def _projection(into: int, hidden: int, out: int) -> nn.Module:

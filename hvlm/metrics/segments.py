@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+DRAWS = 200  # of videos anew, for standard errors
 SAME = 1e-3  # seconds: ground truth of one class whose ends lie nearer is one, and shorter ground truth is none
 
 
@@ -50,21 +51,69 @@ def without_repeats(truth: Segments) -> Segments:
     return truth.where(np.array(kept, dtype=np.int64))
 
 
-def average_precisions(predicted: Segments, truth: Segments, thresholds: Sequence[float]) -> dict[int, np.ndarray]:
-    """{class: AP at each threshold, float64 [len(thresholds)]} of the classes in the ground truth.
+class Matched(NamedTuple):
+    """Of one class. right: float64 [T, N], 1 where a prediction is right at that threshold, by falling score. of: int64
+    [N], the video of each. truth: int64 [M], the video of each segment of the ground truth."""
 
-    A class that nobody predicted has 0. Predictions of classes without ground truth do not count at all.
+    right: np.ndarray
+    of: np.ndarray
+    truth: np.ndarray
+
+    def average_precision(self, counts: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
+        """At each threshold, float64 [T]. NaN where no ground truth counts.
+
+        counts: (videos, rising, and how often each counts, float64); None: each once.
+        """
+        times, count = np.ones(len(self.of)), float(len(self.truth))
+        if counts is not None:
+            videos, of_each = counts
+            times = of_each[np.searchsorted(videos, self.of)]
+            count = float(of_each[np.searchsorted(videos, self.truth)].sum())
+        return np.array([_area(row, times, count) if count else np.nan for row in self.right])
+
+
+def matched(predicted: Segments, truth: Segments, thresholds: Sequence[float]) -> dict[int, Matched]:
+    """{class: which predictions are right} of the classes in the ground truth.
+
+    Predictions of classes without ground truth do not count at all.
     """
     truth = without_repeats(truth)
     return {
-        int(label): _average_precision(
-            predicted.where(predicted.label == label), truth.where(truth.label == label), thresholds
-        )
+        int(label): _match(predicted.where(predicted.label == label), truth.where(truth.label == label), thresholds)
         for label in np.unique(truth.label)
     }
 
 
-def _average_precision(predicted: Segments, truth: Segments, thresholds: Sequence[float]) -> np.ndarray:
+def average_precisions(predicted: Segments, truth: Segments, thresholds: Sequence[float]) -> dict[int, np.ndarray]:
+    """{class: AP at each threshold, float64 [len(thresholds)]} of the classes in the ground truth; a class that nobody
+    predicted has 0."""
+    found = matched(predicted, truth, thresholds)
+    return {label: one.average_precision() for label, one in found.items()}
+
+
+def errors_of_map(predicted: Segments, truth: Segments, thresholds: Sequence[float], draws: int = DRAWS) -> np.ndarray:
+    """Standard errors over videos of the mean over classes: of its mean over thresholds, then at each, float64 [1 + T].
+
+    An average precision is no mean, so as many videos as there are are drawn with replacement, ``draws`` times (the
+    cluster bootstrap, Efron 1979), always the same ones. NaN where there are fewer than two videos.
+    """
+    found = matched(predicted, truth, thresholds)
+    videos = np.unique(np.concatenate([predicted.video, truth.video]))
+    if len(videos) < 2 or not found:
+        return np.full(1 + len(thresholds), np.nan)
+    rng = np.random.default_rng(0)
+    means = []
+    for _ in range(draws):
+        times = np.bincount(rng.integers(len(videos), size=len(videos)), minlength=len(videos)).astype(float)
+        each = np.array([one.average_precision((videos, times)) for one in found.values()])
+        each = each[~np.isnan(each).any(1)]
+        if len(each):
+            means.append(each.mean(0))
+    at = np.array(means)
+    return np.concatenate([at.mean(1, keepdims=True), at], 1).std(0, ddof=1)
+
+
+def _match(predicted: Segments, truth: Segments, thresholds: Sequence[float]) -> Matched:
     order = np.argsort(-predicted.score, kind="stable")
     there = {int(video): np.flatnonzero(truth.video == video) for video in np.unique(truth.video)}
     taken = np.zeros((len(thresholds), len(truth.video)), dtype=bool)
@@ -78,14 +127,14 @@ def _average_precision(predicted: Segments, truth: Segments, thresholds: Sequenc
             for t, threshold in enumerate(thresholds):
                 if overlap[best] >= threshold and not right[t, place] and not taken[t, candidates[best]]:
                     right[t, place] = taken[t, candidates[best]] = True
-    return np.array([_area(row, len(truth.video)) for row in right])
+    return Matched(right, predicted.video[order], truth.video)
 
 
-def _area(right: np.ndarray, truth: int) -> float:
-    """Of predictions by falling score, 1 where right: area under the precision's envelope."""
-    hits = right.cumsum()
+def _area(right: np.ndarray, times: np.ndarray, truth: float) -> float:
+    """Of predictions by falling score, 1 where right, that count so many times: area under the precision's envelope."""
+    hits, said = (right * times).cumsum(), times.cumsum()
     recall = np.concatenate([[0.0], hits / truth, [1.0]])
-    precision = np.concatenate([[0.0], hits / np.arange(1, len(right) + 1), [0.0]])
+    precision = np.concatenate([[0.0], np.divide(hits, said, out=np.zeros_like(hits), where=said > 0), [0.0]])
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     steps = np.flatnonzero(recall[1:] != recall[:-1]) + 1
     return float(((recall[steps] - recall[steps - 1]) * envelope[steps]).sum())

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hvlm.metrics.segments import Segments, average_precisions, recalls
+from hvlm.metrics.segments import Segments, average_precisions, errors_of_map, recalls
 from hvlm.metrics.states import Gathered
 
 THUMOS = (0.3, 0.4, 0.5, 0.6, 0.7)
@@ -97,6 +97,11 @@ class TemporalMAP(_Segments):
         at = np.mean(list(found.values()), 0) if found else np.full(len(self.thresholds), np.nan)
         out = {"mean": at.mean()} | {f"{t:.2f}": x for t, x in zip(self.thresholds, at, strict=True)}
         return {name: torch.tensor(x, dtype=torch.float32, device=self.device) for name, x in out.items()}
+
+    def errors(self) -> dict[str, float]:
+        """{as ``compute`` has it: its standard error over the videos of this process}; see ``errors_of_map``."""
+        found = errors_of_map(self.held("predicted"), self.held("truth"), self.thresholds)
+        return dict(zip(["mean", *(f"{t:.2f}" for t in self.thresholds)], found.tolist(), strict=True))
 
     def classes(self) -> dict[int | str, list[float]]:
         """{class: its AP at each threshold} of what this process has seen."""
