@@ -150,5 +150,5 @@ class Classify(Head):
         each: dict[str, list[tuple[float, Any]]] = {}
         for line in lines:
             for name, value in self.each(line).items():
-                each.setdefault(name, []).append((value, line["cluster"]))
+                each.setdefault(name, []).append((value, line.get("cluster") or line.get("question_id")))
         return with_errors(super().score(lines), each)
