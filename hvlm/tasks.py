@@ -156,14 +156,17 @@ def run_preference(
     """What a stage of preferences changed: reward accuracy on held-out pairs before (0.5 by definition) and after, and
     the benchmark before, as the variant ``before_dpo``. Added to ``out``'s results and report.
 
-    path: the checkpoint after the stage; start: the one before, which is the reference.
+    path: the checkpoint after the stage; start: the one before, which is the reference unless that was the model
+    without its adapter.
     """
     policy = load(path, cfg)
-    reference = policy._replace(model=_start_of(policy, start))
+    began = reference = policy._replace(model=_start_of(policy, start))
+    if cfg["stage"].get("reference") == "adapter_off":
+        reference = load(path, {**cfg, "domain": {**cfg["domain"], "adapter": OFF}})
     label = results.Label(out.name, policy.variant, cfg["seed"], command)
     asked = policy.benchmark(blind=False)
-    records = evaluate(reference, asked, label._replace(variant=BEFORE), out / BEFORE, contact_sheets=0)
-    for variant, loaded in ((BEFORE, reference), (label.variant, policy)):
+    records = evaluate(began, asked, label._replace(variant=BEFORE), out / BEFORE, contact_sheets=0)
+    for variant, loaded in ((BEFORE, began), (label.variant, policy)):
         started = time.monotonic()
         pairs = clips_of(policy, asked, Pairs())
         value, stderr, n = reward_accuracy(loaded.model, reference.model, pairs, policy.precision)
@@ -183,7 +186,11 @@ def run_preference(
 def _start_of(policy: Loaded, start: str | Path) -> VLM:
     """The model that a stage started from: ``start`` is a checkpoint, or weights in fVLM's layout."""
     if not is_release(start):
-        return load(start, policy.config).model
+        stored, config = metadata_of(start)["config"], policy.config
+        if "adapter" in stored:  # which a stage may have added, or renamed
+            domain = {**config["domain"], "adapter": stored["domain"]["adapter"]}
+            config = {**config, "adapter": stored["adapter"], "domain": domain}
+        return load(start, config).model
     stored = {"config": policy.config, "source_configs": assembly.source_configs(policy.model)}
     model = assembly.model(policy.config, policy.chat, weights=False, stored=stored)
     load_release(model, start)

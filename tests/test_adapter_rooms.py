@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import copy
+import math
+import shutil
 
 import pytest
 import torch
 from _tiny import ASKED, Case, Variant, batch_of, chat, clip, model, per_row, side, two_clips, variants
 from test_causal import FAMILIES, TINY
 
+import eval as evaluation
+import hvlm
 from hvlm import assembly
 from hvlm.adapter import BottleneckAdapter, LoRAAdapter, PrefixAdapter
 from hvlm.errors import UserError
 from hvlm.evaluation.generate import generate
+from hvlm.io.checkpoint import load_weights
 from hvlm.model import VLM
+from hvlm.stage.dpo import DPO
+from hvlm.training.chain import run
+from hvlm.types import Batch
 
 KINDS = ["lora", "dora", "prefix", "bottleneck"]
 MERGE = ["lora", "dora"]
@@ -337,3 +345,98 @@ def test_bad_settings_are_one_line(kind: str, settings: dict, said: str) -> None
 def test_a_prefix_needs_our_attention() -> None:
     with pytest.raises(UserError, match="adapter=prefix.*language.attention=auto"):
         adapted("prefix", Variant("language", "smollm2_tiny", (("attention", "sdpa"),)))
+
+
+# ----------------------------------------------------------------------------------------------------- as a reference
+
+
+def pairs(vlm: VLM) -> Batch:
+    """Chosen and rejected answers about two clips."""
+    rows = [
+        [("what color is the ring ?", answer) for answer in ("red", "green")],
+        [ASKED[1], ("how many ?", "one two")],
+    ]
+    return batch_of(*(clip(seed, 3, two, vlm.order, side(vlm)) for seed, two in enumerate(rows)), size=side(vlm))
+
+
+def held(stage: DPO) -> int:
+    """Bytes of all weights that a stage keeps."""
+    modules = [stage.model, *stage._reference]
+    return sum(p.untyped_storage().nbytes() for module in modules for p in module.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_model_without_its_adapter_is_the_reference(kind: str) -> None:
+    vlm, batch = adapted(kind, loud=False), None
+    stage, copied = (stage_of(copy.deepcopy(vlm), "dpo", reference=word) for word in ("adapter_off", "copy"))
+    batch = pairs(vlm)
+    assert float(stage.losses(batch).terms["pairs"].total / 2) == pytest.approx(math.log(2), abs=1e-6)
+    assert held(stage) <= 0.6 * held(copied)
+    expected = plain().requires_grad_(False).token_logprobs(batch).sum(1)
+    louder(stage.model), louder(copied.model)
+    for made in (stage, copied):  # a copy was made when nothing was learned
+        torch.testing.assert_close(made._reference_sums(batch, expected), expected, rtol=0, atol=1e-5)
+    for a, b in zip(stage.losses(batch).terms["pairs"], copied.losses(batch).terms["pairs"], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    stage.losses(batch).terms["pairs"].total.backward()
+    assert all((p.grad is not None) == n.startswith("adapter.") for n, p in stage.model.named_parameters())
+    assert set(stage.state_dict()) == {f"model.{name}" for name in vlm.state_dict()}
+
+
+def test_a_reference_that_would_move_is_refused() -> None:
+    with pytest.raises(UserError, match="adapter_off: there is no adapter to switch off"):
+        stage_of(plain(), "dpo", reference="adapter_off")
+    with pytest.raises(UserError, match=r"adapter_off: connector, language, vision trains as well.*adapter.alone=true"):
+        stage_of(adapted("lora", alone=False), "dpo", reference="adapter_off")
+
+
+# ----------------------------------------------------------------------------------------------- from the command line
+
+
+def test_from_the_command_line_to_an_export_and_back(trained, needles, tmp_path, monkeypatch) -> None:
+    """An adapter learns beside a base, and then from preferences; it is loaded alone and exported."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained[0] / "runs", tmp_path / "runs")
+    settings = ["stage.steps=2", "stage.batch_size=4", "evaluate=false", *needles]
+    lora = ["adapter=lora", "adapter.rank=2", "domain=general", "domain.mixture=null"]
+    base = "runs/tiny/sft"
+    run(["run=lora", "stage=sft", f"init_from={base}", "adapter.rate=0.05", *lora, *settings])
+    run(["run=pref", "stage=dpo", "stage.reference=adapter_off", "init_from=runs/lora", *lora, *settings])
+    learned = load_weights("runs/pref")
+    assert all(torch.equal(value, learned[name]) for name, value in load_weights(base).items())
+
+    video = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    options = ["red", "green", "blue"]
+
+    def scores(made: hvlm.Model) -> torch.Tensor:
+        return torch.tensor(made.choose(video, "what color is the ring ?", options).scores)
+
+    plainly = scores(hvlm.load(base))
+    whole = hvlm.load("runs/pref")
+    expected = scores(whole)
+    assert whole.adapters == ("general",) and float((expected - plainly).abs().max()) > 1e-4
+    assert torch.equal(scores(whole.use_adapter(None)), plainly)
+    alone = hvlm.load(
+        base, "adapter=lora", "adapter.load={news: runs/pref/dpo/adapters/general}", "domain.adapter=news"
+    )
+    torch.testing.assert_close(scores(alone), expected, rtol=0, atol=1e-5)
+    with pytest.raises(UserError, match="'sports': the model's sets of adapter weights are news"):
+        alone.use_adapter("sports")
+    with pytest.raises(UserError, match="was made for another base"):
+        hvlm.load(
+            base, "adapter=lora", "adapter.load={news: runs/pref/dpo/adapters/general}", "domain.adapter=news",
+            "adapter.where=[language]", "language.num_layers=1",
+        )  # fmt: skip
+
+    (beside,) = {evaluation.main(["checkpoint=runs/pref", "task=export", "out=beside"])}
+    evaluation.main(["checkpoint=runs/pref", "task=export", "out=within", "adapter.merge=true"])
+    saved = alone.merge_adapter().save("saved")
+    assert beside is not None
+    for folder, names in (("beside", ("general",)), ("within", ()), (saved, ())):
+        again = hvlm.load(folder)
+        assert again.adapters == names
+        torch.testing.assert_close(scores(again), expected, rtol=0, atol=1e-5)
+    alone.unmerge_adapter()
+    assert torch.equal(scores(alone.use_adapter(None)), plainly)
+    alone.use_adapter("news").save_adapter("mine")
+    assert (tmp_path / "mine" / "adapter_config.json").is_file()

@@ -64,6 +64,8 @@ def linears(model: nn.Module, where: Sequence[str]) -> Iterator[Found]:
         kind_of[path] = kind
         if part not in where or not is_linear(module) or kind == "torch" or name == "lm_head":
             continue
+        if part == "connector" and path.startswith("vision.") and not model.connector.wants_gaze:
+            continue  # a query that nobody asks with
         yield Found(path, module, part, "attention" if name in PROJECTIONS else kind)
 
 

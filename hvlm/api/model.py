@@ -214,6 +214,51 @@ class Model:
         self._refuse_meta("answer")
         return Stream(self.vlm, self.chat, self.inputs, video, question, fps)
 
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the sets of adapter weights."""
+        return self.vlm.adapter.names
+
+    def use_adapter(self, name: str | None) -> Model:
+        """Answer with another set of adapter weights; None: with none, as the base. Returns the model itself."""
+        if name is not None and name not in self.adapters:
+            raise UserError(f"{name!r}: the model's sets of adapter weights are {', '.join(self.adapters) or 'none'}")
+        if self.vlm.adapter.merged not in (None, name):
+            raise UserError(f"{name!r}: {self.vlm.adapter.merged!r} is merged into the weights; unmerge it first")
+        self.vlm.adapter.use(name)
+        return self
+
+    def merge_adapter(self) -> Model:
+        """Put the set that is used into the weights, which then cost what the base costs. Returns the model itself.
+
+        Raises:
+            UserError: there is none, or it is no change of weights (prefix, bottleneck).
+        """
+        if self.vlm.adapter.used is None or self.vlm.adapter.merged is not None:
+            raise UserError(f"no set of adapter weights to merge: used is {self.vlm.adapter.used}")
+        self.vlm.adapter.merge()
+        return self
+
+    def unmerge_adapter(self) -> Model:
+        """Put the weights back as they were before ``merge_adapter``, bit for bit. Returns the model itself."""
+        if self.vlm.adapter.merged is None:
+            raise UserError("no set of adapter weights is merged")
+        self.vlm.adapter.unmerge()
+        return self
+
+    def save_adapter(self, folder: str | Path, name: str | None = None) -> Path:
+        """Write a set of adapter weights, by default the one that is used, as a folder of its own: in peft's layout
+        where peft knows its kind.
+
+        Raises:
+            UserError: there is none of that name, or the folder cannot be written.
+        """
+        self._refuse_meta("be saved")
+        if name is not None and name not in self.adapters:
+            raise UserError(f"{name!r}: the model's sets of adapter weights are {', '.join(self.adapters) or 'none'}")
+        source = self.config["language"].get("source")
+        return self.vlm.adapter.save(folder, name, None if source == "scratch" else source)
+
     def save(self, folder: str | Path) -> Path:
         """Write a folder that ``hvlm.load`` and transformers read (``hvlm.interop.hf_export``).
 

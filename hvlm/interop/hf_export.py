@@ -35,14 +35,15 @@ from hvlm.evaluation.generate import generate, generate_ids
 from hvlm.evaluation.report import table
 from hvlm.evaluation.sampling import GREEDY, Sampling
 from hvlm.interop.hf_template import tokenizer_with_template
-from hvlm.io.checkpoint import load_into, load_weights
+from hvlm.io.checkpoint import load_into
 from hvlm.model import VLM
-from hvlm.rebuild import with_own
+from hvlm.rebuild import OFF, rebuild
 from hvlm.text.chat import ORDERS, Chat
 from hvlm.text.unknown import warn_of_question
 from hvlm.types import Batch
 
 WEIGHTS = "model.safetensors"
+NO_ADAPTER = {"_target_": "hvlm.adapter.none.NoAdapter"}
 MOST_FRAMES = 1 << 16  # of a clip
 
 
@@ -155,9 +156,18 @@ class HvlmModel(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         if "kvcache" in self.config.rooms:
             self.config.rooms["kvcache"] = self.vlm.kvcache.settled(self.config.rooms["kvcache"])
+        adapter, left_out = self.vlm.adapter, ()
+        if adapter.merged is not None:  # it is in the weights
+            left_out = ("adapter.",)
+            self.config.rooms["adapter"] = dict(NO_ADAPTER)
+            self.config.source_configs = {**self.config.source_configs, "adapter": None}
+        elif adapter.names:
+            self.config.rooms["adapter"] = adapter.settled(self.config.rooms["adapter"])
+            self.config.adapter = adapter.used or OFF
         self.config.save_pretrained(folder)
         skipped = set(_shared(self.vlm))
-        state = {n: t.detach().cpu().contiguous() for n, t in self.vlm.state_dict().items() if n not in skipped}
+        held = {n: t for n, t in self.vlm.state_dict().items() if n not in skipped and not n.startswith(left_out)}
+        state = {n: t.detach().cpu().contiguous() for n, t in held.items()}
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
         tokenizer_with_template(self.chat).save_pretrained(folder)
         end = self.chat.end_id
@@ -325,12 +335,10 @@ def export(path: str | Path, cfg: Mapping[str, Any], metadata: Mapping[str, Any]
     refuse_to_overwrite(out)
     rooms = {name: dict(cfg[name]) for name in OF_A_MODEL}
     frames, adapter = cfg["dataset"]["num_frames"], cfg["domain"]["adapter"]
-    sources = metadata.get("source_configs", {})
-    model = HvlmModel(
-        HvlmConfig(rooms, metadata["chat"], cfg["order"], frames, adapter, sources, architectures=["HvlmModel"])
-    )
-    load_into(model.vlm, with_own(load_weights(path), model.vlm), path)
-    model.save_pretrained(out)
+    vlm, _ = rebuild(path, cfg)
+    sources = assembly.source_configs(vlm)
+    config = HvlmConfig(rooms, metadata["chat"], cfg["order"], frames, adapter, sources, architectures=["HvlmModel"])
+    HvlmModel(config, vlm).save_pretrained(out)
     (out / "README.md").write_text(model_card(path, cfg, rooms), encoding="utf-8")
     return out
 

@@ -26,7 +26,8 @@ from hvlm.types import Batch
 
 class DPO(Stage):
     """reference: ``copy`` holds a frozen copy of the starting weights; ``precomputed`` reads the reference's log-probs
-    from a table made once before training (half the memory, one pass more)."""
+    from a table made once before training (half the memory, one pass more); ``adapter_off`` is the model without its
+    adapter, where nothing but the adapter trains (half the memory, no table)."""
 
     view = Pairs()
 
@@ -35,16 +36,31 @@ class DPO(Stage):
         *,
         beta: PositiveFloat = 0.1,
         nll_weight: NonNegativeFloat = 0.0,
-        reference: Literal["copy", "precomputed"] = "copy",
+        reference: Literal["copy", "precomputed", "adapter_off"] = "copy",
         **stage: Any,
     ):
         super().__init__(**stage)
-        if reference not in ("copy", "precomputed"):
-            raise ValueError(f"stage.reference={reference!r}: expected copy or precomputed")
+        if reference not in ("copy", "precomputed", "adapter_off"):
+            raise ValueError(f"stage.reference={reference!r}: expected copy, precomputed or adapter_off")
         self.beta, self.nll_weight, self.reference_kind = beta, nll_weight, reference
         # In a tuple, so that it is neither trained nor stored: resuming makes it again from the same starting weights.
         self._reference: tuple[VLM, ...] = ()
         self.table: dict[str, float] = {}
+
+    def freeze(self) -> None:
+        super().freeze()
+        if self.reference_kind != "adapter_off":
+            return
+        if not self.model.adapter.names:
+            raise ValueError(
+                "stage.reference=adapter_off: there is no adapter to switch off; choose one (adapter=lora), or use "
+                "stage.reference=copy"
+            )
+        if others := sorted(set(self.trainable) - {"adapter"}):
+            raise ValueError(
+                f"stage.reference=adapter_off: {', '.join(others)} trains as well, and the reference would move with "
+                "it; use adapter.alone=true, or stage.reference=copy"
+            )
 
     def train(self, mode: bool = True) -> Stage:
         """The policy never leaves evaluation mode: see above."""
@@ -81,6 +97,9 @@ class DPO(Stage):
         return model.token_logprobs(batch).sum(1)
 
     def _reference_sums(self, batch: Batch, like: Tensor) -> Tensor:
+        if self.reference_kind == "adapter_off":
+            with torch.no_grad(), self.model.adapter.off():
+                return self._sums(self.model, batch._replace(adapter_K=None))
         if self._reference:
             reference = self._reference[0].to(like.device)
             # Kept features are rounded, and the encoder is frozen: both read the same, or neither does.
