@@ -14,14 +14,21 @@ import re
 import sys
 from pathlib import Path
 
-from experiments.tables import _accuracy, _domains, _duo, _headlines, _speed
+from experiments.tables import _accuracy, _adapters, _domains, _duo, _headlines, _speed
 from experiments.tables._records import provenance, read
 
 ROOT = Path(__file__).parent.parent.parent
-TABLES = _accuracy.TABLES | _domains.TABLES | _duo.TABLES | _speed.TABLES | {"headlines": _headlines.headlines}
+TABLES = (
+    _accuracy.TABLES
+    | _adapters.TABLES
+    | _domains.TABLES
+    | _duo.TABLES
+    | _speed.TABLES
+    | {"headlines": _headlines.headlines}
+)
 # Tables, and the file of their records, which may not be there: what a full run writes down.
 UNWRITTEN = {name: _accuracy.DEMO for name in TABLES if name.startswith("demo")} | {_accuracy.DEMO: _accuracy.DEMO}
-UNWRITTEN |= _duo.FILES | _domains.FILES
+UNWRITTEN |= _adapters.FILES | _duo.FILES | _domains.FILES
 BLOCK = re.compile(r"(<!-- (table|records): (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
