@@ -239,7 +239,11 @@ WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "logger": {**dict.fromkeys(("tensorboard", "tb", "none", "jsonl"), ("csv",)), "wb": ("wandb",)},
     "debug": dict.fromkeys(("true", "default", "smoke", "dev", "overfit", "limit"), ("fast_dev_run",)),
-    "adapter": dict.fromkeys(("qlora", "peft", "dora"), ("lora",)),
+    "adapter": {
+        **dict.fromkeys(("qlora", "peft"), ("lora",)),
+        **dict.fromkeys(("prefix_tuning", "llama_adapter"), ("prefix",)),
+        **dict.fromkeys(("adapters", "houlsby", "pfeiffer"), ("bottleneck",)),
+    },
     "kvcache": {
         **dict.fromkeys(("none", "dynamic", "default"), ("full",)),
         **dict.fromkeys(("sink", "sinks", "streamingllm"), ("streaming",)),
