@@ -1,6 +1,6 @@
 """What do adapters cost: in a training step, in a batch that mixes three, merged, and as DPO's reference?
 
-    python -m experiments.adapters [--repeats 15] [--threads 2] [--layers 10] [--rows 12]
+    python -m experiments.adapters [--repeats 7] [--threads 2] [--layers 6] [--rows 12]
 
 A language model of SmolLM2-135M's widths with ``--layers`` of its layers and untrained weights, convvit and foveated;
 ``--rows`` questions about as many clips of 8 frames, about 90 tokens each. What is compared is timed in turns in one
@@ -44,9 +44,9 @@ FRAMES, ASKED, ANSWERED = 8, 48, 24  # frames of a clip, words of a question and
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--layers", type=int, default=10)
+    parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--rows", type=int, default=12)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -117,12 +117,13 @@ class Bench:
 
 
 def in_turns(cases: Mapping[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every repeat of each case, one after the other, after two rounds to warm up."""
+    """Seconds of every repeat of each case, after two rounds to warm up; each round begins with another case."""
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for i in range(repeats + 2):
-        for name, case in cases.items():
+        first = i % len(cases)
+        for name in [*cases][first:] + [*cases][:first]:
             started = time.perf_counter()
-            case()
+            cases[name]()
             if i >= 2:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
