@@ -334,6 +334,8 @@ def test_other_rooms_train_beside_it_where_that_is_said() -> None:
         ("prefix", {"where": ["vision"]}, "adapter.where"),
         ("bottleneck", {"style": "series"}, "adapter.style"),
         ("lora", {"load": {"all": "/nowhere"}}, "adapter.load.all=/nowhere: no such folder"),
+        ("prefix", {"load": {"all": ""}}, "adapter.load.all: names no folder; expected one that holds adapter_config"),
+        ("lora", {"load": {"all": " "}}, "adapter.load.all: names no folder"),
     ],
 )
 def test_bad_settings_are_one_line(kind: str, settings: dict, said: str) -> None:

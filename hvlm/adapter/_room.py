@@ -71,6 +71,11 @@ class AdapterRoom(AttachedAdapter):
         """{name: {kind, shapes, alphas, settings}} of the sets that files hold."""
         found = {}
         for name, folder in (settings.get("load") or {}).items():
+            if not str(folder or "").strip():
+                raise UserError(
+                    f"adapter.load.{name}: names no folder; expected one that holds {adapter_files.CONFIG} and "
+                    f"{adapter_files.WEIGHTS}, as a run leaves it in <stage>/{adapter_files.ADAPTERS}/<name>"
+                )
             stored = adapter_files.read(folder, f"adapter.load.{name}")
             if stored.kind != cls.kind:
                 raise UserError(f"adapter.load.{name}={folder}: holds {stored.kind}; use adapter={stored.kind}")
