@@ -133,6 +133,15 @@ def test_another_width_is_named_with_both_shapes(tmp_path: Path) -> None:
         adapted("lora", load={"sports": str(folder)}, names=["sports"])
 
 
+@pytest.mark.parametrize("kind", ["lora", "dora", "bottleneck"])
+def test_names_of_layers_are_looked_at_where_all_sets_come_from_files(kind: str, tmp_path: Path) -> None:
+    load = {"sports": str(adapted(kind, names=["sports"]).adapter.save(tmp_path / "sports"))}
+    with pytest.raises(UserError, match="adapter.targets: nope names no linear layer of language"):
+        adapted(kind, load=load, names=["sports"], targets=["nope"])
+    found, expected = (adapted(kind, load=load, names=["sports"], **more) for more in ({"targets": ["q_proj"]}, {}))
+    assert set(found.state_dict()) == set(expected.state_dict())  # where they stand, the file says
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -31,6 +31,7 @@ class AdapterRoom(AttachedAdapter):
 
     kind: ClassVar[str]
     merge_filled = False  # whether the set that is used goes into the weights as soon as these stand
+    wanted: list[str] | None = None  # names of layers in place of the usual ones
     source_config: dict[str, Any] | None
 
     def __init__(
@@ -109,10 +110,10 @@ class AdapterRoom(AttachedAdapter):
 
     def made(self, model: nn.Module) -> Iterator[tuple[str, str, nn.Module, nn.Module]]:
         plain = [name for name in self.names if name not in (self.source_config or {})]
-        if plain:
-            for path, module in self.targets(model):
-                for name in plain:
-                    yield name, path, module, self.make(module)
+        # Files say where their sets stand; a name that is no layer's is an error all the same.
+        for path, module in self.targets(model) if plain or self.wanted is not None else ():
+            for name in plain:
+                yield name, path, module, self.make(module)
         for name, said in (self.source_config or {}).items():
             if name in self.names:
                 yield from self._from_a_file(model, name, said)
