@@ -144,6 +144,8 @@ class SampleSpec:
 
     def _encode_one(self, row: Row, key: str, shortened: bool) -> tuple[list[int], list[bool], int, int, dict]:
         encoded, meta = self._ids(row, key), row.meta
+        for text in self.view.alone(meta):
+            self._check_alone(text, key)
         if self.chat.unk_id is not None and self.chat.unk_id in encoded.ids:
             self.notes.unknown.add(self.chat.unknown(row.prompt, row.answer or ""))
         long = len(encoded.ids) > self.max_tokens
@@ -165,6 +167,17 @@ class SampleSpec:
                 "dataset.too_long=cut: %s is the first text that is cut to dataset.max_tokens=%d", key, self.max_tokens
             )
         return (*encoded, meta)
+
+    def _check_alone(self, text: str, key: str) -> None:
+        """Of a text that is read by itself: SampleError where it is too long."""
+        ids, _ = self.chat.encode_prompt(text)
+        if self.chat.unk_id is not None and self.chat.unk_id in ids:
+            self.notes.unknown.add(self.chat.unknown(text))
+        if len(ids) > self.max_tokens:
+            raise SampleError(
+                key, "json", f"a text of {TooLong(len(ids))} ({text[:40]!r}…), more than "
+                f"dataset.max_tokens={self.max_tokens}; shorten it, or raise dataset.max_tokens if memory allows"
+            )  # fmt: skip
 
     def _fits(self, prompt: str, answer: str | None) -> bool:
         return len(self._written(prompt, answer, "last").ids) <= self.max_tokens

@@ -22,12 +22,12 @@ def as_event(value: Any, where: str) -> dict[str, Any]:
 def as_pair(value: Any, where: str) -> dict[str, Any]:
     """{text, negatives}: what is said of the video, and texts that are like it and wrong."""
     value = value if isinstance(value, dict) else {"text": value}
+    text = as_text(value.get("text"), f"{where}.text")
     negatives = as_list(value.get("negatives") or [], f"{where}.negatives")
-    return {
-        **value,
-        "text": as_text(value.get("text"), f"{where}.text"),
-        "negatives": [as_text(one, f"{where}.negatives[{i}]") for i, one in enumerate(negatives)],
-    }
+    negatives = [as_text(one, f"{where}.negatives[{i}]") for i, one in enumerate(negatives)]
+    if text in negatives:
+        raise FieldError(f"{where}.negatives[{negatives.index(text)}] is the text itself, expected one that is wrong")
+    return {**value, "text": text, "negatives": negatives}
 
 
 def as_weights(value: Mapping[str, Any], where: str) -> dict[str, float]:

@@ -39,7 +39,8 @@ class VideoFolder:
             setting: whose value the folder is, for messages.
 
         Raises:
-            UserError: no such folder, none of the videos in it, or a name that leads out of it.
+            UserError: no such folder, none of the videos in it, a name that leads out of it, or two names of one video
+                where each row says all of its own.
         """
         if not folder.is_dir():
             raise UserError(f"{setting}={folder}: no such folder; name the one that holds the videos")
@@ -62,6 +63,11 @@ class VideoFolder:
                 continue
             part = "" if row.section is None else "@{:g}-{:g}".format(*row.section)
             key = video + part
+            if key in samples and row.about:
+                raise UserError(
+                    f"{setting}={folder}: {row.video!r} of row {row.number} is {key!r}, of which another row says "
+                    "everything already; name each video once, in one way"
+                )
             if key not in samples:
                 samples[key] = {"cluster": video, "questions": [], **row.about}
                 self.keys.append(key)

@@ -77,6 +77,15 @@ class View:
         """
         return {}
 
+    def alone(self, meta: Mapping[str, Any]) -> Sequence[str]:
+        """The texts of a row that are read by themselves (``Head.texts``), which must be no longer than others. By
+        default none.
+
+        Args:
+            meta: of the row.
+        """
+        return ()
+
     def scoring(self) -> View:
         """The view with all rows that count in a score, where training leaves some out."""
         return self
