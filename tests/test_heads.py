@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from _rooms import Classify, LowRank, with_adapter
+from _tables import still
 from _tiny import ASKED, ROOT, Case, Variant, batch_of, clip, model, side, target, two_clips
 
 from hvlm import assembly
@@ -208,6 +209,10 @@ def test_an_adapted_backbone_needs_an_adapter_and_weights_are_of_terms() -> None
         task(vlm, backbone="adapted")
     with pytest.raises(UserError, match="stage.weights names detekt; the heads are classify"):
         task(vlm, weights={"detekt": 1.0})
+    with pytest.raises(UserError, match="stage.weights: all are 0, so nothing is learned; give one of classify more"):
+        task(vlm, weights={"classify": 0.0})
+    with pytest.raises(UserError, match="stage.interleave=0.5: text-only chats hold nothing for head=classify"):
+        task(vlm, interleave=0.5)
     with_adapter(vlm, LowRank(name="a"))
     stage = task(vlm, backbone="adapted")
     assert set(stage.trainable) == {"adapter", "head"}
@@ -258,12 +263,44 @@ def test_each_head_has_rows_of_its_own_and_learns_as_alone() -> None:
     torch.testing.assert_close(stage.losses(batch).terms["detect"].total, 2 * terms["detect"].total)
 
 
+def test_text_may_be_one_of_several_and_is_scored_by_itself() -> None:
+    """It has no weights of its own, so a checkpoint of several with ``head=text`` writes."""
+    vlm = several(text=None, detect={"labels": ["circle", "star", "ring"], "dim": 8, "levels": 2})
+    batch = read(vlm, *samples(vlm))
+    terms = vlm.head.terms(vlm.output(batch), batch)
+    assert terms["text"].count > 0 and terms["detect"].count > 0
+    assert {name for name, _ in named_parts(vlm)["head"]} == {f"head.{n}" for n, _ in vlm.head.named_parameters()}
+    with torch.no_grad():
+        lines = vlm.head.predict(vlm.output(batch), batch)
+    assert {row["metric"].partition("/")[0] for row in vlm.head.score(lines)} == {"detect"}
+
+
+@pytest.mark.parametrize("stage", ["sft", "align", "dpo"])
+def test_a_head_that_does_not_write_cannot_be_taught_to(stage: str) -> None:
+    vlm = model(Case("question_first", (Variant("head", "detect"),)))
+    with pytest.raises(UserError, match=f"stage={stage}: it teaches to write, and head=detect writes no text; use st"):
+        assembly.stage({"stage": Variant("stage", stage).settings}, vlm, None)
+
+
+def test_a_head_of_several_that_has_nothing_to_score_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    vlm = several()
+    batch = read(vlm, *samples(vlm))
+    with torch.no_grad():
+        lines = vlm.head.predict(vlm.output(batch), batch)
+    rows = vlm.head.score([line for line in lines if line["head"] != "classify"])
+    assert {row["metric"].partition("/")[0] for row in rows} == {"detect", "retrieve"}
+    assert "there is nothing for classify here" in caplog.text
+
+
 def test_a_head_without_rows_in_a_batch_adds_nothing() -> None:
     vlm = several()
     sample = {"events": [{"start": 0.1, "end": 0.6, "label": "ring"}], "pairs": [], "captions": [], "questions": []}
     batch = read(vlm, clip_of(1, 4, side(vlm), sample))
     terms = vlm.head.terms(vlm.output(batch), batch)
     assert terms["classify"].count == terms["retrieve"].count == 0 and terms["detect"].count > 0
+    every = vlm.head.terms(vlm.output(whole := read(vlm, *samples(vlm))), whole)
+    for name, term in every.items():  # all processes sum the same figures
+        assert tuple(terms[name].further) == tuple(term.further) == vlm.head.heads[name].measures
     assert vlm.head.units_of_terms(batch)["classify"] == 0
 
 
@@ -307,6 +344,7 @@ def test_yamls_say_what_constructors_have_by_default() -> None:
 
 FIFTH = '''"""How many events a clip has."""
 
+import json
 from dataclasses import dataclass
 
 import torch
@@ -314,6 +352,7 @@ from torch import nn
 from torchmetrics import MeanMetric
 
 from hvlm.contracts import Head
+from hvlm.data.question_file import Row as VideoRow
 from hvlm.data.views import Row, View
 
 
@@ -358,6 +397,11 @@ class Count(Head):
     def update(self, metrics, lines):
         for line in lines:
             metrics["error"].update(abs(line["answer"] - line["count"]))
+
+    def read(self, path, setting):
+        event = {"start": 0, "end": 1, "label": "something"}
+        (name, n), = json.loads(path.read_text()).items()
+        return [VideoRow(1, None, name, None, None, {"events": [event] * n})]
 '''
 
 
@@ -374,9 +418,12 @@ def test_a_fifth_head_is_one_file_and_one_yaml(tmp_path: Path) -> None:
     data = f"dataset.set=events dataset.min_seconds=10 dataset.max_seconds=12 dataset.fps=2 {clips}"
     how = f"stage=task head=count packages=[fifth] connector=mean stage.steps=2 stage.batch_size=2 {data}"
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    (tmp_path / "mine.jpg").write_bytes(still(1))
+    (tmp_path / "mine.json").write_text('{"mine.jpg": 3}')
     for line in (
         f"{ROOT}/train.py {how} run=r trainer.num_workers=0",
-        f"{ROOT}/eval.py checkpoint=runs/r packages=[fifth]",
+        f"{ROOT}/eval.py checkpoint=runs/r packages=[fifth] benchmark.annotations=mine.json out=mine",
+        f"{ROOT}/eval.py checkpoint=runs/r packages=[fifth] out=runs/r",
         f"{ROOT}/eval.py predictions=runs/r/head.jsonl head=count packages=[fifth]",
     ):
         done = subprocess.run([sys.executable, *line.split()], cwd=tmp_path, env=env, capture_output=True, text=True)
@@ -394,18 +441,39 @@ def test_vqas_annotations_and_files_of_questions_are_read(tmp_path: Path) -> Non
         json.dumps({"annotations": [{"question_id": 7, "image_id": "a.mp4", "answers": ten, "question_type": "what"}]})
     )
     (tmp_path / "v_questions.json").write_text(json.dumps({"questions": [{"question_id": 7, "question": "which ?"}]}))
-    ((video, sample),) = head.read(tmp_path / "v_annotations.json", "benchmark.annotations")
-    assert video == "a.mp4"
-    (question,) = sample["questions"]
+    (row,) = head.read(tmp_path / "v_annotations.json", "benchmark.annotations")
+    assert row.video == "a.mp4"
+    question = row.question
     assert question["question"] == "which ?" and question["task"] == "what"
     assert question["answers"] == pytest.approx({"blue": 1.0, "red": 2 / 3, "ring": 1 / 3})
     line = {"answer": "red", "weights": question["answers"], "people": question["people"]}
     found = {row["metric"]: row["value"] for row in head.score([line])}
     assert found["vqa_official"] == found["vqa_always_normalised"] == pytest.approx(0.6), "two of ten people said so"
     assert found["accuracy"] == pytest.approx(2 / 3)
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"question": "q ?", "video": "b.mp4", "answers": ["red", "ring"]}))
-    ((video, sample),) = head.read(tmp_path / "rows.jsonl", "benchmark.annotations")
-    assert video == "b.mp4" and sample["questions"][0]["answers"] == ["red", "ring"]
+    one = {"question": "q ?", "video": "b.mp4", "answers": ["red", "ring"], "start": 1, "end": 2}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(one))
+    (row,) = head.read(tmp_path / "rows.jsonl", "benchmark.annotations")
+    assert row.video == "b.mp4" and row.question["answers"] == ["red", "ring"] and row.section == (1.0, 2.0)
+    # What one or two people say has no accuracy of ten: all they say is right.
+    (tmp_path / "v_annotations.json").write_text(
+        json.dumps({"annotations": [{"question": "q ?", "image_id": "a", "answers": ["red"]}]})
+    )
+    (row,) = head.read(tmp_path / "v_annotations.json", "benchmark.annotations")
+    assert row.question["answers"] == ["red"] and "people" not in row.question
+
+
+def test_questions_beside_annotations_that_cannot_be_read_are_said(tmp_path: Path) -> None:
+    head = shared_model(Case("question_first", (Variant("head", "classify"),))).head
+    file = tmp_path / "v_annotations.json"
+    items = [{"question_id": 3, "image_id": "a", "answers": ["x"]}] * 2
+    file.write_text(json.dumps({"annotations": items}))
+    for text, said in (("{", "v_questions.json: not valid JSON"), ('{"a": 1}', "v_questions.json beside it is not of")):
+        (tmp_path / "v_questions.json").write_text(text)
+        with pytest.raises(UserError, match=said):
+            head.read(file, "benchmark.annotations")
+    (tmp_path / "v_questions.json").write_text('{"questions": [{"question_id": 3, "question": "q ?"}]}')
+    with pytest.raises(UserError, match=r"annotations\[1\].question_id 3 stands there twice"):
+        head.read(file, "benchmark.annotations")
 
 
 @pytest.mark.parametrize(

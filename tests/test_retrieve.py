@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,19 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from _tiny import Case, Variant, chat, side
 
+from hvlm import assembly
 from hvlm.checks.heads import SAMPLE, clip_of, read, samples
 from hvlm.checks.models import shared_model
+from hvlm.config.compose import compose
+from hvlm.data.quarantine import SampleError
+from hvlm.data.reader import SampleSpec
 from hvlm.errors import UserError
 from hvlm.head._contrast import gathered
 from hvlm.head.retrieve import Embedded, Retrieve
 from hvlm.model import VLM
+from hvlm.types import InputSpec
+
+TWICE = '{"video": "a", "video": "b", "text": "x"}'
 
 
 def tiny(**settings: Any) -> VLM:
@@ -77,6 +85,8 @@ def test_what_says_the_same_is_no_wrong_answer_and_the_temperature_has_a_ceiling
     with torch.no_grad():
         head.log_scale.fill_(50.0)
     assert head.scale.item() == pytest.approx(100.0)
+    head.scale.backward()
+    assert head.log_scale.grad > 0, "it can come down again"
 
 
 def _process(rank: int, file: str, folder: str) -> None:
@@ -89,15 +99,29 @@ def _process(rank: int, file: str, folder: str) -> None:
     assert torch.equal(rows, every) and begin == 3 * rank
     weight = torch.arange(1.0, 6.0).unsqueeze(1) * (rank + 1)
     (rows * weight).sum().backward()
-    torch.save(own.grad, f"{folder}/{rank}.pt")
+    # Beside other heads a process may have no rows; the others then learn as if they were alone.
+    torch.manual_seed(1)
+    head = Retrieve(text_dim=4, dim=3, hidden=4)
+    batch = type("Batch", (), {"targets": {"there": torch.ones(2, 1, dtype=torch.bool), "said": torch.arange(2)}})()
+    batch.clip_K = torch.zeros(2, dtype=torch.int64)
+    sides = torch.nn.functional.normalize(torch.randn(2, 2, 3), dim=-1).requires_grad_()
+    output = Embedded(sides[0], sides[1].unsqueeze(1))
+    term = head.loss(output, batch) if rank == 0 else head.absent(batch)
+    term[0].backward()
+    with torch.no_grad():  # processes validate different numbers of batches: nobody waits for another
+        alone = head.loss(output, batch)[0] if rank == 0 else None
+    torch.save((own.grad, sides.grad, (term[0].detach(), alone)), f"{folder}/{rank}")
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_gathered_rows_send_every_processs_gradient_home(tmp_path: Path) -> None:
     mp.spawn(_process, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
-    grads = torch.cat([torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)])
+    first, second = (torch.load(tmp_path / str(rank)) for rank in (0, 1))
+    grads = torch.cat([first[0], second[0]])
     torch.testing.assert_close(grads, 3 * torch.arange(1.0, 6.0).unsqueeze(1).expand(5, 3))
+    torch.testing.assert_close(*first[2])
+    assert first[1].abs().sum() > 0
 
 
 def line(uid: str, video: list[float], *texts: tuple[str, list[float]]) -> dict[str, Any]:
@@ -113,6 +137,8 @@ def test_both_ways_and_hard_negatives() -> None:
     head = Retrieve(text_dim=4)
     found = {row["metric"]: row["value"] for row in head.score(lines)}
     assert found["hard_negatives"] == 0.5
+    with warnings.catch_warnings(action="error"):
+        assert "hard_negatives" not in {row["metric"] for row in head.score([lines[1]])}, "of which there are none"
     assert found["video_to_text/r@1"] == 1.0, (
         "the nearest text of each video is said of it, or of one that says the same"
     )
@@ -131,20 +157,36 @@ def test_captions_stand_for_pairs_and_texts_are_padded() -> None:
     assert batch.targets["text_ids"].shape[:2] == (2, 2) and batch.targets["there"].all()
 
 
+@pytest.mark.parametrize("word", ["retrieve", "several"])
+def test_texts_that_are_read_alone_are_no_longer_than_others(word: str) -> None:
+    vlm = shared_model(Case("question_first", (Variant("head", word),)))
+    inputs = InputSpec(vlm.order, 12, side(vlm))
+    show = SampleSpec(chat(), vlm.head.view, None, "answer", inputs, None, seed=0, max_tokens=30)
+    pair = {"text": "red zebra", "negatives": ["blue ring"]}
+    assert show.clip(clip_of(1, 3, side(vlm), SAMPLE | {"pairs": [pair]}), None, 0) is not None
+    assert "zebra" in show.notes.unknown.examples
+    pair = pair | {"negatives": ["blue " * 40]}
+    with pytest.raises(SampleError, match=r"a text of \d+ tokens \('blue blue .*more than dataset.max_tokens=30"):
+        show.clip(clip_of(1, 3, side(vlm), SAMPLE | {"pairs": [pair]}), None, 0)
+
+
 @pytest.mark.parametrize(
     "rows, said",
     [
-        ([{"video": "a.mp4", "text": ""}], "row 1: text is '', expected text"),
-        ([{"video": "a.mp4", "caption": " "}], "row 1: caption is ' ', expected text"),
-        ([{"text": "x"}], "row 1: video is null, expected text"),
-        ([{"video": "a", "text": "x", "negatives": [""]}], r"negatives\[0\] is ''"),
-        (["a"], "row 1: it is 'a', expected an object"),
+        ([{"video": "a.mp4", "text": ""}], "row 1 has text '', expected text"),
+        ([{"video": "a.mp4", "caption": " "}], "row 1 has caption ' ', expected text"),
+        ([{"text": "x"}], "row 1 lacks video; it has text, expected video, and text or caption"),
+        ([{"video": "a", "text": "x", "negatives": [""]}], r"row 1 its pair.negatives\[0\] is ''"),
+        ([{"video": "a", "text": "x", "negatives": ["x"]}], r"negatives\[0\] is the text itself, expected one that is"),
+        ([{"video": "a", "text": "x", "start": 3, "end": 1}], "row 1 ends at 1 s, before it starts at 3 s"),
+        (["a"], "row 1 is no object"),
+        ([TWICE], "row 1: not valid JSON .*'video' stands twice"),
         ([], "holds no pair"),
     ],
 )
 def test_bad_pairs_are_one_line(tmp_path: Path, rows: list, said: str) -> None:
     file = tmp_path / "pairs.jsonl"
-    file.write_text("\n".join(map(json.dumps, rows)))
+    file.write_text("\n".join(row if row == TWICE else json.dumps(row) for row in rows))
     with pytest.raises(UserError, match=said) as error:
         tiny().head.read(file, "benchmark.annotations")
     assert "\n" not in str(error.value)
@@ -162,7 +204,30 @@ def test_pairs_of_one_video_come_together_from_every_form(tmp_path: Path) -> Non
         ("a", {"pairs": [{"text": "x", "negatives": ["y"]}, {"text": "w", "negatives": []}]}),
         ("b", {"pairs": [{"text": "z", "negatives": []}]}),
     ]
-    for name in ("p.jsonl", "p.json"):
-        assert tiny().head.read(tmp_path / name, "x") == expected
-    (tmp_path / "p.csv").write_text("video,text\na,x\nb,z\n")
-    assert [video for video, _ in tiny().head.read(tmp_path / "p.csv", "x")] == ["a", "b"]
+    (tmp_path / "p.csv").write_text("video,text,negatives\na,x,y\nb,z,\na,w,\n")
+    for name in ("p.jsonl", "p.json", "p.csv"):
+        assert [(row.video, row.about) for row in tiny().head.read(tmp_path / name, "x")] == expected
+    (tmp_path / "p.csv").write_text('video,text,negatives,start,end\na,"x, red",y|z,1,2.5\na,w,,,\n')
+    part, whole = tiny().head.read(tmp_path / "p.csv", "x")
+    assert part.about == {"pairs": [{"text": "x, red", "negatives": ["y", "z"]}]} and part.section == (1.0, 2.5)
+    assert whole.section is None, "a part of a video is a clip of its own"
+    (tmp_path / "p.csv").write_text("video,text\na,x, red\n")
+    with pytest.raises(UserError, match="row 2 has more cells than the table has columns; put a text .* in quotes"):
+        tiny().head.read(tmp_path / "p.csv", "x")
+
+
+def test_one_video_under_two_names_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "p.jsonl").write_text('{"video": "a", "text": "x"}\n{"video": "a.mp4", "text": "y"}\n')
+    benchmark = assembly.room(compose(["head=retrieve", f"benchmark.annotations={tmp_path}/p.jsonl"])["benchmark"])
+    with pytest.raises(UserError, match="'a.mp4' of row 2 is 'a.mp4', of which another row says everything already"):
+        benchmark.of(tiny().head).source(None)
+
+
+@torch.no_grad()
+def test_embeddings_that_are_no_numbers_are_refused() -> None:
+    vlm = tiny()
+    batch = read(vlm, *samples(vlm))
+    output = vlm.output(batch)
+    with pytest.raises(UserError, match="head=retrieve: embeddings are not numbers"):
+        vlm.head.predict(output._replace(video_KE=output.video_KE * torch.nan), batch)

@@ -13,7 +13,6 @@ from typing import Any
 from hvlm.benchmark._base import QuestionBenchmark
 from hvlm.config.ranges import PositiveInt
 from hvlm.contracts import Head
-from hvlm.data.question_file import Row
 from hvlm.data.video_folder import VideoFolder
 from hvlm.errors import UserError
 from hvlm.evaluation.scores import Question
@@ -61,10 +60,7 @@ class HeadBenchmark(QuestionBenchmark):
             return super().source(dataset)
         head = self._head()
         file = Path(self.annotations)
-        rows = [
-            Row(number, None, video, None, None, about)
-            for number, (video, about) in enumerate(head.read(file, "benchmark.annotations"), start=1)
-        ]
+        rows = head.read(file, "benchmark.annotations")
         folder = Path(self.videos) if self.videos else file.parent
         return VideoFolder(folder, rows, f"annotations/{file.stem}", "benchmark.videos")
 

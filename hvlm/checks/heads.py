@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,8 @@ def a_loss_of_its_own_view(variant: Variant) -> None:
             assert total.dtype == torch.float32 and total.shape == count.shape == (), name
             assert torch.isfinite(total) and total > 0 and count > 0, name
             assert all(value.shape == () for value in further.values()), name
+            one = vlm.head.heads[name] if hasattr(vlm.head, "heads") else vlm.head
+            assert tuple(further) == one.measures, "measures names other sums than the loss gives"
         assert vlm.head.units_of_terms(batch) == {name: float(term.count) for name, term in terms.items()}
         for name, target in (batch.targets or {}).items():
             assert len(target) == len(batch.input_ids_KS), f"target {name} is not of the text rows"
@@ -96,6 +99,7 @@ def what_is_answered_can_be_written_down_and_scored(variant: Variant) -> None:
         lines = vlm.head.predict(vlm.output(batch), batch)
     assert len(lines) == len(batch.input_ids_KS), "as many lines as text rows"
     again = json.loads(json.dumps(lines, allow_nan=False))
+    vlm.head.check_lines(dict(enumerate(again, start=1)), Path("head.jsonl"))
     rows, stored = vlm.head.score(lines), vlm.head.score(again)
     assert rows and rows == stored, "scores of lines from a file are those of the lines"
     for row in rows:

@@ -75,6 +75,7 @@ def score(cfg: dict[str, Any]) -> list[dict[str, Any]]:
     """Scores a file of predictions; no model and no videos are needed."""
     from hvlm import assembly
     from hvlm.evaluation.evaluate import RESULTS, score_predictions
+    from hvlm.evaluation.heads import LINES, score_lines
     from hvlm.evaluation.report import table
     from hvlm.evaluation.results import Label
 
@@ -86,11 +87,14 @@ def score(cfg: dict[str, Any]) -> list[dict[str, Any]]:
     benchmark = assembly.room(cfg["benchmark"])
     label = Label(out.stem if is_file else out.name, "predictions", cfg["seed"])
     with folder_for(out.parent if is_file else out, "out"):
+        if benchmark.asks and source.name == LINES:
+            raise UserError(
+                f"predictions={source}: lines of a head that writes no text; name it and its labels, "
+                "head=detect head.labels=[a,b]"
+            )
         if benchmark.asks:
             records = score_predictions(source, label, out, benchmark)
         else:
-            from hvlm.evaluation.heads import score_lines
-
             records = score_lines(source, assembly.head_alone(cfg), label, out)
     log.info("\n".join(table(records)))
     log.info(f"results: {out if is_file else out / RESULTS}")

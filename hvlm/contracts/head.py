@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from hvlm.contracts.room import Module, Room
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from torchmetrics import Metric
 
+    from hvlm.data.question_file import Row
     from hvlm.data.views import View
 
 
@@ -51,13 +53,14 @@ class Head(Module, ABC, group="head"):
     (``View.targets``), where the stage leaves that to the head; None: the stage must say it. writes: it scores the next
     token, so that text can be generated with it and is scored by benchmarks that ask questions; others are scored by
     ``benchmark=head``. names: which of the dataset's lists of names its ``labels`` are by default (``Dataset.names``):
-    ``events``, ``answers``, or "" where it has no labels.
+    ``events``, ``answers``, or "" where it has no labels. measures: the names of the further sums of its ``loss``.
     """
 
     part = "head"
     view: View | None = None
     writes: bool = False
     names: ClassVar[str] = ""
+    measures: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def forward(self, hidden_KLD: Tensor, sequence: Sequence) -> Any:
@@ -82,7 +85,8 @@ class Head(Module, ABC, group="head"):
 
     @abstractmethod
     def loss(self, output: Any, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """(sum of the loss over its units, number of units, further sums to be divided by the same number)."""
+        """(sum of the loss over its units, number of units, further sums to be divided by the same number, named
+        ``measures``)."""
 
     def units(self, batch: Batch) -> int:
         """The number of units as ``loss`` counts them, without a pass through the model; what is learned in parts
@@ -109,9 +113,15 @@ class Head(Module, ABC, group="head"):
         """{term: number of its units}, as ``units`` counts them."""
         return {self.task: float(self.units(batch))}
 
+    def absent(self, batch: Batch) -> Term:
+        """Its term of a batch that has rows of other heads alone: nothing. A loss that asks for the rows of all
+        processes must ask here, too, for others may have some."""
+        nothing = torch.zeros((), device=batch.clip_K.device)
+        return Term(nothing, nothing, dict.fromkeys(self.measures, nothing))
+
     def divisor(self, term: str, units: Tensor) -> Tensor:
-        """What a term's sum is divided by, of the units of a whole optimiser step (per process); called once a step.
-        By default these units themselves: the mean."""
+        """What a term's sum is divided by, of the units of a whole optimiser step (of all its parts and processes);
+        called once a step. By default these units themselves: the mean."""
         return units
 
     # -- answering -----------------------------------------------------------------------------------------------------
@@ -134,7 +144,7 @@ class Head(Module, ABC, group="head"):
         A head that knows how sure they are adds ``stderr``, over videos."""
         metrics = self.metrics()
         self.update(metrics, lines)
-        found = {name: metric.compute() for name, metric in metrics.items()}
+        found = {name: metric.compute() for name, metric in metrics.items() if metric.update_called}
         flat = {
             name if key is None else f"{name}/{key}": value
             for name, values in found.items()
@@ -146,8 +156,9 @@ class Head(Module, ABC, group="head"):
             if math.isfinite(value)  # what nothing was said of is not measured
         ]
 
-    def read(self, path: Path, setting: str) -> list[tuple[str, dict[str, Any]]]:
-        """Somebody's own file of what is right: [(name of a video, a sample's JSON)], as ``benchmark=head`` reads it.
+    def read(self, path: Path, setting: str) -> list[Row]:
+        """Somebody's own file of what is right, as ``benchmark=head`` reads it: of each video (or a part of one) its
+        questions, or in ``about`` what a sample's JSON says of it.
 
         Args:
             path: of the file.
@@ -164,5 +175,6 @@ class Head(Module, ABC, group="head"):
         left = bool(cls.names) and settings.get("labels") is None
         return {**settings, **({"labels": names(cls.names)} if left else {})}
 
-    def check_lines(self, lines: SequenceOf[Mapping[str, Any]], path: Path) -> None:
-        """Look at lines of a file that are to be scored. UserError for one that ``predict`` cannot have written."""
+    def check_lines(self, lines: Mapping[int, Mapping[str, Any]], path: Path) -> None:
+        """Look at lines of a file that are to be scored, by their number in it. UserError, one line, for such as
+        ``predict`` cannot have written (``hvlm.head._lines``)."""

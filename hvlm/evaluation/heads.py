@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from hvlm.contracts import Benchmark, Head
+from hvlm.data.sample_fields import each_once
 from hvlm.errors import UserError
 from hvlm.evaluation import results
 from hvlm.evaluation.asking import clips_of
@@ -106,27 +107,32 @@ def scored(head: Head, lines: Sequence[Mapping[str, Any]], label: results.Label,
 def score_lines(path: Path, head: Head, label: results.Label, out: Path) -> list[results.Record]:
     """Score a file of a head's lines, and write the results; see ``hvlm.evaluation.evaluate.score_predictions``."""
     started = time.monotonic()
-    lines = read_lines_of(path)
-    head.check_lines(lines, path)
-    by_variant: dict[str, list[dict[str, Any]]] = {}
-    for line in lines:
-        by_variant.setdefault(str(line.get("variant", label.variant)), []).append(line)
+    by_variant: dict[str, dict[int, dict[str, Any]]] = {}
+    for number, line in read_lines_of(path).items():
+        by_variant.setdefault(str(line.get("variant", label.variant)), {})[number] = line
     records = []
     for variant, found in by_variant.items():
-        records += scored(head, found, label._replace(variant=variant), time.monotonic() - started)
+        head.check_lines(found, path)
+        try:
+            records += scored(head, list(found.values()), label._replace(variant=variant), time.monotonic() - started)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:  # of a head that checks no lines
+            raise UserError(
+                f"predictions={path}: head={head.task} cannot score these lines ({type(error).__name__}: {error}); "
+                "give lines that it wrote"
+            ) from error
     results.write(out if out.suffix == ".json" else out / RESULTS, records)
     return records
 
 
-def read_lines_of(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file. UserError with the line that is none."""
-    found = []
+def read_lines_of(path: Path) -> dict[int, dict[str, Any]]:
+    """The objects of a JSONL file by the number of their line. UserError with the line that is none."""
+    found = {}
     for number, text in lines_of(Path(path)):
         try:
-            value = json.loads(text)
+            value = json.loads(text, object_pairs_hook=each_once)
         except (ValueError, RecursionError) as error:
             raise UserError(f"predictions={path}, line {number}: not valid JSON ({error})") from error
         if not isinstance(value, dict):
             raise UserError(f"predictions={path}, line {number}: expected an object")
-        found.append(value)
+        found[number] = value
     return found

@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hvlm.data.question_file import read_questions
-from hvlm.data.sample_fields import FieldError, as_list, as_object, as_text, shown
-from hvlm.errors import UserError
+from hvlm.data.question_file import Row, read_questions
+from hvlm.data.sample_fields import FieldError, as_list, as_object, as_text, each_once, shown
+from hvlm.errors import UserError, first_few
 
 ENOUGH = 3  # people who must agree for an answer to be wholly right
-NAMED = 3  # questions at fault that a message names
 
 
 def soft(answers: list[str]) -> dict[str, float]:
@@ -25,7 +24,7 @@ def soft(answers: list[str]) -> dict[str, float]:
     return {answer: min(1.0, count / ENOUGH) for answer, count in counts.most_common()}
 
 
-def read_answers(path: Path, setting: str) -> list[tuple[str, dict[str, Any]]]:
+def read_answers(path: Path, setting: str) -> list[Row]:
     """What people answered: VQA's annotations, or a file of questions in any form of ``benchmark.questions``, in which
     ``answers`` may be a list of what many people said.
 
@@ -33,73 +32,84 @@ def read_answers(path: Path, setting: str) -> list[tuple[str, dict[str, Any]]]:
 
     ``image_id`` may stand for ``video``.
 
-    Questions that stand in a file of their own, as VQA publishes them, are looked for beside it: ``questions.json`` or
-    the same name with ``annotations`` replaced by ``questions``.
+    Questions that stand in a file of their own, as VQA publishes them, are looked for beside it: the same name with
+    ``annotations`` replaced by ``questions``, or ``questions.json``.
+
+    Raises:
+        UserError: one line that names what is at fault.
     """
     where = f"{setting}={path}"
-    value = None
-    if path.suffix.lower() == ".json":
-        try:
-            value = json.loads(path.read_text(encoding="utf-8-sig"))
-        except OSError as error:
-            raise UserError(f"{where}: cannot be read ({error.strerror})") from error
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: not valid JSON ({error})") from error
+    value = _json(path, where) if path.suffix.lower() == ".json" else None
     if not isinstance(value, dict) or "annotations" not in value:
-        rows = read_questions(path, setting, choices=False)
-        found: dict[str, list[dict[str, Any]]] = {}
-        for row in rows:
-            question = row.question or {}
-            if isinstance(question.get("answers"), list) and len(question["answers"]) >= ENOUGH:
-                question = question | {"answers": soft(question["answers"]), "people": question["answers"]}
-            found.setdefault(row.video, []).append(question)
-        return [(video, {"questions": questions}) for video, questions in found.items()]
-    texts = _questions_beside(path)
-    by_video: dict[str, list[dict[str, Any]]] = {}
+        return [row._replace(question=_with_people(row.question)) for row in read_questions(path, setting, False)]
+    items = as_list(value["annotations"], "annotations") if value["annotations"] else []
+    without = any(isinstance(item, dict) and "question" not in item for item in items)
+    texts = _questions_beside(path, where) if without else {}
+    rows: dict[str, Row] = {}
     wrong: list[str] = []
-    for i, item in enumerate(as_list(value["annotations"], "annotations")):
+    for number, item in enumerate(items, start=1):
         try:
-            video, question = _annotation(item, i, texts)
-            by_video.setdefault(video, []).append(question)
+            row = _annotation(item, number, texts)
+            name = row.question["id"]
+            if rows.setdefault(name, row) is not row:
+                raise FieldError(f"annotations[{number - 1}].question_id {name} stands there twice")
         except FieldError as error:
             wrong.append(str(error))
     if wrong:
-        more = f"; and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
-        raise UserError(f"{where}: {'; '.join(wrong[:NAMED])}{more}")
-    if not by_video:
+        raise UserError(f"{where}: {first_few(wrong)}")
+    if not rows:
         raise UserError(f"{where}: its annotations are empty")
-    return [(video, {"questions": questions}) for video, questions in by_video.items()]
+    return list(rows.values())
 
 
-def _annotation(item: Any, i: int, texts: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
-    where = f"annotations[{i}]"
+def _with_people(question: Mapping[str, Any]) -> dict[str, Any]:
+    """A question whose ``answers`` are what enough people said, with the weights of each."""
+    people = question.get("answers")
+    if not isinstance(people, list) or len(people) < ENOUGH:
+        return dict(question)
+    return {**question, "answers": soft(people), "people": people}
+
+
+def _annotation(item: Any, number: int, texts: Mapping[str, str]) -> Row:
+    where = f"annotations[{number - 1}]"
     item = as_object(item, where)
-    name = as_text(item.get("question_id", i), f"{where}.question_id")
+    name = as_text(item.get("question_id", number - 1), f"{where}.question_id")
     text = item.get("question", texts.get(name))
     if text is None:
         raise FieldError(f"{where}.question is missing, and no file of questions beside it has the id {name}")
     video = item.get("video", item.get("image_id"))
-    said = as_list(item.get("answers"), f"{where}.answers")
     answers = [
         as_text(one.get("answer") if isinstance(one, dict) else one, f"{where}.answers[{n}]")
-        for n, one in enumerate(said)
+        for n, one in enumerate(as_list(item.get("answers"), f"{where}.answers"))
     ]
     if not answers:
         raise FieldError(f"{where}.answers is {shown(item.get('answers'))}, expected what people answered")
-    asked = as_text(text, f"{where}.question")
-    question = {"id": name, "question": asked, "answers": soft(answers), "people": answers}
+    question = _with_people({"id": name, "question": as_text(text, f"{where}.question"), "answers": answers})
     task = item.get("question_type")
-    return as_text(video, f"{where}.video"), question | ({"task": task} if isinstance(task, str) and task else {})
+    question |= {"task": task} if isinstance(task, str) and task.strip() else {}
+    return Row(number, question, as_text(video, f"{where}.video"), None, None)
 
 
-def _questions_beside(path: Path) -> dict[str, str]:
-    """{question_id: question} of the file beside VQA's annotations; {} where there is none that can be read."""
+def _questions_beside(path: Path, where: str) -> dict[str, str]:
+    """{question_id: question} of the file beside VQA's annotations; {} where there is none."""
     for other in (path.with_name(path.name.replace("annotations", "questions")), path.with_name("questions.json")):
         if other == path or not other.is_file():
             continue
+        value = _json(other, f"{where}, the questions beside it, {other.name}")
         try:
-            items = json.loads(other.read_text(encoding="utf-8-sig"))["questions"]
-            return {str(one["question_id"]): one["question"] for one in items}
-        except (OSError, ValueError, LookupError, TypeError):
-            continue
+            return {str(one["question_id"]): one["question"] for one in value["questions"]}
+        except (LookupError, TypeError) as error:
+            raise UserError(
+                f"{where}: {other.name} beside it is not of VQA's form, "
+                '{"questions": [{"question_id": 1, "question": "how many ?"}]}'
+            ) from error
     return {}
+
+
+def _json(path: Path, where: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=each_once)
+    except OSError as error:
+        raise UserError(f"{where}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not valid JSON ({error})") from error

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hvlm.data.quarantine import SampleError
+from hvlm.data.question_file import Row as FileRow
 from hvlm.data.sample_fields import FieldError, as_number, as_object, each_once, shown
 from hvlm.data.sample_targets import as_event
 from hvlm.data.views import Row, View
@@ -56,7 +57,7 @@ class Moments(View):
         return "events" not in sample
 
 
-def read_activitynet(path: Path, setting: str, labels: Labels) -> list[tuple[str, dict[str, Any]]]:
+def read_activitynet(path: Path, setting: str, labels: Labels) -> list[FileRow]:
     """The videos of a file in ActivityNet's form and what happens in each.
 
         {"database": {"v1": {"duration": 40.0, "annotations": [{"segment": [3.0, 9.5], "label": "jump"}]}}}
@@ -78,14 +79,14 @@ def read_activitynet(path: Path, setting: str, labels: Labels) -> list[tuple[str
     videos = value.get("database") if isinstance(value, dict) else None
     if not isinstance(videos, dict) or not videos:
         raise UserError(f'{where}: expected ActivityNet\'s form, {{"database": {{video: {{"annotations": [...]}}}}}}')
-    found: list[tuple[str, dict[str, Any]]] = []
+    found: list[FileRow] = []
     wrong: list[str] = []
-    for name, about in videos.items():
+    for number, (name, about) in enumerate(videos.items(), start=1):
         try:
             about = as_object(about, "it")
             if about.get("subset") in ("testing", "test_without_annotations") and not about.get("annotations"):
                 continue
-            found.append((name, _video(about, labels, wrong, name[:200])))
+            found.append(FileRow(number, None, name, None, None, _video(about, labels, wrong, name[:200])))
         except FieldError as error:
             wrong.append(f"{name[:200]}: {error}")
     if wrong:

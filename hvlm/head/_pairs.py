@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,13 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hvlm.data.delimiter import delimiter
-from hvlm.data.sample_fields import FieldError, as_object, as_text
+from hvlm.data.question_file import Row as FileRow
+from hvlm.data.question_file import listed, rows_of, seconds_of, section_of, text_of
 from hvlm.data.sample_targets import as_pair
 from hvlm.data.views import Row, View
-from hvlm.errors import UserError
 
-NAMED = 3  # rows at fault that a message names
 TEXTS = ("text", "caption")
 
 
@@ -65,6 +60,9 @@ class PairsOfTexts(View):
         said = torch.tensor([_number(row["texts"][0]) if row.get("texts") else 0 for row in rows], dtype=torch.int64)
         return {"text_ids": ids, "text_mask": mask, "there": there, "said": said}
 
+    def alone(self, meta: Mapping[str, Any]) -> Sequence[str]:
+        return meta.get("texts", ())
+
     def scoring(self) -> View:
         return replace(self, negatives=None)
 
@@ -74,49 +72,36 @@ def _number(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
 
 
-def read_pairs(path: Path, setting: str) -> list[tuple[str, dict[str, Any]]]:
-    """A list of pairs: JSON Lines or JSON objects {"video", "text" (or "caption"), "negatives"}, or CSV with the
-    columns video and text.
+def read_pairs(path: Path, setting: str) -> list[FileRow]:
+    """A list of pairs in JSON Lines, JSON or CSV: objects {"video", "text" (or "caption"), "negatives"}, or columns of
+    these names, in which negatives are a JSON list or have ``|`` between them. ``start`` and ``end`` (seconds: the part
+    of the video that is meant) and ``fps`` (of a folder of stills) may be there. One row for each video, or part of
+    one, with all its pairs.
 
     Raises:
         UserError: one line that names the rows at fault.
     """
-    where = f"{setting}={path}"
-    found: dict[str, list[dict[str, Any]]] = {}
-    wrong: list[str] = []
-    for number, value in _rows(path, where):
-        try:
-            value = as_object(value, "it")
-            video = as_text(value.get("video"), "video")
-            name = next((name for name in TEXTS if name in value), "text")
-            text = as_text(value.get(name), name)
-            found.setdefault(video, []).append(as_pair({"text": text, "negatives": value.get("negatives")}, ""))
-        except FieldError as error:
-            wrong.append(f"row {number}: {error}")
-    if wrong:
-        more = f"; and {len(wrong) - NAMED} rows more" if len(wrong) > NAMED else ""
-        raise UserError(f"{where}: {'; '.join(wrong[:NAMED])}{more}")
-    if not found:
-        raise UserError(f"{where}: holds no pair; a row needs video and text")
-    return [(video, {"pairs": pairs}) for video, pairs in found.items()]
+    found: dict[tuple[Any, ...], FileRow] = {}
+    for row in rows_of(path, setting, _row, "pair", ("video", "text")):
+        first = found.setdefault((row.video, row.section), row)
+        if first is not row:
+            first.about["pairs"].extend(row.about["pairs"])
+    return list(found.values())
 
 
-def _rows(path: Path, where: str) -> list[tuple[int, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() in (".csv", ".tsv"):
-            mark = "\t" if path.suffix.lower() == ".tsv" else delimiter(text.partition("\n")[0], text.splitlines(True))
-            reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
-            return [(reader.line_num, {str(k): v for k, v in row.items()}) for row in reader]
-        if path.suffix.lower() == ".json":
-            value = json.loads(text)
-            if not isinstance(value, list):
-                raise UserError(f"{where}: expected a list of pairs")
-            return list(enumerate(value, start=1))
-        return [(n, json.loads(line)) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    except OSError as error:
-        raise UserError(f"{where}: cannot be read ({error.strerror})") from error
-    except (ValueError, csv.Error, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{where}: not valid JSON Lines, JSON or CSV ({error})") from error
+def _row(number: int, value: Any) -> FileRow:
+    """Raises ValueError, which goes on after the row's number."""
+    if not isinstance(value, dict):
+        raise ValueError("is no object; expected one with video, text")
+    value = {name: field for name, field in value.items() if field is not None}
+    name = next((name for name in TEXTS if name in value), None)
+    if missing := [needed for needed, there in (("video", "video" in value), ("text", name)) if not there]:
+        has = ", ".join(map(str, list(value)[:12])) or "nothing"
+        raise ValueError(f"lacks {', '.join(missing)}; it has {has}, expected video, and text or caption")
+    assert name is not None
+    wrong = value.get("negatives", [])
+    wrong = listed(wrong) if isinstance(wrong, str) else wrong
+    pair = as_pair({"text": text_of(value, name), "negatives": wrong}, "its pair")
+    return FileRow(
+        number, None, text_of(value, "video"), section_of(value), seconds_of(value, "fps"), {"pairs": [pair]}
+    )

@@ -6,6 +6,7 @@ classes, each with a sigmoid of its own, and the target of an answer is how righ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
@@ -20,15 +21,21 @@ from torchmetrics import MeanMetric, Metric
 
 from hvlm.config.ranges import PositiveInt, Probability
 from hvlm.contracts import Head
+from hvlm.data.question_file import Row as FileRow
+from hvlm.data.sample_fields import as_object, as_text
+from hvlm.data.sample_targets import as_weights
 from hvlm.data.sampling import is_shown
 from hvlm.data.views import Row, View, in_context
 from hvlm.head._closed_answers import read_answers
 from hvlm.head._errors import with_errors
 from hvlm.head._labels import Labels
+from hvlm.head._lines import check_each, label_in, listed
 from hvlm.head._pool import last_state
 from hvlm.metrics.text import SoftVQAAccuracy
 from hvlm.metrics.vqa import VARIANTS, vqa_accuracy
 from hvlm.types import Batch, Sequence
+
+NOBODYS = "\0"  # an answer that nobody gives
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,7 @@ class Classify(Head):
     """
 
     names = "answers"
+    measures = ("accuracy",)
 
     def __init__(
         self, *, text_dim: int, labels: list[str] | None = None, hidden: PositiveInt = 128, dropout: Probability = 0.0
@@ -107,18 +115,32 @@ class Classify(Head):
         return total, total.new_tensor(len(right)), {"accuracy": chosen}
 
     def predict(self, output: Tensor, batch: Batch) -> list[dict[str, Any]]:
-        """{question_id, key, task, question, cluster, answer, score, weights}: the likeliest label and its
-        probability."""
+        """{question_id, key, task, question, cluster, answer, score, weights, people}: the likeliest label and its
+        probability; null where the scores are no numbers."""
         scores, places = output.sigmoid().max(1)
         rows = batch.rows or []
-        return [
-            {name: row.get(name) for name in ("question_id", "key", "task", "question", "cluster")}
-            | {"answer": self.labels.names[place], "score": round(score, 6), "weights": row.get("weights", {})}
-            | {"people": row.get("people", [])}
-            for row, place, score in zip(rows, places.tolist(), scores.tolist(), strict=True)
-        ]
+        lines = []
+        for row, place, score in zip(rows, places.tolist(), scores.tolist(), strict=True):
+            line = {name: row.get(name) for name in ("question_id", "key", "task", "question", "cluster")}
+            known = math.isfinite(score)  # else no label is the likeliest
+            line |= {"answer": self.labels.names[place] if known else None, "score": round(score, 6) if known else None}
+            lines.append(line | {"weights": row.get("weights", {}), "people": row.get("people", [])})
+        return lines
 
-    def read(self, path: Path, setting: str) -> list[tuple[str, dict[str, Any]]]:
+    def check_lines(self, lines: Mapping[int, Mapping[str, Any]], path: Path) -> None:
+        """See ``Head.check_lines``."""
+
+        def name_of(line: Mapping[str, Any]) -> str:
+            if "answer" not in line or line["answer"] is not None:
+                label_in(self.labels, line.get("answer"), "answer")
+            as_weights(as_object(line.get("weights"), "weights"), "weights")
+            for i, one in enumerate(listed(line, "people")):
+                as_text(one, f"people[{i}]")
+            return as_text(line.get("question_id"), "question_id")
+
+        check_each(lines, path, name_of)
+
+    def read(self, path: Path, setting: str) -> list[FileRow]:
         """VQA's annotations or a file of questions; see ``read_answers``."""
         return read_answers(path, setting)
 
@@ -134,7 +156,7 @@ class Classify(Head):
                 if name in ("accuracy", "answerable"):
                     metrics[name].update(value)
                 else:
-                    metrics[name].update([line["answer"]], [line["people"]])
+                    metrics[name].update([line["answer"] or NOBODYS], [line["people"]])
 
     def each(self, line: Mapping[str, Any]) -> dict[str, float]:
         """What a question adds to the mean of each metric that it belongs to."""
@@ -143,7 +165,8 @@ class Classify(Head):
             "answerable": float(bool(set(line["weights"]) & set(self.labels.names))),
         }
         people = line["people"]
-        return found | {f"vqa_{v}": vqa_accuracy(line["answer"], people, v) for v in (VARIANTS if people else ())}
+        said = line["answer"] or NOBODYS
+        return found | {f"vqa_{v}": vqa_accuracy(said, people, v) for v in (VARIANTS if people else ())}
 
     def score(self, lines: SequenceOf[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """See ``Head.score``; all are means over questions."""

@@ -29,10 +29,14 @@ from hvlm.config.ranges import (
     Probability,
 )
 from hvlm.contracts import Head
+from hvlm.data.question_file import Row as FileRow
+from hvlm.data.sample_fields import FieldError, as_number, as_object
+from hvlm.data.sample_targets import as_event
 from hvlm.errors import UserError
 from hvlm.head._boundaries import DistanceEnds, TridentEnds, focal
 from hvlm.head._grid import Assigned, Points, assign, points_of, to_grid, to_seconds
 from hvlm.head._labels import Labels
+from hvlm.head._lines import check_each, clip_of, label_in, listed
 from hvlm.head._moments import Moments, read_activitynet
 from hvlm.head._pool import Frames, frame_states
 from hvlm.head._pyramid import Pyramid, State, Tower
@@ -73,6 +77,7 @@ class Detect(Head):
     """
 
     names = "events"
+    measures = ("focal", "diou")
     running: Tensor
 
     def __init__(
@@ -279,7 +284,24 @@ class Detect(Head):
         errors = {f"map/{name}": error for name, error in metrics["map"].errors().items() if math.isfinite(error)}
         return [row | {"stderr": errors.get(row["metric"])} for row in super().score(lines)]
 
-    def read(self, path: Path, setting: str) -> list[tuple[str, dict[str, Any]]]:
+    def check_lines(self, lines: Mapping[int, Mapping[str, Any]], path: Path) -> None:
+        """See ``Head.check_lines``."""
+
+        def name_of(line: Mapping[str, Any]) -> str:
+            for i, one in enumerate(listed(line, "segments")):
+                where = f"segments[{i}]"
+                one = as_object(one, where)
+                start, end, _ = (as_number(one.get(name), f"{where}.{name}") for name in ("start", "end", "score"))
+                if end < start:
+                    raise FieldError(f"{where} ends at {end:g}, before its start at {start:g}")
+                label_in(self.labels, one.get("label"), f"{where}.label")
+            for i, one in enumerate(listed(line, "events")):
+                label_in(self.labels, as_event(one, f"events[{i}]")["label"], f"events[{i}].label")
+            return clip_of(line)
+
+        check_each(lines, path, name_of)
+
+    def read(self, path: Path, setting: str) -> list[FileRow]:
         """ActivityNet's JSON; see ``read_activitynet``."""
         return read_activitynet(path, setting, self.labels)
 

@@ -20,13 +20,17 @@ from torchmetrics import MeanMetric, Metric
 
 from hvlm.config.ranges import NonNegativeInt, PositiveFloat, PositiveInt
 from hvlm.contracts import Head
-from hvlm.head._contrast import gathered
+from hvlm.data.question_file import Row as FileRow
+from hvlm.data.sample_fields import FieldError, as_text
+from hvlm.errors import UserError
+from hvlm.head._contrast import gathered, world
 from hvlm.head._errors import with_errors
+from hvlm.head._lines import check_each, clip_of, listed, vector
 from hvlm.head._pairs import PairsOfTexts, read_pairs
 from hvlm.head._pool import last_state, video_states
 from hvlm.metrics.retrieval import KS, RankedRetrieval
 from hvlm.prompts import DESCRIBE
-from hvlm.types import Alone, Batch, Sequence
+from hvlm.types import Alone, Batch, Sequence, Term
 
 
 class Embedded(NamedTuple):
@@ -43,6 +47,7 @@ class Retrieve(Head):
     """
 
     no_weight_decay = ("log_scale",)
+    measures = ("accuracy", "scale")
 
     def __init__(
         self,
@@ -57,7 +62,7 @@ class Retrieve(Head):
     ):
         super().__init__()
         self.view = PairsOfTexts(prompt, negatives)
-        self.ceiling = ceiling
+        self.ceiling, self.text_dims = ceiling, 2 * text_dim
         self.video = _projection(2 * text_dim, hidden, dim)
         self.text = _projection(2 * text_dim, hidden, dim)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
@@ -65,7 +70,9 @@ class Retrieve(Head):
     @property
     def scale(self) -> Tensor:
         """What similarities are multiplied with: 1 / temperature, at most ``ceiling``."""
-        return self.log_scale.clamp(max=math.log(self.ceiling)).exp()
+        # At the ceiling the gradient goes on, or what has once reached it could never fall again.
+        above = (self.log_scale - math.log(self.ceiling)).clamp(min=0).detach()
+        return (self.log_scale - above).exp()
 
     def texts(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
         assert batch.targets is not None, "a batch of the head's own view"
@@ -113,10 +120,22 @@ class Retrieve(Head):
         right = (found.argmax(1) == begin + rows).sum().float()
         return total, total.new_tensor(len(video)), {"accuracy": right, "scale": self.scale.detach() * len(video)}
 
+    def absent(self, batch: Batch) -> Term:
+        """See ``Head.absent``; what other processes compare with is asked of all."""
+        term = super().absent(batch)
+        if world() == 1 or not torch.is_grad_enabled():
+            return term
+        none = self.log_scale.new_zeros(0, self.text_dims)
+        own, video = (F.normalize(side(none).float(), dim=-1) for side in (self.text, self.video))
+        exchanged = [gathered(own)[0], gathered(video)[0], gathered(batch.clip_K[:0])[0]]
+        return term._replace(total=sum(0.0 * x.sum() for x in exchanged[:2]) + 0.0 * self.log_scale)
+
     @torch.no_grad()
     def predict(self, output: Embedded, batch: Batch) -> list[dict[str, Any]]:
         """{key, uid, texts, video, embeddings}: the right text, its wrong ones, and the embeddings."""
         assert batch.targets is not None, "a batch of the head's own view"
+        if not bool(torch.isfinite(output.video_KE).all() & torch.isfinite(output.text_KNE).all()):
+            raise UserError("head=retrieve: embeddings are not numbers (NaN): training went wrong; lower its rates")
         lines = []
         for k, row in enumerate(batch.rows or []):
             texts = row.get("texts", [])
@@ -161,7 +180,25 @@ class Retrieve(Head):
             each |= {f"{way}/r@{k}": [(float(r <= k), q) for r, q in zip(ranks, queries, strict=True)] for k in KS}
         return with_errors(super().score(lines), each)
 
-    def read(self, path: Path, setting: str) -> list[tuple[str, dict[str, Any]]]:
+    def check_lines(self, lines: Mapping[int, Mapping[str, Any]], path: Path) -> None:
+        """See ``Head.check_lines``."""
+        width: int | None = None
+
+        def name_of(line: Mapping[str, Any]) -> None:
+            nonlocal width
+            texts, embeddings = listed(line, "texts"), listed(line, "embeddings")
+            if not texts or len(texts) != len(embeddings):
+                raise FieldError(f"texts are {len(texts)} and embeddings {len(embeddings)}, expected one for each")
+            for i, text in enumerate(texts):
+                as_text(text, f"texts[{i}]")
+            width = len(vector(line.get("video"), "video", width))
+            for i, one in enumerate(embeddings):
+                vector(one, f"embeddings[{i}]", width)
+            clip_of(line)
+
+        check_each(lines, path, name_of)
+
+    def read(self, path: Path, setting: str) -> list[FileRow]:
         """A list of pairs; see ``read_pairs``."""
         return read_pairs(path, setting)
 

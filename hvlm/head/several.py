@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
@@ -19,11 +20,17 @@ from torchmetrics import Metric
 from hvlm.config.check import check_room, room_class
 from hvlm.config.schema import parameters
 from hvlm.contracts import Head
+from hvlm.data.question_file import Row as FileRow
+from hvlm.data.sample_fields import FieldError, shown
 from hvlm.data.views import Row, View
 from hvlm.errors import UserError
+from hvlm.head._lines import check_each
 from hvlm.types import Alone, Batch, Sequence, Term
 
+log = logging.getLogger(__name__)
+
 Value = bool | int | float | str | list[int] | list[float] | list[str] | None
+WORDS = {"text": "hvlm.head.text.TextHead"}  # whose class is not called as the word
 Heads = dict[str, dict[str, Value] | None]
 
 
@@ -52,6 +59,9 @@ class Together(View):
                     0, torch.tensor(index), value
                 )
         return found
+
+    def alone(self, meta: Mapping[str, Any]) -> SequenceOf[str]:
+        return dict(self.views)[meta["head"]].alone(meta)
 
     def scoring(self) -> View:
         return Together(tuple((name, view.scoring()) for name, view in self.views))
@@ -140,12 +150,11 @@ class Several(Head):
         return found
 
     def terms(self, output: dict[str, Any], batch: Batch) -> dict[str, Term]:
-        nothing = torch.zeros((), device=batch.clip_K.device)
-        found = {}
-        for name, head in self.heads.items():
-            part = self.part(batch, name)
-            found[name] = Term(nothing, nothing, {}) if part is None else Term(*head.loss(output[name], part))
-        return found
+        parts = {name: self.part(batch, name) for name in self.heads}
+        return {
+            name: head.absent(batch) if (part := parts[name]) is None else Term(*head.loss(output[name], part))
+            for name, head in self.heads.items()
+        }
 
     def units_of_terms(self, batch: Batch) -> dict[str, float]:
         parts = {name: self.part(batch, name) for name in self.heads}
@@ -187,11 +196,26 @@ class Several(Head):
         rows = []
         for name, head in self.heads.items():
             own = [line for line in lines if line["head"] == name]
+            if not own and not head.writes:
+                log.warning("head=several: there is nothing for %s here, so it is not scored", name)
             scored = head.score(own) if own and not head.writes else []
             rows += [row | {"metric": f"{name}/{row['metric']}"} for row in scored]
         return rows
 
-    def read(self, path: Path, setting: str) -> list[tuple[str, dict[str, Any]]]:
+    def check_lines(self, lines: Mapping[int, Mapping[str, Any]], path: Path) -> None:
+        """See ``Head.check_lines``; each head looks at its own."""
+
+        def name_of(line: Mapping[str, Any]) -> None:
+            if line.get("head") not in self.tasks:
+                raise FieldError(f"head is {shown(line.get('head'))}, expected one of {', '.join(self.tasks)}")
+
+        check_each(lines, path, name_of)
+        for name, head in self.heads.items():
+            own = {number: line for number, line in lines.items() if line["head"] == name}
+            if not head.writes:
+                head.check_lines(own, path)
+
+    def read(self, path: Path, setting: str) -> list[FileRow]:
         raise UserError(f"{setting}={path}: several heads have no file in common; score them on the dataset's split")
 
 
@@ -199,8 +223,11 @@ def _node(name: str, settings: Mapping[str, Any] | None) -> dict[str, Any]:
     """A head's settings with its class: that of the word, unless they name another."""
     if settings is not None and not isinstance(settings, Mapping):
         raise UserError(f"head.heads.{name}={settings}: expected settings, {{labels: [a, b]}}, or null")
-    target = f"hvlm.head.{name}.{''.join(part.capitalize() for part in name.split('_'))}"
-    return {"_target_": target, **(settings or {})}
+    return {"_target_": WORDS.get(name) or _target(name), **(settings or {})}
+
+
+def _target(name: str) -> str:
+    return f"hvlm.head.{name}.{''.join(part.capitalize() for part in name.split('_'))}"
 
 
 def _checked(name: str, settings: Mapping[str, Any] | None) -> tuple[type[Head], dict[str, Any]]:

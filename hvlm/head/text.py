@@ -23,6 +23,7 @@ class TextHead(Head):
 
     view = Questions()
     writes = True
+    measures = ("token_accuracy",)
 
     def __init__(self, *, logits: Callable[[Tensor], Tensor]):
         super().__init__()
