@@ -20,12 +20,12 @@ STAGES = ["vision", "align", "sft", "dpo"]
 LOGGED = ("train/loss", "train/reward_margin", "train/distill", "train/gates_l1", "val/loss", "grad_norm")
 
 
-def logged(folder: Path) -> dict[str, list[float]]:
-    """{metric: its values in the order of the steps}, and ``val/loss`` of the end."""
+def logged(folder: Path, also: str = "train/loss") -> dict[str, list[float]]:
+    """{metric: its values in the order of the steps}, and ``val/loss`` of the end. also: how further names begin."""
     found: dict[str, list[float]] = {}
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         for name, value in json.loads(line).items():
-            if name in LOGGED:
+            if name in LOGGED or name.startswith(also):
                 found.setdefault(name, []).append(value)
     return found
 
@@ -104,6 +104,30 @@ def test_another_number_of_processes_goes_on_where_two_stopped(
     )
     largest, mean = far(whole.run / "sft", rest.run / "sft")
     assert largest < 2e-4 and mean < 2e-5
+
+
+@pytest.mark.slow
+def test_two_processes_learn_several_heads_like_one(
+    needles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that compares the clips of all processes, one that divides by a moving average, and one for which some
+    batches of a process hold nothing."""
+    monkeypatch.chdir(tmp_path)
+    heads = "{detect:{dim:16,levels:3,dropout:0},retrieve:{dim:8},classify:{labels:['2','3']}}"
+    command = [
+        "stage=task", "head=several", f"head.heads={heads}", "stage.weights={classify:0.5}", "connector=mean",
+        *needles, "dataset.root=data", "dataset.set=events", "dataset.min_seconds=10", "dataset.max_seconds=12",
+        "dataset.fps=2", "dataset.num_frames=4", "dataset.val_clips=5", "dataset.text_chats=0", "stage.steps=4",
+        "stage.batch_size=4", "evaluate=false", "callback.media=0",
+    ]  # fmt: skip
+    train(*command, "run=two", "trainer=ddp", "trainer.accelerator=cpu", f"trainer.strategy={DDP}")
+    run([*command, "run=one"])
+    one, two = logged(Path("runs/one/task"), "train/"), logged(Path("runs/two/task"), "train/")
+    assert {"train/retrieve/accuracy", "train/detect/diou", "train/classify/loss"} <= set(one)
+    for name, values in one.items():
+        assert two[name] == pytest.approx(values, rel=1e-3, abs=1e-4), name
+    largest, mean = far(Path("runs/one/task"), Path("runs/two/task"))
+    assert largest < 2e-3 and mean < 2e-5
 
 
 @pytest.mark.parametrize("strategy", [DDP, FSDP])

@@ -322,7 +322,7 @@ def test_activitynets_json_is_read(tmp_path: Path) -> None:
         b={"subset": "testing", "annotations": []},
         c={"annotations": []},
     )
-    found = dict(tiny().head.read(file, "benchmark.annotations"))
+    found = {row.video: row.about for row in tiny().head.read(file, "benchmark.annotations")}
     assert found == {
         "a": {
             "duration": 9.5,
@@ -386,3 +386,13 @@ def test_a_step_in_parts_moves_the_average_once_and_divides_by_it_throughout() -
         stage._parts_done = i
         divisors.append(stage._units_of_step(None, part._replace(step_units={"detect": positives}))["detect"])
     assert divisors[0] == divisors[1] == pytest.approx(0.9 * before + 0.1 * positives)
+
+
+def test_two_processes_divide_by_the_average_that_one_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm = model(Case("question_first", (Variant("head", "detect"), Variant("connector", "mean"))))
+    stage = assembly.stage({"stage": Variant("stage", "task").settings}, vlm, None).eval()
+    half, before = {"detect": torch.tensor(15.0)}, float(vlm.head.running)
+    monkeypatch.setattr(type(stage), "_world", staticmethod(lambda: 2))
+    monkeypatch.setattr(type(stage), "_sum", classmethod(lambda cls, value: 2 * value))
+    divisor = stage._units_of_step(half, read(vlm, *samples(vlm)))["detect"]
+    assert 2 * float(divisor) == pytest.approx(0.9 * before + 0.1 * 30), "gradients are averaged over processes"

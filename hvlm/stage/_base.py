@@ -63,6 +63,7 @@ class Stage(contracts.Stage, lightning.LightningModule):
     view: ClassVar[View | None]
     adapts: ClassVar[bool] = True  # whether it trains the adapter of a model that has one
     scored: ClassVar[str] = "answer"
+    words: ClassVar[bool] = False  # whether what it teaches is to write
 
     def __init__(
         self,
@@ -119,7 +120,11 @@ class Stage(contracts.Stage, lightning.LightningModule):
 
     def freeze(self) -> None:
         """Let exactly the parts under ``trainable`` learn; the others keep their weights and their running statistics.
-        Raises ValueError for a part that does not exist."""
+        Raises ValueError for a part that does not exist, and for a head that cannot learn what the stage teaches."""
+        head = None if isinstance(self.model, Encoder) else self.model.head
+        if self.words and head is not None and head.view is not None and not head.writes:
+            word = type(self).__module__.rpartition(".")[2]
+            raise ValueError(f"stage={word}: it teaches to write, and head={head.task} writes no text; use stage=task")
         parts = self.parts()
         self.trainable = {part: rate for part, rate in self.trainable.items() if part in parts or part in self._named}
         if unknown := set(self._named) - set(parts):

@@ -16,6 +16,8 @@ class TextStage(Stage):
         auxiliary loss, 0 in its releases). It costs a second pass through the encoder and the language model.
     """
 
+    words = True
+
     def __init__(self, *, coarse_weight: NonNegativeFloat = 0.0, **stage: Any):
         super().__init__(**stage)
         if coarse_weight and "coarse" not in self.model.connector.modes:

@@ -30,6 +30,7 @@ class DPO(Stage):
     adapter, where nothing but the adapter trains (half the memory, no table)."""
 
     view = Pairs()
+    words = True
 
     def __init__(
         self,

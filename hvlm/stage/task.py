@@ -37,7 +37,8 @@ class Task(Stage):
         self.backbone, self.weights = backbone, dict(weights or {})
 
     def freeze(self) -> None:
-        """See ``Stage.freeze``. ValueError also where there is nothing to adapt, or a weight is of no term."""
+        """See ``Stage.freeze``. ValueError also where there is nothing to adapt, a weight is of no term, or there is
+        nothing to learn."""
         if self.backbone == "adapted" and "adapter" not in self.parts():
             raise ValueError(
                 "stage.backbone=adapted: there is no adapter to train; choose one with adapter=, or use "
@@ -46,6 +47,13 @@ class Task(Stage):
         terms = self.model.head.tasks
         if unknown := sorted(set(self.weights) - set(terms)):
             raise ValueError(f"stage.weights names {', '.join(unknown)}; the heads are {', '.join(terms)}")
+        if not any(self.weights.get(name, 1.0) for name in terms):
+            raise ValueError(f"stage.weights: all are 0, so nothing is learned; give one of {', '.join(terms)} more")
+        if self.interleave != 0 and not self.model.head.writes:
+            raise ValueError(
+                f"stage.interleave={self.interleave or 'null'}: text-only chats hold nothing for "
+                f"head={self.model.head.task}, which writes no text; use stage.interleave=0"
+            )
         super().freeze()
 
     def units(self, batch: Batch) -> dict[str, float]:
@@ -66,5 +74,6 @@ class Task(Stage):
         """A head may divide by something else than the units of the step, which it is told once a step."""
         units = super()._units_of_step(counts, batch)
         if self._parts_done == 0:
-            self._divisors = {name: self.model.head.divisor(name, count) for name, count in units.items()}
+            world, head = self._world(), self.model.head
+            self._divisors = {name: head.divisor(name, count * world) / world for name, count in units.items()}
         return self._divisors
