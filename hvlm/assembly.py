@@ -134,7 +134,7 @@ def model(cfg: Mapping[str, Any], chat: Chat, weights: bool = True, stored: Mapp
         merger=merger,
         connector=connector,
         attention=attention,
-        fusion=room(cfg["fusion"], **text),
+        fusion=room(cfg["fusion"], **text, vision_dim=vision.dim),
         language=language,
         adapter=adapter(cfg, stored),
         kvcache=kvcache,
@@ -227,6 +227,11 @@ def stage(cfg: Mapping[str, Any], vlm: VLM | Encoder, data: Any) -> Stage:
         raise UserError(
             f"stage={stage_name(cfg)} learns to write the question, too, so with order=video_first no visual token may "
             "know it and fusion would have nothing to read; use order=question_first, or fusion=none"
+        )
+    if isinstance(vlm, VLM) and vlm.fusion.writes_text and built.scored == "all":
+        raise UserError(
+            f"fusion.write_text=true: stage={stage_name(cfg)} learns to write the question, too, so no state of it may "
+            "know what comes later; use fusion.write_text=false in this stage and all after it"
         )
     try:
         built.freeze()

@@ -28,7 +28,7 @@ from hvlm.errors import UserError
 from hvlm.feature_cache import FrozenFeatures
 from hvlm.gaze import Adapted, CachedKV, RecomputedKV, encode_frames, plainly
 from hvlm.router import Router, pooled
-from hvlm.types import Alone, Batch, Encoded, Patches, Prefix, Sequence, Targets, Tokens, Wants
+from hvlm.types import Alone, Batch, Encoded, Fused, Patches, Prefix, Sequence, Targets, Tokens, Unimodal, Wants
 
 
 class VLM(nn.Module):
@@ -116,18 +116,36 @@ class VLM(nn.Module):
 
     def visual_tokens(self, batch: Batch, text_KSD: Tensor) -> Tokens:
         """Visual tokens of every text row, [K, V, text_dim]."""
+        return self.fused(batch, text_KSD)[0].tokens
+
+    def fused(self, batch: Batch, text_KSD: Tensor) -> tuple[Fused, Unimodal | None]:
+        """Visual tokens and text of every row as the fusion gives them, and as it got them (None: it reads no text)."""
         if batch.adapter_K is None or not self.adapter.adapts & BETWEEN:
-            return self._visual_tokens(batch, text_KSD)
+            return self._fused(batch, text_KSD)
         # The rooms between encoder and language model know clips and rows of several kinds: one set after the other.
         each, order = [], []
         for which in batch.adapter_K.unique().tolist():
             rows = (batch.adapter_K == which).nonzero().squeeze(1)
             with self.adapter.using(between=which):
-                each.append(self._visual_tokens(rows_of(batch, rows), text_KSD[rows]))
+                each.append(self._fused(rows_of(batch, rows), text_KSD[rows]))
             order.append(rows)
-        return joined(each).take(torch.cat(order).argsort())
+        back = torch.cat(order).argsort()
+        fused, came = ([pair[i] for pair in each] for i in (0, 1))
+        tokens, text, pooled = joined([f.tokens for f in fused]), None, None
+        if fused[0].text_KPD is not None:
+            text = below([f.text_KPD for f in fused])
+        if fused[0].pooled_KD is not None:
+            pooled = torch.cat([f.pooled_KD for f in fused])
+        unimodal = None
+        if came[0] is not None:
+            unimodal = Unimodal(
+                joined([u.tokens for u in came]).take(back),
+                below([u.text_KPD for u in came])[back],
+                below([u.prompt_KP for u in came])[back],
+            )
+        return Fused(tokens, text, pooled).take(back), unimodal
 
-    def _visual_tokens(self, batch: Batch, text_KSD: Tensor) -> Tokens:
+    def _fused(self, batch: Batch, text_KSD: Tensor) -> tuple[Fused, Unimodal | None]:
         prefix = prefix_of(batch, text_KSD) if self.order == "question_first" else None
         patches, rows = self.encode_video(batch), batch.adapter_K
         if prefix is None and rows is not None and self.connector.steers and "language" in self.adapter.adapts:
@@ -138,8 +156,9 @@ class VLM(nn.Module):
         if not per_row:
             tokens = tokens.take(batch.clip_K)
         if not self.fusion.reads_text:
-            return self.fusion(tokens, text_KSD[:, :0], batch.attention_mask_KS[:, :0])
-        return self.fusion(tokens, *known_text(batch, text_KSD))
+            return self.fusion(tokens, text_KSD[:, :0], batch.attention_mask_KS[:, :0]), None
+        came = Unimodal(tokens, *known_text(batch, text_KSD))
+        return self.fusion(*came), came
 
     def sequence(self, batch: Batch) -> Sequence:
         """The text of every row with the visual tokens in their place."""
@@ -149,7 +168,10 @@ class VLM(nn.Module):
         if not batch.frame_mask_BT.any():
             self._check_length(text.shape[1], 0)
             return Sequence(text, batch.attention_mask_KS, 0, batch=batch)
-        visual = self.visual_tokens(batch, text)
+        fused, unimodal = self.fused(batch, text)
+        visual = fused.tokens
+        if self.fusion.writes_text and fused.text_KPD is not None:
+            text = written(batch, text, fused)
         self._check_length(text.shape[1], visual.x_BSD.shape[1])
         source = interleave(text.shape[1], visual.x_BSD.shape[1], batch.visual_at_K)
         x = pick(source, text, visual.x_BSD.to(text.dtype))
@@ -159,7 +181,9 @@ class VLM(nn.Module):
             position = pick(source, self._text_positions(batch), batch.visual_at_K.unsqueeze(1) + visual.position_BS)
         if visual.log_size_BS is not None:
             log_size = pick(source, torch.zeros_like(text[..., 0]), visual.log_size_BS.to(text.dtype))
-        return Sequence(x, mask, visual.x_BSD.shape[1], position, log_size, visual, batch)
+        return Sequence(
+            x, mask, visual.x_BSD.shape[1], position, log_size, visual, batch, fused=fused, unimodal=unimodal
+        )
 
     def _check_length(self, text: int, visual: int) -> None:
         if text + visual > self.language.max_positions:
@@ -172,7 +196,7 @@ class VLM(nn.Module):
     def hidden(self, sequence: Sequence, cache: PastKV | None = None) -> Tensor:
         """The language model's states, [K, L, D]; an empty ``cache`` (of ``kvcache``) keeps what writing goes on from,
         and each place sees of those before what it keeps: see ``hvlm.prefill.read``."""
-        x, mask, _, position, log_size, _, batch, _ = sequence
+        x, mask, _, position, log_size, _, batch, *_ = sequence
         if cache is not None and batch is not None and sequence.tokens is not None:
             cache.tell(*frames_and_slots(sequence, self.vision.grid(*batch.frames_BTCHW.shape[-2:])))
         with self.adapter.using(language=None if batch is None else batch.adapter_K):
@@ -328,6 +352,12 @@ def joined(each: list[Tokens]) -> Tokens:
     )
 
 
+def below(each: list[Tensor]) -> Tensor:
+    """[K, P, ...] below each other; shorter ones are filled with zeros behind."""
+    longest = max(x.shape[1] for x in each)
+    return torch.cat([torch.cat([x, x.new_zeros(len(x), longest - x.shape[1], *x.shape[2:])], 1) for x in each])
+
+
 def adapter_of_clips(batch: Batch) -> Tensor:
     """Which adapter weights each clip uses, int64 [B]. ValueError where its rows disagree: what is made once for all
     rows of a clip cannot follow several."""
@@ -349,6 +379,27 @@ def known_text(batch: Batch, text_KSD: Tensor) -> tuple[Tensor, Tensor]:
     width = int((known * (1 + torch.arange(known.shape[1], device=known.device))).max())
     known = known[:, :width]
     return text_KSD[:, :width].masked_fill(~known.unsqueeze(-1), 0), known
+
+
+def written(batch: Batch, text_KSD: Tensor, fused: Fused) -> Tensor:
+    """The embedded text with the fusion's states of it in their places.
+
+    Such a state knows the whole video and all that may be known of the text. So it goes only into rows where all of
+    that stands before the first target, and where there is a video: what is learned is then what is there when the
+    model writes, and a row without a video is the language model's alone.
+    """
+    assert batch.prompt_KS is not None and fused.text_KPD is not None, "a fusion that reads the text"
+    width = fused.text_KPD.shape[1]
+    known_KS = batch.prompt_KS & batch.attention_mask_KS
+    target_KS = batch.loss_mask_KS & batch.attention_mask_KS
+    place = torch.arange(known_KS.shape[1], device=known_KS.device)
+    first_K1 = torch.where(target_KS, place, known_KS.shape[1]).amin(1, keepdim=True)
+    last_K1 = torch.where(known_KS, place, -1).amax(1, keepdim=True)
+    ready_K1 = (last_K1 < first_K1) & (batch.visual_at_K.unsqueeze(1) <= first_K1)
+    ready_K1 = ready_K1 & fused.tokens.mask_BS.any(1, keepdim=True)
+    places_KP1 = (known_KS & ready_K1)[:, :width].unsqueeze(-1)
+    head = torch.where(places_KP1, fused.text_KPD.to(text_KSD.dtype), text_KSD[:, :width])
+    return torch.cat([head, text_KSD[:, width:]], 1)
 
 
 def named_parts(model: VLM | Encoder) -> dict[str, list[tuple[str, nn.Parameter]]]:

@@ -27,7 +27,7 @@ def read(language: Language, sequence: Sequence, cache: PastKV, chunk: int | Non
         apart: what follows the context is read after it, and token by token where pieces matter to the cache
             (``PastKV.in_pieces``).
     """
-    x, mask, _, position, log_size, _, batch, _ = sequence
+    x, mask, _, position, log_size, _, batch, *_ = sequence
     length = x.shape[1]
     cache.reserve(length)
     end_K1 = _end(sequence) if apart else None

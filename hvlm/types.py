@@ -227,6 +227,32 @@ class Prefix(NamedTuple):
     clip_K: Tensor
 
 
+class Fused(NamedTuple):
+    """What a fusion makes of visual tokens and text, of every text row.
+
+    tokens: the visual tokens, as many as came in. text_KPD: states of the text that may be known before the answer,
+    zero elsewhere; None: the room makes none. pooled_KD: one state of both; None: the room makes none.
+    """
+
+    tokens: Tokens
+    text_KPD: Tensor | None = None
+    pooled_KD: Tensor | None = None
+
+    def take(self, index_K: Tensor) -> Fused:
+        """Row ``k`` of the result is row ``index_K[k]`` of this one."""
+        text, pooled = (None if x is None else x[index_K] for x in (self.text_KPD, self.pooled_KD))
+        return Fused(self.tokens.take(index_K), text, pooled)
+
+
+class Unimodal(NamedTuple):
+    """What came into the fusion, each side knowing nothing of the other: the visual tokens (only a connector that has
+    read the question knows it), the embedded text up to the last place that any row may know, and those places."""
+
+    tokens: Tokens
+    text_KPD: Tensor
+    prompt_KP: Tensor
+
+
 class Alone(NamedTuple):
     """Texts that the language model reads by themselves: states_MSD, and mask_MS, where a token stands."""
 
@@ -241,7 +267,8 @@ class Sequence(NamedTuple):
     patches; None: valid positions are counted. log_size_KL: float, added to the attention scores of merged tokens;
     None: not. tokens: the visual tokens of every row, [K, V, ...]; None where there is no video. batch: what was laid
     out; None for a sequence that comes from elsewhere. alone: texts that were read for the head without the video
-    (``Head.texts``), None where it asked for none.
+    (``Head.texts``), None where it asked for none. fused: what the fusion made of video and text, None where there is
+    no video. unimodal: what it made that of, None where it does not read the text.
     """
 
     x_KLD: Tensor
@@ -252,6 +279,8 @@ class Sequence(NamedTuple):
     tokens: Tokens | None = None
     batch: Batch | None = None
     alone: Alone | None = None
+    fused: Fused | None = None
+    unimodal: Unimodal | None = None
 
     def text_rows(self, index_J: Tensor) -> Sequence:
         """Some of the rows: row ``j`` is row ``index_J[j]`` of this one. What was read alone is left out."""
@@ -263,7 +292,11 @@ class Sequence(NamedTuple):
             None if self.log_size_KL is None else self.log_size_KL[index_J],
             None if self.tokens is None else self.tokens.take(index_J),
             None if self.batch is None else self.batch.text_rows(index_J),
-        )
+            fused=None if self.fused is None else self.fused.take(index_J),
+            unimodal=None if self.unimodal is None else Unimodal(
+                self.unimodal.tokens.take(index_J), self.unimodal.text_KPD[index_J], self.unimodal.prompt_KP[index_J]
+            ),
+        )  # fmt: skip
 
     @property
     def text_place_KS(self) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hvlm.adapter._base import AttachedAdapter
 from hvlm.contracts import Fusion, Head
 from hvlm.model import VLM
-from hvlm.types import Batch, Sequence, Tokens
+from hvlm.types import Batch, Fused, Sequence, Tokens
 
 
 class Mix(Fusion):
@@ -23,17 +23,17 @@ class Mix(Fusion):
         super().__init__()
         self.mix = nn.Linear(dim, dim)
 
-    def forward(self, tokens: Tokens, text_KPD: Tensor, prompt_KP: Tensor) -> Tokens:
+    def forward(self, tokens: Tokens, text_KPD: Tensor, prompt_KP: Tensor, layers: tuple[Tokens, ...] = ()) -> Fused:
         known = prompt_KP.unsqueeze(-1)
         mean = (text_KPD * known).sum(1) / known.sum(1).clamp(min=1)
-        return tokens._replace(x_BSD=tokens.x_BSD + self.mix(mean).unsqueeze(1))
+        return Fused(tokens._replace(x_BSD=tokens.x_BSD + self.mix(mean).unsqueeze(1)))
 
 
 class IgnoresTheMask(Mix):
     """Takes all the text that it is handed, whatever the mask says."""
 
-    def forward(self, tokens: Tokens, text_KPD: Tensor, prompt_KP: Tensor) -> Tokens:
-        return tokens._replace(x_BSD=tokens.x_BSD + self.mix(text_KPD.sum(1)).unsqueeze(1))
+    def forward(self, tokens: Tokens, text_KPD: Tensor, prompt_KP: Tensor, layers: tuple[Tokens, ...] = ()) -> Fused:
+        return Fused(tokens._replace(x_BSD=tokens.x_BSD + self.mix(text_KPD.sum(1)).unsqueeze(1)))
 
 
 class Cheat(Mix):
@@ -48,8 +48,8 @@ class Cheat(Mix):
 
         language.embed = watched
 
-    def forward(self, tokens: Tokens, text_KPD: Tensor, prompt_KP: Tensor) -> Tokens:
-        return tokens._replace(x_BSD=tokens.x_BSD + self.mix(self.seen.mean(1)).unsqueeze(1))
+    def forward(self, tokens: Tokens, text_KPD: Tensor, prompt_KP: Tensor, layers: tuple[Tokens, ...] = ()) -> Fused:
+        return Fused(tokens._replace(x_BSD=tokens.x_BSD + self.mix(self.seen.mean(1)).unsqueeze(1)))
 
 
 def with_fusion(vlm: VLM, kind: type[Mix]) -> VLM:

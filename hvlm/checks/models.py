@@ -128,7 +128,8 @@ def gradients_reach_every_parameter(case: Case) -> None:
     vlm = model(case).train()
     for parameter in vlm.adapter.parameters():  # that begin at 0 so that nothing changes hide others
         parameter.data.add_(0.1 * torch.randn_like(parameter))
-    vlm.token_logprobs(batch_of(*two_clips(vlm, "all"), size=side(vlm))).sum().neg().backward()
+    scored = "answer" if vlm.fusion.reads_text else "all"  # of a scored question a fusion would know one word or none
+    vlm.token_logprobs(batch_of(*two_clips(vlm, scored), size=side(vlm))).sum().neg().backward()
     without = [n for n, p in vlm.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     listed = tuple(unreached(case))
     without = [n for n in without if not n.startswith(listed)]

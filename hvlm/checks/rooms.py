@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from hvlm import assembly
 from hvlm.checks import heads
@@ -14,7 +15,7 @@ from hvlm.config.schema import parameters
 from hvlm.contracts import Stage
 from hvlm.data.views import Pairs, PatchLabels
 from hvlm.errors import UserError
-from hvlm.types import Patches, Tokens
+from hvlm.types import Fused, Patches, Tokens
 
 DIM, HEADS = 16, 2
 
@@ -86,15 +87,41 @@ def attention(variant: Variant) -> None:
 
 
 def fusion(variant: Variant) -> None:
-    """Neither padded tokens nor padded text reach anybody."""
-    room = moved(assembly.room(variant.settings, dim=DIM, num_heads=HEADS))
+    """As many tokens and words as came in; neither padded tokens nor padded text reach anybody; rows without a word or
+    without a frame are finite; patches in another order give the same in that order."""
+    room = moved(assembly.room(variant.settings, dim=DIM, num_heads=HEADS, vision_dim=DIM))
     text = torch.randn(1, 5, DIM, generator=torch.Generator().manual_seed(3))
     mask = torch.arange(5)[None] < 3
+    text = text * mask.unsqueeze(-1)
+
+    def fused(came: Tokens, text: Tensor = text, mask: Tensor = mask) -> Fused:
+        return room(came, text, mask, (came,) * room.wants_layers)
+
     came = visual(3).tokens
-    out = room(came, text, mask)
+    out = fused(came)
+    assert isinstance(out, Fused), "a fusion gives Fused(tokens, text_KPD, pooled_KD)"
     assert torch.equal(came.x_BSD, visual(3).tokens.x_BSD), "it changes the tokens that it is given, in place"
-    padded = room(visual(3, padded_to=5).tokens, text + 7 * ~mask.unsqueeze(-1), mask)
-    torch.testing.assert_close(padded.x_BSD[padded.mask_BS], out.x_BSD[out.mask_BS], **CLOSE)
+    assert out.tokens.x_BSD.shape == came.x_BSD.shape and torch.equal(out.tokens.mask_BS, came.mask_BS)
+    assert out.text_KPD is not None or not room.writes_text, "it says writes_text, and makes no states of the text"
+    padded = fused(visual(3, padded_to=5).tokens, text + 7 * ~mask.unsqueeze(-1))
+    shorter = fused(came, text[:, :3], mask[:, :3])
+    for other in (padded, shorter):
+        seen = other.tokens.x_BSD[other.tokens.mask_BS]
+        torch.testing.assert_close(seen, out.tokens.x_BSD[out.tokens.mask_BS], **CLOSE)
+        if out.text_KPD is not None:
+            assert not other.text_KPD[:, 3:].any()
+            torch.testing.assert_close(other.text_KPD[:, :3], out.text_KPD[:, :3], **CLOSE)
+        if out.pooled_KD is not None:
+            torch.testing.assert_close(other.pooled_KD, out.pooled_KD, **CLOSE)
+    order = torch.arange(came.mask_BS.shape[1]).flip(0)
+    turned = fused(came.each(order))
+    torch.testing.assert_close(turned.tokens.x_BSD, out.tokens.x_BSD[:, order], **CLOSE)
+    unseen = came._replace(mask_BS=came.mask_BS & False)
+    for empty in (
+        fused(came, text * 0, mask & False), fused(came, text[:, :0], mask[:, :0]), fused(unseen),
+        fused(visual(1, (1, 1)).tokens),
+    ):  # fmt: skip
+        assert all(x is None or torch.isfinite(x).all() for x in (empty.tokens.x_BSD, *empty[1:]))
 
 
 def adapter(variant: Variant) -> None:

@@ -11,7 +11,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "merger": frozenset({"needs_frames"}),
     "connector": frozenset({"dim", "text_dim", "query_dim", "grid"}),
     "attention": frozenset({"dim", "num_heads"}),
-    "fusion": frozenset({"dim", "num_heads"}),
+    "fusion": frozenset({"dim", "num_heads", "vision_dim"}),
     "language": frozenset({"chat", "weights", "source_config"}),
     "adapter": frozenset({"name", "weights", "source_config"}),
     "kvcache": frozenset({"num_layers", "num_kv_heads", "head_dim"}),

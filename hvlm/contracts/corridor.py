@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from hvlm.contracts.room import FromSource, Module
-from hvlm.types import KV, NOTHING_ELSE, Encoded, Patches, Prefix, Tokens, Wants
+from hvlm.types import KV, NOTHING_ELSE, Encoded, Fused, Patches, Prefix, Tokens, Wants
 
 if TYPE_CHECKING:
     from hvlm.contracts.language import Language
@@ -139,20 +139,32 @@ class Attention(Module, ABC, group="attention"):
 
 
 class Fusion(Module, ABC, group="fusion"):
-    """What the visual tokens learn of the text before the language model.
+    """What the visual tokens and the text learn of each other before the language model.
 
     reads_text: whether it looks at the text at all. Only what may be known before the answer is handed to it.
+    writes_text: its states of that text take the place of the embeddings in the row, where nothing in front of them is
+    to be predicted; heads may read them in any case (``Sequence.fused``).
+    wants_layers: of so many of the encoder's layers, evenly spread over its depth, it reads the patches, too.
+    monitor: while it is True, ``metrics`` fills with numbers to log, in the forward pass and in the backward pass.
     """
 
     part = "fusion"
     reads_text: bool = False
+    writes_text: bool = False
+    wants_layers: int = 0
+    monitor: bool = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metrics: dict[str, Tensor] = {}
 
     @abstractmethod
-    def forward(self, tokens: Tokens, text_KPD: Tensor, prompt_KP: Tensor) -> Tokens:
-        """Visual tokens of every text row.
+    def forward(self, tokens: Tokens, text_KPD: Tensor, prompt_KP: Tensor, layers: tuple[Tokens, ...] = ()) -> Fused:
+        """Both sides of every text row, and one state of both. Padding on either side reaches nobody.
 
         Args:
             tokens: [K, V, dim].
             text_KPD: embedded text up to the last place that any row may know; zero where ``prompt_KP`` is False.
             prompt_KP: bool, the places that may be known before the answer (``Batch.prompt_KS``).
+            layers: [K, T * N, width of the encoder] each, the first layer's first; () unless ``wants_layers``.
         """

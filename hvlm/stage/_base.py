@@ -241,7 +241,8 @@ class Stage(contracts.Stage, lightning.LightningModule):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         connector = None if isinstance(self.model, Encoder) else self.model.connector
         if connector is not None:
-            connector.monitor = self.trainer.global_step % self.trainer.log_every_n_steps == 0
+            logged = self.trainer.global_step % self.trainer.log_every_n_steps == 0
+            connector.monitor = self.model.fusion.monitor = logged
         terms, measures = self.losses(batch)
         parts = self.trainer.accumulate_grad_batches
         units = self._units_of_step({name: term.count for name, term in terms.items()} if parts == 1 else None, batch)
@@ -252,6 +253,15 @@ class Stage(contracts.Stage, lightning.LightningModule):
                 self.log(f"gaze/{name}", value)
             connector.metrics.clear()
         return loss * parts  # the trainer divides by it
+
+    def on_after_backward(self) -> None:
+        """Log what the fusion says of itself, of which the norms of its gradients are known now."""
+        fusion = None if isinstance(self.model, Encoder) else self.model.fusion
+        if fusion is not None and fusion.monitor:
+            for name, value in fusion.metrics.items():
+                self.log(f"fusion/{name}", value)
+            fusion.metrics.clear()
+            fusion.monitor = False
 
     def _units_of_step(self, counts: dict[str, Tensor] | None, batch: Batch) -> dict[str, Tensor]:
         """{term: units of the whole optimiser step, per process}: gradients are averaged over processes, and are then

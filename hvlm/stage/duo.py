@@ -110,7 +110,7 @@ class Duo(Stage):
 
     def _read(self, sequence: Sequence, cache: PastKV) -> Tensor:
         """The states of the whole sequence in one pass, however the cache that is trained would read it."""
-        x, mask, _, position, log_size, _, batch, _ = sequence
+        x, mask, _, position, log_size, _, batch, *_ = sequence
         with self.model.adapter.using(language=batch.adapter_K):
             return self.model.language.hidden(x, mask, position, cache, log_size)
 
