@@ -157,7 +157,7 @@ def with_labels(cfg: Mapping[str, Any]) -> dict[str, Any]:
 def head_alone(cfg: Mapping[str, Any]) -> Any:
     """The configured head without a model and without memory: it can read files of what is right, and score."""
     with torch.device("meta"):
-        return room(settled(cfg)["head"], text_dim=8, logits=lambda h: h)
+        return room(settled(cfg)["head"], text_dim=8, logits=lambda h: h).asked()
 
 
 def adapter(cfg: Mapping[str, Any], stored: Mapping[str, Any] | None = None) -> Any:

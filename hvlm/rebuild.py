@@ -72,6 +72,7 @@ def load(path: str | Path, cfg: Mapping[str, Any]) -> Loaded:
     """
     precision, why = choose_precision(cfg["trainer"]["precision"], cfg["trainer"]["accelerator"])
     model, chat = rebuild(path, cfg)
+    model.head = model.head.asked()
     log.info(f"{path}: computing in {precision}: {why}")
     return Loaded(
         model.to(device_of(cfg)), chat, assembly.dataset(cfg), assembly.input_spec(cfg, model), precision, cfg

@@ -124,8 +124,8 @@ def test_two_processes_learn_several_heads_like_one(
     run([*command, "run=one"])
     one, two = logged(Path("runs/one/task"), "train/"), logged(Path("runs/two/task"), "train/")
     assert {"train/retrieve/accuracy", "train/detect/diou", "train/classify/loss"} <= set(one)
-    for name, values in one.items():
-        assert two[name] == pytest.approx(values, rel=1e-3, abs=1e-4), name
+    for name in one.keys() - {"val/loss"}:  # there a clip is compared with those of its process
+        assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-4), name
     largest, mean = far(Path("runs/one/task"), Path("runs/two/task"))
     assert largest < 2e-3 and mean < 2e-5
 

@@ -17,7 +17,7 @@ from _rooms import Classify, LowRank, with_adapter
 from _tables import still
 from _tiny import ASKED, ROOT, Case, Variant, batch_of, clip, model, side, target, two_clips
 
-from hvlm import assembly
+from hvlm import assembly, rebuild
 from hvlm.checks.heads import clip_of, read, samples
 from hvlm.checks.models import shared_model
 from hvlm.config.compose import compose
@@ -273,6 +273,24 @@ def test_text_may_be_one_of_several_and_is_scored_by_itself() -> None:
     with torch.no_grad():
         lines = vlm.head.predict(vlm.output(batch), batch)
     assert {row["metric"].partition("/")[0] for row in vlm.head.score(lines)} == {"detect"}
+
+
+def test_one_of_several_heads_is_asked_as_if_it_were_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = compose(
+        ["head=several", "head.heads={text:null,detect:{labels:[star]}}", "head.only=text", "benchmark=needles"]
+    )
+    vlm = several(text=None, detect={"labels": ["star"], "dim": 8, "levels": 2})
+    with pytest.raises(UserError, match="several heads have no file in common; name the one .* head.only=text"):
+        vlm.head.read(tmp_path / "a.json", "benchmark.annotations")
+    vlm.head.only = "text"
+    with pytest.raises(UserError, match="head.only: all of head.heads are trained; name one where a model is scored"):
+        task(vlm)
+    monkeypatch.setattr(rebuild, "rebuild", lambda path, cfg: (vlm, None))
+    loaded = rebuild.load(tmp_path, cfg)
+    assert loaded.model.head.writes and loaded.benchmark().asks
+    assert assembly.head_alone(cfg).writes
+    with pytest.raises(UserError, match="head.only=detekt: is none of head.heads, text, detect"):
+        assembly.head_alone({**cfg, "head": {**cfg["head"], "only": "detekt"}})
 
 
 @pytest.mark.parametrize("stage", ["sft", "align", "dpo"])

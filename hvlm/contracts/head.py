@@ -113,6 +113,10 @@ class Head(Module, ABC, group="head"):
         """{term: number of its units}, as ``units`` counts them."""
         return {self.task: float(self.units(batch))}
 
+    def asked(self) -> Head:
+        """The head that an evaluation asks: this one, unless one of several in it was chosen."""
+        return self
+
     def absent(self, batch: Batch) -> Term:
         """Its term of a batch that has rows of other heads alone: nothing. A loss that asks for the rows of all
         processes must ask here, too, for others may have some."""

@@ -72,11 +72,19 @@ class Together(View):
 
 class Several(Head):
     """heads: {name: settings of a head, or null for its own}, e.g. {detect: {boundary: trident}, retrieve: null}. The
-    name is the head's word, or ``_target_`` among its settings names its class, which need not be hvlm's."""
+    name is the head's word, or ``_target_`` among its settings names its class, which need not be hvlm's. only: the one
+    that an evaluation asks, as if it had been trained alone."""
 
     nested = ("heads",)
 
-    def __init__(self, *, text_dim: int, logits: Callable[[Tensor], Tensor], heads: Heads | None = None):
+    def __init__(
+        self,
+        *,
+        text_dim: int,
+        logits: Callable[[Tensor], Tensor],
+        heads: Heads | None = None,
+        only: str | None = None,
+    ):
         super().__init__()
         if not heads:
             raise UserError("head.heads is empty: name the heads, head.heads={detect:{},classify:{labels:[a,b]}}")
@@ -87,6 +95,9 @@ class Several(Head):
             made[name] = cls(**arguments, **{key: value for key, value in shared.items() if key in parameters(cls)})
             if made[name].view is None:
                 raise UserError(f"head.heads: {name} has no view of its own, so it cannot stand beside others")
+        if only is not None and only not in made:
+            raise UserError(f"head.only={only}: is none of head.heads, {', '.join(made)}")
+        self.only = only
         self.heads = nn.ModuleDict(made)
         self.view = Together(tuple((name, head.view) for name, head in made.items()))
 
@@ -98,6 +109,10 @@ class Several(Head):
             node = _node(name, own)
             settled[name] = room_class("head", node).settle(node, names)
         return {**settings, "heads": settled or None}
+
+    def asked(self) -> Head:
+        """See ``Head.asked``."""
+        return self if self.only is None else self.heads[self.only]
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -216,7 +231,10 @@ class Several(Head):
                 head.check_lines(own, path)
 
     def read(self, path: Path, setting: str) -> list[FileRow]:
-        raise UserError(f"{setting}={path}: several heads have no file in common; score them on the dataset's split")
+        raise UserError(
+            f"{setting}={path}: several heads have no file in common; name the one that it is for, "
+            f"head.only={self.tasks[0]}"
+        )
 
 
 def _node(name: str, settings: Mapping[str, Any] | None) -> dict[str, Any]:

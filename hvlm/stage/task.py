@@ -44,6 +44,8 @@ class Task(Stage):
                 "stage.backbone=adapted: there is no adapter to train; choose one with adapter=, or use "
                 "stage.backbone=frozen"
             )
+        if self.model.head.asked() is not self.model.head:
+            raise ValueError("head.only: all of head.heads are trained; name one where a model is scored (eval.py)")
         terms = self.model.head.tasks
         if unknown := sorted(set(self.weights) - set(terms)):
             raise ValueError(f"stage.weights names {', '.join(unknown)}; the heads are {', '.join(terms)}")
