@@ -281,6 +281,11 @@ def features_for(model: VLM, manifest: Any) -> FrozenFeatures:
             f"vision.cache_gb={model.vision.cache_gb:g}: the adapter changes what the encoder makes of a frame, so its "
             "features cannot be kept; set vision.cache_gb=0"
         )
+    if model.fusion.wants_layers:
+        raise UserError(
+            f"vision.cache_gb={model.vision.cache_gb:g}: the fusion reads the encoder's layers, which are not "
+            "kept; set vision.cache_gb=0, or fusion.pyramid=pooled"
+        )
     name = _kept_as(model.vision, manifest)
     return FrozenFeatures(model.vision, model.wants(), model.wants_patches, model.connector.shallow, name)
 

@@ -109,7 +109,7 @@ class FrozenFeatures:
 
     @torch.no_grad()
     def _encode(self, frames_FCHW: Tensor) -> list[_Frame]:
-        tokens, kv, summary = encode_frames(self.vision, frames_FCHW, self.wants)
+        tokens, kv, summary, _ = encode_frames(self.vision, frames_FCHW, self.wants)
         if kv is not None:
             kv = torch.stack([torch.stack(layer, 1) for layer in kv[self.layers]], 1)
         if summary is not None:

@@ -68,12 +68,12 @@ class VLM(nn.Module):
         wants, adapted = self.wants(), self._adapted_frames(batch)
         at_once = b * t <= self.vision.frames_at_once
         if self.features is not None:
-            tokens, kv, summary = self.features.encode(batch)
+            tokens, kv, summary, layers = self.features.encode(batch)
         elif torch.is_grad_enabled() or at_once:
             with adapted(None):
-                tokens, kv, summary = self.vision.encode(frames, time, mask, wants)
+                tokens, kv, summary, layers = self.vision.encode(frames, time, mask, wants)
         else:
-            tokens, kv, summary = self._encode_in_parts(batch, wants, adapted)
+            tokens, kv, summary, layers = self._encode_in_parts(batch, wants, adapted)
         gaze: CachedKV | RecomputedKV | None = None
         if kv is not None:
             gaze = CachedKV(self.vision, kv, adapted=adapted)
@@ -82,11 +82,18 @@ class VLM(nn.Module):
         if tokens is not None and batch.motion_BTYX is not None:
             tokens = tokens._replace(motion_BS=batch.motion_BTYX.flatten(1))
         grid = self.vision.grid(*frames.shape[-2:])
-        return self.merger(Patches(tokens, time, mask, gaze, summary, grid))
+        patches = self.merger(Patches(tokens, time, mask, gaze, summary, grid))
+        if layers:
+            each = tuple(Tokens.of_frames(x.unflatten(1, (t, -1)), time, mask, grid) for x in layers)
+            patches = patches._replace(layers=each)
+        return patches
 
     def wants(self) -> Wants:
         """What the rooms ask of the encoder beside patch tokens."""
-        return Wants(self.connector.wants_gaze, self.merger.wants_saliency, self.connector.wants_summaries)
+        connector = self.connector
+        return Wants(
+            connector.wants_gaze, self.merger.wants_saliency, connector.wants_summaries, self.fusion.wants_layers
+        )
 
     @property
     def wants_patches(self) -> bool:
@@ -94,7 +101,7 @@ class VLM(nn.Module):
 
     def _encode_in_parts(self, batch: Batch, wants: Wants, adapted: Adapted) -> Encoded:
         """Frames that are too many to be encoded at once, without gradients. Keys and values are not kept at all."""
-        if not (self.wants_patches or wants.summaries):
+        if not (self.wants_patches or wants.summaries or wants.layers):
             return Encoded(None)
         b, t = batch.frame_mask_BT.shape
         frames = batch.frames_BTCHW.flatten(0, 1)
@@ -112,7 +119,10 @@ class VLM(nn.Module):
                 tokens = tokens._replace(saliency_BS=torch.cat([p.tokens.saliency_BS for p in each]).reshape(b, -1))
         if wants.summaries:
             summary = torch.cat([part.summary_BTLD for part in each])[:, 0].unflatten(0, (b, t))
-        return Encoded(tokens, None, summary)
+        layers = tuple(
+            torch.cat([part.layers[i] for part in each]).reshape(b, -1, self.vision.dim) for i in range(wants.layers)
+        )
+        return Encoded(tokens, None, summary, layers)
 
     def visual_tokens(self, batch: Batch, text_KSD: Tensor) -> Tokens:
         """Visual tokens of every text row, [K, V, text_dim]."""
@@ -158,7 +168,7 @@ class VLM(nn.Module):
         if not self.fusion.reads_text:
             return self.fusion(tokens, text_KSD[:, :0], batch.attention_mask_KS[:, :0]), None
         came = Unimodal(tokens, *known_text(batch, text_KSD))
-        return self.fusion(*came), came
+        return self.fusion(*came, layers=tuple(layer.take(batch.clip_K) for layer in patches.layers)), came
 
     def sequence(self, batch: Batch) -> Sequence:
         """The text of every row with the visual tokens in their place."""

@@ -177,12 +177,14 @@ class Wants(NamedTuple):
 
     kv: every layer's keys and values. saliency: a score per patch, "attention" (of CLS in the last layer, or, without
     CLS, what a patch receives from the others), "sharpness" (of its own attention) or "spectral" (of the pixels); None:
-    not. summaries: what each of the last so many layers says of a whole frame (CLS, or the patches' mean).
+    not. summaries: what each of the last so many layers says of a whole frame (CLS, or the patches' mean). layers: the
+    patches of so many layers, evenly spread over those before the last, some of them twice where there are fewer.
     """
 
     kv: bool = False
     saliency: str | None = None
     summaries: int = 0
+    layers: int = 0
 
 
 NOTHING_ELSE = Wants()
@@ -190,11 +192,13 @@ NOTHING_ELSE = Wants()
 
 class Encoded(NamedTuple):
     """What the encoder gives: tokens [B, T * N, dim], with ``saliency_BS`` if it was wanted; keys and values of every
-    layer, each [B * T, heads, (CLS +) N, d]; summary_BTLD, one row per wanted layer. None: not wanted."""
+    layer, each [B * T, heads, (CLS +) N, d]; summary_BTLD, one row per wanted layer. None: not wanted. layers: patches
+    of each layer that was wanted, [B, T * N, dim], the first layer's first."""
 
     tokens: Tokens | None
     kv: KV | None = None
     summary_BTLD: Tensor | None = None
+    layers: tuple[Tensor, ...] = ()
 
 
 class Patches(NamedTuple):
@@ -209,6 +213,7 @@ class Patches(NamedTuple):
         The field is None unless the connector asked for it (``wants_gaze``).
     summary_BTLD: of whole frames, the last layers' (``wants_summaries`` of the connector), or None.
     grid: (rows, columns) of a frame's patches before any were merged; None where nobody knows.
+    layers: patches of some of the encoder's layers, none of them merged, where the fusion asked for them.
     """
 
     tokens: Tokens | None
@@ -217,6 +222,7 @@ class Patches(NamedTuple):
     gaze: Callable[..., Any] | None = None
     summary_BTLD: Tensor | None = None
     grid: tuple[int, int] | None = None
+    layers: tuple[Tokens, ...] = ()
 
 
 class Prefix(NamedTuple):

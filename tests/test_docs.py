@@ -133,7 +133,7 @@ def test_python_of_the_pages_runs(monkeypatch):
     # A stand-in that takes what the real one takes; the script of docs/library.md runs on a real one.
     monkeypatch.setattr(hvlm, "load", lambda path: create_autospec(hvlm.Model, instance=True))
     inputs = {"attention.md": torch.randn(1, 100, 768), "merging.md": torch.randn(1, 4, 256, 32)}
-    for page in (ROOT / "README.md", *(ROOT / "docs" / name for name in inputs)):
+    for page in (ROOT / "README.md", *(ROOT / "docs" / name for name in (*inputs, "fusion.md"))):
         blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
         assert blocks
         for block in blocks:

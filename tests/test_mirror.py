@@ -153,6 +153,7 @@ OF_TENSORS = {"types", "contracts", "functional", "merging", "caching", "errors"
 OF_THE_PROJECT = {
     **dict.fromkeys(ROOMS, OF_TENSORS),
     "vision": OF_TENSORS | {"image", "io"},
+    "fusion": OF_TENSORS | {"io"},
     "language": OF_TENSORS | {"io", "text"},
     "adapter": OF_TENSORS | {"io"},
     "kvcache": OF_TENSORS | {"io"},

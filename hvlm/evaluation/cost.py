@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from hvlm.precision import autocast
-from hvlm.types import Batch
+from hvlm.types import Batch, Sequence
 
 
 class Cost(NamedTuple):
@@ -20,13 +20,17 @@ class Cost(NamedTuple):
 
     prefill_flops: a multiplication and an addition are two; matrix products, convolutions and attention are counted.
     latency_ms: median over the repeats. kv_bytes: keys and values kept for the whole sequence, in the cache's room, two
-    bytes a value. visual_tokens: how many of its places the video takes.
+    bytes a value. visual_tokens: how many of its places the video takes. parameters, fusion_parameters: of the whole
+    model, and of its fusion. fusion_flops: what the fusion adds to the operations.
     """
 
     prefill_flops: int
     latency_ms: float
     kv_bytes: int
     visual_tokens: int
+    parameters: int
+    fusion_parameters: int
+    fusion_flops: int
 
 
 class CountFlops(TorchDispatchMode):
@@ -60,6 +64,7 @@ def cost_of(model: nn.Module, batch: Batch, precision: str = "32-true", repeats:
     device = batch.frames_BTCHW.device
     with autocast(device, precision):
         sequence = model.sequence(batch)
+        fusion_flops = _flops_of_fusion(model, sequence)
         with CountFlops() as counter:
             model.next_token_logprobs(batch) if model.head.writes else model.output(batch)
         taken = []
@@ -71,4 +76,17 @@ def cost_of(model: nn.Module, batch: Batch, precision: str = "32-true", repeats:
             taken.append(time.perf_counter() - started)
     length = int(sequence.mask_KL.sum())
     kv_bytes = model.kvcache.bytes(length, bytes_per_value=2)
-    return Cost(counter.total, 1e3 * statistics.median(taken), kv_bytes, sequence.visual)
+    whole, fusion = (sum(p.numel() for p in part.parameters()) for part in (model, model.fusion))
+    latency = 1e3 * statistics.median(taken)
+    return Cost(counter.total, latency, kv_bytes, sequence.visual, whole, fusion, fusion_flops)
+
+
+def _flops_of_fusion(model: nn.Module, sequence: Sequence) -> int:
+    """Of what came into it once more. A fusion that reads no text gets none, and does nothing that counts."""
+    if sequence.unimodal is None:
+        return 0
+    layers = model.encode_video(sequence.batch).layers
+    layers = tuple(layer.take(sequence.batch.clip_K) for layer in layers)
+    with CountFlops() as counter:
+        model.fusion(*sequence.unimodal, layers=layers)
+    return counter.total

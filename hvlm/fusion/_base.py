@@ -92,6 +92,13 @@ class FusingRoom(Fusion):
         text = text.masked_fill(~prompt_KP.unsqueeze(-1), 0)[:, :words]
         return Fused(tokens._replace(x_BSD=visual), text, pooled)
 
+    def tapped(self, visual: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Both sides as they are, for ``watch``: with a gradient also where nothing before them learns."""
+        if not (self.monitor and torch.is_grad_enabled()):
+            return visual, text
+        visual, text = (x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in (visual, text))
+        return visual, text
+
     def watch(self, visual: Tensor, text: Tensor) -> None:
         """While ``monitor`` is set, the norms of the loss's gradient at what either side brings into the fusion, in the
         backward pass: a side whose norm stays near 0 is not listened to."""

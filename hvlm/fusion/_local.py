@@ -25,7 +25,8 @@ class LocalFusion(nn.Module):
     update: with ``top_k``, which visual tokens learn of the text: those that a word has ``chosen``, or ``all``.
     compute_from: from so many visual tokens on, only what is chosen is computed; below, all scores are made and masked.
         The two give the same.
-    text_side: whether the words learn of the visual tokens; without, the text comes out as it was.
+    text_side, vision_side: whether the words learn of the visual tokens, and these of the words; a side that does not
+        comes out as it was.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class LocalFusion(nn.Module):
         dropout: Probability = 0.0,
         gate: float = 1.0,
         text_side: bool = True,
+        vision_side: bool = True,
         top_k: int | None = None,
         update: Update = "chosen",
         compute_from: int = 512,
@@ -45,8 +47,10 @@ class LocalFusion(nn.Module):
         self.top_k, self.update, self.compute_from, self.text_side = top_k, update, compute_from, text_side
         hidden = max(1, round(mlp_ratio * dim))
         self.norm_v, self.norm_t = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.v2t = CrossAttention(dim, num_heads, dropout)
-        self.mlp_v, self.gate_v = FeedForward(3 * dim, hidden, dim, dropout), Gate(gate)
+        self.vision_side = vision_side
+        if vision_side:
+            self.v2t = CrossAttention(dim, num_heads, dropout)
+            self.mlp_v, self.gate_v = FeedForward(3 * dim, hidden, dim, dropout), Gate(gate)
         if text_side:
             self.t2v = CrossAttention(dim, num_heads, dropout)
             self.mlp_t, self.gate_t = FeedForward(3 * dim, hidden, dim, dropout), Gate(gate)
@@ -105,6 +109,8 @@ class LocalFusion(nn.Module):
         text = t_KPD
         if self.text_side:
             text = self._text(t_KPD, t, v, mask_KV if pairs_KPV is None else pairs_KPV)
+        if not self.vision_side:
+            return v_KVD, text
         return self._vision(v_KVD, v, t, mask_KP, learns_KV), text
 
     def _vision(self, v_KVD: Tensor, v: Tensor, t: Tensor, mask_KP: Tensor, learns_KV: Tensor) -> Tensor:

@@ -225,8 +225,11 @@ class TransformerVision(Vision):
         query, features, pixels = None, h, pixels if wants.saliency == "spectral" else None  # four times the frames
         kv: KV = []
         summaries: list[Tensor] = []
+        between: list[Tensor] = []
         last, layers = self.features_from, self.layers()
         for i, layer in enumerate(layers if wants.summaries else layers[:last]):
+            if wants.layers and 0 < i < last:
+                between.append(h[:, self.first_patch :])
             if wants.saliency and i == last - 1:
                 query = self._rotated(self.project(layer, h), place)
             if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -241,7 +244,7 @@ class TransformerVision(Vision):
                 summaries.append(self.summary(h))
         x = self.last_norm(features)[:, self.first_patch :] if self.is_whole else features[:, self.first_patch :]
         tokens = Tokens.of_frames(x.unflatten(0, (b, t)), time_BT, mask_BT, grid)
-        return encoded(wants, tokens, kv, summaries, pixels, query, keys, grid)
+        return encoded(wants, tokens, kv, summaries, pixels, query, keys, grid, between or [x])
 
     def gaze(
         self, query_FQD: Tensor, kv: KV, merged: MergedKeys | None = None, **how: bool

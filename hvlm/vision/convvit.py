@@ -111,8 +111,11 @@ class ConvViT(Vision):
         x = (x + self._positions(*x.shape[-2:])).flatten(2).transpose(1, 2)
         kv: KV = []
         summaries: list[Tensor] = []
+        between: list[Tensor] = []
         for i, layer in enumerate(self.layers):
             before = x
+            if wants.layers and i:
+                between.append(x)
             x, keys_values = layer(x)
             kv.append(keys_values)
             if i >= len(self.layers) - wants.summaries:
@@ -120,7 +123,7 @@ class ConvViT(Vision):
         grid = self.grid(height, width)
         tokens = Tokens.of_frames(self.norm(x).unflatten(0, (b, t)), time_BT, mask_BT, grid)
         query = self.layers[-1].project(before) if wants.saliency else None
-        return encoded(wants, tokens, kv, summaries, pixels, query, kv[-1][0], grid)
+        return encoded(wants, tokens, kv, summaries, pixels, query, kv[-1][0], grid, between or [x])
 
     def gaze(
         self, query_FQD: Tensor, kv: KV, merged: MergedKeys | None = None, **how: bool
