@@ -129,16 +129,23 @@ def model(cfg: Mapping[str, Any], chat: Chat, weights: bool = True, stored: Mapp
             f"{connector.needs_grid} folds the whole patch grid, of which {cfg['merger']['_target_']} leaves a part; "
             "leave that setting out, or use merger=none"
         )
+    fusion = room(cfg["fusion"], **text, vision_dim=vision.dim)
+    head = room(cfg["head"], text_dim=language.dim, logits=language.logits)
+    if head.reads_fusion and not fusion.reads_text:
+        raise UserError(
+            f"{head.reads_fusion}: {cfg['fusion']['_target_']} makes no state of video and text; use fusion=hivilt, or "
+            "another that does"
+        )
     return VLM(
         vision=vision,
         merger=merger,
         connector=connector,
         attention=attention,
-        fusion=room(cfg["fusion"], **text, vision_dim=vision.dim),
+        fusion=fusion,
         language=language,
         adapter=adapter(cfg, stored),
         kvcache=kvcache,
-        head=room(cfg["head"], text_dim=language.dim, logits=language.logits),
+        head=head,
         order=order,
     )
 

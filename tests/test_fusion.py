@@ -8,10 +8,17 @@ from _tiny import ASKED, ORDERS, Case, Variant, batch_of, chat, clip, model, sid
 
 from hvlm import assembly
 from hvlm.checks.leaks import assert_nothing_leaks
+from hvlm.data.batches import one_row
 from hvlm.errors import UserError
+from hvlm.evaluation.cost import cost_of
 from hvlm.evaluation.generate import generate
+from hvlm.functional import attention_weights, split_heads
+from hvlm.fusion._cross import best
+from hvlm.fusion._levels import coarse_to_fine
 from hvlm.fusion._local import LocalFusion
 from hvlm.fusion._pool import Pool
+from hvlm.types import Tokens
+from hvlm.vision._encoded import spread
 
 WRITES = Variant("fusion", "hivilt", (("write_text", True),))
 MEAN = Variant("connector", "mean")
@@ -97,6 +104,72 @@ def test_gates_and_gradients_of_both_sides_are_measured() -> None:
     assert found["gradient_vision"] > 0 and found["gradient_text"] > 0
 
 
+@pytest.mark.parametrize("reads", ["fusion", "both"])
+def test_a_classifier_may_read_the_state_of_both(reads: str) -> None:
+    head = Variant("head", "classify", (("reads", reads),))
+    vlm = model(Case("question_first", (Variant("fusion", "hivilt"), MEAN, head))).train()
+    batch = batch_of(*two_clips(vlm), size=side(vlm))
+    scores = vlm.output(batch)
+    scores.sum().backward()
+    assert scores.shape == (3, len(vlm.head.labels)) and vlm.fusion.whole.mlp[-1].weight.grad.any()
+    text = vlm.output(batch_of(clip(1, None, ASKED[:1], vlm.order, side(vlm)), size=side(vlm)))
+    assert torch.isfinite(text).all()
+    with pytest.raises(UserError, match=f"head.reads={reads}: hvlm.fusion.none.NoFusion makes no state"):
+        model(Case("question_first", (MEAN, head)))
+
+
+LAYERS = Variant("fusion", "progressive", (("pyramid", "layers"), ("stages", 3), ("write_text", True)))
+
+
+@pytest.mark.parametrize("vision", ["convvit", "dinov2_tiny"])
+def test_a_pyramid_of_the_encoders_layers_reaches_the_fusion(vision: str) -> None:
+    vlm = model(Case("question_first", (LAYERS, MEAN, Variant("vision", vision))))
+    batch = batch_of(*two_clips(vlm), size=side(vlm))
+    patches = vlm.encode_video(batch)
+    assert len(patches.layers) == 2 and patches.layers[0].x_BSD.shape == (2, 16, vlm.vision.dim)
+    assert torch.equal(patches.layers[0].mask_BS, batch.frame_mask_BT.repeat_interleave(4, 1))
+    with torch.no_grad():
+        whole = vlm.token_logprobs(batch)
+        vlm.vision.frames_at_once = 3
+        torch.testing.assert_close(vlm.token_logprobs(batch), whole, rtol=1e-4, atol=1e-5)
+    vlm.train().token_logprobs(batch).sum().backward()
+    assert [n for n, p in vlm.fusion.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert model(Case("question_first", ())).wants().layers == 0, "nobody else pays"
+    assert_nothing_leaks(vlm.eval(), "answer")
+    with pytest.raises(UserError, match="vision.cache_gb=.*the encoder's layers"):
+        assembly.features_for(vlm, None)
+
+
+def test_layers_are_spread_over_the_depth() -> None:
+    assert [spread(11, n) for n in (0, 1, 2, 3)] == [[], [5], [3, 7], [2, 5, 8]]
+    assert spread(1, 2) == [0, 0]
+
+
+def test_cells_are_means_over_place_and_time() -> None:
+    x = torch.arange(2 * 4 * 16, dtype=torch.float32).reshape(1, 8, 16, 1)
+    mask = torch.arange(8)[None] < 7
+    tokens = Tokens.of_frames(x, torch.arange(8.0)[None], mask, (4, 4))
+    coarse, finer = coarse_to_fine(tokens, 3)
+    assert coarse.mask_KC.shape == (1, 2) and finer.mask_KC.shape == (1, 4 * 4)
+    torch.testing.assert_close(coarse.mean(tokens.x_BSD)[0, :, 0], torch.stack([x[0, :4].mean(), x[0, 4:7].mean()]))
+    corner = x[0, :2].reshape(2, 4, 4)[:, :2, :2].mean()
+    torch.testing.assert_close(finer.mean(tokens.x_BSD)[0, 0, 0], corner)
+    back = finer.at_tokens(finer.mean(tokens.x_BSD))
+    assert back.shape == tokens.x_BSD.shape and back[0, 0, 0] == corner
+
+
+def test_a_fusions_weights_and_operations_are_counted() -> None:
+    found = []
+    for name in ("none", "sparse", "hivilt"):
+        vlm = model(Case("question_first", (Variant("fusion", name), MEAN)))
+        found.append((cost_of(vlm, one_row(batch_of(*two_clips(vlm), size=side(vlm)), 0), repeats=1), vlm))
+    (none, _), (sparse, _), (dense, vlm) = found
+    assert none.fusion_parameters == none.fusion_flops == 0
+    assert dense.fusion_parameters == sum(p.numel() for p in vlm.fusion.parameters()) == sparse.fusion_parameters
+    assert dense.parameters == none.parameters + dense.fusion_parameters
+    assert dense.prefill_flops == none.prefill_flops + dense.fusion_flops and dense.fusion_flops > 0
+
+
 # -------------------------------------------------------------------------------------------------------------- layers
 
 
@@ -133,9 +206,6 @@ def test_every_query_keeps_its_best_keys_and_all_keys_are_dense_attention() -> N
             for a, b in zip(sparse(v, t, mask_v, mask_t), dense(v, t, mask_v, mask_t), strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     # The definition, pair by pair: of the mean over the heads of q · k, the highest.
-    from hvlm.functional import attention_weights, split_heads
-    from hvlm.fusion._cross import best
-
     cross = dense.t2v
     q, k = split_heads(cross.q(t), 2), split_heads(cross.kv(v).chunk(2, -1)[0], 2)
     mean = (q @ k.mT).mean(1).masked_fill(~mask_v.unsqueeze(1), -torch.inf)

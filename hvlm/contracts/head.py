@@ -54,6 +54,8 @@ class Head(Module, ABC, group="head"):
     token, so that text can be generated with it and is scored by benchmarks that ask questions; others are scored by
     ``benchmark=head``. names: which of the dataset's lists of names its ``labels`` are by default (``Dataset.names``):
     ``events``, ``answers``, or "" where it has no labels. measures: the names of the further sums of its ``loss``.
+    reads_fusion: the setting because of which it reads the state of video and text that the fusion makes
+    (``Sequence.fused``); empty where it does not.
     """
 
     part = "head"
@@ -61,6 +63,7 @@ class Head(Module, ABC, group="head"):
     writes: bool = False
     names: ClassVar[str] = ""
     measures: ClassVar[tuple[str, ...]] = ()
+    reads_fusion: str = ""
 
     @abstractmethod
     def forward(self, hidden_KLD: Tensor, sequence: Sequence) -> Any:

@@ -25,6 +25,14 @@ def last_state(hidden_KLD: Tensor, sequence: Sequence) -> Tensor:
     return hidden_KLD[torch.arange(len(last_K), device=last_K.device), last_K]
 
 
+def pooled_state(sequence: Sequence, like_KD: Tensor) -> Tensor:
+    """The fusion's one state of video and text, [K, D]; zero where there is no video to be fused."""
+    if sequence.fused is None:
+        return torch.zeros_like(like_KD)
+    assert sequence.fused.pooled_KD is not None, "a fusion that makes such a state"
+    return sequence.fused.pooled_KD.to(like_KD.dtype)
+
+
 def video_states(hidden_KLD: Tensor, sequence: Sequence) -> tuple[Tensor, Tensor]:
     """States at the places of the video, [K, V, D], and which of them are valid, bool [K, V]."""
     assert sequence.tokens is not None, "a sequence with a video"

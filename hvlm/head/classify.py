@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from hvlm.head._closed_answers import read_answers
 from hvlm.head._errors import with_errors
 from hvlm.head._labels import Labels
 from hvlm.head._lines import check_each, label_in, listed
-from hvlm.head._pool import last_state
+from hvlm.head._pool import last_state, pooled_state
 from hvlm.metrics.text import SoftVQAAccuracy
 from hvlm.metrics.vqa import VARIANTS, vqa_accuracy
 from hvlm.types import Batch, Sequence
@@ -82,26 +82,39 @@ def weights_of(q: Mapping[str, Any]) -> dict[str, float]:
 
 class Classify(Head):
     """labels: the answers that it can give, in order; None stands for the dataset's, which training puts in its place.
-    hidden: width of the layer before the scores. dropout: there, in training.
+    hidden: width of the layer before the scores. dropout: there, in training. reads: the ``language`` model's state
+    that has seen everything, the ``fusion``'s of video and question, or ``both`` behind each other.
     """
 
     names = "answers"
     measures = ("accuracy",)
 
     def __init__(
-        self, *, text_dim: int, labels: list[str] | None = None, hidden: PositiveInt = 128, dropout: Probability = 0.0
+        self,
+        *,
+        text_dim: int,
+        labels: list[str] | None = None,
+        hidden: PositiveInt = 128,
+        dropout: Probability = 0.0,
+        reads: Literal["language", "fusion", "both"] = "language",
     ):
         super().__init__()
         self.labels = Labels(labels, "answers")
         self.view = ClosedQuestions(tuple(self.labels.names))
+        self.reads, self.reads_fusion = reads, "" if reads == "language" else f"head.reads={reads}"
+        width = 2 * text_dim if reads == "both" else text_dim
         self.scores = nn.Sequential(
-            nn.LayerNorm(text_dim), nn.Linear(text_dim, hidden), nn.GELU(), nn.Dropout(dropout),
+            nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout),
             nn.Linear(hidden, len(self.labels)),
         )  # fmt: skip
 
     def forward(self, hidden_KLD: Tensor, sequence: Sequence) -> Tensor:
         """Float32 scores [K, labels] of the state that has seen the whole question and the video."""
-        return self.scores(last_state(hidden_KLD, sequence)).float()
+        last = last_state(hidden_KLD, sequence)
+        if self.reads == "language":
+            return self.scores(last).float()
+        pooled = pooled_state(sequence, last)
+        return self.scores(pooled if self.reads == "fusion" else torch.cat([last, pooled], -1)).float()
 
     def units(self, batch: Batch) -> int:
         return len(batch.input_ids_KS)

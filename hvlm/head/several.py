@@ -100,6 +100,7 @@ class Several(Head):
         self.only = only
         self.heads = nn.ModuleDict(made)
         self.view = Together(tuple((name, head.view) for name, head in made.items()))
+        self.reads_fusion = next((head.reads_fusion for head in made.values() if head.reads_fusion), "")
 
     @classmethod
     def settle(cls, settings: Mapping[str, Any], names: Callable[[str], list[str]]) -> dict[str, Any]:
