@@ -103,7 +103,7 @@ class ProgressiveFusion(nn.Module):
     ) -> Tensor:
         if len(vision_pyramid) != len(self.fusion_stages):
             raise ValueError(
-                f"{len(vision_pyramid)} levels for num_stages={len(self.fusion_stages)}: expected one each"
+                f"num_stages={len(self.fusion_stages)}: expected as many levels, found {len(vision_pyramid)}"
             )
         masks = vision_masks or [None] * len(vision_pyramid)
         for stage, level, mask in zip(self.fusion_stages, vision_pyramid, masks, strict=True):
