@@ -75,7 +75,7 @@ def test_a_shallow_look_is_one_cross_attention(vision: str) -> None:
     batch = batch_of(clip(5, 3, ASKED[:1], vlm.order, side(vlm)), size=side(vlm))
     query = torch.randn(3, 2, room.query_dim)
     with torch.no_grad():
-        _, kv, _ = room.encode(batch.frames_BTCHW, batch.frame_time_BT, batch.frame_mask_BT, Wants(kv=True))
+        _, kv, *_ = room.encode(batch.frames_BTCHW, batch.frame_time_BT, batch.frame_mask_BT, Wants(kv=True))
         k, v = kv[-1]
         weights = attention_weights(split_heads(query @ room.query.query_in.weight.T, room.num_heads), k)
         norm = room.norm if vision == "convvit" else room.model.layernorm

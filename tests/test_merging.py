@@ -457,7 +457,7 @@ def test_keeping_all_is_no_merger(variant: Variant, connector: str) -> None:
 def test_the_gaze_over_merged_duplicates_is_the_gaze_over_all() -> None:
     vlm = whole(Variant("merger", "none"), "foveated")
     frames = torch.randint(0, 256, (1, 3, 3, side(vlm), side(vlm)), dtype=torch.uint8)
-    _, kv, _ = vlm.vision.encode(frames, torch.zeros(1, 3), torch.ones(1, 3, dtype=torch.bool), Wants(kv=True))
+    _, kv, *_ = vlm.vision.encode(frames, torch.zeros(1, 3), torch.ones(1, 3, dtype=torch.bool), Wants(kv=True))
     n = kv[0][0].shape[2]
     alike = [(k[:, :, :2].repeat(1, 1, n // 2, 1), v[:, :, :2].repeat(1, 1, n // 2, 1)) for k, v in kv]
     to = Assignment.of_roots((torch.arange(n) % 2).expand(3, n), torch.ones(3, n, dtype=torch.bool), torch.ones(3, n))

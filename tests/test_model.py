@@ -38,7 +38,7 @@ def foveated_by_hand(vlm: VLM, batch, row: int) -> Tensor:
     valid = batch.frame_mask_BT[clip_index]
     frames = batch.frames_BTCHW[clip_index][valid][None]
     t = frames.shape[1]
-    _, kv, _ = vlm.vision.encode(frames, torch.zeros(1, t), torch.ones(1, t, dtype=torch.bool), Wants(kv=True))
+    _, kv, *_ = vlm.vision.encode(frames, torch.zeros(1, t), torch.ones(1, t, dtype=torch.bool), Wants(kv=True))
     connector = vlm.connector
     coarse = [look(vlm, kv, i, connector.q_static[0], "coarse") for i in range(t)]
     before = int(batch.visual_at_K[row])

@@ -63,7 +63,7 @@ def test_encode_and_gaze_keep_the_contract(name):
     frames, time, mask = clips(room)
     rows, cols = room.grid(room.image_size, room.image_size)
     n, head = rows * cols, room.dim // room.num_heads
-    tokens, kv, _ = room.encode(frames, time, mask, Wants(kv=True))
+    tokens, kv, *_ = room.encode(frames, time, mask, Wants(kv=True))
     assert tokens.x_BSD.shape == (2, 3 * n, room.dim) and tokens.mask_BS.shape == (2, 3 * n)
     assert tokens.time_BS[0].tolist() == sorted([0.0, 1.0, 2.0] * n)
     assert tokens.mask_BS[1].sum() == 2 * n and tokens.mask_BS[0].all()
@@ -145,7 +145,7 @@ def test_gaze_is_a_further_token_that_only_it_knows_about(name):
         if reference:
             x, z = REFERENCES[SETTINGS[name]["_target_"].split(".")[2]](room, frames, query)
         else:
-            tokens, kv, _ = room.encode(frames, time, mask, Wants(kv=True))
+            tokens, kv, *_ = room.encode(frames, time, mask, Wants(kv=True))
             x, (z, _) = tokens.x_BSD.reshape(6, -1, room.dim), room.gaze(query, kv)
         weight_x = torch.randn(x.shape) if weight_x is None else weight_x
         ((x * weight_x).mean() + (z * weight_z).mean()).backward()
@@ -164,7 +164,7 @@ def test_gaze_is_a_further_token_that_only_it_knows_about(name):
 def test_queries_do_not_see_each_other_and_entropy_only_watches(name):
     room = build(name).eval()
     frames, time, mask = clips(room, b=1, t=2)
-    _, kv, _ = room.encode(frames, time, mask, Wants(kv=True))
+    _, kv, *_ = room.encode(frames, time, mask, Wants(kv=True))
     query = torch.randn(2, 3, room.query_dim)
     together, _ = room.gaze(query, kv)
     alone = torch.cat([room.gaze(query[:, i : i + 1], kv)[0] for i in range(3)], 1)
@@ -197,7 +197,7 @@ def test_dinov2_checkpointing_changes_no_gradient():
     gradients = []
     for on in (False, True):
         room = build("dinov2_tiny", gradient_checkpointing=on)
-        tokens, kv, _ = room.encode(*clips(room), Wants(kv=True))
+        tokens, kv, *_ = room.encode(*clips(room), Wants(kv=True))
         z, _ = room.gaze(torch.ones(6, 1, room.dim), kv)
         (z.square().mean() + tokens.x_BSD.square().mean()).backward()
         gradients.append({n: p.grad for n, p in room.named_parameters() if p.grad is not None})

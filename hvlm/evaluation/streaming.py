@@ -78,7 +78,7 @@ class StreamingReader:
         frames = frame_CHW.to(self.device)[None, None]
         time = torch.full((1, 1), float(self.frames), device=self.device)
         seen = torch.ones(1, 1, dtype=torch.bool, device=self.device)
-        tokens, kv, summary = vision.encode(frames, time, seen, self.model.wants())
+        tokens, kv, summary, _ = vision.encode(frames, time, seen, self.model.wants())
         gaze = None if kv is None else CachedKV(vision, kv)
         patches = Patches(tokens, time, seen, gaze, summary, vision.grid(*frames.shape[-2:]))
         if connector.steers:

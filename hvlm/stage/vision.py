@@ -73,10 +73,10 @@ class VisionPretraining(Stage):
 
     def losses(self, batch: Batch) -> Losses:
         if self.model.features is not None:
-            tokens, kv, _ = self.model.features.encode(batch)
+            tokens, kv, *_ = self.model.features.encode(batch)
         else:
             frames = (batch.frames_BTCHW, batch.frame_time_BT, batch.frame_mask_BT)
-            tokens, kv, _ = self.model.vision.encode(*frames, Wants(kv=True))
+            tokens, kv, *_ = self.model.vision.encode(*frames, Wants(kv=True))
         b, t = batch.frame_mask_BT.shape
         rows, cols = self.model.vision.grid(*batch.frames_BTCHW.shape[-2:])
         logits = self.patch_heads(tokens.x_BSD).float()
