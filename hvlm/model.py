@@ -83,6 +83,11 @@ class VLM(nn.Module):
             tokens = tokens._replace(motion_BS=batch.motion_BTYX.flatten(1))
         grid = self.vision.grid(*frames.shape[-2:])
         patches = self.merger(Patches(tokens, time, mask, gaze, summary, grid))
+        if len(layers) != wants.layers:
+            raise UserError(
+                f"the fusion reads patches of {wants.layers} of the encoder's layers, and {type(self.vision).__name__} "
+                f"gives {len(layers)}; use fusion.pyramid=pooled"
+            )
         if layers:
             each = tuple(Tokens.of_frames(x.unflatten(1, (t, -1)), time, mask, grid) for x in layers)
             patches = patches._replace(layers=each)

@@ -65,6 +65,16 @@ def test_what_is_written_back_is_the_same_when_the_model_writes(order: str) -> N
     assert torch.equal(some.unimodal.text_KPD, trained.unimodal.text_KPD[[2, 0]])
 
 
+@pytest.mark.parametrize("kvcache", ["streaming", "duo", "snapkv", "expected", "infinipot"])
+def test_caches_keep_what_was_fused(kvcache: str) -> None:
+    """What is laid out is what goes in, whatever is kept of it: with room for all of it, the same words come out."""
+    case = Case("question_first", (WRITES, MEAN))
+    vlm, other = model(case, seed=3), model(Case("question_first", (WRITES, MEAN, Variant("kvcache", kvcache))), seed=3)
+    other.load_state_dict(vlm.state_dict(), strict=False)
+    batch = batch_of(*two_clips(vlm), size=side(vlm))
+    assert generate(other, chat(), batch, 4) == generate(vlm, chat(), batch, 4)
+
+
 @torch.no_grad()
 def test_a_row_without_a_video_is_the_same_beside_rows_with_one() -> None:
     vlm = model(Case("question_first", (WRITES, MEAN)))
@@ -138,6 +148,10 @@ def test_a_pyramid_of_the_encoders_layers_reaches_the_fusion(vision: str) -> Non
     assert_nothing_leaks(vlm.eval(), "answer")
     with pytest.raises(UserError, match="vision.cache_gb=.*the encoder's layers"):
         assembly.features_for(vlm, None)
+    encode = vlm.vision.encode
+    vlm.vision.encode = lambda *of: encode(*of)._replace(layers=())  # somebody's own encoder, which knows no layers
+    with pytest.raises(UserError, match="reads patches of 2 of the encoder's layers, and .* gives 0"):
+        vlm.encode_video(batch)
 
 
 def test_layers_are_spread_over_the_depth() -> None:
