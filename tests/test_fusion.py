@@ -60,6 +60,9 @@ def test_what_is_written_back_is_the_same_when_the_model_writes(order: str) -> N
     words = trained.x_KLD.gather(1, trained.text_place_KS[:, :width, None].expand(-1, -1, vlm.language.dim))
     assert torch.equal(words[there], trained.fused.text_KPD[there])
     assert not torch.allclose(words[there], plain[there])
+    other = vlm.sequence(batch._replace(frames_BTCHW=255 - batch.frames_BTCHW))
+    assert torch.equal(other.unimodal.text_KPD, trained.unimodal.text_KPD), "the text alone knows no video"
+    assert not torch.allclose(other.fused.text_KPD, trained.fused.text_KPD)
     some = trained.text_rows(torch.tensor([2, 0]))
     assert torch.equal(some.fused.pooled_KD, trained.fused.pooled_KD[[2, 0]])
     assert torch.equal(some.unimodal.text_KPD, trained.unimodal.text_KPD[[2, 0]])
