@@ -219,6 +219,11 @@ def test_defaults_compose_to_plain_values() -> None:
         ("+connector.projetor=mlp", ["'connector.projetor'", "did you mean 'connector.projector'?"]),
         ("+connector.dim=3", ["connector.dim is not a setting"]),
         ("+seed=3", ["'seed' exists already"]),
+        ("domain.mixture.sports=1", ["'domain.mixture' is a map and empty: write domain.mixture={sports:1}"]),
+        ("domain.prompt.sports=1", ["'domain.prompt' is a single value"]),
+        ("adapter=lora adapter.load.x=DIR", ["'adapter.load' is a map and empty: write adapter.load={x:DIR}"]),
+        ("adapter=lora adapter.load.x=", ["write adapter.load={x:...}"]),
+        ("adapter=lora adapter.targets.x=DIR", ["'adapter.targets' is a single value"]),
         ("stage.steps=abc", ["stage.steps=abc", "expected int"]),
         ("trainer.devices=many", ["trainer.devices=many", "expected int"]),
         ("trainer.log_evry=1", ["did you mean 'trainer.log_every'?"]),
@@ -237,7 +242,7 @@ def test_defaults_compose_to_plain_values() -> None:
     ],
 )
 def test_mistakes(override: str, words: list[str]) -> None:
-    message = refused(override)
+    message = refused(*override.split())
     for word in words:
         assert word in message, message
 

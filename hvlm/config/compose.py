@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, cast, get_origin
 
 import hydra
 import yaml
@@ -22,10 +22,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hvlm.config.check import check, check_settings, room_class
 from hvlm.config.packages import import_named
-from hvlm.config.schema import did_you_mean
+from hvlm.config.rooms import ROOMS
+from hvlm.config.schema import did_you_mean, parameters
 from hvlm.config.search_path import CONF, OF_THE_COMMAND_LINE, contents, named_by
+from hvlm.config.settings import SECTIONS
 from hvlm.config.synonyms import instead_of_key, instead_of_word
 from hvlm.config.words import as_given, key_of
+from hvlm.config.words import options as members_of
 from hvlm.errors import UserError
 
 # What Hydra raises over the command line, the files, or both.
@@ -203,6 +206,9 @@ def _near_key(key: str, config_name: str, overrides: Sequence[str], bad: str) ->
     root = cfg
     for part in key.split("."):
         if not isinstance(cfg, DictConfig):
+            if cfg._is_none() and _takes_a_map(prefix, root):
+                value = bad.partition("=")[2] or "..."
+                return f" '{'.'.join(prefix)}' is a map and empty: write {'.'.join(prefix)}={{{part}:{value}}}"
             return f" '{'.'.join(prefix)}' is a single value" if prefix else ""
         keys = [str(k) for k in cfg if k != "_target_"]
         if not keys and prefix:
@@ -216,6 +222,16 @@ def _near_key(key: str, config_name: str, overrides: Sequence[str], bad: str) ->
         prefix.append(part)
         cfg = cfg._get_node(part)
     return ""
+
+
+def _takes_a_map(path: Sequence[str], cfg: Any) -> bool:
+    """Whether a setting of a room, or of a section, may be a map."""
+    if len(path) != 2 or path[0] not in (*ROOMS, *SECTIONS):
+        return False
+    group, name = path
+    taker = SECTIONS.get(group) or room_class(group, OmegaConf.to_container(cfg[group]))
+    annotation, _ = parameters(taker).get(name, (None, False))
+    return any(one is dict or get_origin(one) in (dict, Mapping) for one in members_of(annotation))
 
 
 def _elsewhere(word: str, cfg: Any) -> str:
