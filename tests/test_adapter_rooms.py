@@ -14,6 +14,8 @@ from test_causal import FAMILIES, TINY
 import hvlm
 from hvlm import assembly
 from hvlm.adapter import BottleneckAdapter, LoRAAdapter, PrefixAdapter
+from hvlm.adapter.dora import DoRA
+from hvlm.adapter.lora import LoRA
 from hvlm.commands.eval import evaluate
 from hvlm.errors import UserError
 from hvlm.evaluation.generate import generate
@@ -342,6 +344,14 @@ def test_bad_settings_are_one_line(kind: str, settings: dict, said: str) -> None
     with pytest.raises(UserError) as raised:
         adapted(kind, **settings)
     assert said in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_dora_needs_weights_that_are_not_packed() -> None:
+    packed = torch.nn.Linear(4, 4)
+    packed.weight = torch.nn.Parameter(torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(UserError, match="adapter=dora: quantised weights.*use adapter=lora"):
+        DoRA(where=["language"], name="all").make(packed)
+    assert isinstance(LoRA(where=["language"], name="all").make(packed), LoRAAdapter)
 
 
 def test_a_prefix_needs_our_attention() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hvlm.adapter._low_rank import LoRAAdapter, LowRank, side_by_side
 from hvlm.adapter._rows import Rows
 from hvlm.adapter._targets import as_linear
+from hvlm.errors import UserError
 
 VECTOR = "lora_magnitude_vector"  # in files
 
@@ -55,6 +56,14 @@ class DoRA(LowRank):
 
     kind: ClassVar[str] = "dora"
     layer: ClassVar[type[LoRAAdapter]] = DoRAAdapter
+
+    def make(self, module: nn.Module) -> nn.Module:
+        _refuse_packed(module)
+        return super().make(module)
+
+    def sized(self, module: nn.Module, shapes: Mapping[str, list[int]], alpha: float | None) -> nn.Module:
+        _refuse_packed(module)
+        return super().sized(module, shapes, alpha)
 
     def applied(self, delta: nn.Module, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
         """f (W x + s B A x) + b, in terms of y = W x + b."""
@@ -96,3 +105,11 @@ class DoRA(LowRank):
         given = dict(tensors)
         longer = given.pop(VECTOR).float().to(weight.device) - delta.norm(weight)
         delta.load_state_dict(given | {"longer": longer})
+
+
+def _refuse_packed(module: nn.Module) -> None:
+    if not module._parameters["weight"].is_floating_point():
+        raise UserError(
+            "adapter=dora: quantised weights have no rows whose length could be learned; use adapter=lora, or "
+            "language.quantize=null"
+        )
