@@ -68,7 +68,8 @@ def _answers_in_no_words(overrides: Sequence[str], config_name: str) -> bool:
     if cfg["benchmark"]["_target_"] != ASKING or cfg["head"]["_target_"] == WRITING:
         return False
     import_named(check_settings(cfg)["packages"])
-    return not room_class("head", cfg["head"]).writes
+    head: Any = room_class("head", cfg["head"])
+    return not head.writes
 
 
 ASKING, WRITING = "hvlm.benchmark.needles.Needles", "hvlm.head.text.TextHead"
