@@ -26,7 +26,7 @@ from hvlm.data.sample_fields import (
     as_whole,
     shown,
 )
-from hvlm.data.sample_targets import as_event, as_pair, as_weights
+from hvlm.data.sample_targets import as_event, as_pair, as_published, as_weights
 from hvlm.prompts import DESCRIBE
 
 MAX_BYTES = 16 << 20  # of the JSON or text of one sample
@@ -61,7 +61,7 @@ def parse(members: Mapping[str, Any], key: str, domain: str, uid: str | None = N
     Returns:
         ``key``, ``uid``, ``domain``, ``captions`` [{prompt, text, evidence, and where given references}], ``questions``
         [{id, task, question, answer, lettered, evidence, and where given answers (all that count as right), their
-        weights, people (what each of them answered), rejected and tries [{options, gold}]}], where given ``events``
+        weights, people (what each of them answered), published, rejected and tries [{options, gold}]}], where given ``events``
         [{start, end, label}], ``pairs`` [{text, negatives}], ``fps`` (above 0),
         ``section`` [start, stop], ``cluster``, ``set`` and ``outline``, and
         whatever other fields the JSON has, as they are. Of a conversation the caption and the question are its last
@@ -271,7 +271,9 @@ def _question(item: Any, number: int, where: str, lettered: bool) -> dict[str, A
         item.setdefault("answer", right[0])
     if "people" in item:
         said = as_list(item["people"], f"{where}.people")
-        question["people"] = [as_text(one, f"{where}.people[{i}]") for i, one in enumerate(said)]
+        question["people"] = ["" if one == "" else as_text(one, f"{where}.people[{i}]") for i, one in enumerate(said)]
+    if "published" in item:
+        question["published"] = as_published(item["published"], f"{where}.published")
     if "rejected" in item:
         question["rejected"] = as_text(item["rejected"], f"{where}.rejected")
     if "tries" in item:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hvlm.data.sample_fields import FieldError, as_list, as_number, as_object, as_text
+from hvlm.data.sample_fields import FieldError, as_flag, as_list, as_number, as_object, as_text
 
 
 def as_event(value: Any, where: str) -> dict[str, Any]:
@@ -38,3 +38,15 @@ def as_weights(value: Mapping[str, Any], where: str) -> dict[str, float]:
         if not 0 < number <= 1:
             raise FieldError(f"{where}.{answer} is {number:g}, expected a weight above 0 and at most 1")
     return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def as_published(value: Any, where: str) -> dict[str, Any]:
+    """{set, and where given kind, balanced, answerable, entailed}: by whose rules the answer is scored, and what they
+    need (``hvlm.metrics.published``)."""
+    value = as_object(value, where)
+    found: dict[str, Any] = {"set": as_text(value.get("set"), f"{where}.set")}
+    for name, read in (("kind", as_text), ("balanced", as_flag), ("answerable", as_flag)):
+        if value.get(name) is not None:
+            found[name] = read(value[name], f"{where}.{name}")
+    others = as_list(value.get("entailed") or [], f"{where}.entailed")
+    return found | ({"entailed": [as_text(one, f"{where}.entailed") for one in others]} if others else {})

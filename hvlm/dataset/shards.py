@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from hvlm.prompts import lettered_prompt
 log = logging.getLogger(__name__)
 
 _TEXTS = ("prompt", "text", "question", "answer", "rejected", "system")
+MOST_ANSWERS = 3129  # that a head chooses from, as is usual for VQAv2
 TEXTS_FOR_VOCABULARY = 20_000  # samples of each split read to train a word-level tokenizer, if one is wanted
 
 
@@ -109,6 +111,22 @@ class Shards(Dataset):
             raise UserError(
                 f"dataset.path={self._folder()}: none of {looked_at:,} samples can be read; the first: {bad}"
             )
+
+    def names(self, of: str) -> list[str]:
+        """Of ``answers``: those of the training split that are right most often, ``MOST_ANSWERS`` at most."""
+        if of != "answers":
+            return super().names(of)
+        split, counts = self.manifest().split("train"), Counter[str]()
+        for index in range(len(split)):
+            try:
+                sample = samples.parse(split.read(index, TEXT_FIELDS), split.keys[index], self.domain)
+            except SampleError:
+                continue  # it is named and counted when it is drawn for training
+            for q in sample["questions"]:
+                counts.update(q.get("weights") or dict.fromkeys(q.get("answers", [q["answer"]]), 1.0))
+        if not counts:
+            raise UserError(f"head.labels: no question with an answer in the training split of {self._folder()}")
+        return sorted(counts, key=lambda answer: (-counts[answer], answer))[:MOST_ANSWERS]
 
     patch_labels = staticmethod(patch_labels)
 

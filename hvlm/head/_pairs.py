@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hvlm.data import published
 from hvlm.data.question_file import Row as FileRow
 from hvlm.data.question_file import listed, rows_of, seconds_of, section_of, text_of
 from hvlm.data.sample_targets import as_pair
 from hvlm.data.views import Row, View
+from hvlm.errors import UserError, first_few
 
 TEXTS = ("text", "caption")
 
@@ -76,11 +78,13 @@ def read_pairs(path: Path, setting: str) -> list[FileRow]:
     """A list of pairs in JSON Lines, JSON or CSV: objects {"video", "text" (or "caption"), "negatives"}, or columns of
     these names, in which negatives are a JSON list or have ``|`` between them. ``start`` and ``end`` (seconds: the part
     of the video that is meant) and ``fps`` (of a folder of stills) may be there. One row for each video, or part of
-    one, with all its pairs.
+    one, with all its pairs. Or a published file of Flickr30K, of which the test split alone where it says splits.
 
     Raises:
         UserError: one line that names the rows at fault.
     """
+    if published.set_of(path) == "flickr30k":
+        return _captions(path, setting)
     found: dict[tuple[Any, ...], FileRow] = {}
     for row in rows_of(path, setting, _row, "pair", ("video", "text")):
         first = found.setdefault((row.video, row.section), row)
@@ -105,3 +109,18 @@ def _row(number: int, value: Any) -> FileRow:
     return FileRow(
         number, None, text_of(value, "video"), section_of(value), seconds_of(value, "fps"), {"pairs": [pair]}
     )
+
+
+def _captions(path: Path, setting: str) -> list[FileRow]:
+    rows, wrong = [], []
+    for number, entry in published.read(path, "flickr30k"):
+        if isinstance(entry, str):
+            wrong.append(f"row {number}: {entry}")
+        elif entry.split in ("", "test"):
+            pairs = [as_pair(text, "its caption") for text in entry.captions]
+            rows.append(FileRow(number, None, entry.picture, None, None, {"pairs": pairs}))
+    if wrong:
+        raise UserError(f"{setting}={path}: {first_few(wrong, 'rows')}")
+    if not rows:
+        raise UserError(f"{setting}={path}: holds no picture of the test split")
+    return rows

@@ -22,8 +22,8 @@ from torchmetrics import MeanMetric, Metric
 from hvlm.config.ranges import PositiveInt, Probability
 from hvlm.contracts import Head
 from hvlm.data.question_file import Row as FileRow
-from hvlm.data.sample_fields import as_object, as_text
-from hvlm.data.sample_targets import as_weights
+from hvlm.data.sample_fields import as_number, as_object, as_text
+from hvlm.data.sample_targets import as_published, as_weights
 from hvlm.data.sampling import is_shown
 from hvlm.data.views import Row, View, in_context
 from hvlm.head._closed_answers import read_answers
@@ -31,11 +31,10 @@ from hvlm.head._errors import with_errors
 from hvlm.head._labels import Labels
 from hvlm.head._lines import check_each, label_in, listed
 from hvlm.head._pool import last_state, pooled_state
+from hvlm.metrics import published
 from hvlm.metrics.text import SoftVQAAccuracy
 from hvlm.metrics.vqa import VARIANTS, vqa_accuracy
 from hvlm.types import Batch, Sequence
-
-NOBODYS = "\0"  # an answer that nobody gives
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,7 @@ class ClosedQuestions(View):
             Row(in_context(q["question"], q), None, about | {
                 "task": q["task"], "question_id": f"{sample['uid']}/{q['id']}", "question": q["question"],
                 "weights": weights, "people": q.get("people", []), "cluster": sample.get("cluster", sample["uid"]),
+                **({"published": q["published"]} if "published" in q else {}),
             })
             for q, weights in found
         ]  # fmt: skip
@@ -129,15 +129,22 @@ class Classify(Head):
 
     def predict(self, output: Tensor, batch: Batch) -> list[dict[str, Any]]:
         """{question_id, key, task, question, cluster, answer, score, weights, people}: the likeliest label and its
-        probability; null where the scores are no numbers."""
+        probability; null where the scores are no numbers. Of questions of published sets with ``published``, and with
+        the probability of the label ``unanswerable``, where there is one."""
         scores, places = output.sigmoid().max(1)
-        rows = batch.rows or []
+        unable = self.labels.place.get(published.UNANSWERABLE)
         lines = []
-        for row, place, score in zip(rows, places.tolist(), scores.tolist(), strict=True):
+        for k, (place, score) in enumerate(zip(places.tolist(), scores.tolist(), strict=True)):
+            row = (batch.rows or [])[k]
             line = {name: row.get(name) for name in ("question_id", "key", "task", "question", "cluster")}
             known = math.isfinite(score)  # else no label is the likeliest
             line |= {"answer": self.labels.names[place] if known else None, "score": round(score, 6) if known else None}
-            lines.append(line | {"weights": row.get("weights", {}), "people": row.get("people", [])})
+            line |= {"weights": row.get("weights", {}), "people": row.get("people", [])}
+            if "published" in row:
+                line["published"] = row["published"]
+                if unable is not None and known:
+                    line[published.UNANSWERABLE] = round(float(output[k, unable].sigmoid()), 6)
+            lines.append(line)
         return lines
 
     def check_lines(self, lines: Mapping[int, Mapping[str, Any]], path: Path) -> None:
@@ -148,13 +155,18 @@ class Classify(Head):
                 label_in(self.labels, line.get("answer"), "answer")
             as_weights(as_object(line.get("weights"), "weights"), "weights")
             for i, one in enumerate(listed(line, "people")):
-                as_text(one, f"people[{i}]")
+                if one != "":
+                    as_text(one, f"people[{i}]")
+            if "published" in line:
+                as_published(line["published"], "published")
+            if published.UNANSWERABLE in line:
+                as_number(line[published.UNANSWERABLE], published.UNANSWERABLE)
             return as_text(line.get("question_id"), "question_id")
 
         check_each(lines, path, name_of)
 
     def read(self, path: Path, setting: str) -> list[FileRow]:
-        """VQA's annotations or a file of questions; see ``read_answers``."""
+        """A published file, annotations in VQA's form or a file of questions; see ``read_answers``."""
         return read_answers(path, setting)
 
     def metrics(self) -> dict[str, Metric]:
@@ -169,7 +181,7 @@ class Classify(Head):
                 if name in ("accuracy", "answerable"):
                     metrics[name].update(value)
                 else:
-                    metrics[name].update([line["answer"] or NOBODYS], [line["people"]])
+                    metrics[name].update([line["answer"] or published.NOBODYS], [line["people"]])
 
     def each(self, line: Mapping[str, Any]) -> dict[str, float]:
         """What a question adds to the mean of each metric that it belongs to."""
@@ -178,13 +190,22 @@ class Classify(Head):
             "answerable": float(bool(set(line["weights"]) & set(self.labels.names))),
         }
         people = line["people"]
-        said = line["answer"] or NOBODYS
+        said = line["answer"] or published.NOBODYS
         return found | {f"vqa_{v}": vqa_accuracy(said, people, v) for v in (VARIANTS if people else ())}
 
     def score(self, lines: SequenceOf[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """See ``Head.score``; all are means over questions."""
+        """See ``Head.score``; those of ``Classify.metrics`` are means over questions. Of published sets also their
+        official figures, by the set's name (``hvlm.metrics.published``)."""
         each: dict[str, list[tuple[float, Any]]] = {}
         for line in lines:
             for name, value in self.each(line).items():
                 each.setdefault(name, []).append((value, line.get("cluster") or line.get("question_id")))
-        return with_errors(super().score(lines), each)
+        official = published.means(lines)
+        rows = super().score(lines)
+        rows += [_row(name, sum(v for v, _ in of) / len(of), len(of)) for name, of in official.items()]
+        rows += [_row(name, value, len(lines)) for name, value in published.of_all(lines).items()]
+        return with_errors(rows, each | official)
+
+
+def _row(metric: str, value: float, n: int) -> dict[str, Any]:
+    return {"metric": metric, "value": value, "stderr": None, "n": n, "chance": None}

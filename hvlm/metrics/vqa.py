@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
-Variant = Literal["official", "always_normalised"]
-VARIANTS: tuple[Variant, ...] = ("official", "always_normalised")
+Variant = Literal["official", "always_normalised", "vizwiz"]
+VARIANTS: tuple[Variant, ...] = ("official", "always_normalised")  # what is computed of any set
 _ENOUGH = 3  # others who say the same
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _PERIOD = re.compile(r"\.(?!\d)")
@@ -40,19 +40,22 @@ def vqa_accuracy(answer: str, people: Sequence[str], variant: Variant = "officia
         answer: what was said.
         people: what each person answered, ten as a rule.
         variant: ``official`` compares as they are where the people all say the same, letter by letter, and otherwise
-            normalises both sides, as VQA's own program does; ``always_normalised`` normalises always, as EvalAI's and
-            lmms-eval's do.
+            normalises both sides, as VQA's own program does; ``always_normalised`` normalises always, as EvalAI's (of
+            TextVQA, too) and lmms-eval's do; ``vizwiz`` normalises what was said and not what the people answered, as
+            VizWiz' own program does.
 
     Raises:
         ValueError: no people, or another variant.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"variant={variant!r}: expected one of {', '.join(VARIANTS)}")
+    if variant not in get_args(Variant):
+        raise ValueError(f"variant={variant!r}: expected one of {', '.join(get_args(Variant))}")
     if isinstance(people, str) or not people:
         raise ValueError(f"people is {people!r:.40}: expected their answers, in a list")
     said = re.sub(r"[\n\t]", " ", answer).strip()
     theirs = list(people)
-    if variant == "always_normalised" or len(set(theirs)) > 1:
+    if variant == "vizwiz":
+        said = normalised(said)
+    elif variant == "always_normalised" or len(set(theirs)) > 1:
         said, theirs = normalised(said), [normalised(one) for one in theirs]
     same = theirs.count(said)
     # For those who said it there is one match less among the others.

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hvlm.data import published
 from hvlm.data.shard_folder import SPLITS, split_of, tars_of
 from hvlm.data.tar import VIDEO_FIELDS
 from hvlm.errors import UserError
@@ -39,14 +40,16 @@ def find(settings: Settings) -> Source:
     src = Path(settings.src).expanduser()
     if not src.exists():
         raise UserError(f"{src}: no such file or folder; expected {known()}")
-    paths, kind = [src], of_file(src)
+    paths, kind = [src], _kind(src)
     if src.is_dir():
         if settings.table:
-            paths, kind = [src / settings.table], of_file(src / settings.table)
+            paths, kind = [src / settings.table], _kind(src / settings.table)
             if not paths[0].is_file():
                 raise UserError(f"table={settings.table}: no such file in {src}")
         elif (whole := formats()["datasets_folder"]).takes(src):
             kind = whole
+        elif found := published.files_in(src):
+            paths, kind = found, formats()["published"]
         else:
             paths, kind = _in_folder(src)
     if kind is None:
@@ -61,7 +64,12 @@ def find(settings: Settings) -> Source:
     root = Path(settings.videos).expanduser() if settings.videos else src if src.is_dir() else src.parent
     if not root.is_dir():
         raise UserError(f"videos={root}: no such folder; expected the one that the table's paths begin in")
-    return Source(kind.about, root, columns, tables, splits)
+    return Source(tables[0].about, root, columns, tables, splits)
+
+
+def _kind(path: Path) -> type[Format] | None:
+    """The format of a file, by what stands in it or by its ending."""
+    return formats()["published"] if published.set_of(path) else of_file(path)
 
 
 def known() -> str:
