@@ -1,0 +1,128 @@
+"""dataset=easy_vqa: the package's questions as shards, the controls, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.easy_vqa.__main__ import counted
+from hvlm import assembly
+from hvlm.config.compose import compose
+from hvlm.data.samples import parse
+from hvlm.dataset.easy_vqa import ANYTHING, EasyVQA
+from hvlm.errors import UserError
+from hvlm.training import chain
+
+ANSWERS = ["circle", "red", "blue", "yes", "no"]
+
+
+def package(folder: Path) -> Path:
+    """In the form of the package: files, names and nesting."""
+    for split, count in (("train", 6), ("test", 3)):
+        (folder / "data" / split / "images").mkdir(parents=True)
+        asked = []
+        for i in range(count):
+            colour = ("red", "blue")[i % 2]
+            asked += [["what color is the shape?", colour, i], ["is there a circle?", "yes", i]]
+            asked += [["is there a red shape?", "yes" if colour == "red" else "no", i]]
+            Image.new("RGB", (64, 64), colour).save(folder / "data" / split / "images" / f"{i}.png")
+        (folder / "data" / split / "questions.json").write_text(json.dumps(asked))
+    (folder / "data" / "answers.txt").write_text("\n".join(ANSWERS) + "\n")
+    return folder
+
+
+def made(source: Path, root: Path, **more) -> EasyVQA:
+    data = EasyVQA(str(source), str(root), val_pictures=2, **more)
+    data.prepare()
+    return data
+
+
+def samples(data: EasyVQA, split: str) -> list[tuple[dict, np.ndarray]]:
+    rows = data.manifest().split(split)
+    found = []
+    for i in range(len(rows)):
+        members = rows.read(i)
+        found.append((json.loads(members["json"]), np.array(Image.open(io.BytesIO(members["png"])))))
+    return found
+
+
+def test_the_published_splits_become_shards_with_some_of_train_held_out(tmp_path: Path) -> None:
+    data = made(package(tmp_path / "easy_vqa"), tmp_path / "data")
+    assert data.counts == {"train": 4, "val": 2, "test": 3} and data.names("answers") == ANSWERS
+    found = samples(data, "test")
+    assert [info["key"] for info, _ in found] == [f"easy_vqa-test-00000{i}" for i in range(3)]
+    info, picture = found[1]
+    assert picture[0, 0].tolist() == [0, 0, 255]
+    asked = [(q["task"], q["question"], q["answer"]) for q in info["questions"]]
+    assert asked == [
+        ("colour", "what color is the shape?", "blue"),
+        ("yes_no", "is there a circle?", "yes"),
+        ("yes_no", "is there a red shape?", "no"),
+    ]
+    assert {"what color is the shape?", *ANSWERS} <= set(data.texts())
+    parse({"json": json.dumps(info).encode()}, "k", "general")
+
+
+def test_a_wheel_is_read_as_it_is(tmp_path: Path) -> None:
+    folder = package(tmp_path / "easy_vqa")
+    with zipfile.ZipFile(tmp_path / "easy_vqa-1.0-py3-none-any.whl", "w") as wheel:
+        for file in sorted(folder.rglob("*")):
+            wheel.write(file, file.relative_to(tmp_path))
+    first, second = (made(source, tmp_path / name) for source, name in
+                     ((folder, "a"), (tmp_path / "easy_vqa-1.0-py3-none-any.whl", "b")))  # fmt: skip
+    assert first.folder.name == second.folder.name
+    sums = [{name: one["sha256"] for name, one in data.manifest().shards.items()} for data in (first, second)]
+    assert sums[0] == sums[1]
+
+
+def test_controls_show_the_question_or_the_picture_alone(tmp_path: Path) -> None:
+    source = package(tmp_path / "easy_vqa")
+    both, question, picture = (made(source, tmp_path / "data", show=show) for show in ("both", "question", "picture"))
+    assert len({data.folder for data in (both, question, picture)}) == 3
+    assert all(not image.any() for split in ("train", "test") for _, image in samples(question, split))
+    asked = Counter(q["question"] for split in ("train", "test") for info, _ in samples(picture, split)
+                    for q in info["questions"])  # fmt: skip
+    assert set(asked) == {ANYTHING}
+    for a, b in zip(samples(both, "test"), samples(picture, "test"), strict=True):
+        assert np.array_equal(a[1], b[1]) and [q["answer"] for q in a[0]["questions"]] == [
+            q["answer"] for q in b[0]["questions"]
+        ]
+
+
+def test_counting_says_what_questions_alone_are_worth(tmp_path: Path) -> None:
+    data = EasyVQA(str(package(tmp_path / "easy_vqa")), str(tmp_path / "data"), val_pictures=2)
+    value = {record["variant"]: record["value"] for record in counted(data)}
+    # Red and blue are as common; of three pictures two are red: the first of equals is said.
+    assert value["question_counted"] == pytest.approx((2 + 3 + 2) / 9)
+    assert value["most_common"] == pytest.approx((3 + 2) / 9)
+
+
+def test_what_is_missing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="easy-vqa is not installed; install it: pip install easy-vqa"):
+        EasyVQA(root=str(tmp_path)).prepare()
+    with pytest.raises(UserError, match=r"dataset.source=.*nowhere: no answers.txt of easy-vqa there"):
+        EasyVQA(str(tmp_path / "nowhere"), str(tmp_path)).prepare()
+    source = package(tmp_path / "easy_vqa")
+    with pytest.raises(UserError, match="dataset.val_pictures=6: expected less than all 6 of train"):
+        EasyVQA(str(source), str(tmp_path), val_pictures=6).prepare()
+    (source / "data" / "test" / "images" / "2.png").unlink()
+    with pytest.raises(UserError, match="2.png: a picture that questions are about is not there"):
+        made(source, tmp_path / "data")
+
+
+def test_one_command_trains_and_scores_the_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["experiment=easy_vqa", f"dataset.source={package(tmp_path / 'easy_vqa')}", "dataset.val_pictures=2"]
+    words += [f"dataset.root={tmp_path / 'data'}", "trainer.max_steps=1", "vision.dim=16", "vision.num_layers=1"]
+    assert assembly.head_alone(compose(words)).labels.names == ANSWERS
+    chain.run([*words, "run=tried", "logger=csv"])
+    found = {r["metric"]: r for r in json.loads((tmp_path / "runs/tried/results.json").read_text())}
+    assert found["accuracy"]["n"] == 9 and found["answerable"]["value"] == 1
