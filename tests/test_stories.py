@@ -15,6 +15,7 @@ from test_needles import RECIPE, decoded, haystack, samples, small  # noqa: F401
 
 from hvlm.data.sample_json import parse
 from hvlm.data.sampling import is_shown
+from hvlm.dataset import _needles_binding as binding
 from hvlm.dataset import _needles_domains as domains
 from hvlm.dataset import _needles_pairs as pairs
 from hvlm.dataset._needles_draw import PALETTE
@@ -285,3 +286,94 @@ def test_samples_are_read_as_they_were_written(sets) -> None:
                 assert q["answer"] == written["answer"] and q["tries"] == written["tries"]
             if name == "events":
                 assert read["events"] and all(event["label"] in SHAPES for event in read["events"])
+
+
+# ----------------------------------------------------------------------------------------------------------- binding
+
+
+def at(thing) -> tuple[int, int]:
+    """The cell of the grid in which a thing stands."""
+    x, y = thing.track.mean(0)
+    return round((x - 32) / binding.CELL), round((y - 32) / binding.CELL)
+
+
+def test_answers_about_things_follow_from_what_stands_where_and_those_about_the_whole_from_all() -> None:
+    for story in told("binding", 200):
+        asked = {q["task"]: q for q in story.fields["questions"]}
+        places = {at(thing): thing for thing in story.things}
+        assert len(places) == len(story.things) and set(asked) in (set(binding.LOCAL), set(binding.WHOLE))
+        if "count" in asked:
+            assert asked["count"]["answer"] == str(len(story.things))
+            for task, of in (("twice_colour", "colour"), ("twice_shape", "shape")):
+                (twice,) = (v for v, n in Counter(getattr(t, of) for t in story.things).items() if n > 1)
+                assert asked[task]["answer"] == twice
+            continue
+        by = {"colour": {t.colour: t for t in story.things}, "shape": {t.shape: t for t in story.things}}
+        assert len(by["colour"]) == len(by["shape"]) == len(story.things) >= 4
+        for task, named, said in (("bind_shape", "colour", "shape"), ("bind_colour", "shape", "colour")):
+            word = next(w for w in asked[task]["question"].split() if w in by[named])
+            assert asked[task]["answer"] == getattr(by[named][word], said)
+        for task, named, said in (("beside_shape", "colour", "shape"), ("beside_colour", "shape", "colour")):
+            question = asked[task]["question"]
+            anchor = by[named][next(w for w in question.split()[3:] if w in by[named])]
+            (x, y), (dx, dy) = at(anchor), next(d for where, d in binding.WHERE.items() if f" {where} " in question)
+            assert asked[task]["answer"] == getattr(places[x + dx, y + dy], said)
+            others = [cell for d in binding.WHERE.values() if (cell := (x + d[0], y + d[1])) in places]
+            assert len(others) > 1, "another thing stands beside the one that is named, too"
+
+
+def test_who_sees_nothing_of_binding_is_at_chance() -> None:
+    """Answers are uniform for every question as it is worded, their ranks among the options are, and who has learned
+    the commonest answer to each question of one half of the clips gains nothing on the other."""
+    counts: dict[str, Counter] = {}
+    halves: list[list[tuple[str, str, str]]] = [[], []]
+    for i, story in enumerate(told("binding", 4000)):
+        for q in story.fields["questions"]:
+            counts.setdefault(q["question"], Counter())[q["answer"]] += 1
+            for n, one in enumerate(q["tries"]):
+                counts.setdefault(f"{q['task']} rank {n}", Counter())[
+                    str(sorted(one["options"]).index(q["answer"]))
+                ] += 1
+            halves[i // 2 % 2].append((q["task"], q["question"], q["answer"]))
+    tested = 0
+    for key, found in counts.items():
+        total, free = sum(found.values()), len(found) - 1
+        if total < 30 * len(found):
+            continue
+        tested += 1
+        chi = sum((n - total / len(found)) ** 2 / (total / len(found)) for n in found.values())
+        assert chi < free + 5 * np.sqrt(2 * free), (key, found)
+    assert tested > 30
+    learned: dict[str, Counter] = {}
+    for _, question, answer in halves[0]:
+        learned.setdefault(question, Counter())[answer] += 1
+    for task in (*binding.LOCAL, *binding.WHOLE):
+        right = [learned[q].most_common(1)[0][0] == answer for t, q, answer in halves[1] if t == task]
+        chance = 1 / len(binding.COUNTS) if task == "count" else 1 / 6
+        assert np.mean(right) < chance + 4 * np.sqrt(chance / len(right)), task
+
+
+def test_who_knows_what_is_in_sight_and_not_what_belongs_together_guesses() -> None:
+    """Of what is in sight and not named, every thing is as often the answer, in the order of the alphabet too."""
+    ranks: dict[tuple[str, int], Counter] = {}
+    for story in told("binding", 3000):
+        for q in story.fields["questions"]:
+            if q["task"].startswith("beside"):
+                of = q["task"].partition("_")[2]
+                there = sorted(getattr(t, of) for t in story.things)
+                ranks.setdefault((q["task"], len(there)), Counter())[there.index(q["answer"])] += 1
+    for (task, count), found in ranks.items():
+        total = sum(found.values())
+        assert max(found.values()) / total < 1 / count + 4 * np.sqrt(1 / count / total), (task, count)
+
+
+def test_pairs_of_binding_are_wrong_in_one_thing() -> None:
+    for story in told("binding", 60):
+        (pair,) = story.fields["pairs"]
+        assert pair["text"] not in pair["negatives"] and len(set(pair["negatives"])) == len(pair["negatives"]) >= 3
+
+
+def test_a_still_of_binding_is_one_frame() -> None:
+    assert len(Needles(set="binding", num_frames=1).recipe.shown) == 1
+    with pytest.raises(UserError, match="dataset.num_frames=1: expected 2 to 100000 frames"):
+        Needles(set="easy", num_frames=1)

@@ -14,7 +14,7 @@ import numpy as np
 
 from hvlm.data.sampling import nearest_frames, uniform_times
 
-SETS = ("easy", "hard", "vnbench", "keys", "domains", "events", "pairs")
+SETS = ("easy", "hard", "vnbench", "keys", "domains", "events", "pairs", "binding")
 DOMAINS = ("general", "sports", "tutorials", "news")
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "plus")
 COLOURS = ("red", "green", "blue", "yellow", "magenta", "cyan")

@@ -6,16 +6,23 @@ from collections.abc import Iterator
 from itertools import chain
 from types import ModuleType
 
-from hvlm.dataset import _needles_domains, _needles_events, _needles_pairs, _needles_text
+from hvlm.dataset import _needles_binding, _needles_domains, _needles_events, _needles_pairs, _needles_text
 from hvlm.dataset._needles_scene import COLOURS, SHAPES
 
-STORIES: dict[str, ModuleType] = {"domains": _needles_domains, "events": _needles_events, "pairs": _needles_pairs}
+# In the order in which they came: words of an older set keep their places in the vocabulary.
+STORIES: dict[str, ModuleType] = {
+    "domains": _needles_domains,
+    "events": _needles_events,
+    "pairs": _needles_pairs,
+    "binding": _needles_binding,
+}
 
 # What a sample of a set can hold, where that is a closed list.
 NAMES: dict[tuple[str, str], tuple[str, ...]] = {
     ("events", "events"): tuple(SHAPES),
     ("events", "answers"): (*SHAPES, *(str(n) for n in range(1, _needles_events.MOST + 1))),
     ("pairs", "answers"): (*SHAPES, *COLOURS),
+    ("binding", "answers"): (*SHAPES, *COLOURS, *_needles_binding.COUNTS),
 }
 
 

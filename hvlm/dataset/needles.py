@@ -40,6 +40,7 @@ from hvlm.io.files import remember_sha256, write_atomically
 log = logging.getLogger(__name__)
 
 VERSION = 2  # of the generator: raise it when the same settings give other clips
+FEWEST_FRAMES = {"vnbench": ORDERED, "binding": 1}  # that are sampled; of the others two
 KEYS_VERSION = 1  # of what set=keys alone decides
 
 
@@ -53,8 +54,9 @@ class Needles(GeneratedSet):
         what ``hvlm niah sources=test`` makes a benchmark of.
     set: "easy" (one object), "hard" (one to four, smaller flashes), "vnbench" (its nine tasks, one per clip) or "keys"
         (several flashes, each to be found by its shape; to train, all are asked about in one conversation), "domains"
-        (each domain asks questions of its own), "events" (long clips with segments of several classes) or "pairs"
-        (captions that no two clips share, with negatives of the same words).
+        (each domain asks questions of its own), "events" (long clips with segments of several classes), "pairs"
+        (captions that no two clips share, with negatives of the same words) or "binding" (which colour, shape and place
+        belong together, and what holds of all things in sight).
     train_clips, val_clips, test_clips, text_chats: samples per split.
     size: pixels, width and height (even). frames, fps: length and rate of the encoded clip.
     num_frames: how many frames the reader samples; flashes and needles are placed where these frames show them.
@@ -78,7 +80,7 @@ class Needles(GeneratedSet):
         root: str | None = None,
         haystack: str | None = None,
         haystack_part: Literal["all", "train", "test"] = "all",
-        set: Literal["easy", "hard", "vnbench", "keys", "domains", "events", "pairs"] = "easy",
+        set: Literal["easy", "hard", "vnbench", "keys", "domains", "events", "pairs", "binding"] = "easy",
         train_clips: NonNegativeInt = 3000,
         val_clips: NonNegativeInt = 200,
         test_clips: NonNegativeInt = 400,
@@ -86,7 +88,7 @@ class Needles(GeneratedSet):
         size: Annotated[int, Ge(32), Le(1024)] = 64,
         frames: Annotated[int, Ge(2), Le(100_000)] = 16,
         fps: Annotated[float, Ge(0.1), Le(240)] = 8.0,
-        num_frames: Annotated[int, Ge(2)] = 8,
+        num_frames: Annotated[int, Ge(1)] = 8,
         outline: bool = True,
         displacement: Annotated[float, Ge(0.1)] = 0.4,
         keys: Annotated[int, Ge(1), Le(6)] = 4,
@@ -125,7 +127,7 @@ class Needles(GeneratedSet):
             _one_of("domains", domain, DOMAINS)
         _one_of("haystack_part", self.haystack_part, PARTS)
         limits = {
-            "num_frames": (self.num_frames, ORDERED if recipe.set == "vnbench" else 2, 100_000, "frames"),
+            "num_frames": (self.num_frames, FEWEST_FRAMES.get(recipe.set, 2), 100_000, "frames"),
             "displacement": (recipe.displacement, 0.1, max_displacement(recipe), "frame widths"),
         }
         for key, (value, low, high, unit) in limits.items():
