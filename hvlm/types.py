@@ -102,6 +102,7 @@ class Batch(NamedTuple):
             "visual_at_K",
             "prompt_KS",
             "adapter_K",
+            "context_K",
         )
         taken = {name: None if (x := getattr(self, name)) is None else x[index_J] for name in of_rows}
         rows = None if self.rows is None else [self.rows[j] for j in index_J.tolist()]

@@ -349,7 +349,7 @@ def test_the_labels_of_all_heads_come_from_the_dataset() -> None:
 
 def test_yamls_say_what_constructors_have_by_default() -> None:
     """``head=several`` takes the constructor's."""
-    for name in ("classify", "retrieve", "detect"):
+    for name in ("classify", "retrieve", "match", "detect"):
         written = Variant("head", name).written
         defaults = {k: p.default for k, p in inspect.signature(target(written)).parameters.items()}
         assert {k: v for k, v in written.items() if k != "_target_"} == {

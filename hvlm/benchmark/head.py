@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hvlm.benchmark._base import QuestionBenchmark
-from hvlm.config.ranges import PositiveInt
+from hvlm.config.ranges import NonNegativeInt, PositiveInt
 from hvlm.contracts import Head
 from hvlm.data.video_folder import VideoFolder
 from hvlm.errors import UserError
@@ -21,7 +21,9 @@ from hvlm.evaluation.scores import Question
 class HeadBenchmark(QuestionBenchmark):
     """split: of the dataset. annotations: a file of what is right, in place of it. videos: the folder of its videos,
     None: the file's own. batch_size: clips per forward pass. limit: that many clips, evenly spread. blind: also answer
-    with black frames. num_frames: sampled per clip, None: as many as the model was trained with.
+    with black frames. rerank: so many of the nearest candidates that ``head=retrieve`` finds are ranked anew by
+    ``head=match``, where both are among several; 0: none. num_frames: sampled per clip, None: as many as the model was
+    trained with.
     """
 
     asks = False
@@ -34,6 +36,7 @@ class HeadBenchmark(QuestionBenchmark):
         videos: str | None = None,
         batch_size: PositiveInt = 16,
         blind: bool = False,
+        rerank: NonNegativeInt = 0,
         **rest: Any,
     ) -> None:
         super().__init__(batch_size=batch_size, blind=blind, **rest)
@@ -41,7 +44,7 @@ class HeadBenchmark(QuestionBenchmark):
             raise UserError("benchmark.tasks: benchmark=head asks nothing, so it has no tasks to choose from")
         if videos and not annotations:
             raise UserError(f"benchmark.videos={videos}: needs what is right of them, benchmark.annotations=FILE")
-        self.annotations, self.videos = annotations, videos
+        self.annotations, self.videos, self.rerank = annotations, videos, rerank
         self.head: Head | None = None
 
     def of(self, head: Head) -> HeadBenchmark:

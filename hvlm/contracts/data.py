@@ -75,7 +75,8 @@ class Benchmark(Room, ABC, group="benchmark"):
     batch_size: clips of a forward pass. blind: everything is also asked without frames. writes: the model answers in
     its own words, of at most ``max_new_tokens``; else by the likelihood of what is offered. asks: in text; else the
     head's own answers are scored (``Head.predict``), and ``questions`` and what follows has no use. view: the rows of
-    its clips; None: its questions. num_beams, temperature, top_p: how the model's words are chosen
+    its clips; None: its questions. rerank: so many candidates that a head finds are ranked anew by another
+    (``hvlm.evaluation.rerank``). num_beams, temperature, top_p: how the model's words are chosen
     (``hvlm.evaluation.sampling.Sampling``).
     """
 
@@ -87,6 +88,7 @@ class Benchmark(Room, ABC, group="benchmark"):
     asks: bool = True
     view: View | None = None
     max_new_tokens: int = 32
+    rerank: int = 0
     num_beams: int = 1
     temperature: float = 0.0
     top_p: float = 1.0

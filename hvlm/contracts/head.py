@@ -98,6 +98,16 @@ class Head(Module, ABC, group="head"):
             f"trainer.accumulate: head={self.task} does not count its units without the model; use trainer.accumulate=1"
         )
 
+    def further(self, batch: Batch, answer: Callable[[Batch], Any]) -> Batch:
+        """The batch with further text rows at its end, to be learned beside those that were read; by default none. They
+        must change no number of units.
+
+        Args:
+            batch: of its own view.
+            answer: gives the head's output of text rows of this batch, perhaps about others of its clips.
+        """
+        return batch
+
     @property
     def task(self) -> str:
         """The word for what it does: that of its file."""

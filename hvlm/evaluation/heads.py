@@ -22,6 +22,7 @@ from hvlm.evaluation import results
 from hvlm.evaluation.asking import clips_of
 from hvlm.evaluation.evaluate import BLIND, RESULTS
 from hvlm.evaluation.predictions import lines_of
+from hvlm.evaluation.rerank import heads_of, rerank
 from hvlm.io.json_lines import write_lines
 from hvlm.precision import autocast
 from hvlm.rebuild import Loaded
@@ -40,6 +41,8 @@ def evaluate_head(loaded: Loaded, benchmark: Benchmark, label: results.Label, ou
     """
     head = loaded.model.head
     out_dir = Path(out_dir)
+    if benchmark.rerank:
+        heads_of(head)
     records: list[results.Record] = []
     every: list[dict[str, Any]] = []
     for blind in (False, True)[: 1 + benchmark.blind]:
@@ -48,7 +51,11 @@ def evaluate_head(loaded: Loaded, benchmark: Benchmark, label: results.Label, ou
         lines = answers(loaded, benchmark, out_dir, blind)
         seconds = time.monotonic() - started
         every += [line | {"variant": variant} for line in lines]
-        records += scored(head, lines, label._replace(variant=variant), seconds)
+        own = label._replace(variant=variant)
+        records += scored(head, lines, own, seconds)
+        if benchmark.rerank:
+            rows = rerank(loaded, benchmark, lines, benchmark.rerank, blind)
+            records += [own.of_row(row, time.monotonic() - started - seconds) for row in rows]
     write_lines(out_dir / LINES, every)
     results.write(out_dir / RESULTS, records)
     return records

@@ -33,7 +33,7 @@ class PairsOfTexts(View):
     name = "pairs of video and text"
 
     def rows(self, sample: dict[str, Any], times: np.ndarray, rng: np.random.Generator, n: int | None) -> list[Row]:
-        pairs = sample.get("pairs") or [{"text": one["text"], "negatives": []} for one in sample["captions"]]
+        pairs = pairs_of(sample)
         if n is not None:
             pairs = [pairs[i] for i in rng.permutation(len(pairs))[:n]]
         about = {name: sample[name] for name in ("key", "uid", "domain") if name in sample}
@@ -59,7 +59,7 @@ class PairsOfTexts(View):
                 ids[k, i, : len(text)] = torch.tensor(text)
                 mask[k, i, : len(text)] = there[k, i] = True
         mask[..., 0] |= ~there  # what nobody reads has a token, too, so that there is something to attend to
-        said = torch.tensor([_number(row["texts"][0]) if row.get("texts") else 0 for row in rows], dtype=torch.int64)
+        said = torch.tensor([number_of(row["texts"][0]) if row.get("texts") else 0 for row in rows], dtype=torch.int64)
         return {"text_ids": ids, "text_mask": mask, "there": there, "said": said}
 
     def alone(self, meta: Mapping[str, Any]) -> Sequence[str]:
@@ -69,7 +69,12 @@ class PairsOfTexts(View):
         return replace(self, negatives=None)
 
 
-def _number(text: str) -> int:
+def pairs_of(sample: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The ``pairs`` of a sample, or where it has none its captions."""
+    return sample.get("pairs") or [{"text": one["text"], "negatives": []} for one in sample["captions"]]
+
+
+def number_of(text: str) -> int:
     """The same in every process, and another one for another text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
 

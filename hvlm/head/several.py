@@ -133,6 +133,23 @@ class Several(Head):
         own = {t.removeprefix(f"{name}/"): v for t, v in (part.targets or {}).items() if t.startswith(f"{name}/")}
         return part._replace(targets=own or None)
 
+    def further(self, batch: Batch, answer: Callable[[Batch], Any]) -> Batch:
+        """See ``Head.further``; each head's own rows, at the end."""
+        for name, head in self.heads.items():
+            part, index = self.part(batch, name), self.rows_of(batch, name)
+            if part is None:
+                continue
+
+            def of_head(some: Batch, name: str = name) -> Any:
+                targets = {f"{name}/{target}": value for target, value in (some.targets or {}).items()}
+                return answer(some._replace(targets=targets))[name]
+
+            found = head.further(part, of_head)
+            if len(found.clip_K) > len(index):
+                new = torch.arange(len(index), len(found.clip_K), device=index.device)
+                batch = _joined(batch, found.text_rows(new), name)
+        return batch
+
     def texts(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
         """Those of all heads, one after the other."""
         found = [texts for _, texts in self._texts(batch)]
@@ -236,6 +253,25 @@ class Several(Head):
             f"{setting}={path}: several heads have no file in common; name the one that it is for, "
             f"head.only={self.tasks[0]}"
         )
+
+
+def _joined(batch: Batch, rows: Batch, name: str) -> Batch:
+    """The batch with further text rows of a head, about the same clips; targets of the others are 0 there."""
+    own = {f"{name}/{target}": value for target, value in (rows.targets or {}).items()}
+    first, more = len(batch.clip_K), len(rows.clip_K)
+    every = torch.cat([torch.arange(first), torch.zeros(more, dtype=torch.int64)]).to(batch.clip_K.device)
+    joined = batch.text_rows(every)
+    of_rows = {
+        field: torch.cat([getattr(batch, field), getattr(rows, field)])
+        for field in ("input_ids_KS", "attention_mask_KS", "loss_mask_KS", "clip_K", "visual_at_K", "prompt_KS",
+                      "adapter_K", "context_K")
+        if getattr(batch, field) is not None
+    }  # fmt: skip
+    targets = {
+        target: torch.cat([value, own.get(target, value.new_zeros(more, *value.shape[1:]))])
+        for target, value in (batch.targets or {}).items()
+    }
+    return joined._replace(**of_rows, rows=[*(batch.rows or []), *(rows.rows or [])], targets=targets)
 
 
 def _node(name: str, settings: Mapping[str, Any] | None) -> dict[str, Any]:

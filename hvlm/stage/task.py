@@ -62,6 +62,7 @@ class Task(Stage):
         return self.model.head.units_of_terms(batch)
 
     def losses(self, batch: Batch) -> Losses:
+        batch = self.model.head.further(batch, self.model.output)
         found = self.model.head.terms(self.model.output(batch), batch)
         terms = {name: Mean(self.weights.get(name, 1.0) * term.total, term.count) for name, term in found.items()}
         several = len(found) > 1

@@ -1,0 +1,223 @@
+"""Whether a text says what a video shows: the language model reads both together, and one score comes out.
+
+The matching of ALBEF (Li et al. 2021): beside each right pair stand wrong ones, and those of the same batch that the
+model itself now takes most nearly for right are the ones that it learns from. It is slower than ``head=retrieve``,
+which reads video and text apart, and can tell what embeddings of the two cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric
+
+from hvlm.config.ranges import NonNegativeInt, PositiveInt, Probability
+from hvlm.contracts import Head
+from hvlm.data.question_file import Row as FileRow
+from hvlm.data.sample_fields import FieldError, as_number, as_text, shown
+from hvlm.data.views import Row, View
+from hvlm.errors import UserError
+from hvlm.head._errors import with_errors
+from hvlm.head._lines import check_each, clip_of
+from hvlm.head._pairs import number_of, pairs_of, read_pairs
+from hvlm.head._pool import last_state
+from hvlm.types import Batch, Sequence
+
+
+@dataclass(frozen=True)
+class RightAndWrong(View):
+    """A row for each text about a clip, and one for each wrong text beside it. negatives: so many of these are drawn;
+    None: all, in order. ``n`` of ``rows``: right texts."""
+
+    negatives: int | None
+    name = "pairs of video and text"
+
+    def rows(self, sample: dict[str, Any], times: np.ndarray, rng: np.random.Generator, n: int | None) -> list[Row]:
+        pairs = pairs_of(sample)
+        if n is not None:
+            pairs = [pairs[i] for i in rng.permutation(len(pairs))[:n]]
+        about = {name: sample[name] for name in ("key", "uid", "domain") if name in sample} | {"task": "match"}
+        rows = []
+        for pair in pairs:
+            wrong = pair["negatives"]
+            if self.negatives is not None:
+                wrong = [wrong[i] for i in rng.permutation(len(wrong))[: self.negatives]]
+            rows += [
+                row_of(text, about | {"of": pair["text"]}, text == pair["text"]) for text in (pair["text"], *wrong)
+            ]
+        return rows
+
+    def targets(self, rows: SequenceOf[Mapping[str, Any]], chat: Any) -> dict[str, Tensor]:
+        """``right`` float [K]; ``said`` int64 [K], equal for equal texts; ``further`` bool [K]: whether a row was added
+        after the clips were read."""
+        said = torch.tensor([number_of(row.get("text", "")) for row in rows], dtype=torch.int64)
+        right = torch.tensor([float(row.get("right", False)) for row in rows])
+        return {"right": right, "said": said, "further": torch.zeros(len(rows), dtype=torch.bool)}
+
+    def scoring(self) -> View:
+        return replace(self, negatives=None)
+
+
+def row_of(text: str, about: Mapping[str, Any], right: bool) -> Row:
+    """The text as it is read, without an answer."""
+    return Row(text, None, {**about, "text": text, "right": right})
+
+
+class Match(Head):
+    """hidden: width of the layer before the score. negatives: wrong texts of a clip that are drawn to train it.
+    candidates: so many other clips of the batch are tried with each right text; the one that goes with it best, and for
+    each clip the text that does, are learned as wrong. 0: none. dropout: before the score, in training.
+    """
+
+    measures = ("accuracy",)
+
+    def __init__(
+        self,
+        *,
+        text_dim: int,
+        hidden: PositiveInt = 128,
+        negatives: NonNegativeInt = 1,
+        candidates: NonNegativeInt = 4,
+        dropout: Probability = 0.0,
+    ):
+        super().__init__()
+        self.view = RightAndWrong(negatives)
+        self.candidates = candidates
+        self.score_of = nn.Sequential(
+            nn.LayerNorm(text_dim), nn.Linear(text_dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, 1)
+        )
+
+    def forward(self, hidden_KLD: Tensor, sequence: Sequence) -> Tensor:
+        """Float32 scores [K], logits of whether they belong together, of the state that has seen text and video."""
+        return self.score_of(last_state(hidden_KLD, sequence)).squeeze(-1).float()
+
+    # -- learning ------------------------------------------------------------------------------------------------------
+
+    def units(self, batch: Batch) -> int:
+        return len(batch.input_ids_KS)
+
+    def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Binary cross-entropy, summed over all rows; units are the rows that were read, without those that
+        ``further`` added. Right rows weigh as much as all others together."""
+        assert batch.targets is not None, "a batch of the head's own view"
+        right, units = batch.targets["right"], (~batch.targets["further"]).sum()
+        each = F.binary_cross_entropy_with_logits(output, right, reduction="none")
+        yes, no = right.sum(), (1 - right).sum()
+        if bool(yes) and bool(no):
+            each = each * torch.where(right > 0, units / (2 * yes), units / (2 * no))
+        else:
+            each = each * units / len(each)
+        correct = ((output > 0) == (right > 0)).float().mean() * units
+        return each.sum(), units.to(each.dtype), {"accuracy": correct.detach()}
+
+    @torch.no_grad()
+    def further(self, batch: Batch, answer: Callable[[Batch], Any]) -> Batch:
+        """See ``Head.further``: right texts beside the clips of others."""
+        assert batch.targets is not None, "a batch of the head's own view"
+        right = (batch.targets["right"] > 0).nonzero().squeeze(1)
+        clips, tries = batch.num_clips, min(self.candidates, batch.num_clips - 1)
+        if not len(right) or tries < 1:
+            return batch
+        row_J = right.repeat(tries)
+        clip_J = (
+            batch.clip_K[row_J] + torch.arange(1, tries + 1, device=row_J.device).repeat_interleave(len(right))
+        ) % clips
+        # What is said of that clip, too, is not wrong there; and a clip about which nothing is said may be anything.
+        said = batch.targets["said"]
+        about = torch.zeros(clips, len(said), dtype=torch.bool, device=said.device)
+        about[batch.clip_K[right], right] = True
+        same = said[row_J].unsqueeze(1) == said
+        wrong = ~(about[clip_J] & same).any(1) & about[clip_J].any(1)
+        row_J, clip_J = row_J[wrong], clip_J[wrong]
+        if not len(row_J):
+            return batch
+        score_J = answer(batch.text_rows(row_J)._replace(clip_K=clip_J))
+        chosen = torch.tensor(sorted({*_best(row_J, score_J), *_best(clip_J, score_J)}), device=row_J.device)
+        every = torch.cat([torch.arange(len(batch.clip_K), device=row_J.device), row_J[chosen]])
+        more = batch.text_rows(every)
+        new = torch.arange(len(every), device=row_J.device) >= len(batch.clip_K)
+        targets = {
+            **(more.targets or {}),
+            "right": torch.where(new, 0.0, batch.targets["right"][every]),
+            "further": new,
+        }
+        return more._replace(clip_K=torch.cat([batch.clip_K, clip_J[chosen]]), targets=targets)
+
+    # -- answering -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def predict(self, output: Tensor, batch: Batch) -> list[dict[str, Any]]:
+        """{key, uid, text, of, right, score}: the text, the right one that it is a wrong form of, and the probability
+        that it says what is shown."""
+        if not bool(torch.isfinite(output).all()):
+            raise UserError("head=match: scores are not numbers (NaN): training went wrong; lower its rates")
+        return [
+            {name: row.get(name, "") for name in ("key", "uid", "text", "of")}
+            | {"right": bool(row.get("right")), "score": round(score, 6)}
+            for row, score in zip(batch.rows or [], output.sigmoid().tolist(), strict=True)
+        ]
+
+    def metrics(self) -> dict[str, Metric]:
+        return {"accuracy": MeanMetric(), "hard_negatives": MeanMetric()}
+
+    def update(self, metrics: Mapping[str, Metric], lines: SequenceOf[Mapping[str, Any]]) -> None:
+        """``accuracy``: the mean of right and of wrong pairs' share of right answers; ``hard_negatives``: how often a
+        right text is scored above all of its wrong ones."""
+        for name, found in self._each(lines).items():
+            for value, _ in found:
+                metrics[name].update(value)
+
+    def _each(self, lines: SequenceOf[Mapping[str, Any]]) -> dict[str, list[tuple[float, Any]]]:
+        """{metric: (value, clip) of what it is the mean of}."""
+        groups: dict[tuple[str, str], dict[bool, list[float]]] = {}
+        for line in lines:
+            of = groups.setdefault((clip_of(line), line["of"]), {True: [], False: []})
+            of[line["right"]].append(line["score"])
+        found: dict[str, list[tuple[float, Any]]] = {"accuracy": [], "hard_negatives": []}
+        for (clip, _), of in groups.items():
+            shares = [
+                sum((score > 0.5) == right for score in scores) / len(scores) for right, scores in of.items() if scores
+            ]
+            found["accuracy"].append((sum(shares) / len(shares), clip))
+            if of[True] and of[False]:
+                found["hard_negatives"].append((float(min(of[True]) > max(of[False])), clip))
+        return found
+
+    def score(self, lines: SequenceOf[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """See ``Head.score``; means over right texts."""
+        return with_errors(super().score(lines), self._each(lines))
+
+    def check_lines(self, lines: Mapping[int, Mapping[str, Any]], path: Path) -> None:
+        """See ``Head.check_lines``."""
+
+        def name_of(line: Mapping[str, Any]) -> None:
+            clip_of(line)
+            for name in ("text", "of"):
+                as_text(line.get(name), name)
+            if not isinstance(line.get("right"), bool):
+                raise FieldError(f"right is {shown(line.get('right'))}, expected true or false")
+            as_number(line.get("score"), "score")
+
+        check_each(lines, path, name_of)
+
+    def read(self, path: Path, setting: str) -> list[FileRow]:
+        """A list of pairs; see ``read_pairs``."""
+        return read_pairs(path, setting)
+
+
+def _best(group_J: Tensor, score_J: Tensor) -> list[int]:
+    """Of each group the place with the highest score, the first of equals."""
+    best: dict[int, int] = {}
+    scores = score_J.tolist()
+    for place, group in enumerate(group_J.tolist()):
+        if group not in best or scores[place] > scores[best[group]]:
+            best[group] = place
+    return list(best.values())

@@ -1,0 +1,177 @@
+"""Matching: right and wrong pairs, hard ones of the same batch, and three heads together."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from _tiny import Case, Variant, model, side
+from test_heads import task
+
+from hvlm.checks.heads import SAMPLE, clip_of, read
+from hvlm.checks.models import shared_model
+from hvlm.errors import UserError
+from hvlm.evaluation.rerank import compared, heads_of, rerank, second_ranks
+from hvlm.head.match import Match
+from hvlm.model import VLM
+from hvlm.types import Batch
+
+TEXTS = ("red ring", "blue circle", "star", "red ring")  # of four clips; the last says what the first does
+
+
+def tiny(**settings: Any) -> VLM:
+    return shared_model(Case("question_first", (Variant("head", "match", tuple(settings.items())),)))
+
+
+def several(**heads: dict[str, Any]) -> VLM:
+    return model(Case("question_first", (Variant("head", "several", (("heads", heads),)),)))
+
+
+def clips_with(vlm: VLM, *texts: str) -> Batch:
+    pairs = [SAMPLE | {"pairs": [{"text": text, "negatives": [f"{text} two"]}]} for text in texts]
+    return read(vlm, *(clip_of(i, 3, side(vlm), sample) for i, sample in enumerate(pairs, start=1)))
+
+
+def about(batch: Batch) -> list[tuple[str, int, bool]]:
+    """(text, clip, whether it is right) of each row."""
+    assert batch.rows and batch.targets
+    right = batch.targets["right"].tolist()
+    return [(row["text"], clip, bool(r)) for row, clip, r in zip(batch.rows, batch.clip_K.tolist(), right, strict=True)]
+
+
+def test_a_row_for_the_right_text_and_one_for_each_wrong_one() -> None:
+    vlm = tiny()
+    batch = clips_with(vlm, *TEXTS[:2])
+    assert about(batch) == [
+        ("red ring", 0, True), ("red ring two", 0, False), ("blue circle", 1, True), ("blue circle two", 1, False),
+    ]  # fmt: skip
+    assert not batch.targets["further"].any()
+
+
+def test_the_hardest_clip_of_each_text_and_the_hardest_text_of_each_clip_become_wrong_pairs() -> None:
+    vlm = tiny(candidates=3)
+    batch, asked = clips_with(vlm, *TEXTS), []
+    score = {("red ring", 1): 1, ("red ring", 2): 5, ("blue circle", 0): 4, ("blue circle", 2): 3}
+    score |= {("blue circle", 3): 2, ("star", 0): 1, ("star", 1): 6, ("star", 3): 0}
+
+    def answer(some: Batch) -> torch.Tensor:
+        asked.extend((text, clip) for text, clip, _ in about(some))
+        return torch.tensor([float(score[pair]) for pair in asked])
+
+    found = vlm.head.further(batch, answer)
+    assert set(asked) == set(score), "never where the same is said, nor with wrong texts"
+    assert about(found)[: len(about(batch))] == about(batch)
+    new = [(text, clip) for text, clip, right in about(found)[len(about(batch)) :] if not right]
+    # red ring (of two clips) → clip 2; blue circle → 0; star → 1; clip 3's hardest text is blue circle.
+    assert sorted(new) == [("blue circle", 0), ("blue circle", 3), ("red ring", 2), ("red ring", 2), ("star", 1)]
+    assert found.targets["further"].sum() == 5 == len(found.clip_K) - len(batch.clip_K)
+    assert torch.equal(found.input_ids_KS[: len(batch.clip_K)], batch.input_ids_KS)
+    assert tiny(candidates=0).head.further(batch, answer) is batch
+    alone = clips_with(vlm, "star")
+    assert vlm.head.further(alone, answer) is alone
+
+
+def test_the_loss_by_hand_and_its_units() -> None:
+    head = Match(text_dim=4)
+    right = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    further = torch.tensor([False, False, True, True])
+    batch = type("Batch", (), {"targets": {"right": right, "further": further}})()
+    total, count, measures = head.loss(torch.tensor([2.0, -1.0, 0.0, 1.0]), batch)
+
+    def cross(x: float) -> float:
+        return math.log1p(math.exp(-x))
+
+    assert count == 2, "the rows that were read"
+    assert total.item() == pytest.approx(2 * (cross(2.0) + (cross(1.0) + cross(0.0) + cross(-1.0)) / 3) / 2)
+    assert measures["accuracy"].item() == pytest.approx(2 * 3 / 4)
+
+
+def test_scores_by_hand() -> None:
+    head = Match(text_dim=4)
+    line = {"key": "a", "uid": "a", "text": "x", "of": "x", "right": True, "score": 0.9}
+    lines = [
+        line,
+        line | {"text": "y", "right": False, "score": 0.8},
+        line | {"text": "z", "right": False, "score": 0.1},
+    ]
+    lines += [line | {"uid": "b", "score": 0.4}, line | {"uid": "b", "text": "y", "right": False, "score": 0.5}]
+    found = {row["metric"]: row for row in head.score(lines)}
+    assert found["accuracy"]["value"] == pytest.approx(((1 + 0.5) / 2 + (0 + 1) / 2) / 2)
+    assert found["hard_negatives"]["value"] == pytest.approx(0.5) and found["hard_negatives"]["stderr"] is not None
+
+
+def test_hard_pairs_are_learned_and_the_other_heads_learn_as_without() -> None:
+    vlm = several(classify={"labels": ["red", "blue", "two"]}, retrieve={}, match={})
+    batch = clips_with(vlm, *TEXTS[:3])
+    stage = task(vlm, weights={"classify": 1.0, "retrieve": 1.0, "match": 0.5}).eval()
+    with torch.no_grad():
+        without = vlm.head.terms(vlm.output(batch), batch)
+        found = vlm.head.further(batch, vlm.output)
+        terms = stage.losses(batch).terms
+    new = found.rows[len(batch.rows) :]
+    assert new and {row["head"] for row in new} == {"match"} and len(found.clip_K) == len(found.rows)
+    assert tuple(terms) == ("classify", "retrieve", "match")
+    for name in ("classify", "retrieve"):
+        torch.testing.assert_close(terms[name].total, without[name].total, rtol=1e-4, atol=1e-4)
+        assert terms[name].count == without[name].count
+    assert (terms["match"].total - 0.5 * without["match"].total).abs() > 1e-4
+    assert {name: float(term.count) for name, term in terms.items()} == vlm.head.units_of_terms(batch)
+
+
+# --------------------------------------------------------------------------------------------------------- re-ranking
+
+
+def line(clip: str, text: str, video: list[float], embedding: list[float]) -> dict[str, Any]:
+    return {"key": clip, "uid": clip, "texts": [text], "video": video, "embeddings": [embedding], "head": "retrieve"}
+
+
+def test_candidates_come_first_in_their_new_order_and_the_others_keep_their_places() -> None:
+    scores = torch.tensor([[0.9, 0.8, 0.7, 0.1], [0.9, 0.8, 0.7, 0.1]])
+    right = torch.tensor([[False, True, False, False], [False, False, False, True]])
+    near = torch.tensor([[True, True, False, False]] * 2)
+    again = torch.tensor([[0.2, 0.6, 9.0, 9.0], [0.2, 0.6, 9.0, 9.0]])
+    assert second_ranks(scores, right, near, again).tolist() == [1, 4]
+    again[0, 0] = 0.6
+    assert second_ranks(scores, right, near, again)[0] == 2, "equal scores count against the right one"
+
+
+def test_a_head_that_matches_ranks_what_embeddings_found_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embeddings that cannot tell two clips apart, and a second look that can."""
+    vlm = several(retrieve={}, match={})
+    lines = [line("a", "red ring", [1.0, 0.0], [0.9, 0.1]), line("b", "star", [1.0, 0.0], [1.0, 0.0]),
+             line("c", "two", [0.0, 1.0], [0.0, 1.0])]  # fmt: skip
+    table = compared(lines)
+    assert table.right_VT.equal(torch.eye(3, dtype=torch.bool)) and table.clips == ["a", "b", "c"]
+    tried: list[tuple[str, str]] = []
+
+    def clips_of(loaded: Any, benchmark: Any, view: Any) -> list[Batch]:
+        def rows(i: int, uid: str) -> Batch:
+            found = view.rows({"key": uid, "uid": uid}, None, None, None)
+            tried.extend((uid, row.prompt) for row in found)
+            batch = clips_with(vlm, "star").text_rows(torch.zeros(len(found), dtype=torch.int64))
+            return batch._replace(rows=[row.meta for row in found])
+
+        return [rows(i, uid) for i, uid in enumerate("abc")]
+
+    class Fake:
+        head = vlm.head
+
+        def eval(self) -> Any:
+            return self
+
+        def output(self, batch: Batch) -> dict[str, torch.Tensor]:
+            right = {"a": "red ring", "b": "star", "c": "two"}
+            return {"match": torch.tensor([float(row["text"] == right[row["uid"]]) for row in batch.rows])}
+
+    monkeypatch.setattr("hvlm.evaluation.rerank.clips_of", clips_of)
+    loaded = type("Loaded", (), {"model": Fake(), "device": torch.device("cpu"), "precision": "32-true"})()
+    found = {row["metric"]: row for row in rerank(loaded, None, lines, 2)}
+    assert ("a", "red ring") in tried and ("c", "red ring") in tried and len(tried) == len(set(tried)) < 9
+    assert found["rerank/video_to_text/r@1_before"]["value"] == pytest.approx(2 / 3)
+    assert found["rerank/video_to_text/r@1_after"]["value"] == found["rerank/text_to_video/r@1_after"]["value"] == 1
+    gain = found["rerank/video_to_text/r@1_gain"]
+    assert gain["value"] == pytest.approx(1 / 3) and gain["stderr"] > 0 and gain["n"] == 3
+    with pytest.raises(UserError, match="benchmark.rerank: head=match has not both retrieve and match"):
+        heads_of(tiny().head)
