@@ -33,6 +33,15 @@ def pooled_state(sequence: Sequence, like_KD: Tensor) -> Tensor:
     return sequence.fused.pooled_KD.to(like_KD.dtype)
 
 
+def state_of_both(reads: str, hidden_KLD: Tensor, sequence: Sequence) -> Tensor:
+    """What a head with ``head.reads`` reads: the ``language`` model's last state, the ``fusion``'s, or ``both``."""
+    last = last_state(hidden_KLD, sequence)
+    if reads == "language":
+        return last
+    pooled = pooled_state(sequence, last)
+    return pooled if reads == "fusion" else torch.cat([last, pooled], -1)
+
+
 def video_states(hidden_KLD: Tensor, sequence: Sequence) -> tuple[Tensor, Tensor]:
     """States at the places of the video, [K, V, D], and which of them are valid, bool [K, V]."""
     assert sequence.tokens is not None, "a sequence with a video"

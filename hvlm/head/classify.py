@@ -30,7 +30,7 @@ from hvlm.head._closed_answers import read_answers
 from hvlm.head._errors import with_errors
 from hvlm.head._labels import Labels
 from hvlm.head._lines import check_each, label_in, listed
-from hvlm.head._pool import last_state, pooled_state
+from hvlm.head._pool import state_of_both
 from hvlm.metrics import published
 from hvlm.metrics.text import SoftVQAAccuracy
 from hvlm.metrics.vqa import VARIANTS, vqa_accuracy
@@ -110,11 +110,7 @@ class Classify(Head):
 
     def forward(self, hidden_KLD: Tensor, sequence: Sequence) -> Tensor:
         """Float32 scores [K, labels] of the state that has seen the whole question and the video."""
-        last = last_state(hidden_KLD, sequence)
-        if self.reads == "language":
-            return self.scores(last).float()
-        pooled = pooled_state(sequence, last)
-        return self.scores(pooled if self.reads == "fusion" else torch.cat([last, pooled], -1)).float()
+        return self.scores(state_of_both(self.reads, hidden_KLD, sequence)).float()
 
     def units(self, batch: Batch) -> int:
         return len(batch.input_ids_KS)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from hvlm.errors import UserError
 from hvlm.head._errors import with_errors
 from hvlm.head._lines import check_each, clip_of
 from hvlm.head._pairs import number_of, pairs_of, read_pairs
-from hvlm.head._pool import last_state
+from hvlm.head._pool import state_of_both
 from hvlm.types import Batch, Sequence
 
 
@@ -74,7 +74,8 @@ def row_of(text: str, about: Mapping[str, Any], right: bool) -> Row:
 class Match(Head):
     """hidden: width of the layer before the score. negatives: wrong texts of a clip that are drawn to train it.
     candidates: so many other clips of the batch are tried with each right text; the one that goes with it best, and for
-    each clip the text that does, are learned as wrong. 0: none. dropout: before the score, in training.
+    each clip the text that does, are learned as wrong. 0: none. dropout: before the score, in training. reads:
+    the ``language`` model's state that has seen everything, the ``fusion``'s of both, or ``both`` behind each other.
     """
 
     measures = ("accuracy",)
@@ -87,17 +88,20 @@ class Match(Head):
         negatives: NonNegativeInt = 1,
         candidates: NonNegativeInt = 4,
         dropout: Probability = 0.0,
+        reads: Literal["language", "fusion", "both"] = "language",
     ):
         super().__init__()
         self.view = RightAndWrong(negatives)
         self.candidates = candidates
+        self.reads, self.reads_fusion = reads, "" if reads == "language" else f"head.reads={reads}"
+        width = 2 * text_dim if reads == "both" else text_dim
         self.score_of = nn.Sequential(
-            nn.LayerNorm(text_dim), nn.Linear(text_dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, 1)
+            nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, 1)
         )
 
     def forward(self, hidden_KLD: Tensor, sequence: Sequence) -> Tensor:
         """Float32 scores [K], logits of whether they belong together, of the state that has seen text and video."""
-        return self.score_of(last_state(hidden_KLD, sequence)).squeeze(-1).float()
+        return self.score_of(state_of_both(self.reads, hidden_KLD, sequence)).squeeze(-1).float()
 
     # -- learning ------------------------------------------------------------------------------------------------------
 
