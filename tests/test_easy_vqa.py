@@ -16,11 +16,9 @@ from experiments.easy_vqa.__main__ import counted
 from hvlm import assembly
 from hvlm.config.compose import compose
 from hvlm.data.samples import parse
-from hvlm.dataset.easy_vqa import ANYTHING, EasyVQA
+from hvlm.dataset.easy_vqa import ANSWERS, ANYTHING, EasyVQA
 from hvlm.errors import UserError
 from hvlm.training import chain
-
-ANSWERS = ["circle", "red", "blue", "yes", "no"]
 
 
 def package(folder: Path) -> Path:
@@ -55,7 +53,7 @@ def samples(data: EasyVQA, split: str) -> list[tuple[dict, np.ndarray]]:
 
 def test_the_published_splits_become_shards_with_some_of_train_held_out(tmp_path: Path) -> None:
     data = made(package(tmp_path / "easy_vqa"), tmp_path / "data")
-    assert data.counts == {"train": 4, "val": 2, "test": 3} and data.names("answers") == ANSWERS
+    assert data.counts == {"train": 4, "val": 2, "test": 3} and data.names("answers") == list(ANSWERS)
     found = samples(data, "test")
     assert [info["key"] for info, _ in found] == [f"easy_vqa-test-00000{i}" for i in range(3)]
     info, picture = found[1]
@@ -122,7 +120,7 @@ def test_one_command_trains_and_scores_the_test_split(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     words = ["experiment=easy_vqa", f"dataset.source={package(tmp_path / 'easy_vqa')}", "dataset.val_pictures=2"]
     words += [f"dataset.root={tmp_path / 'data'}", "trainer.max_steps=1", "vision.dim=16", "vision.num_layers=1"]
-    assert assembly.head_alone(compose(words)).labels.names == ANSWERS
+    assert assembly.head_alone(compose(words)).labels.names == list(ANSWERS)
     chain.run([*words, "run=tried", "logger=csv"])
     found = {r["metric"]: r for r in json.loads((tmp_path / "runs/tried/results.json").read_text())}
     assert found["accuracy"]["n"] == 9 and found["answerable"]["value"] == 1

@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 VERSION = 1  # of what is made of the package
 PACKAGE, DATA = "easy_vqa", "easy_vqa/data"
 GET = "install it: pip install easy-vqa, or name its folder or wheel with dataset.source="
+# As the package lists them: known without it, so that a head can be planned where it is not installed.
+ANSWERS = ("circle", "green", "red", "gray", "yes", "teal", "black", "rectangle", "yellow", "triangle", "brown")
+ANSWERS += ("blue", "no")
 ANYTHING = "what is to be said?"  # in place of every question, where the picture alone is shown
 SHOWN = ("both", "question", "picture")
 
@@ -69,13 +72,12 @@ class EasyVQA(GeneratedSet):
         self.root = Path(root or os.environ.get("HVLM_DATA") or "data")
         self.num_frames, self.max_tokens, self.too_long = num_frames, max_tokens, too_long
         self.decoder, self.decode_timeout = decoder, decode_timeout
-        self._read: tuple[dict[str, dict[int, list[tuple[str, str]]]], list[str]] | None = None
+        self._read: dict[str, dict[int, list[tuple[str, str]]]] | None = None
 
     @property
     def counts(self) -> dict[str, int]:  # type: ignore[override]
         """Pictures of each split."""
-        splits, _ = self._package()
-        return {split: len(of) for split, of in splits.items()}
+        return {split: len(of) for split, of in self._package().items()}
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -84,18 +86,18 @@ class EasyVQA(GeneratedSet):
 
     def texts(self) -> Iterator[str]:
         """All questions and answers, for a vocabulary: the same whatever is shown."""
-        splits, answers = self._package()
         yield ANYTHING
-        yield from answers
-        yield from sorted({question for of in splits.values() for asked in of.values() for question, _ in asked})
+        yield from ANSWERS
+        every = (asked for of in self._package().values() for asked in of.values())
+        yield from sorted({question for asked in every for question, _ in asked})
 
     def names(self, of: str) -> list[str]:
         """The package's 13 answers."""
-        return self._package()[1] if of == "answers" else super().names(of)
+        return list(ANSWERS) if of == "answers" else super().names(of)
 
     def split(self, name: str) -> dict[int, list[tuple[str, str]]]:
         """{picture: its (question, answer)s} of a split, whatever is shown."""
-        return self._package()[0][name]
+        return self._package()[name]
 
     def make(self, wanted: Wanted, progress: bool) -> None:
         """Make all shards, without a bar: it takes seconds. UserError about the package."""
@@ -104,7 +106,7 @@ class EasyVQA(GeneratedSet):
         write_manifest(self.folder, self.spec | {"sources": [{"name": "easy-vqa"}]}, shards, [])
 
     def _shard(self, name: str, split: str, numbers: range) -> dict[str, Any]:
-        where, splits = _found(self.source), self._package()[0]
+        where, splits = _found(self.source), self._package()
         folder = where / ("test" if split == "test" else "train") / "images"
         pictures, files = list(splits[split]), []
         for picture in (pictures[number] for number in numbers):
@@ -122,8 +124,8 @@ class EasyVQA(GeneratedSet):
             files.append((key, {"png": _black(data) if self.show == "question" else data, "json": _json(info)}))
         return write_shard(self.folder / name, files, split, [self.domain] * len(files))
 
-    def _package(self) -> tuple[dict[str, dict[int, list[tuple[str, str]]]], list[str]]:
-        """({split: {picture: its (question, answer)s}}, all answers). UserError for what is not the package."""
+    def _package(self) -> dict[str, dict[int, list[tuple[str, str]]]]:
+        """{split: {picture: its (question, answer)s}}. UserError for what is not the package."""
         if self._read is None:
             where = _found(self.source)
             train, test = (_questions(where / split / "questions.json") for split in ("train", "test"))
@@ -131,8 +133,7 @@ class EasyVQA(GeneratedSet):
                 raise UserError(f"dataset.val_pictures={self.held_out}: expected less than all {len(train)} of train")
             cut = len(train) - self.held_out
             parts = list(train.items())
-            answers = [line.strip() for line in _text(where / "answers.txt").splitlines() if line.strip()]
-            self._read = {"train": dict(parts[:cut]), "val": dict(parts[cut:]), "test": test}, answers
+            self._read = {"train": dict(parts[:cut]), "val": dict(parts[cut:]), "test": test}
         return self._read
 
 
@@ -159,6 +160,8 @@ def _questions(path: Any) -> dict[int, list[tuple[str, str]]]:
         items = json.loads(_text(path))
         found: dict[int, list[tuple[str, str]]] = {}
         for question, answer, picture in items:
+            if answer not in ANSWERS:
+                raise ValueError(f"the answer {answer!r:.40} is none of easy-vqa's")
             found.setdefault(int(picture), []).append((str(question), str(answer)))
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: expected a list of [question, answer, picture] ({error})") from error
