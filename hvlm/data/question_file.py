@@ -147,7 +147,7 @@ def of_columns(value: Mapping[Any, Any]) -> dict[str, Any]:
     Raises ValueError, which goes on after the row's number.
     """
     if any(map(str.strip, value.get(None) or ())):  # type: ignore[call-overload]
-        raise ValueError("has more cells than the table has columns; put a text that holds what separates them in quotes")
+        raise ValueError("has more cells than the table has columns; put a text that holds a separator in quotes")
     fields = {name.strip(): text.strip() for name, text in value.items() if isinstance(text, str) and text.strip()}
     if "options" in fields:
         fields["options"] = listed(fields["options"])

@@ -61,9 +61,9 @@ def parse(members: Mapping[str, Any], key: str, domain: str, uid: str | None = N
     Returns:
         ``key``, ``uid``, ``domain``, ``captions`` [{prompt, text, evidence, and where given references}], ``questions``
         [{id, task, question, answer, lettered, evidence, and where given answers (all that count as right), their
-        weights, people (what each of them answered), published, rejected and tries [{options, gold}]}], where given ``events``
-        [{start, end, label}], ``pairs`` [{text, negatives}], ``fps`` (above 0),
-        ``section`` [start, stop], ``cluster``, ``set`` and ``outline``, and
+        weights, people (what each of them answered), published, rejected and tries [{options, gold}]}], where given
+        ``events`` [{start, end, label}], ``pairs`` [{text, negatives}], ``fps`` (above 0), ``section`` [start, stop],
+        ``cluster``, ``set`` and ``outline``, and
         whatever other fields the JSON has, as they are. Of a conversation the caption and the question are its last
         exchange, with ``turns`` [(question, answer)], the earlier ones, and ``system``, where it has them. A question's
         ``context`` stands before the first question, which begins with ``context_chars`` characters of it.

@@ -1,8 +1,8 @@
 """Questions and captions about pictures as their makers publish them: VQAv2, GQA, VizWiz, TextVQA, Flickr30K.
 
-A set is a file of this folder with ``TITLE``, ``is_one(head)`` and ``read(path)``; nothing lists them. A file is known by
-what stands in it, whatever it is called. ``hvlm prepare`` makes shards of them, and ``benchmark.annotations`` scores on
-them as they are. A picture is a clip of one frame where ``dataset.num_frames`` is 1.
+A set is a file of this folder with ``TITLE``, ``is_one(head)`` and ``read(path)``; nothing lists them. A file is known
+by what stands in it, whatever it is called. ``hvlm prepare`` makes shards of them, and ``benchmark.annotations`` scores
+on them as they are. A picture is a clip of one frame where ``dataset.num_frames`` is 1.
 """
 
 from __future__ import annotations
