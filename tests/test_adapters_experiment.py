@@ -12,6 +12,7 @@ def test_it_measures_what_the_tables_show(tmp_path, monkeypatch) -> None:
     found = {(record["variant"], record["metric"]): record for record in records}
     assert {(kind, metric) for kind in KINDS for metric in ("step_ms", "forward_ms")} <= set(found)
     assert all(found[f"{kind}_merged", "logits_apart"]["value"] <= 1e-6 for kind in ("lora", "dora"))
+    assert all(found[f"{kind}_merged", "logits_apart_float64"]["value"] <= 1e-6 for kind in ("lora", "dora"))
     assert found["dpo_adapter_off", "weights_mb"]["ratio"] <= 0.6
     assert found["lora", "step_ms"]["trained_percent"] < found["full", "step_ms"]["trained_percent"]
     (tmp_path / "adapters").mkdir()

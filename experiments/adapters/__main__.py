@@ -9,7 +9,9 @@ process, in the precision of training on this machine; values are medians. Write
 Steps (``step_ms``): forward, backward and AdamW. ``none`` trains the connector beside a frozen language model, so its
 gradients go through all layers; each adapter trains beside it, and ``full`` has the language model train as well.
 Answers (``forward_ms``): without gradients. ``*_merged`` has the adapter in the weights, ``*_mixed`` three sets, a
-third of the rows each. ``ratio`` is to ``none``, of ``*_mixed`` to the batch of one set. Logits are float32.
+third of the rows each. ``ratio`` is to ``none``, of ``*_mixed`` to the batch of one set. How far merging moves logits
+is said in float32 (``logits_apart``), in float64 (``logits_apart_float64``), and beside what float32 itself moves them
+without merging (``logits_rounding``).
 """
 
 from __future__ import annotations
@@ -161,9 +163,19 @@ def answers(bench: Bench, repeats: int) -> list[results.Record]:
     for kind in ("lora", "dora"):
         vlm = bench.model(kind)
         before = bench.logits(vlm)
+        exact = bench.model(kind).double()
+        right = bench.logits(exact)  # float64 up to the logits, which are handed on in float32
+        exact.adapter.merge()
         vlm.adapter.merge()
-        apart = float((bench.logits(vlm) - before).abs().max())
-        records.append(_record(bench, f"{kind}_merged", "logits_apart", apart, len(before)))
+        apart = {
+            "logits_apart": bench.logits(vlm) - before,
+            "logits_apart_float64": bench.logits(exact) - right,
+            "logits_rounding": before - right,
+        }
+        for metric, difference in apart.items():
+            largest = float(difference.abs().max())
+            records.append(_record(bench, f"{kind}_merged", metric, largest, len(before)))
+            print(f"{kind}_merged {metric}: {largest:.1e}, logits up to {float(right.abs().max()):.1f}")
         cases[f"{kind}_merged"] = _calls(bench.answer, vlm, bench.batch)
     return records + _timed("forward_ms", in_turns(cases, repeats), bench, compared, {})
 

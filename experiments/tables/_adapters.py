@@ -28,12 +28,16 @@ def speed() -> list[str]:
 
 def lines() -> list[str]:
     """What is not a ratio of times."""
-    apart = {kind: one(SPEED, variant=f"{kind}_merged", metric="logits_apart")["value"] for kind in ("lora", "dora")}
+
+    def largest(metric: str) -> str:
+        return f"{max(one(SPEED, variant=f'{kind}_merged', metric=metric)['value'] for kind in ('lora', 'dora')):.1e}"
+
     memory = one(SPEED, variant="dpo_adapter_off", metric="weights_mb")
     mixed = _ratio("lora_mixed", "step_ms")
     return [
-        f"Merged logits differ by at most {max(apart.values()):.1e} (float32). A training step over three sets of "
-        f"LoRA takes {mixed} times that over one. DPO with `stage.reference=adapter_off` holds "
+        f"Merged logits differ by at most {largest('logits_apart')} in float32, whose rounding alone moves them by "
+        f"{largest('logits_rounding')}, and by {largest('logits_apart_float64')} in float64. A training step over "
+        f"three sets of LoRA takes {mixed} times that over one. DPO with `stage.reference=adapter_off` holds "
         f"{memory['value']:.0f} MB of weights, "
         f"{memory['ratio']:.2f} of what it holds with a copy."
     ]
