@@ -14,21 +14,17 @@ import re
 import sys
 from pathlib import Path
 
-from experiments.tables import _accuracy, _adapters, _domains, _duo, _headlines, _speed
+from experiments.tables import _accuracy, _adapters, _domains, _duo, _headlines, _heads, _speed
 from experiments.tables._records import provenance, read
 
 ROOT = Path(__file__).parent.parent.parent
-TABLES = (
-    _accuracy.TABLES
-    | _adapters.TABLES
-    | _domains.TABLES
-    | _duo.TABLES
-    | _speed.TABLES
-    | {"headlines": _headlines.headlines}
-)
+TABLES = {"headlines": _headlines.headlines}
 # Tables, and the file of their records, which may not be there: what a full run writes down.
-UNWRITTEN = {name: _accuracy.DEMO for name in TABLES if name.startswith("demo")} | {_accuracy.DEMO: _accuracy.DEMO}
-UNWRITTEN |= _adapters.FILES | _duo.FILES | _domains.FILES
+UNWRITTEN = {_accuracy.DEMO: _accuracy.DEMO}
+for page in (_accuracy, _adapters, _domains, _duo, _heads, _speed):
+    TABLES |= page.TABLES
+    UNWRITTEN |= getattr(page, "FILES", {})
+UNWRITTEN |= {name: _accuracy.DEMO for name in TABLES if name.startswith("demo")}
 BLOCK = re.compile(r"(<!-- (table|records): (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 

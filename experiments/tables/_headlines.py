@@ -12,13 +12,17 @@ from experiments.tables._accuracy import (
     merged,
     percent,
 )
+from experiments.tables._domains import DOMAINS as OWN
+from experiments.tables._domains import FILE as DOMAINS
 from experiments.tables._duo import RESULTS as DUO
+from experiments.tables._heads import FILE as HEADS
 from experiments.tables._records import mean, one, table
 from experiments.tables._speed import BENCH, FORWARD, attention_goals, cell
 
 
 def headlines() -> list[str]:
-    rows = (connectors(), foveation(), attention(), attention_speed(), merging(), heads(), smollm2(), speed())
+    every = (connectors, foveation, attention, attention_speed, merging, heads, specialists, moments, smollm2, speed)
+    rows = [row() for row in every]
     return table(("question", "what came out", "command"), rows)
 
 
@@ -89,6 +93,29 @@ def heads() -> list[str]:
         f"of it {full}"
     )
     return ["[Which heads need the whole video?](docs/duo.md)", found, "`python -m experiments.duo`"]
+
+
+def specialists() -> list[str]:
+    def of(variant: str, domain: str) -> str:
+        return mean([one(DOMAINS, table="cross", metric=ALL, variant=variant, domain=domain)])
+
+    found = (
+        "its own questions, base and with its LoRA adapter: "
+        + ", ".join(f"{domain} {of('base', domain)} → {of('known', domain)} %" for domain in OWN)
+        + f"; a router picks the adapter: {of('router', 'mean')} % over all, {of('known', 'mean')} when told"
+    )
+    return [link("domains", "What is a specialist worth?"), found, "`python -m experiments.domains`"]
+
+
+def moments() -> list[str]:
+    def of(variant: str, metric: str) -> str:
+        return percent(one(HEADS, variant=variant, metric=metric))
+
+    found = (
+        f"mAP of events in time {of('detect', 'map/mean')} %, blind {of('detect_blind', 'map/mean')}; R@1 among 1,000 "
+        f"pairs {of('retrieve', 'text_to_video/r@1')} %, blind {of('retrieve_blind', 'text_to_video/r@1')}"
+    )
+    return [link("heads", "When is it, which video is meant?"), found, "`python -m experiments.heads`"]
 
 
 def smollm2() -> list[str]:
