@@ -16,6 +16,7 @@ from hvlm import assembly
 from hvlm.checks.heads import OTHER, SAMPLE, clip_of, close, read, samples
 from hvlm.checks.models import shared_model
 from hvlm.data.quarantine import SampleError
+from hvlm.data.video_folder import VideoFolder
 from hvlm.errors import UserError
 from hvlm.evaluation.heads import scored
 from hvlm.evaluation.results import Label
@@ -396,3 +397,9 @@ def test_two_processes_divide_by_the_average_that_one_has(monkeypatch: pytest.Mo
     monkeypatch.setattr(type(stage), "_sum", classmethod(lambda cls, value: 2 * value))
     divisor = stage._units_of_step(half, read(vlm, *samples(vlm)))["detect"]
     assert 2 * float(divisor) == pytest.approx(0.9 * before + 0.1 * 30), "gradients are averaged over processes"
+
+
+def test_activitynets_videos_are_found_by_their_ids(tmp_path: Path) -> None:
+    (tmp_path / "v_abc.mp4").touch()
+    rows = tiny().head.read(anet(tmp_path, abc={"annotations": []}), "benchmark.annotations")
+    assert VideoFolder(tmp_path, rows, "mine", "benchmark.videos").keys == ["v_abc.mp4"]

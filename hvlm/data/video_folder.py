@@ -56,7 +56,7 @@ class VideoFolder:
             if video is None:
                 if by_stem is None:
                     by_stem = _by_stem(folder)
-                found = by_stem.get(row.video, [])
+                found = by_stem.get(row.video) or by_stem.get(f"v_{row.video}", [])  # ActivityNet's files and ids
                 video = found[0] if len(found) == 1 else None
             if video is None:
                 self.missing[row.video] += 1
