@@ -56,8 +56,9 @@ def methods() -> list[str]:
             scores = [percent(one(FILE, metric=ALL, domain=d, **where)) for d in DOMAINS]
             share = one(FILE, metric="trained_share", domain=DOMAINS[0], **where)["value"]
             cost = one(FILE, metric="cpu_seconds_a_step", domain=DOMAINS[0], **where)["value"]
-            rows.append((method, words, *scores, f"{100 * share:.1f} %", f"{1000 * cost:.0f} ms"))
-    return table(("", "", *DOMAINS, "weights trained", "processor time of a step"), rows)
+            seeds = len(one(FILE, metric=ALL, domain=DOMAINS[0], **where)["seeds"])
+            rows.append((method, words, str(seeds), *scores, f"{100 * share:.1f} %", f"{1000 * cost:.0f} ms"))
+    return table(("", "", "seeds", *DOMAINS, "weights trained", "processor time of a step"), rows)
 
 
 TABLES = {"domains/cross": cross, "domains/tasks": tasks, "domains/methods": methods}
