@@ -61,5 +61,23 @@ def methods() -> list[str]:
     return table(("", "", "seeds", *DOMAINS, "weights trained", "processor time of a step"), rows)
 
 
-TABLES = {"domains/cross": cross, "domains/tasks": tasks, "domains/methods": methods}
+def figures() -> list[str]:
+    """What is no cell of a table."""
+
+    def of(metric: str, domain: str = "mean", variant: str = "router", digits: int = 1) -> str:
+        return percent(one(FILE, table="cross", metric=metric, domain=domain, variant=variant), digits)
+
+    gains = ", ".join(f"{domain} {of('gain', domain, domain)}" for domain in DOMAINS)
+    same = one(FILE, table="cross", metric="bit_equal")["value"] == 1
+    share = one(FILE, table="methods", metric="trained_share", variant="lora", budget="steps", domain=DOMAINS[0])
+    return [
+        f"A specialist's gain over the base on its own domain, question by question, in points: {gains}. It trains "
+        f"{100 * share['value']:.1f} % as many weights as the base has; with the adapter off the model "
+        f"{'is the base, bit for bit' if same else 'is NOT the base'}. The router is right about "
+        f"{of('router_accuracy')} % of the clips, and loses {of('behind_known')} points against the known domain; its "
+        f"mean confidence is {of('router_confidence')} %."
+    ]
+
+
+TABLES = {"domains/figures": figures, "domains/cross": cross, "domains/tasks": tasks, "domains/methods": methods}
 FILES = {name: FILE for name in (*TABLES, FILE)}  # written down by nobody as long as there are no records
