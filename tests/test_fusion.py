@@ -236,6 +236,25 @@ def test_every_query_keeps_its_best_keys_and_all_keys_are_dense_attention() -> N
     assert ((weights > 0).sum(-1) == kept.sum(-1).unsqueeze(1)).all()
 
 
+@pytest.mark.parametrize("compute_from", [1, 512])
+def test_what_a_row_gets_does_not_depend_on_the_rows_beside_it(compute_from: int) -> None:
+    """Whether the keys are fewer than top_k is each row's own matter, whatever the padding."""
+    torch.manual_seed(0)
+    dense = LocalFusion(16, 2)
+    sparse = LocalFusion(16, 2, top_k=7, compute_from=compute_from)
+    sparse.load_state_dict(dense.state_dict())
+    v, t = torch.randn(2, 40, 16), torch.randn(2, 6, 16)
+    mask_v = torch.arange(40) < torch.tensor([[40], [5]])
+    mask_t = torch.arange(6) < torch.tensor([[6], [4]])
+    for mask in (mask_t, mask_t & torch.tensor([[True], [False]])):
+        found = sparse(v, t, mask_v, mask)
+        alone = dense(v[1:, :5], t[1:, :4], mask_v[1:, :5], mask[1:, :4])
+        torch.testing.assert_close(found[0][1:, :5], alone[0], rtol=1e-5, atol=1e-5)
+        words = mask[1, :4]  # what stands where no word is means nothing
+        torch.testing.assert_close(found[1][1, :4][words], alone[1][0][words], rtol=1e-5, atol=1e-5)
+        assert torch.equal(found[0][1, 5:], v[1, 5:])
+
+
 @pytest.mark.parametrize("kind", ["mean", "max", "attention", "adaptive"])
 def test_pooling_sees_valid_places_alone(kind: str) -> None:
     torch.manual_seed(0)

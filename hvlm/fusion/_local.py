@@ -19,7 +19,7 @@ Update = Literal["chosen", "all"]
 
 
 class LocalFusion(nn.Module):
-    """(visual [K, V, D], text [K, P, D], masks) -> both, of the same shapes.
+    """(visual [K, V, D], text [K, P, D], masks) -> both, of the same shapes. Without any word tokens stay as they were.
 
     top_k: every query keeps the keys with its so many highest scores and all others weigh nothing; None: all keys.
     update: with ``top_k``, which visual tokens learn of the text: those that a word has ``chosen``, or ``all``.
@@ -59,7 +59,7 @@ class LocalFusion(nn.Module):
     def forward(self, v_KVD: Tensor, t_KPD: Tensor, mask_KV: Tensor, mask_KP: Tensor) -> tuple[Tensor, Tensor]:
         k, visual, words = self.top_k, v_KVD.shape[1], t_KPD.shape[1]
         if k is None or k >= max(visual, words):
-            return self._fuse(v_KVD, t_KPD, mask_KV, mask_KP, mask_KV)
+            return self._fuse(v_KVD, t_KPD, mask_KV, mask_KP, mask_KV & mask_KP.any(1, keepdim=True))
         return self._sparse(v_KVD, t_KPD, mask_KV, mask_KP, fast=visual >= self.compute_from)
 
     def reference(self, v_KVD: Tensor, t_KPD: Tensor, mask_KV: Tensor, mask_KP: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,11 +74,11 @@ class LocalFusion(nn.Module):
             v, t = self.norm_v(v_KVD), self.norm_t(t_KPD)
             scores = self.t2v.scores(t, v) if self.text_side else self.v2t.scores(v, t).mT
             pairs_KPV = best(scores, mask_KV, k) & mask_KP.unsqueeze(-1)  # a word that is none chooses none
-            learns_KV = pairs_KPV.any(1) if self.update == "chosen" else mask_KV
+            needed_KV = pairs_KPV.any(1)
+            learns_KV = needed_KV if self.update == "chosen" else mask_KV & mask_KP.any(1, keepdim=True)
         if not fast:
             return self._fuse(v_KVD, t_KPD, mask_KV, mask_KP, learns_KV, pairs_KPV)
         # The tokens that any word of the row has chosen, in front; shorter rows are filled up with others.
-        needed_KV = pairs_KPV.any(1)
         most = max(int(needed_KV.sum(1).max()), 1)
         index_KM = torch.argsort(needed_KV.to(torch.uint8), dim=1, descending=True, stable=True)[:, :most]
         wide = index_KM.unsqueeze(-1).expand(-1, -1, v_KVD.shape[-1])
@@ -92,7 +92,7 @@ class LocalFusion(nn.Module):
         if self.watch is not None:
             self.watch(v, t)
         text = self._text(t_KPD, t, self.norm_v(some_KMD), pairs_KPM) if self.text_side else t_KPD
-        return self._vision(v_KVD, v, t, mask_KP, mask_KV), text
+        return self._vision(v_KVD, v, t, mask_KP, learns_KV), text
 
     def _fuse(
         self,
