@@ -276,7 +276,7 @@ def test_mistakes(override: str, words: list[str]) -> None:
         ("domain.mixture={news:-1}", "domain.mixture.news=-1"),
         ("vision.num_heads=0", "int of 1 or more"),
         ("language.num_layers=0", "int of 1 or more"),
-        ("dataset.num_frames=0", "int of 2 or more"),
+        ("dataset.num_frames=0", "int of 1 or more"),
         ("benchmark.limit=0", "int of 1 or more"),
         ("benchmark.batch_size=0", "int of 1 or more"),
     ],

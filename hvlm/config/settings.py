@@ -133,9 +133,10 @@ ROOM_TEXTS: dict[str, frozenset[str]] = {
         {
             "vision.source", "vision.revision", "language.source", "language.revision",
             "language.system",
-            "dataset.root", "dataset.haystack", "dataset.domain", "benchmark.split",
+            "dataset.root", "dataset.haystack", "dataset.domain", "dataset.source", "benchmark.split",
             "benchmark.path", "benchmark.questions", "benchmark.annotations",
             "benchmark.videos", "benchmark.instruction", "kvcache.pattern", "head.prompt",
+            "head.only",
         }
     ),
     "list": frozenset(

@@ -22,7 +22,6 @@ from hvlm.evaluation import results
 from hvlm.evaluation.asking import clips_of
 from hvlm.evaluation.evaluate import BLIND, RESULTS
 from hvlm.evaluation.predictions import lines_of
-from hvlm.evaluation.rerank import heads_of, rerank
 from hvlm.io.json_lines import write_lines
 from hvlm.precision import autocast
 from hvlm.rebuild import Loaded
@@ -41,7 +40,9 @@ def evaluate_head(loaded: Loaded, benchmark: Benchmark, label: results.Label, ou
     """
     head = loaded.model.head
     out_dir = Path(out_dir)
-    if benchmark.rerank:
+    if benchmark.rerank:  # imported here, for it brings torchmetrics, which everybody else loads without
+        from hvlm.evaluation.rerank import heads_of, rerank
+
         heads_of(head)
     records: list[results.Record] = []
     every: list[dict[str, Any]] = []

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hvlm.config.ranges import NonNegativeInt, PositiveFloat, Probability
+from hvlm.config.ranges import AnyFloat, NonNegativeInt, PositiveFloat, Probability
 from hvlm.contracts import Fusion
 from hvlm.fusion._cross import Block, Gate
 from hvlm.types import Fused, Tokens
@@ -59,7 +59,7 @@ class FusingRoom(Fusion):
         num_heads: int,
         text_layers: NonNegativeInt = 1,
         mlp_ratio: PositiveFloat = 1.0,
-        gate: float = 1.0,
+        gate: AnyFloat = 1.0,
         dropout: Probability = 0.0,
         write_text: bool = False,
     ):

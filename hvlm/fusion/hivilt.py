@@ -7,7 +7,7 @@ the language model hears of it.
 
 from __future__ import annotations
 
-from hvlm.config.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Probability
+from hvlm.config.ranges import AnyFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability
 from hvlm.fusion._hierarchical import HierarchicalFusion
 from hvlm.fusion._pool import Pooling
 
@@ -28,7 +28,7 @@ class HiViLT(HierarchicalFusion):
         pooling: Pooling = "mean",
         text_layers: NonNegativeInt = 1,
         mlp_ratio: PositiveFloat = 1.0,
-        gate: float = 1.0,
+        gate: AnyFloat = 1.0,
         dropout: Probability = 0.0,
         write_text: bool = False,
     ):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hvlm.config.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Probability
+from hvlm.config.ranges import AnyFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability
 from hvlm.fusion._base import FusingRoom
 from hvlm.fusion._cross import FeedForward, Gate
 from hvlm.fusion._pool import Pool
@@ -28,7 +28,7 @@ class Late(FusingRoom):
         width: PositiveInt = 32,
         text_layers: NonNegativeInt = 1,
         mlp_ratio: PositiveFloat = 1.0,
-        gate: float = 1.0,
+        gate: AnyFloat = 1.0,
         dropout: Probability = 0.0,
         write_text: bool = False,
     ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hvlm.config.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Probability
+from hvlm.config.ranges import AnyFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability
 from hvlm.fusion._base import FusingRoom
 from hvlm.fusion._cross import Block, CrossAttention, Gate
 from hvlm.fusion._joint import Joint
@@ -28,7 +28,7 @@ class Latents(FusingRoom):
         layers: PositiveInt = 1,
         text_layers: NonNegativeInt = 1,
         mlp_ratio: PositiveFloat = 1.0,
-        gate: float = 1.0,
+        gate: AnyFloat = 1.0,
         dropout: Probability = 0.0,
         write_text: bool = False,
     ):

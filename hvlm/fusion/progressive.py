@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from hvlm.config.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Probability
+from hvlm.config.ranges import AnyFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability
 from hvlm.fusion._base import FusingRoom
 from hvlm.fusion._global import GlobalFusion
 from hvlm.fusion._levels import CoarseToFine
@@ -35,7 +35,7 @@ class Progressive(FusingRoom):
         pooling: Pooling = "mean",
         text_layers: NonNegativeInt = 1,
         mlp_ratio: PositiveFloat = 1.0,
-        gate: float = 1.0,
+        gate: AnyFloat = 1.0,
         dropout: Probability = 0.0,
         write_text: bool = False,
     ):

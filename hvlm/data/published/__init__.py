@@ -78,6 +78,8 @@ def files_in(folder: Path) -> list[Path]:
     """The files of one set in a folder and in those directly below it. Of GQA's those with balanced questions, and of
     Flickr30K's the one that says the splits, where there are both. UserError where they are of several sets."""
     found: dict[str, list[Path]] = {}
+    if not folder.is_dir():
+        return []
     for where in [folder, *sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))]:
         names = sorted(e.name for e in os.scandir(where) if os.path.splitext(e.name)[1].lower() in ENDINGS)
         for path in (where / name for name in names[:FEW] if len(names) <= FEW and not name.startswith(".")):
