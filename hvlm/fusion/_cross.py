@@ -47,7 +47,6 @@ class CrossAttention(nn.Module):
         out = self.out(join_heads(attend(q, k, v, (seen | ~any_KQ1).unsqueeze(1))))
         return self.dropout(out.masked_fill(~any_KQ1, 0))
 
-    @torch.no_grad()
     def scores(self, x_KQD: Tensor, y_KND: Tensor) -> Tensor:
         """float32 [K, Q, N]: the mean over the heads of q · k, up to a factor, for choosing; no gradient.
 
@@ -55,7 +54,7 @@ class CrossAttention(nn.Module):
         no key, or no query, of the longer side is made.
         """
         dim = self.q.in_features
-        with torch.autocast(x_KQD.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(x_KQD.device.type, enabled=False):
             x, y = x_KQD.float(), y_KND.float()
             wq, bq, wk, bk = (w.float() for w in (self.q.weight, self.q.bias, self.kv.weight[:dim], self.kv.bias[:dim]))
             if x.shape[1] <= y.shape[1]:

@@ -71,8 +71,8 @@ class FusionModule(nn.Module):
         super().__init__()
         if isinstance(config, Mapping):
             num_heads, dropout = config.get("num_heads", num_heads), config.get("dropout", dropout)
-            config = config["hidden_dim"]
-        self.local = LocalFusionModule(config, num_heads, dropout)
+        width = config["hidden_dim"] if isinstance(config, Mapping) else config
+        self.local = LocalFusionModule(width, num_heads, dropout)
 
     def forward(self, vision: Tensor | Mapping[str, Tensor], text: Tensor | None = None, *masks: Tensor) -> Any:
         if not isinstance(vision, Mapping):
