@@ -33,7 +33,7 @@ TASKS = {
     "tutorials": ["step_first", "step_last", "step_next", "step_number"],
     "news": ["headline_first", "headline_last", "headline_which"],
 }
-STEPS = 300
+STEPS = 600
 ALIKE = 0.1  # of the cost of a step: equal steps are then equal time, too
 LORA = ["adapter=lora", "adapter.rank=8", "adapter.rate=3.0e-3"]
 METHODS: dict[str, list[str]] = {  # how the base becomes a specialist
