@@ -97,7 +97,7 @@ def test_a_file_that_is_none_is_one_line(tmp_path: Path) -> None:
     assert "holds no tensors" in said_of(folder)
 
 
-@pytest.mark.parametrize("name", ["/tmp/evil", "../evil", "a/b", "a.b", "", "off", "a\n", "x" * 200])
+@pytest.mark.parametrize("name", ["/evil", "../evil", "a/b", "a.b", "", "off", "a\n", "x" * 200])
 def test_a_name_is_that_of_one_folder(name: str) -> None:
     with pytest.raises(UserError, match="adapter.names, domain.adapter: .* letters, digits, _ and - alone"):
         LoRA(where=["language"], names=["all", name], name="all")
