@@ -226,7 +226,7 @@ def test_ctrl_c_twice_ends_a_sweep_in_one_line(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "entry.py", "-m", "hydra.launcher.script=job.py", "seed=1,2", "run=mine"],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
+        text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     while not (tmp_path / "started").exists() and process.poll() is None:
         time.sleep(0.05)
