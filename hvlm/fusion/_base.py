@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,21 @@ def sinusoids(place: Tensor, dim: int) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)[..., :dim]
 
 
+class Size(NamedTuple):
+    """What all layers of a room share, in the order in which they take it; see ``FusingRoom``."""
+
+    dim: int
+    num_heads: int
+    mlp_ratio: float
+    dropout: float
+    gate: float
+
+    @property
+    def hidden(self) -> int:
+        """Width of hidden layers."""
+        return max(1, round(self.mlp_ratio * self.dim))
+
+
 class FusingRoom(Fusion):
     """Visual tokens and text that learn of each other; a variant says how (``fuse``).
 
@@ -65,6 +81,7 @@ class FusingRoom(Fusion):
     ):
         super().__init__()
         self.writes_text = write_text
+        self.size = Size(dim, num_heads, mlp_ratio, dropout, gate)
         self.text = TextLayers(dim, num_heads, text_layers, mlp_ratio, dropout)
         if self.spreads:
             self.spread_norm, self.spread, self.spread_gate = nn.LayerNorm(dim), nn.Linear(dim, dim), Gate(gate)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+from hvlm.config.ranges import PositiveInt
 from hvlm.fusion._base import FusingRoom
 from hvlm.fusion._global import GlobalFusion
 from hvlm.fusion._local import LocalFusion
@@ -14,38 +16,36 @@ from hvlm.types import Tokens
 
 
 class HierarchicalFusion(FusingRoom):
-    """Settings: see ``HiViLT``. local: more arguments of ``LocalFusion``."""
+    """layers: of local fusion. global_fusion: leave it out. pooling: of tokens and words, for global fusion. The rest:
+    see ``FusingRoom``.
+
+    A variant says before ``__init__`` whether there is any local fusion (``local_fusion``) and what more its layers are
+    given (``of_local``, of ``LocalFusion``).
+    """
+
+    local_fusion: bool = True
+    of_local: Mapping[str, Any] = {}
 
     def __init__(
         self,
         *,
-        dim: int,
-        num_heads: int,
-        layers: int,
-        local_fusion: bool,
-        global_fusion: bool,
-        pooling: Pooling,
-        mlp_ratio: float,
-        dropout: float,
-        gate: float,
-        write_text: bool,
-        text_layers: int,
-        **local: Any,
+        layers: PositiveInt = 1,
+        global_fusion: bool = True,
+        pooling: Pooling = "mean",
+        **rest: Any,
     ):
-        if not (local_fusion or global_fusion):
+        if not (self.local_fusion or global_fusion):
             raise ValueError("fusion.local_fusion=false and fusion.global_fusion=false: use fusion=none")
         self.spreads = global_fusion
-        super().__init__(
-            dim=dim, num_heads=num_heads, text_layers=text_layers, mlp_ratio=mlp_ratio, gate=gate, dropout=dropout,
-            write_text=write_text,
-        )  # fmt: skip
-        heard = global_fusion or write_text  # whether anybody reads what the words have learned
+        super().__init__(**rest)
+        dim, num_heads, mlp_ratio, dropout, gate = self.size
+        heard = global_fusion or self.writes_text  # whether anybody reads what the words have learned
         self.local = nn.ModuleList(
             LocalFusion(
                 dim, num_heads, mlp_ratio=mlp_ratio, dropout=dropout, gate=gate,
-                text_side=heard or i + 1 < layers, **local,
+                text_side=heard or i + 1 < layers, **self.of_local,
             )
-            for i in range(layers if local_fusion else 0)
+            for i in range(layers if self.local_fusion else 0)
         )  # fmt: skip
         self.whole = GlobalFusion(dim, num_heads, pooling, mlp_ratio, dropout) if global_fusion else None
         self.mean = Pool(dim, "mean")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
-from hvlm.config.ranges import AnyFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability
+from hvlm.config.ranges import PositiveInt
 from hvlm.fusion._base import FusingRoom
 from hvlm.fusion._cross import Block
 from hvlm.fusion._pool import Pool, Pooling
@@ -17,22 +19,13 @@ class CrossEncoder(FusingRoom):
     def __init__(
         self,
         *,
-        dim: int,
-        num_heads: int,
         layers: PositiveInt = 1,
         pooling: Pooling = "mean",
-        text_layers: NonNegativeInt = 1,
-        mlp_ratio: PositiveFloat = 1.0,
-        gate: AnyFloat = 1.0,
-        dropout: Probability = 0.0,
-        write_text: bool = False,
+        **rest: Any,
     ):
-        super().__init__(
-            dim=dim, num_heads=num_heads, text_layers=text_layers, mlp_ratio=mlp_ratio, gate=gate, dropout=dropout,
-            write_text=write_text,
-        )  # fmt: skip
-        self.layers = nn.ModuleList(Block(dim, num_heads, mlp_ratio, dropout, gate, True) for _ in range(layers))
-        self.pool = Pool(dim, pooling)
+        super().__init__(**rest)
+        self.layers = nn.ModuleList(Block(*self.size, crosses=True) for _ in range(layers))
+        self.pool = Pool(self.size.dim, pooling)
 
     def fuse(
         self, tokens: Tokens, text_KPD: Tensor, prompt_KP: Tensor, layers: tuple[Tokens, ...]

@@ -5,11 +5,13 @@ No content passes from one side to the other, only likeness, in several learned 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hvlm.config.ranges import AnyFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability
+from hvlm.config.ranges import PositiveInt
 from hvlm.fusion._base import FusingRoom
 from hvlm.fusion._cross import FeedForward, Gate
 from hvlm.fusion._pool import Pool
@@ -22,26 +24,17 @@ class Late(FusingRoom):
     def __init__(
         self,
         *,
-        dim: int,
-        num_heads: int,
         spaces: PositiveInt = 8,
         width: PositiveInt = 32,
-        text_layers: NonNegativeInt = 1,
-        mlp_ratio: PositiveFloat = 1.0,
-        gate: AnyFloat = 1.0,
-        dropout: Probability = 0.0,
-        write_text: bool = False,
+        **rest: Any,
     ):
-        super().__init__(
-            dim=dim, num_heads=num_heads, text_layers=text_layers, mlp_ratio=mlp_ratio, gate=gate, dropout=dropout,
-            write_text=write_text,
-        )  # fmt: skip
-        hidden = max(1, round(mlp_ratio * dim))
+        super().__init__(**rest)
+        dim, hidden, dropout, gate = self.size.dim, self.size.hidden, self.size.dropout, self.size.gate
         self.spaces = spaces
         self.norm_v, self.norm_t = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.of_v, self.of_t = nn.Linear(dim, spaces * width), nn.Linear(dim, spaces * width)
         self.mlp_v, self.gate_v = FeedForward(spaces, hidden, dim, dropout), Gate(gate)
-        if write_text:
+        if self.writes_text:
             self.mlp_t, self.gate_t = FeedForward(spaces, hidden, dim, dropout), Gate(gate)
         self.whole = FeedForward(2 * spaces, hidden, dim, dropout)
         self.mean = Pool(spaces, "mean")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from hvlm.config.ranges import AnyFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability
+from hvlm.config.ranges import PositiveInt
 from hvlm.fusion._base import FusingRoom
 from hvlm.fusion._cross import Block, CrossAttention, Gate
 from hvlm.fusion._joint import Joint
@@ -22,26 +24,18 @@ class Latents(FusingRoom):
     def __init__(
         self,
         *,
-        dim: int,
-        num_heads: int,
         latents: PositiveInt = 16,
         layers: PositiveInt = 1,
-        text_layers: NonNegativeInt = 1,
-        mlp_ratio: PositiveFloat = 1.0,
-        gate: AnyFloat = 1.0,
-        dropout: Probability = 0.0,
-        write_text: bool = False,
+        **rest: Any,
     ):
-        super().__init__(
-            dim=dim, num_heads=num_heads, text_layers=text_layers, mlp_ratio=mlp_ratio, gate=gate, dropout=dropout,
-            write_text=write_text,
-        )  # fmt: skip
+        super().__init__(**rest)
+        dim, num_heads, _, dropout, gate = self.size
         self.latents = nn.Parameter(torch.randn(latents, dim))
         self.joint = Joint(dim)
-        self.layers = nn.ModuleList(Block(dim, num_heads, mlp_ratio, dropout, gate, True) for _ in range(layers))
+        self.layers = nn.ModuleList(Block(*self.size, crosses=True) for _ in range(layers))
         self.norm, self.norm_v = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.read_v, self.gate_v = CrossAttention(dim, num_heads, dropout), Gate(gate)
-        if write_text:
+        if self.writes_text:
             self.norm_t = nn.LayerNorm(dim)
             self.read_t, self.gate_t = CrossAttention(dim, num_heads, dropout), Gate(gate)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from hvlm.config.ranges import AnyFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability
+from hvlm.config.ranges import PositiveInt
 from hvlm.fusion._base import FusingRoom
 from hvlm.fusion._global import GlobalFusion
 from hvlm.fusion._levels import CoarseToFine
@@ -20,34 +20,27 @@ class Progressive(FusingRoom):
 
     pyramid: ``pooled``: means over cells of place and time; what a level's cells have learned is added to the tokens in
     them, times a learned factor, before the next level. ``layers``: patches of ``stages`` - 1 of the encoder's layers,
-    from the last to the first; the text alone carries what it learns there. The rest: see ``HiViLT``.
+    from the last to the first; the text alone carries what it learns there. global_fusion, pooling: see
+    ``HierarchicalFusion``. The rest: see ``FusingRoom``.
     """
 
     def __init__(
         self,
         *,
-        dim: int,
-        num_heads: int,
         vision_dim: int,
         stages: PositiveInt = 3,
         pyramid: Literal["pooled", "layers"] = "pooled",
         global_fusion: bool = True,
         pooling: Pooling = "mean",
-        text_layers: NonNegativeInt = 1,
-        mlp_ratio: PositiveFloat = 1.0,
-        gate: AnyFloat = 1.0,
-        dropout: Probability = 0.0,
-        write_text: bool = False,
+        **rest: Any,
     ):
         self.spreads = global_fusion
-        super().__init__(
-            dim=dim, num_heads=num_heads, text_layers=text_layers, mlp_ratio=mlp_ratio, gate=gate, dropout=dropout,
-            write_text=write_text,
-        )  # fmt: skip
+        super().__init__(**rest)
+        dim, num_heads, mlp_ratio, dropout, gate = self.size
         self.pyramid = pyramid
         self.wants_layers = stages - 1 if pyramid == "layers" else 0
         self.levels = CoarseToFine(
-            dim, num_heads, stages - self.wants_layers, text_side=global_fusion or write_text,
+            dim, num_heads, stages - self.wants_layers, text_side=global_fusion or self.writes_text,
             mlp_ratio=mlp_ratio, dropout=dropout, gate=gate,
         )  # fmt: skip
         self.before = nn.ModuleList(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from hvlm.config.ranges import AnyFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability
+from hvlm.config.ranges import PositiveInt
 from hvlm.fusion._base import FusingRoom
 from hvlm.fusion._cross import Block
 from hvlm.fusion._joint import Joint
@@ -21,22 +23,13 @@ class SingleStream(FusingRoom):
     def __init__(
         self,
         *,
-        dim: int,
-        num_heads: int,
         layers: PositiveInt = 1,
-        text_layers: NonNegativeInt = 1,
-        mlp_ratio: PositiveFloat = 1.0,
-        gate: AnyFloat = 1.0,
-        dropout: Probability = 0.0,
-        write_text: bool = False,
+        **rest: Any,
     ):
-        super().__init__(
-            dim=dim, num_heads=num_heads, text_layers=text_layers, mlp_ratio=mlp_ratio, gate=gate, dropout=dropout,
-            write_text=write_text,
-        )  # fmt: skip
-        self.joint = Joint(dim)
-        self.layers = nn.ModuleList(Block(dim, num_heads, mlp_ratio, dropout, gate) for _ in range(layers))
-        self.mean = Pool(dim, "mean")
+        super().__init__(**rest)
+        self.joint = Joint(self.size.dim)
+        self.layers = nn.ModuleList(Block(*self.size) for _ in range(layers))
+        self.mean = Pool(self.size.dim, "mean")
 
     def fuse(
         self, tokens: Tokens, text_KPD: Tensor, prompt_KP: Tensor, layers: tuple[Tokens, ...]
