@@ -44,11 +44,7 @@ def read(path: Path) -> Iterator[tuple[int, published.Entry | str]]:
     value = published.loaded(path)
     if not isinstance(value, dict) or "images" not in value:
         raise UserError(f'{path}: expected {{"images": [...]}}')
-    for i, item in enumerate(as_list(value["images"], "images")):
-        try:
-            yield i + 1, _entry(item, f"images[{i}]")
-        except FieldError as error:
-            yield i + 1, str(error)
+    yield from published.each(as_list(value["images"], "images"), lambda item, i: _entry(item, f"images[{i}]"))
 
 
 def _entry(item: Any, where: str) -> published.Entry:

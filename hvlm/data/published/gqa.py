@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hvlm.data import published
-from hvlm.data.sample_fields import FieldError, as_flag, as_list, as_object, as_text
+from hvlm.data.sample_fields import as_flag, as_list, as_object, as_text
 from hvlm.errors import UserError
 
 TITLE = "GQA"
@@ -37,11 +37,7 @@ def read(path: Path) -> Iterator[tuple[int, published.Entry | str]]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected an object of questions by their ids")
     split = SPLITS.get(path.name.partition("_")[0], "")
-    for number, (name, item) in enumerate(value.items(), start=1):
-        try:
-            yield number, _entry(name, item, split)
-        except FieldError as error:
-            yield number, str(error)
+    yield from published.each(value.items(), lambda item, _: _entry(*item, split))
 
 
 def _entry(name: str, item: Any, split: str) -> published.Entry:

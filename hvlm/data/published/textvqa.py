@@ -16,7 +16,7 @@ from typing import Any
 
 from hvlm.data import published
 from hvlm.data.people import people, question
-from hvlm.data.sample_fields import FieldError, as_list, as_object, as_text
+from hvlm.data.sample_fields import as_list, as_object, as_text
 from hvlm.errors import UserError
 
 TITLE = "TextVQA"
@@ -30,11 +30,7 @@ def read(path: Path) -> Iterator[tuple[int, published.Entry | str]]:
     value = published.loaded(path)
     if not isinstance(value, dict) or "data" not in value:
         raise UserError(f'{path}: expected {{"data": [...]}}')
-    for i, item in enumerate(as_list(value["data"], "data")):
-        try:
-            yield i + 1, _entry(item, f"data[{i}]")
-        except FieldError as error:
-            yield i + 1, str(error)
+    yield from published.each(as_list(value["data"], "data"), lambda item, i: _entry(item, f"data[{i}]"))
 
 
 def _entry(item: Any, where: str) -> published.Entry:

@@ -28,11 +28,7 @@ def read(path: Path) -> Iterator[tuple[int, published.Entry | str]]:
     value = published.loaded(path)
     if not isinstance(value, list):
         raise UserError(f"{path}: expected a list of questions")
-    for i, item in enumerate(value):
-        try:
-            yield i + 1, _entry(item, f"[{i}]", path.stem)
-        except FieldError as error:
-            yield i + 1, str(error)
+    yield from published.each(value, lambda item, i: _entry(item, f"[{i}]", path.stem))
 
 
 def _entry(item: Any, where: str, stem: str) -> published.Entry:
