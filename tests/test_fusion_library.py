@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from transformers import BertConfig, BertModel, T5Config, T5EncoderModel
@@ -97,6 +99,19 @@ def test_what_cannot_be_is_said_by_name(tmp_path) -> None:
         transformer(text_config={"source": str(tmp_path)})
     with pytest.raises(ValueError, match=r"images \(2, 32, 32\): expected"):
         transformer()(torch.zeros(2, 32, 32), torch.zeros(2, 3, dtype=torch.int64))
+
+
+def test_no_code_of_a_folder_runs_and_nobody_is_asked_to_run_it(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run the folder's code"))
+    mark = tmp_path / "ran"
+    (tmp_path / "evil.py").write_text(f"import pathlib\npathlib.Path({str(mark)!r}).touch()\nclass Evil: pass\n")
+    auto = {"AutoConfig": "evil.Evil", "AutoModelForTextEncoding": "evil.Evil", "AutoModel": "evil.Evil"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "of_tomorrow", "auto_map": auto}))
+    (tmp_path / "model.safetensors").touch()
+    for name in ("text_config", "vision_config"):
+        with pytest.raises(UserError, match=rf"{name}.source: the model in .* cannot be loaded"):
+            transformer(**{name: {"source": str(tmp_path)}})
+    assert not mark.exists()
 
 
 def test_layers_alone() -> None:

@@ -31,7 +31,9 @@ def _loaded(auto: Any, config: Mapping[str, Any], name: str) -> nn.Module:
     if not any(folder.glob("model*.safetensors")):
         raise UserError(f"{key}={config['source']}: {folder} has no model*.safetensors; expected a Hugging Face model")
     try:
-        return auto.from_pretrained(folder, local_files_only=True).train()
+        return auto.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        ).train()
     except Exception as error:  # of transformers and safetensors: unknown kinds, damaged files
         raise UserError(f"{key}: the model in {folder} cannot be loaded: {one_line(error)}") from error
 
