@@ -326,8 +326,12 @@ def test_a_head_without_rows_in_a_batch_adds_nothing() -> None:
     "heads, said",
     [
         ("null", "head.heads is empty: name the heads"),
-        ("{detekt:null}", "hvlm.head.detekt"),
-        ("{detect:{labels:[a],levls:3}}", "unknown key 'head.levls'; did you mean 'head.levels'"),
+        ("{detekt:null}", "head.heads.detekt: no such head; did you mean 'detect'"),
+        ("{mine:{_target_:os.system}}", "head.heads.mine._target_=os.system: expected a class in hvlm.head"),
+        (
+            "{detect:{labels:[a],levls:3}}",
+            "unknown key 'head.heads.detect.levls'; did you mean 'head.heads.detect.levels'",
+        ),
         ("{detect:{labels:[a,a]}}", "'a' stands there twice"),
         ("{several:{}}", "cannot stand in several heads"),
     ],

@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import pkgutil
+import re
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+import hvlm.head
 from hvlm.config.check import check_room, room_class
-from hvlm.config.schema import parameters
+from hvlm.config.schema import did_you_mean, parameters
 from hvlm.contracts import Head
 from hvlm.data.question_file import Row as FileRow
 from hvlm.data.sample_fields import FieldError, shown
@@ -108,7 +112,8 @@ class Several(Head):
         settled = {}
         for name, own in (settings.get("heads") or {}).items():
             node = _node(name, own)
-            settled[name] = room_class("head", node).settle(node, names)
+            with _named(name):
+                settled[name] = room_class("head", node).settle(node, names)
         return {**settings, "heads": settled or None}
 
     def asked(self) -> Head:
@@ -278,6 +283,14 @@ def _node(name: str, settings: Mapping[str, Any] | None) -> dict[str, Any]:
     """A head's settings with its class: that of the word, unless they name another."""
     if settings is not None and not isinstance(settings, Mapping):
         raise UserError(f"head.heads.{name}={settings}: expected settings, {{labels: [a, b]}}, or null")
+    if "_target_" in (settings or {}):
+        return dict(settings or {})
+    words = {module.name for module in pkgutil.iter_modules(hvlm.head.__path__) if not module.name.startswith("_")}
+    if name not in words:
+        raise UserError(
+            f"head.heads.{name}: no such head;{did_you_mean(name, words)} (or name its class, "
+            f"head.heads={{{name}:{{_target_:...}}}})"
+        )
     return {"_target_": WORDS.get(name) or _target(name), **(settings or {})}
 
 
@@ -285,11 +298,21 @@ def _target(name: str) -> str:
     return f"hvlm.head.{name}.{''.join(part.capitalize() for part in name.split('_'))}"
 
 
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """What is said of ``head.<setting>`` inside is said of ``head.heads.<name>.<setting>``."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(re.sub(r"(?<![\w.])head\.(?!heads\b)", f"head.heads.{name}.", str(error))) from error
+
+
 def _checked(name: str, settings: Mapping[str, Any] | None) -> tuple[type[Head], dict[str, Any]]:
     node = _node(name, settings)
-    cls = room_class("head", node)
-    if cls is Several:
-        raise UserError(f"head.heads.{name}: several heads cannot stand in several heads")
-    arguments = check_room("head", node)
+    with _named(name):
+        cls = room_class("head", node)
+        if cls is Several:
+            raise UserError(f"head.heads.{name}: several heads cannot stand in several heads")
+        arguments = check_room("head", node)
     del arguments["_target_"]
     return cls, arguments
