@@ -38,6 +38,19 @@ def sets(shared, haystack) -> dict[str, Needles]:  # noqa: F811
     }
 
 
+def uniform(counts: dict[str, Counter], at_least: int) -> None:
+    """Each of the counts that are large enough is, by chi-squared, and there are more than so many of these."""
+    tested = 0
+    for key, found in counts.items():
+        total, free = sum(found.values()), len(found) - 1
+        if total < 30 * len(found):
+            continue
+        tested += 1
+        chi = sum((n - total / len(found)) ** 2 / (total / len(found)) for n in found.values())
+        assert chi < free + 5 * np.sqrt(2 * free), (key, found)
+    assert tested > at_least
+
+
 def told(name: str, count: int, **changes) -> list[Story]:
     """Stories without drawing anything."""
     changes = (EVENTS | {"num_frames": 64} if name == "events" else {}) | changes
@@ -155,15 +168,7 @@ def test_who_sees_nothing_of_a_domain_is_at_chance() -> None:
                 counts.setdefault(q["question"], Counter())[q["answer"]] += 1
                 rank = sorted(q["tries"][0]["options"]).index(q["answer"])
                 counts.setdefault(f"{q['task']} rank", Counter())[str(rank)] += 1
-    tested = 0
-    for key, found in counts.items():
-        total, free = sum(found.values()), len(found) - 1
-        if total < 30 * len(found):
-            continue
-        tested += 1
-        chi = sum((n - total / len(found)) ** 2 / (total / len(found)) for n in found.values())
-        assert chi < free + 5 * np.sqrt(2 * free), (key, found)
-    assert tested > 20
+    uniform(counts, at_least=20)
 
 
 def test_answers_follow_from_what_is_shown() -> None:
@@ -335,15 +340,7 @@ def test_who_sees_nothing_of_binding_is_at_chance() -> None:
                     str(sorted(one["options"]).index(q["answer"]))
                 ] += 1
             halves[i // 2 % 2].append((q["task"], q["question"], q["answer"]))
-    tested = 0
-    for key, found in counts.items():
-        total, free = sum(found.values()), len(found) - 1
-        if total < 30 * len(found):
-            continue
-        tested += 1
-        chi = sum((n - total / len(found)) ** 2 / (total / len(found)) for n in found.values())
-        assert chi < free + 5 * np.sqrt(2 * free), (key, found)
-    assert tested > 30
+    uniform(counts, at_least=30)
     learned: dict[str, Counter] = {}
     for _, question, answer in halves[0]:
         learned.setdefault(question, Counter())[answer] += 1

@@ -33,17 +33,9 @@ class PairsOfTexts(View):
     name = "pairs of video and text"
 
     def rows(self, sample: dict[str, Any], times: np.ndarray, rng: np.random.Generator, n: int | None) -> list[Row]:
-        pairs = pairs_of(sample)
-        if n is not None:
-            pairs = [pairs[i] for i in rng.permutation(len(pairs))[:n]]
-        about = {name: sample[name] for name in ("key", "uid", "domain") if name in sample}
-        rows = []
-        for pair in pairs:
-            wrong = pair["negatives"]
-            if self.negatives is not None:
-                wrong = [wrong[i] for i in rng.permutation(len(wrong))[: self.negatives]]
-            rows.append(Row(self.prompt, None, about | {"task": "retrieve", "texts": [pair["text"], *wrong]}))
-        return rows
+        about = about_of(sample) | {"task": "retrieve"}
+        drawn = drawn_texts(sample, rng, n, self.negatives)
+        return [Row(self.prompt, None, about | {"texts": texts}) for texts in drawn]
 
     def targets(self, rows: Sequence[Mapping[str, Any]], chat: Any) -> dict[str, Tensor]:
         """``text_ids`` int64 and ``text_mask`` bool [K, N, S]: the right text of each row, then its wrong ones;
@@ -67,6 +59,28 @@ class PairsOfTexts(View):
 
     def scoring(self) -> View:
         return replace(self, negatives=None)
+
+
+def drawn_texts(
+    sample: Mapping[str, Any], rng: np.random.Generator, n: int | None, negatives: int | None
+) -> list[list[str]]:
+    """Of each pair of a clip its text, then wrong ones: of ``n`` pairs, with ``negatives`` of them, both drawn; None:
+    all, in order."""
+    pairs = pairs_of(sample)
+    if n is not None:
+        pairs = [pairs[i] for i in rng.permutation(len(pairs))[:n]]
+    drawn = []
+    for pair in pairs:
+        wrong = pair["negatives"]
+        if negatives is not None:
+            wrong = [wrong[i] for i in rng.permutation(len(wrong))[:negatives]]
+        drawn.append([pair["text"], *wrong])
+    return drawn
+
+
+def about_of(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row says of its clip."""
+    return {name: sample[name] for name in ("key", "uid", "domain") if name in sample}
 
 
 def pairs_of(sample: Mapping[str, Any]) -> list[dict[str, Any]]:

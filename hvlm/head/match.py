@@ -27,7 +27,7 @@ from hvlm.data.views import Row, View
 from hvlm.errors import UserError
 from hvlm.head._errors import with_errors
 from hvlm.head._lines import check_each, clip_of
-from hvlm.head._pairs import number_of, pairs_of, read_pairs
+from hvlm.head._pairs import about_of, drawn_texts, number_of, read_pairs
 from hvlm.head._pool import state_of_both
 from hvlm.types import Batch, Sequence
 
@@ -41,19 +41,12 @@ class RightAndWrong(View):
     name = "pairs of video and text"
 
     def rows(self, sample: dict[str, Any], times: np.ndarray, rng: np.random.Generator, n: int | None) -> list[Row]:
-        pairs = pairs_of(sample)
-        if n is not None:
-            pairs = [pairs[i] for i in rng.permutation(len(pairs))[:n]]
-        about = {name: sample[name] for name in ("key", "uid", "domain") if name in sample} | {"task": "match"}
-        rows = []
-        for pair in pairs:
-            wrong = pair["negatives"]
-            if self.negatives is not None:
-                wrong = [wrong[i] for i in rng.permutation(len(wrong))[: self.negatives]]
-            rows += [
-                row_of(text, about | {"of": pair["text"]}, text == pair["text"]) for text in (pair["text"], *wrong)
-            ]
-        return rows
+        about = about_of(sample) | {"task": "match"}
+        return [
+            row_of(text, about | {"of": texts[0]}, text == texts[0])
+            for texts in drawn_texts(sample, rng, n, self.negatives)
+            for text in texts
+        ]
 
     def targets(self, rows: SequenceOf[Mapping[str, Any]], chat: Any) -> dict[str, Tensor]:
         """``right`` float [K]; ``said`` int64 [K], equal for equal texts; ``further`` bool [K]: whether a row was added
