@@ -138,7 +138,8 @@ def costs(loaded: Loaded, label: results.Label) -> list[results.Record]:
         )
     found = cost_of(loaded.model, one_row(batch, 0).to(loaded.device), loaded.precision)
     seconds = time.monotonic() - started
-    return [label.record(metric, value, n=1, seconds=seconds) for metric, value in found._asdict().items()]
+    known = {metric: value for metric, value in found._asdict().items() if value is not None}
+    return [label.record(metric, value, n=1, seconds=seconds) for metric, value in known.items()]
 
 
 def run_cost(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[results.Record]:

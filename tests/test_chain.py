@@ -43,7 +43,7 @@ def numbers(records: list[dict[str, Any]]) -> dict[tuple[str, str], tuple]:
     return {
         (r["variant"], r["metric"]): (r["value"], r["stderr"], r["n"], r["chance"])
         for r in records
-        if r["metric"] != "latency_ms"
+        if r["metric"] not in ("latency_ms", "decode_tokens_per_s")
     }
 
 

@@ -21,7 +21,8 @@ def test_places_and_bytes(connector, per_frame):
     assert found.visual_tokens == per_frame * batch.frame_mask_BT.shape[1]
     length = found.visual_tokens + int(batch.attention_mask_KS.sum())
     assert found.kv_bytes == cache.bytes(length, bytes_per_value=2)
-    assert found.prefill_flops > 0 and found.latency_ms > 0
+    assert found.prefill_flops > 0 and found.latency_ms > 0 and found.decode_tokens_per_s > 0
+    assert found.frames == int(batch.frame_mask_BT.sum())
 
 
 def test_more_tokens_cost_more_operations():

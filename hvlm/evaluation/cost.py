@@ -11,8 +11,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from hvlm.functional import last_true
 from hvlm.precision import autocast
 from hvlm.types import Batch, Sequence
+
+DECODED = 16  # words that are written to time them
 
 
 class Cost(NamedTuple):
@@ -21,7 +24,9 @@ class Cost(NamedTuple):
     prefill_flops: a multiplication and an addition are two; matrix products, convolutions and attention are counted.
     latency_ms: median over the repeats. kv_bytes: keys and values kept for the whole sequence, in the cache's room, two
     bytes a value. visual_tokens: how many of its places the video takes. parameters, fusion_parameters: of the whole
-    model, and of its fusion. fusion_flops: what the fusion adds to the operations.
+    model, and of its fusion. fusion_flops: what the fusion adds to the operations. frames: that were read.
+    decode_tokens_per_s: words after the first, one at a time for this one question, median over the repeats; None where
+    the head writes none.
     """
 
     prefill_flops: int
@@ -31,6 +36,8 @@ class Cost(NamedTuple):
     parameters: int
     fusion_parameters: int
     fusion_flops: int
+    frames: int
+    decode_tokens_per_s: float | None
 
 
 class CountFlops(TorchDispatchMode):
@@ -74,11 +81,35 @@ def cost_of(model: nn.Module, batch: Batch, precision: str = "32-true", repeats:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             taken.append(time.perf_counter() - started)
+        decoded = _decoded_per_s(model, batch, repeats) if model.head.writes else None
     length = int(sequence.mask_KL.sum())
     kv_bytes = model.kvcache.bytes(length, bytes_per_value=2)
     whole, fusion = (sum(p.numel() for p in part.parameters()) for part in (model, model.fusion))
-    latency = 1e3 * statistics.median(taken)
-    return Cost(counter.total, latency, kv_bytes, sequence.visual, whole, fusion, fusion_flops)
+    latency, frames = 1e3 * statistics.median(taken), int(batch.frame_mask_BT.sum())
+    return Cost(counter.total, latency, kv_bytes, sequence.visual, whole, fusion, fusion_flops, frames, decoded)
+
+
+def _decoded_per_s(model: nn.Module, batch: Batch, repeats: int) -> float:
+    """As ``hvlm.evaluation.generate`` writes, but that no word ends the answer."""
+    batch = model.routed(batch)
+    prompt_KS = batch.attention_mask_KS & (batch.loss_mask_KS.cumsum(1) == 0)
+    sequence = model.sequence(batch._replace(attention_mask_KS=prompt_KS, loss_mask_KS=prompt_KS & False))
+    words, taken = DECODED, []
+    if model.language.learned_positions:
+        words = max(1, min(words, model.language.max_positions - int(sequence.mask_KL.sum())))
+    for _ in range(repeats):
+        cache = model.kvcache.new()
+        h = model.hidden(sequence, cache)
+        token = model.head.logits(h[torch.arange(len(h), device=h.device), last_true(sequence.mask_KL)]).argmax(-1)
+        int(token)  # waits for the device
+        started = time.perf_counter()
+        with model.adapting(batch):
+            for _ in range(words):
+                newest = model.language.hidden(model.language.embed(token[:, None]), cache=cache)[:, -1]
+                token = model.head.logits(newest).argmax(-1)
+        int(token)
+        taken.append(time.perf_counter() - started)
+    return words / statistics.median(taken)
 
 
 def _flops_of_fusion(model: nn.Module, sequence: Sequence) -> int:
