@@ -24,7 +24,7 @@ from hvlm.prepare.splits import drawn
 
 def planned(src: Path, *words: str) -> plan.Plan:
     settings = read([str(src), "dry_run=true", *words])
-    return plan.make(source.find(settings), settings)
+    return plan.make(source.find(settings))
 
 
 def table(folder: Path, rows: list[dict[str, Any]], count: int = 4) -> Path:

@@ -57,7 +57,7 @@ def main() -> None:
         table = make(folder / "in", options.videos, options.rows)
         words = [str(table), f"out={folder / 'out'}", f"workers={options.workers}"]
         settings = read(words)
-        shards = planning.make(source.find(settings), settings).shards
+        shards = planning.make(source.find(settings)).shards
         ways: dict[str, Callable[[], Any]] = {
             "floor": lambda: floor(shards, folder / "out", options.workers, settings),
             "prepare": lambda: quietly(words),

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from hvlm.console import error_line, setup_logging
 
 USAGE = """hvlm prepare SRC out=DIR [setting=value ...]
+hvlm prepare CORPUS src=FOLDER out=DIR [setting=value ...]
 
 Makes checked shards for dataset=shards from a table (CSV, TSV, JSONL, JSON, Parquet, Hugging Face datasets) and the
 videos, pictures or folders of stills that it names, or from videos with a text beside each. dry_run=true shows what
-would be made.
+would be made. CORPUS is a public one, read as it is published: {corpora}.
 """
 
 
@@ -19,7 +20,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command with these words (by default those of the command line)."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or set(words) & {"-h", "--help"}:
-        print(USAGE)
+        from hvlm.prepare.corpora import corpora
+
+        print(USAGE.format(corpora=", ".join(corpora())))
         from hvlm.prepare.settings import Settings
 
         print(Settings.__doc__)

@@ -29,7 +29,8 @@ def prepare(words: Sequence[str]) -> Path | None:
     if out is not None and not settings.dry_run:
         check_writable(out, "out", make=False)
     to = show.console()
-    plan = planning.make(source.find(settings), settings)
+    plan = planning.make(source.find(settings))
+    settings = plan.source.settings
     show.columns(plan, to)
     if not plan.samples:
         raise (
@@ -84,8 +85,9 @@ def _is_finished(plan: Plan, settings: Settings, out: Path) -> bool:
         old = before["settings"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not readable ({error}); name another folder, or delete {out}") from error
-    if different := [key for key, value in state["settings"].items() if old.get(key) != value]:
-        shown = ", ".join(f"{key}={old.get(key)} (now {state['settings'][key]})" for key in different)
+    now: dict[str, Any] = state["settings"]
+    if different := [key for key in {**old, **now} if old.get(key) != now.get(key)]:
+        shown = ", ".join(f"{key}={old.get(key)} (now {now.get(key)})" for key in different)
         raise UserError(f"out={out} was begun with {shown}; give the same settings, or another folder")
     if before["source"] != state["source"]:
         raise UserError(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hvlm.data.samples import natural
 from hvlm.data.tar import STILL_FIELDS, VIDEO_FIELDS
 from hvlm.data.video import VideoDecodeError
 from hvlm.prepare.formats import Blob, load
+from hvlm.prepare.formats._zip import blobs
 from hvlm.prepare.probe import probe, probe_stills
 from hvlm.prepare.problems import Problem
 
@@ -52,17 +54,25 @@ class Medium:
 
 
 class Finder:
-    """Finds files below a folder and nowhere else."""
+    """Finds files below a folder and nowhere else.
 
-    def __init__(self, root: Path) -> None:
+    by_name: a path that is not there is also looked for by its last part alone, below the whole folder and in the zip
+        files in it, as public corpora are unpacked in many ways. notes: archives that cannot be read, one line each.
+    """
+
+    def __init__(self, root: Path, by_name: bool = False) -> None:
         self.root = Path(os.path.abspath(root))
+        self.by_name = by_name
+        self.notes: list[str] = []
         self._found: dict[str, Medium | Problem] = {}
         self._names: dict[str, list[str]] | None = None
+        self._zipped: dict[str, list[Blob]] | None = None
+        self._blobs: dict[str, tuple[str, ...]] = {}  # what a name of media inside tables first stood for
 
     def find(self, value: Any) -> Medium:
         """The medium that a cell names: a path, a folder of stills, a list of stills, bytes. Raises Problem."""
         if isinstance(value, Blob):
-            return _of_blobs([value])
+            return self._of_table([value])
         if isinstance(value, dict):
             value = value.get("path") or value.get("url")
         if isinstance(value, (list, tuple)):
@@ -86,7 +96,7 @@ class Finder:
 
     def _several(self, values: list[Any]) -> Medium:
         if all(isinstance(v, Blob) for v in values):
-            return _of_blobs(values)
+            return self._of_table(values)
         media = [self.find(v) for v in values]
         if any(m.is_video or len(m.parts) > 1 for m in media):
             raise Problem("several videos", "one row shows one video, one folder of stills, or stills", media[0].name)
@@ -96,6 +106,15 @@ class Finder:
             tuple(m.fields[0] for m in media),
             sum(m.size for m in media),
         )
+
+    def _of_table(self, blobs: list[Blob]) -> Medium:
+        """Tables call many pictures by one name (image.jpg), or by none: what differs is told apart by its sum."""
+        medium, sums = _of_blobs(blobs), tuple(blob.sha256 for blob in blobs)
+        if self._blobs.setdefault(medium.name, sums) == sums:
+            return medium
+        stem, ending = os.path.splitext(medium.name)
+        digest = hashlib.sha256(" ".join(sums).encode()).hexdigest()[:12]
+        return replace(medium, name=f"{stem}-{digest}{ending}")
 
     def _medium(self, name: str) -> Medium:
         if "://" in name:
@@ -109,7 +128,10 @@ class Finder:
         path = os.path.normpath(os.path.join(self.root, name))
         if os.path.commonpath([path, self.root]) != str(self.root):
             raise Problem("path leads out", f"not below {self.root}; name the folder with videos=FOLDER", name)
-        path = path if os.path.exists(path) else self._searched(name, path)
+        if not os.path.exists(path):
+            if self.by_name and (blob := self._in_zip(name)) is not None:
+                return _of_blobs([blob])
+            path = self._searched(name, path)
         shown = os.path.relpath(path, self.root).replace(os.sep, "/")
         if os.path.isdir(path):
             files = [e.path for e in os.scandir(path) if _ending(e.name) in STILL_FIELDS and not e.name.startswith(".")]
@@ -142,18 +164,38 @@ class Finder:
                 return way
         if same := [f"{path}.{e}" for e in ENDINGS if os.path.isfile(f"{path}.{e}")]:
             found = same
-        elif "/" in name or os.sep in name:
+        elif ("/" in name or os.sep in name) and not self.by_name:
             found = []
         else:
             if self._names is None:
                 self._names = dict(_names_below(self.root))
-            found = self._names.get(name, [])
+            found = self._names.get(os.path.basename(name), [])
         if len(found) == 1:
             return found[0]
         if found:
             shown = [os.path.relpath(f, self.root) for f in found[:3]]
             raise Problem("several files", f"could be {', '.join(shown)}; write the whole path", name)
         raise Problem("missing file", f"not below {self.root}; name the folder with videos=FOLDER", name)
+
+    def _in_zip(self, name: str) -> Blob | None:
+        """The one member of a zip below the folder that has this path, or at least its last part. None: not one."""
+        if self._zipped is None:
+            self._zipped = {}
+            for place, folders, files in os.walk(self.root):
+                folders[:] = sorted(f for f in folders if not f.startswith("."))
+                for file in sorted(f for f in files if f.lower().endswith(".zip") and not f.startswith(".")):
+                    try:
+                        for blob in blobs(Path(place, file)):
+                            if _ending(blob.name) in ENDINGS:
+                                base = os.path.basename(blob.name)
+                                for known in {blob.name, base, os.path.splitext(base)[0]}:
+                                    self._zipped.setdefault(known, []).append(blob)
+                    except OSError as error:
+                        self.notes.append(f"{file} is not looked into ({error}); join its parts, or copy it again")
+        for known in (name, os.path.basename(name)):
+            if len(found := self._zipped.get(known, [])) == 1:
+                return found[0]
+        return None
 
 
 def _names_below(root: Path) -> Iterator[tuple[str, list[str]]]:

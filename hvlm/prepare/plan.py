@@ -20,6 +20,7 @@ from hvlm.data.shard_folder import SPLITS as WORDS
 from hvlm.data.shard_folder import TEXT
 from hvlm.errors import UserError
 from hvlm.prepare.columns import Taken, take
+from hvlm.prepare.corpora import packed_in
 from hvlm.prepare.formats import Malformed
 from hvlm.prepare.media import Finder, Medium
 from hvlm.prepare.options import Answers, fitting, options_of, way
@@ -120,9 +121,10 @@ class Plan:
         return found.hexdigest()
 
 
-def make(source: Source, settings: Settings) -> Plan:
+def make(source: Source) -> Plan:
     """Raises UserError where columns are missing or ambiguous, or the table has no rows."""
-    finder = Finder(source.root)
+    settings = source.settings
+    finder = Finder(source.root, by_name=source.corpus is not None)
     rows: list[tuple[str, int, dict[str, Any]]] = []
     bad: list[Bad] = []
     for table, number, row in source.rows():
@@ -134,7 +136,8 @@ def make(source: Source, settings: Settings) -> Plan:
     if not rows:
         why = f"; {len(bad):,} cannot be read, the first: {bad[0].reason}" if bad else ""
         raise UserError(f"{settings.src}: no rows in it{why}")
-    taken = take(source.columns, [row for _, _, row in rows], finder, settings)
+    only = [row for _, _, row in rows]
+    taken = source.taken(only) or take(source.columns, only, finder, settings)
     how = _answers([row for _, _, row in rows], taken, settings)
     same = _same_content(_media(rows, taken, finder))
     samples: dict[tuple[str, tuple[float, float] | None], Sample] = {}
@@ -173,6 +176,9 @@ def make(source: Source, settings: Settings) -> Plan:
     found = [sample for sample in found if sample.parts]
     _keys(found)
     example = next((row for _, _, row in rows), {})
+    taken.notes += finder.notes
+    if any(b.kind == "missing file" for b in bad) and source.corpus is not None and (packed := packed_in(source.root)):
+        taken.notes.append(f"not looked into: {', '.join(packed[:4])}{', …' if len(packed) > 4 else ''}; extract them")
     return Plan(source, taken, example, how, total, [*found, *texts], bad, _shards([*found, *texts], settings))
 
 

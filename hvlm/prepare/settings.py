@@ -19,6 +19,8 @@ ROLES = (
 )  # fmt: skip
 # Settings that change how the work is done and not what comes out: a second start may give them other values.
 FREE = ("out", "dry_run", "workers", "max_bad", "decode_timeout", "videos", "src", "table")
+WORD_FOR_WORD = ("src", "corpus", "tokenizer", "out", "videos", "table", "prompt")
+OF_CORPORA = ("corpus", "tokenizer", "moments")
 SPLITS = ("train", "val", "test")
 
 
@@ -27,7 +29,10 @@ class Settings:
     """The settings of one command.
 
     src: a table, or a folder with a table and videos, with videos and texts beside them, or as Hugging Face's
-        ``save_to_disk`` writes it. out: the folder of the shards. table: the table's name, where ``src`` holds several.
+        ``save_to_disk`` writes it. corpus: the name of a public corpus (the first word), whose published files src
+        holds; its columns are known. tokenizer: of corpus fvlm: the folder of the tokenizer that made its ids. moments:
+        of corpus activitynet: each sentence is the caption of its own part of the video.
+    out: the folder of the shards. table: the table's name, where ``src`` holds several.
     videos: the folder that paths in the table begin in; by default the table's own.
     video … conversations: the column that plays this part, ``none`` for no column; what is not said is guessed.
         options: one column, or one for each option. video: one, or several of which each row fills one. split: a
@@ -44,6 +49,9 @@ class Settings:
     """
 
     src: str
+    corpus: str | None = None
+    tokenizer: str | None = None
+    moments: bool = False
     out: str | None = None
     table: str | None = None
     videos: str | None = None
@@ -81,12 +89,15 @@ class Settings:
 
     def said(self) -> dict[str, Any]:
         """What decides the result, for comparison with an earlier start."""
-        return {name: value for name, value in vars(self).items() if name not in FREE}
+        said = {name: value for name, value in vars(self).items() if name not in FREE}
+        return {name: value for name, value in said.items() if self.corpus or name not in OF_CORPORA}
 
 
 def read(words: Sequence[str]) -> Settings:
-    """``SRC key=value …``. Raises UserError."""
+    """``SRC key=value …``, or ``CORPUS src=SRC key=value …``. Raises UserError."""
     given: dict[str, Any] = {}
+    if any(word.startswith("src=") for word in words):
+        words = [word if "=" in word else f"corpus={word}" for word in words]
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not key.isidentifier():
@@ -98,7 +109,9 @@ def read(words: Sequence[str]) -> Settings:
             raise UserError(f"{key} is given twice: {given[key]} and {text}")
         given[key] = _value(key, text)
     if "src" not in given:
-        raise UserError("nothing to prepare: hvlm prepare SRC out=DIR, SRC being a table or a folder of videos")
+        corpus = given.get("corpus")
+        way = f"{corpus} src=SRC" if corpus else "SRC"
+        raise UserError(f"nothing to prepare: hvlm prepare {way} out=DIR, SRC being a table or a folder of videos")
     settings = Settings(**arguments(given, Settings, ""))
     if not settings.dry_run and not settings.out:
         raise UserError("out= is missing: name the folder for the shards, or look first with dry_run=true")
@@ -113,7 +126,7 @@ def read(words: Sequence[str]) -> Settings:
 
 def _value(key: str, text: str) -> Any:
     """Lists, numbers, true and false as YAML says; paths, prompts and names word for word."""
-    if key in ("src", "out", "videos", "table", "prompt") or (key in ROLES and not text.startswith("[")):
+    if key in WORD_FOR_WORD or (key in ROLES and not text.startswith("[")):
         return text or None
     try:
         return yaml.safe_load(text)

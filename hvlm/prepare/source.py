@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hvlm.data import published
 from hvlm.data.shard_folder import SPLITS, split_of, tars_of
 from hvlm.data.tar import VIDEO_FIELDS
 from hvlm.errors import UserError
+from hvlm.prepare.columns import Taken
+from hvlm.prepare.corpora import corpora, corpus_of, settled
+from hvlm.prepare.corpora import tables as corpus_tables
 from hvlm.prepare.formats import Format, Malformed, Row, formats, of_file
 from hvlm.prepare.formats.beside import media_below
 from hvlm.prepare.settings import Settings
@@ -19,13 +23,25 @@ SPLIT = "split"  # the column that file names such as train.csv and val.csv give
 
 @dataclass
 class Source:
-    """The table. about: what it is. root: the folder that paths begin in. columns: of all files together."""
+    """The table. about: what it is. root: the folder that paths begin in. columns: of all files together. settings:
+    with what a public corpus says beside the user. corpus: whose columns are called by their roles; or None."""
 
     about: str
     root: Path
     columns: list[str]
-    tables: list[Format]
+    tables: list[Any]  # Format, or what reads like one
     splits: list[str]  # of each table, by its name; or nothing
+    settings: Settings
+    corpus: Any = None
+
+    def taken(self, rows: Iterable[Mapping[str, Any]]) -> Taken | None:
+        """The columns of a corpus that some row fills; None where they are to be found."""
+        if self.corpus is None:
+            return None
+        shares = isinstance(self.settings.split, list)
+        filled = {role for row in rows for role, value in row.items() if value is not None}
+        roles = [role for role in self.columns if role in filled and not (shares and role == SPLIT)]
+        return Taken({role: [role] for role in roles}, set(roles))
 
     def rows(self) -> Iterator[tuple[str, int, Row]]:
         """(file, number from 1 in it, row) of all tables."""
@@ -39,7 +55,11 @@ def find(settings: Settings) -> Source:
     """Raises UserError where it is not there, is nothing that is known, or several things could be meant."""
     src = Path(settings.src).expanduser()
     if not src.exists():
+        if settings.src in corpora() and settings.corpus is None:
+            raise UserError(f"{src}: no such folder; of the corpus: hvlm prepare {src} src=FOLDER out=DIR")
         raise UserError(f"{src}: no such file or folder; expected {known()}")
+    if settings.corpus is not None:
+        return _of_corpus(src, settings)
     paths, kind = [src], _kind(src)
     if src.is_dir():
         if settings.table:
@@ -61,10 +81,22 @@ def find(settings: Settings) -> Source:
     splits = _splits(paths) if SPLIT not in columns else [""] * len(paths)
     if any(splits):
         columns.append(SPLIT)
+    return Source(tables[0].about, _root(src, settings), columns, tables, splits, settings)
+
+
+def _root(src: Path, settings: Settings) -> Path:
     root = Path(settings.videos).expanduser() if settings.videos else src if src.is_dir() else src.parent
     if not root.is_dir():
         raise UserError(f"videos={root}: no such folder; expected the one that the table's paths begin in")
-    return Source(tables[0].about, root, columns, tables, splits)
+    return root
+
+
+def _of_corpus(src: Path, settings: Settings) -> Source:
+    corpus = corpus_of(str(settings.corpus))
+    settings, root = settled(settings, corpus), _root(src, settings)
+    found = corpus_tables(src, corpus, root, settings)
+    names = ", ".join(table.path.name for table in found[:3]) + (", …" if len(found) > 3 else "")
+    return Source(f"{corpus.TITLE}, {names}", root, list(corpus.ROLES), found, [""] * len(found), settings, corpus)
 
 
 def _kind(path: Path) -> type[Format] | None:

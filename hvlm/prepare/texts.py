@@ -73,7 +73,7 @@ def _questions(
             raise Problem("empty text", "expected a question, or a list of objects {question, answer}")
         out.questions += question
         return
-    if question is None and answer is None and (out.captions or out.conversations):
+    if question is None and answer is None and (out.captions or out.conversations or out.questions):
         return
     for what, value in (("question", question), ("answer", answer)):
         if value is None:

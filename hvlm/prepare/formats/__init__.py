@@ -82,7 +82,8 @@ def of_file(path: Path) -> type[Format] | None:
 
 def load(blob: Blob) -> bytes:
     """The bytes of a blob. Raises UserError where they are no longer what they were."""
-    data: bytes = importlib.import_module(f"{__name__}.{blob.format}").load(blob)
-    if hashlib.sha256(data).hexdigest() != blob.sha256:
+    module = importlib.import_module(f"{__name__}.{blob.format}")
+    data: bytes = module.load(blob)
+    if not getattr(module, "CHECKED", False) and hashlib.sha256(data).hexdigest() != blob.sha256:
         raise UserError(f"{blob.file}: row {blob.row + 1} of part {blob.part} changed while it was read; start again")
     return data
