@@ -57,7 +57,8 @@ def test_what_needs_no_torch_does_not_wait_for_it(tmp_path: Path) -> None:
 import sys
 from hvlm import commands
 for words in (["--help"], ["train", "--help"], ["trian"], ["train", "conector=mean"], ["train", "init_from=nowhere"],
-              ["eval", "checkpoint=nowhere"], ["eval", "--help"], ["completion", "bash"]):
+              ["eval", "checkpoint=nowhere"], ["eval", "--help"], ["completion", "bash"],
+              ["compare", "--help"], ["compare"]):
     sys.argv = ["hvlm", *words]
     try: commands.run()
     except SystemExit as e: assert e.code == 1, e.code
@@ -72,6 +73,7 @@ print(sorted({"torch", "lightning", "transformers", "numpy"} & set(sys.modules))
         "error: unknown key 'conector'; did you mean 'connector'?",
         "error: init_from=nowhere: no such file or folder",
         "error: checkpoint=nowhere: no such file or folder",
+        "error: runs= is missing: hvlm compare runs=runs/a,runs/b names runs, a sweep, or a folder of runs",
     ]
 
 
@@ -98,6 +100,8 @@ def test_completion_knows_commands_groups_words_and_settings() -> None:
         "hvlm prepare clips lett": ["lettered="],
         "hvlm prepare clips answers=ind": ["answers=index0", "answers=index1"],
         "hvlm prepare clips/": [],
+        "hvlm compare runs=a bas": ["baseline="],
+        "hvlm compare runs=a measure=t": ["measure=true"],
     }.items():
         assert completion.candidates(line) == expected, line
     with pytest.raises(UserError, match="expected one of bash, zsh, fish"):

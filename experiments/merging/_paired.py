@@ -6,13 +6,11 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
-from hvlm.evaluation import results
-from hvlm.evaluation.evaluate import BLIND, PREDICTIONS
-from hvlm.evaluation.predictions import read_predictions
-from hvlm.evaluation.scores import Prediction
-from hvlm.evaluation.stats import clustered_mean
+from hvlm.evaluation import paired, results
+from hvlm.evaluation.evaluate import PREDICTIONS
 
-APART = ("direction",)  # as conf/benchmark/needles.yaml leaves it out of the mean
+# As conf/benchmark/needles.yaml leaves it out of the mean.
+WAY = paired.Way(paired.share_right, by_task=True, apart=("direction",))
 
 
 def ahead(
@@ -26,22 +24,15 @@ def ahead(
     runs = []
     for seed, a, b in zip(seeds, first, second, strict=True):
         if (a / PREDICTIONS).exists() and (b / PREDICTIONS).exists():
-            one, other = shares(a), shares(b)
-            both = [q for q in one if q in other]
-            value, stderr = clustered_mean(
-                [one[q] - other[q] for q in both], [key for key, _, _ in both], [task for _, task, _ in both]
-            )
-            runs.append([
-                results.make(value=value, stderr=stderr, n=len(both), chance=None, seeds=[seed], seconds=0, **record)
-            ])  # fmt: skip
+            found = paired.of_answers(answers(a), answers(b), WAY)
+            if found is None:
+                continue
+            value, stderr, n = found
+            runs.append([results.make(value=value, stderr=stderr, n=n, chance=None, seeds=[seed], seconds=0, **record)])
     yield from results.merge_seeds(runs)
 
 
 @cache
-def shares(folder: Path) -> dict[tuple[str, str, str], float]:
-    """{(clip, task, question): share of its tries that are right}, of the tasks in ``accuracy_mean``."""
-    tries: dict[tuple[str, str, str], list[Prediction]] = {}
-    for p in read_predictions(folder / PREDICTIONS, "model"):
-        if p.variant != BLIND and p.task not in APART:
-            tries.setdefault((p.key, p.task, p.question_id), []).append(p)
-    return {question: sum(p.right for p in found) / len(found) for question, found in tries.items()}
+def answers(folder: Path) -> dict[paired.Id, list[paired.Prediction]]:
+    """{(task, question): its tries} of the model that saw the video."""
+    return paired.questions(folder / PREDICTIONS, None)

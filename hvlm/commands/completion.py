@@ -32,6 +32,8 @@ SHELLS = {
     "zsh": "autoload -Uz +X bashcompinit && bashcompinit\n" + BASH,
     "fish": "complete -c hvlm -f -a '(COMP_LINE=(commandline -cp) hvlm completion query 2>/dev/null)'\n",
 }
+# Commands with a few settings of their own, and where their class stands.
+WITH_SETTINGS = {"prepare": "hvlm.prepare.settings", "compare": "hvlm.commands.compare"}
 USAGE = """usage: hvlm completion bash|zsh|fish
 
 Prints what a shell needs to complete hvlm's commands, groups, words and settings. For every new shell:
@@ -63,11 +65,10 @@ def candidates(line: str) -> list[str]:
         return [name for name in names() if name.startswith("".join(given))]
     if given[0] == "completion":
         return [shell for shell in SHELLS if shell.startswith(given[-1])]
-    if given[0] == "prepare":
-        from hvlm.prepare.settings import Settings
-
-        named = [f"{name}=" for name in vars(Settings("")) if given[-1] and f"{name}=".startswith(given[-1])]
-        return _values(given[-1], {"": Settings}) or named
+    if given[0] in WITH_SETTINGS:
+        settings = importlib.import_module(WITH_SETTINGS[given[0]]).Settings
+        named = [f"{name}=" for name in get_type_hints(settings) if given[-1] and f"{name}=".startswith(given[-1])]
+        return _values(given[-1], {"": settings}) or named
     if given[0] not in ("train", "eval"):
         return []
     if values := _values(given[-1], {"": RootConfig} | {f"{name}.": of for name, of in SECTIONS.items()}):

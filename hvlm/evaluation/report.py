@@ -9,7 +9,6 @@ Everything is read from the run folder, so the report can be written again at an
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -20,6 +19,7 @@ from urllib.parse import quote
 from hvlm.console import duration, error_line
 from hvlm.errors import UserError
 from hvlm.evaluation import results
+from hvlm.evaluation.markdown import aligned, plain
 from hvlm.evaluation.needle_map import PICTURE
 from hvlm.evaluation.report_data import (
     BLIND,
@@ -87,8 +87,8 @@ def table(records: Sequence[results.Record], blind: str = BLIND) -> list[str]:
         r, of_all = row.record, row.all_tries
         rows.append(
             (
-                _plain(row.variant),
-                _plain(r["metric"]),
+                plain(row.variant),
+                plain(r["metric"]),
                 number(r),
                 "" if r["chance"] is None else percent(r["chance"]),
                 number(row.blind) if row.blind else "",
@@ -97,15 +97,7 @@ def table(records: Sequence[results.Record], blind: str = BLIND) -> list[str]:
                 f"{r['seconds']:.1f}",
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    words = 2  # the first columns; the others are numbers, aligned right
-    pads = ["<" if i < words else ">" for i in range(len(widths))]
-    text = [
-        "| " + " | ".join(f"{cell:{pad}{w}}" for cell, pad, w in zip(row, pads, widths, strict=True)) + " |"
-        for row in rows
-    ]
-    rule = "|".join("-" * (w + 2) if pad == "<" else "-" * (w + 1) + ":" for pad, w in zip(pads, widths, strict=True))
-    return [text[0], f"|{rule}|", *text[1:]]
+    return aligned(rows, words=2)
 
 
 def sparkline(series: Series, width: int = CURVE_WIDTH) -> str:
@@ -180,19 +172,14 @@ def _clips(folder: Path) -> list[str]:
         sheets.setdefault(row["sheet"], []).append(row)
     lines = ["## Some of the clips", ""] if sheets else []
     for sheet, rows in sheets.items():
-        lines += [f"![{_plain(rows[0]['key'])}]({folder.name}/{quote(sheet)})", ""]
+        lines += [f"![{plain(rows[0]['key'])}]({folder.name}/{quote(sheet)})", ""]
         lines += ["| | question | answer | prediction |", "|---|---|---|---|"]
         for row in rows:
-            cells = [_plain(row[k]) for k in ("question", "answer", "prediction")]
+            cells = [plain(row[k]) for k in ("question", "answer", "prediction")]
             mark = "" if row.get("right") is None else "right" if row["right"] else "**wrong**"
             lines.append(f"| {' | '.join([mark, *cells])} |")
         lines.append("")
     return lines
-
-
-def _plain(value: Any) -> str:
-    """Text of data in a line of Markdown: no cell ends in it, and it makes no link, picture or HTML."""
-    return re.sub(r"([|\[\]`])", r"\\\1", " / ".join(str(value).splitlines())).replace("<", "&lt;")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -5,7 +5,6 @@ What comes from data (questions, answers, names, command lines) is escaped; pict
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from hvlm.console import duration
 from hvlm.evaluation import results
+from hvlm.evaluation.html import document, image, table
 from hvlm.evaluation.needle_map import PICTURE
 from hvlm.evaluation.open_scores import is_right
 from hvlm.evaluation.predictions import read_predictions
@@ -41,16 +41,6 @@ PLOTS = {  # title: the curves that share a picture
         "train/reward_accuracy", "val/reward_accuracy",
     ),
 }  # fmt: skip
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; font-size: 13px; margin: .6em 0 } td, th { padding: 2px 9px; text-align: left }
-th { border-bottom: 1px solid #999 } td.n { text-align: right; white-space: nowrap }
-tr:nth-child(even) { background: #f4f4f4 }
-svg { display: block; margin: .8em 0; max-width: 100% } svg .title { font-weight: bold }
-svg .grid { stroke: #ddd } img { max-width: 100%; image-rendering: pixelated; border: 1px solid #ccc }
-.wrong { border-left: 4px solid #c33; padding-left: 1em } .right { border-left: 4px solid #383; padding-left: 1em }
-.plots { display: flex; flex-wrap: wrap; gap: 1em } .small { color: #666; font-size: 13px } code { font-size: 13px }
-"""
 
 
 def page(run_dir: Path, stages: Sequence[Stage], records: Sequence[results.Record], extra: Sequence[str] = ()) -> str:
@@ -65,17 +55,14 @@ def page(run_dir: Path, stages: Sequence[Stage], records: Sequence[results.Recor
     if records:
         parts += ["<h2>Results</h2>", *_results(records)]
     if (run_dir / PICTURE).exists():
-        parts.append(f"<h3>Where the needle is, and how long the video</h3>{_image(run_dir, PICTURE)}")
+        parts.append(f"<h3>Where the needle is, and how long the video</h3>{image(run_dir, PICTURE)}")
     parts += _answers(run_dir)
     if stages:
         parts += ["<h2>Training</h2>", *(part for stage in stages for part in _stage(run_dir, stage))]
     parts += _gaze(run_dir)
     if records:
         parts += _provenance(records)
-    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
-    return (
-        "<!doctype html>\n" + f'<html lang="en"><head>{head}</head><body>\n' + "\n".join(parts) + "\n</body></html>\n"
-    )
+    return document(run_dir.name, parts)
 
 
 # ----------------------------------------------------------------------------------------------------------- results
@@ -87,7 +74,7 @@ def _results(records: Sequence[results.Record]) -> list[str]:
     several = len({row.variant for row in shares}) > 1
     parts = [bars([_bar(row, several) for row in shares])]
     head = ("variant", "metric", "value", "chance", "without video", "all tries right (chance)", "n")
-    parts.append(_table(head, [_cells(row) for row in rows], numbers_from=2))
+    parts.append(table(head, [_cells(row) for row in rows], numbers_from=2))
     notes = ["± is one standard error, clustered by video."]
     if any(row.blind for row in shares):
         notes.append("What is right without the video (blind) is in the words of the questions.")
@@ -131,7 +118,7 @@ def _answers(run_dir: Path) -> list[str]:
         head = ("task", "video", "question", "options", "right", "answered")
         shown = f"the first {WRONG} of them" if len(listed) > WRONG else "all of them"
         parts.append(f'<p class="small">{len(listed)} questions were answered wrongly with the video; {shown}:</p>')
-        parts.append(_table(head, [_told(p) for p in listed[:WRONG]]))
+        parts.append(table(head, [_told(p) for p in listed[:WRONG]]))
     if right:
         parts += ["<h2>Some clips with right answers</h2>", *_sheets(run_dir / "clips", right, "right")]
     return parts
@@ -162,8 +149,8 @@ def _sheets(folder: Path, sheets: Mapping[str, list[dict[str, Any]]], kind: str)
             options = " | ".join(map(str, line.get("options") or ()))
             rows.append((mark, line.get("task", ""), line["question"], options, line["answer"], line["prediction"]))
         head = ("", "task", "question", "options", "right answer", "answered")
-        shown = f"<p>{escape(str(lines[0]['key']))}</p>{_image(folder, name)}"
-        yield f'<div class="{kind}">{shown}{_table(head, rows)}</div>'
+        shown = f"<p>{escape(str(lines[0]['key']))}</p>{image(folder, name)}"
+        yield f'<div class="{kind}">{shown}{table(head, rows)}</div>'
 
 
 # ------------------------------------------------------------------------------------------------ training and gaze
@@ -188,7 +175,7 @@ def _stage(run_dir: Path, stage: Stage) -> list[str]:
         plots.append(curves(f"{stage.name}: {title}", found, mark))
     parts.append(f'<div class="plots">{"".join(plots)}</div>')
     if (run_dir / stage.name / GATES).exists():
-        parts.append(f"<p>Which KV heads need everything that was read:</p>{_image(run_dir / stage.name, GATES)}")
+        parts.append(f"<p>Which KV heads need everything that was read:</p>{image(run_dir / stage.name, GATES)}")
     return parts
 
 
@@ -204,8 +191,8 @@ def _gaze(run_dir: Path) -> list[str]:
     )
     for line in lines[:GAZES]:
         said = f"{line['question']} — answered {line['prediction']!r}, right is {line['answer']!r}"
-        path = _image(folder, line["gaze_path"]) if "gaze_path" in line else ""
-        parts.append(f"<p>{escape(said)}</p>{_image(folder, line['gaze'])}{path}")
+        path = image(folder, line["gaze_path"]) if "gaze_path" in line else ""
+        parts.append(f"<p>{escape(said)}</p>{image(folder, line['gaze'])}{path}")
     return parts
 
 
@@ -224,23 +211,3 @@ def _provenance(records: Sequence[results.Record]) -> list[str]:
         f"<p><code>{distinct('command')}</code><br>commit {distinct('commit')}{dirty} · {distinct('cpu')} · torch "
         f"{distinct('torch')} · seeds {seeds} · peak memory {memory:.0f} MB</p>",
     ]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], numbers_from: int | None = None) -> str:
-    """Columns that are empty in every row are left out."""
-    kept = [i for i in range(len(head)) if any(row[i] not in ("", None) for row in rows)]
-    first = len(head) if numbers_from is None else numbers_from
-    lines = ["".join(f"<th>{escape(head[i])}</th>" for i in kept)]
-    for row in rows:
-        cells = [(escape("" if row[i] is None else str(row[i])), i >= first) for i in kept]
-        lines.append("".join(f'<td class="n">{c}</td>' if n else f"<td>{c}</td>" for c, n in cells))
-    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
-
-
-def _image(folder: Path, name: str) -> str:
-    """The picture inside the page; only plain names of files in the folder."""
-    path = folder / name
-    if Path(name).name != name or not path.is_file():
-        return f'<p class="small">(no picture {escape(str(name))})</p>'
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{escape(name)}" src="data:image/png;base64,{data}">'

@@ -27,8 +27,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import torch
-
 from hvlm.console import typed
 from hvlm.errors import UserError
 from hvlm.io.processors import usable_processors
@@ -227,6 +225,8 @@ def command_line() -> str:
 @cache
 def environment() -> dict[str, Any]:
     """commit, dirty, cpu, torch of this machine and checkout."""
+    import torch  # seconds, which whoever only reads records does without
+
     return {"commit": _commit(), "dirty": _dirty(), "cpu": _cpu(), "torch": torch.__version__}
 
 

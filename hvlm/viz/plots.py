@@ -77,7 +77,7 @@ def curves(title: str, series: Mapping[str, Series], mark: tuple[float, float, s
         side = "end" if x > WIDTH / 2 else "start"
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="none" stroke="#000"/>')
         parts.append(f'<text x="{x:.1f}" y="{y - 9:.1f}" text-anchor="{side}">{escape(mark[2])}</text>')
-    return _svg(WIDTH, HEIGHT, parts)
+    return svg(WIDTH, HEIGHT, parts)
 
 
 def bars(rows: Sequence[Bar], control: str = "without video") -> str:
@@ -129,7 +129,7 @@ def bars(rows: Sequence[Bar], control: str = "without video") -> str:
     for text, colour in legend:
         parts.append(f'<text x="{at}" y="16" fill="{colour}">{escape(text)}</text>')
         at += 6 * len(text) + 18
-    return _svg(BARS, height, parts)
+    return svg(BARS, height, parts)
 
 
 def thinned(series: Series, most: int = MOST_POINTS) -> list[tuple[float, float]]:
@@ -158,6 +158,7 @@ def _colours(count: int) -> list[str]:
     return [COLOURS[i % len(COLOURS)] for i in range(count)]
 
 
-def _svg(width: int, height: int, parts: Sequence[str]) -> str:
+def svg(width: int, height: int, parts: Sequence[str]) -> str:
+    """A picture of so many pixels, of its parts."""
     size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-size="11">{"".join(parts)}</svg>'
