@@ -24,14 +24,14 @@ WARMUP = {"align": 0.03, "sft": 0.03, "dpo": 0.1}
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("size", PUBLISHED)
 def test_the_published_settings(size: str, stage: str) -> None:
-    cfg = compose([f"experiment=fvlm_{size}_{stage}", "dataset.path=somewhere"])
+    cfg = compose([f"experiment=fvlm_{size}_{stage}", "dataset.root=somewhere"])
     connector, rest, meet = PUBLISHED[size][stage]
     rates = {part: rate for part, rate in cfg["stage"]["trainable"].items() if rate is not None}
     assert rates == {"vision": rest, "connector": connector, "language": rest}
     assert cfg["stage"]["converge_to"] == meet and cfg["stage"]["warmup"] == WARMUP[stage]
     assert cfg["stage"]["batch_size"] == 32 and 32 % cfg["trainer"]["accumulate"] == 0
     assert abs(cfg["stage"]["steps"] * 32 - SAMPLES[stage]) <= 32
-    assert cfg["stage"]["interleave"] == (0.0 if stage == "dpo" else 0.14)
+    assert cfg["dataset"]["text_ratio"] == (0.0 if stage == "dpo" else 0.14) and not cfg["stage"]["interleave"]
     assert cfg["stage"]["weight_decay"] == 0.01 and cfg["trainer"]["gradient_clip_val"] == 1.0
     assert cfg["dataset"]["num_frames"] == 64 and cfg["order"] == "video_first"
     assert cfg["connector"]["visual_scale"] == 0.14 and not cfg["connector"]["standardise"]

@@ -28,6 +28,7 @@ WITHOUT_CONF = {
 }  # fmt: skip
 # Several sizes of one class, or several corpora behind one reader: {YAML: Python file it shares}.
 SHARED = {
+    **{f"dataset/fvlm_{stage}": "dataset/mixture" for stage in ("align", "sft", "dpo")},
     "vision/dinov2_tiny": "vision/dinov2",
     "vision/dinov2_small": "vision/dinov2",
     "vision/dinov2_base": "vision/dinov2",
@@ -58,7 +59,12 @@ SHARED = {
     "language/mistral_7b": "language/causal",
 }
 # Options with a mandatory value, and one that makes them whole.
-MANDATORY = {"dataset=shards": ["dataset.path=somewhere"]}
+MIXED = ["dataset.root=somewhere"]
+MANDATORY = {
+    "dataset=shards": ["dataset.path=somewhere"],
+    "dataset=mixture": [*MIXED, "+dataset.weights={a: 1}"],
+    **{f"dataset=fvlm_{stage}": MIXED for stage in ("align", "sft", "dpo")},
+}
 
 YAMLS = {str(p.relative_to(CONF).with_suffix("")): p for p in sorted(CONF.glob("*/**/*.yaml"))}
 ROOM_YAMLS = [name for name in YAMLS if name.split("/")[0] in ROOMS]
@@ -106,8 +112,9 @@ def test_a_rooms_yaml_is_one_flat_call_of_a_class_in_the_mirrored_file(name: str
 @pytest.mark.parametrize("name", [name for name in YAMLS if name not in ROOM_YAMLS])
 def test_every_option_composes_and_passes_the_checks(name: str) -> None:
     needed = (
-        MANDATORY["dataset=shards"] if name.endswith(("/longvlm_7b", "/vila_like")) or "/fvlm_" in name else []
-    )  # the corpora are the user's
+        MANDATORY["dataset=shards"] if name.endswith(("/longvlm_7b", "/vila_like")) else []
+    )  # the data are the user's
+    needed = MIXED if "/fvlm_" in name else needed
     plan([name.replace("/", "=", 1), *needed])
 
 

@@ -141,7 +141,7 @@ ROOM_TEXTS: dict[str, frozenset[str]] = {
     ),
     "list": frozenset(
         {
-            "dataset.domains", "benchmark.tasks", "benchmark.apart", "head.labels", "adapter.where",
+            "dataset.domains", "dataset.texts", "benchmark.tasks", "benchmark.apart", "head.labels", "adapter.where",
             "adapter.targets", "adapter.names",
         }
     ),

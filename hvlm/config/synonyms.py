@@ -216,6 +216,7 @@ WORDS: dict[str, dict[str, tuple[str, ...]]] = {
         **dict.fromkeys(("webdataset", "wds", "tar", "custom", "own", "folder", "files", "local"), ("shards",)),
         **dict.fromkeys(("llava", "sharegpt", "json", "jsonl", "csv", "parquet", "hf", "huggingface"), ("shards",)),
         **dict.fromkeys(("demo", "synthetic", "toy"), ("needles",)),
+        **dict.fromkeys(("mix", "blend", "interleave", "concat", "multi"), ("mixture",)),
         **dict.fromkeys(("vnbench", "niah", "needle"), ("dataset=needles dataset.set=vnbench",)),
         **dict.fromkeys(("passkey", "passkey_retrieval", "ruler"), ("passkeys",)),
     },

@@ -22,7 +22,8 @@ class Dataset(Room, ABC, group="dataset"):
     """Samples. access: ``index`` (by offset; resume is exact) or ``stream``. num_frames: sampled of a clip.
     domain: of samples that name none. max_tokens: of one text with its prompt. too_long: whether a sample with a longer
     one is a bad sample, or is cut. decoder: of videos (``hvlm.data.decode``). decode_timeout: seconds, after which a
-    clip whose decoder hangs is a bad sample. text_only: its samples have no video."""
+    clip whose decoder hangs is a bad sample. text_only: its samples have no video. text_ratio: share of the training
+    batches that are text-only chats; None: as the stage says."""
 
     access: str
     num_frames: int
@@ -32,6 +33,7 @@ class Dataset(Room, ABC, group="dataset"):
     decoder: Literal["pyav", "decord"] = "pyav"
     decode_timeout: float = 60.0
     text_only: bool = False
+    text_ratio: float | None = None
 
     @abstractmethod
     def prepare(self) -> None:
@@ -44,6 +46,14 @@ class Dataset(Room, ABC, group="dataset"):
     @abstractmethod
     def texts(self) -> Iterator[str]:
         """Texts to train a vocabulary on."""
+
+    def shares(self) -> Mapping[str, float] | None:
+        """{domain: probability of a clip of the training split}; None: all clips alike, or as ``domain.mixture`` says.
+
+        Raises:
+            UserError: a domain has none.
+        """
+        return None
 
     def urls(self) -> list[str]:
         """The shards of a stream."""

@@ -98,7 +98,15 @@ class DataModule(lightning.LightningDataModule):
 
     @cached_property
     def interleave(self) -> float:
-        """The share of text-only batches, once the data are there."""
+        """The share of text-only batches, once the data are there. UserError where stage and data say two."""
+        ratio = self.dataset.text_ratio if self.view.has_text else None
+        if ratio is not None:
+            if self._interleave not in (None, ratio):
+                raise UserError(
+                    f"stage.interleave={self._interleave:g}: dataset.text_ratio={ratio:g} says another share of "
+                    f"text-only batches; set dataset.text_ratio={self._interleave:g}, or null"
+                )
+            return ratio
         if self._interleave is not None:
             return self._interleave
         mixed_in = self.view.has_text and self.dataset.access == "index" and "text" in self._manifest.splits
@@ -132,6 +140,7 @@ class DataModule(lightning.LightningDataModule):
             steps=self.steps,
             seed=self.seed,
             mixture=self.mixture,
+            shares=self._shares,
             texts=0 if texts is None else len(texts),
             interleave=self.interleave,
             rank=rank,
@@ -140,6 +149,9 @@ class DataModule(lightning.LightningDataModule):
             accumulate=self.accumulate,
             repeat=self.overfit_batches,
         )
+        if sampler.drawn is not None and self._shares is not None:
+            said = (f"{n} {self._shares[n]:.1%} ({e:.3g} epochs)" for n, e in sampler.drawn.epochs().items())
+            log.info("mixture: %s; %.0f%% of the batches are text alone", ", ".join(said), 100 * self.interleave)
         reader = Reader(clips, texts, show, self.quarantine, replace=True, cache_bytes=self.cache_bytes)
         return Loader(reader, sampler, **self._loading())
 
@@ -189,6 +201,13 @@ class DataModule(lightning.LightningDataModule):
         if self.chat is not None:
             self.notes.say(self.dataset.max_tokens, self.chat.unknown_token)
 
+    @cached_property
+    def _shares(self) -> Mapping[str, float] | None:
+        shares = self.dataset.shares()
+        if shares is not None and self.mixture is not None:
+            raise UserError(f"domain.mixture={self.mixture}: the dataset has weights of its own; set domain=all")
+        return shares
+
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -204,6 +223,7 @@ class DataModule(lightning.LightningDataModule):
             return order
         if takes_all_alike(self._manifest.split("train").domains, self.mixture):
             order["mixture"] = None
+        order["shares"] = None if self._shares is None else dict(self._shares)
         return order | {"clips": sum(s["count"] for s in self._manifest.shards.values() if s["split"] == "train")}
 
     def _start(self) -> int:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hvlm.data.shares import Drawn
 from hvlm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class Order:
         random part each time; a domain that is not named gives none. None: all clips.
     texts: number of text-only chats; interleave: probability that a whole batch is made of them.
     accumulate: in how many parts, one after the other, each batch is handed out.
+    shares: {domain: probability}, by which each clip's domain is drawn (``hvlm/data/shares.py``), in place of mixture.
     repeat: the first so many batches come again and again, in the same frames and questions; None: every batch is new.
     start: the first batch to hand out; ``len`` is the length of the whole run, in parts, wherever it starts.
     """
@@ -48,6 +50,7 @@ class Order:
         steps: int,
         seed: int,
         mixture: Mapping[str, float] | None = None,
+        shares: Mapping[str, float] | None = None,
         texts: int = 0,
         interleave: float = 0.0,
         rank: int = 0,
@@ -65,8 +68,12 @@ class Order:
         self.batch_size, self.steps, self.seed, self.texts = batch_size, steps, seed, texts
         self.rank, self.world, self.start, self.accumulate = rank, world, start, accumulate
         self.repeat = repeat
-        self._pools = _pools(domains, mixture)
-        self._per_epoch = sum(take for _, take in self._pools)
+        self.drawn = None
+        if shares is None:
+            self._pools = _pools(domains, mixture)
+            self._per_epoch = sum(take for _, take in self._pools)
+        else:
+            self.drawn = Drawn(domains, shares, batch_size=batch_size, steps=steps, seed=seed)
         # The first k draws do not depend on how many follow, so a longer run begins like a shorter one.
         self._is_text = np.random.default_rng([seed, 0, _WHICH]).random(steps) < interleave
         self._texts_before = np.concatenate([[0], np.cumsum(self._is_text)])
@@ -88,6 +95,8 @@ class Order:
         step = step if self.repeat is None else step % self.repeat
         text = bool(self._is_text[step])
         before = int(self._texts_before[step])
+        if self.drawn is not None and not text:
+            return [SampleRef(epoch, index) for epoch, index in self.drawn.batch(step - before)]
         first = (before if text else step - before) * self.batch_size
         size, permutation = (self.texts, self._text_epoch) if text else (self._per_epoch, self._clip_epoch)
         places = (divmod(position, size) for position in range(first, first + self.batch_size))

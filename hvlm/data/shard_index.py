@@ -209,7 +209,7 @@ class Manifest:
     def verify(self, full: bool) -> None:
         """Compare the shards with the manifest: counts and sizes always, headers and sha256 when ``full``."""
         for name, shard in self.shards.items():
-            path = self.folder / name
+            path = self.path_of(name)
             if not path.is_file():
                 raise UserError(f"{path}: the shard is missing, the manifest lists {shard['count']} samples in it")
             if shard["count"] != len(shard["samples"]):
@@ -243,7 +243,11 @@ class Manifest:
 
     def paths(self, split: str) -> list[Path]:
         """The shards of a split."""
-        return [self.folder / name for name, shard in sorted(self.shards.items()) if shard["split"] == split]
+        return [self.path_of(name) for name, shard in sorted(self.shards.items()) if shard["split"] == split]
+
+    def path_of(self, shard: str) -> Path:
+        """Where a shard lies."""
+        return self.folder / shard
 
     def split(self, name: str) -> ShardSplit:
         """All samples of a split, shard after shard by name."""
@@ -255,7 +259,8 @@ class Manifest:
         ]
         if not rows:
             raise UserError(f"{self.folder}: no split {name!r}; the manifest has {', '.join(self.splits) or 'none'}")
-        return ShardSplit(self.folder, rows, name, self.identity)
+        places = {row[0]: self.path_of(row[0]) for row in rows}
+        return ShardSplit(self.folder, rows, name, self.identity, places)
 
 
 def uid_of(split: str, shard: str, key: str) -> str:
@@ -266,18 +271,31 @@ def uid_of(split: str, shard: str, key: str) -> str:
 class ShardSplit:
     """Random access to the samples of one split; cheap to pickle, safe to fork (reads carry their own offset).
 
-    name: of the split. identity: of the manifest.
+    folder: of the data, for messages. name: of the split. identity: of the manifest. places: {shard: its file}.
     """
 
     def __init__(
-        self, folder: Path, rows: list[tuple[str, str, str, dict[str, list[int]]]], name: str, identity: str
+        self,
+        folder: Path,
+        rows: list[tuple[str, str, str, dict[str, list[int]]]],
+        name: str,
+        identity: str,
+        places: Mapping[str, Path],
     ) -> None:
-        self.folder, self.name, self.identity = folder, name, identity
+        self.folder, self.name, self.identity, self._places = folder, name, identity, places
         self.shards = [row[0] for row in rows]
         self.keys = [row[1] for row in rows]
         self.domains = [row[2] for row in rows]
         self._members = [row[3] for row in rows]
         self._files: OrderedDict[str, int] = OrderedDict()
+
+    def reordered(self, order: Sequence[int]) -> ShardSplit:
+        """The same samples in another order."""
+        rows = [self._row(i) for i in order]
+        return ShardSplit(self.folder, rows, self.name, self.identity, self._places)
+
+    def _row(self, index: int) -> tuple[str, str, str, dict[str, list[int]]]:
+        return self.shards[index], self.keys[index], self.domains[index], self._members[index]
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -307,7 +325,7 @@ class ShardSplit:
         for field, (offset, size) in self._where(index, FIELDS):
             if field in VIDEO_FIELDS and size >= LONG:
                 self._bytes(index, field, offset + size - 1, 1)  # the last one is there
-                out[field] = Span((self.folder / self.shards[index]).absolute(), offset, size)
+                out[field] = Span(self._places[self.shards[index]].absolute(), offset, size)
             else:
                 out[field] = self._bytes(index, field, offset, size)
         return out
@@ -321,7 +339,7 @@ class ShardSplit:
     def _bytes(self, index: int, field: str, offset: int, size: int) -> bytes:
         data = os.pread(self._open(self.shards[index]), size, offset)
         if len(data) != size:
-            name = f"{self.folder / self.shards[index]}: {self.keys[index]}.{field}"
+            name = f"{self._places[self.shards[index]]}: {self.keys[index]}.{field}"
             raise UserError(
                 f"{name} should be {size} bytes at {offset}, the file gave {len(data)}; the shard was cut: copy or "
                 "generate it again"
@@ -333,8 +351,8 @@ class ShardSplit:
             if len(self._files) >= MAX_OPEN:
                 os.close(self._files.popitem(last=False)[1])
             try:
-                self._files[name] = os.open(self.folder / name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+                self._files[name] = os.open(self._places[name], os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
             except OSError as error:
-                raise UserError(f"{self.folder / name}: the shard cannot be opened ({error.strerror})") from error
+                raise UserError(f"{self._places[name]}: the shard cannot be opened ({error.strerror})") from error
         self._files.move_to_end(name)
         return self._files[name]

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from braceexpand import braceexpand
 
 from hvlm.config.ranges import PositiveFloat, PositiveInt
 from hvlm.contracts import Dataset
-from hvlm.data import samples
-from hvlm.data.quarantine import SampleError
 from hvlm.data.shard_folder import index_folder, manifest_of, split_of, tars_of, way_to_shards
 from hvlm.data.shard_index import Manifest
 from hvlm.data.stream import check_url
-from hvlm.data.tar import TEXT_FIELDS
 from hvlm.dataset._needles_labels import patch_labels
+from hvlm.dataset._texts import answers_of, texts_of
 from hvlm.errors import UserError
-from hvlm.prompts import lettered_prompt
 
 log = logging.getLogger(__name__)
-
-_TEXTS = ("prompt", "text", "question", "answer", "rejected", "system")
-MOST_ANSWERS = 3129  # that a head chooses from, as is usual for VQAv2
-TEXTS_FOR_VOCABULARY = 20_000  # samples of each split read to train a word-level tokenizer, if one is wanted
 
 
 class Shards(Dataset):
@@ -94,39 +86,13 @@ class Shards(Dataset):
 
         Raises UserError where none of them has a text.
         """
-        manifest = self.manifest()
-        looked_at, good, bad = 0, 0, None
-        for name in manifest.splits:
-            split = manifest.split(name)
-            for index in range(min(len(split), TEXTS_FOR_VOCABULARY)):
-                looked_at += 1
-                try:
-                    sample = samples.parse(split.read(index, TEXT_FIELDS), split.keys[index], self.domain)
-                except SampleError as error:
-                    bad = bad or error  # it is named and counted when it is drawn for training
-                    continue
-                good += 1
-                yield from _texts_of(sample)
-        if not good and bad is not None:
-            raise UserError(
-                f"dataset.path={self._folder()}: none of {looked_at:,} samples can be read; the first: {bad}"
-            )
+        yield from texts_of(self.manifest(), self.domain, f"dataset.path={self._folder()}")
 
     def names(self, of: str) -> list[str]:
         """Of ``answers``: those of the training split that are right most often, ``MOST_ANSWERS`` at most."""
         if of != "answers":
             return super().names(of)
-        split, counts = self.manifest().split("train"), Counter[str]()
-        for index in range(len(split)):
-            try:
-                sample = samples.parse(split.read(index, TEXT_FIELDS), split.keys[index], self.domain)
-            except SampleError:
-                continue  # it is named and counted when it is drawn for training
-            for q in sample["questions"]:
-                counts.update(q.get("weights") or dict.fromkeys(q.get("answers", [q["answer"]]), 1.0))
-        if not counts:
-            raise UserError(f"head.labels: no question with an answer in the training split of {self._folder()}")
-        return sorted(counts, key=lambda answer: (-counts[answer], answer))[:MOST_ANSWERS]
+        return answers_of(self.manifest(), self.domain, str(self._folder()))
 
     patch_labels = staticmethod(patch_labels)
 
@@ -142,15 +108,3 @@ class Shards(Dataset):
                 f"dataset.access=stream{way_to_shards(Path(self.paths[0])) if len(self.paths) == 1 else ''}"
             )
         return Path(self.paths[0])
-
-
-def _texts_of(sample: Mapping[str, Any]) -> Iterator[str]:
-    """Every text that a sample may be asked with."""
-    for text in [*sample["captions"], *sample["questions"]]:
-        yield from (text[name] for name in _TEXTS if name in text)
-        for exchange in text.get("turns", ()):
-            yield from exchange
-        for attempt in text.get("tries", ()):
-            yield from attempt["options"]
-            if text["lettered"]:
-                yield lettered_prompt(text["question"], attempt["options"])

@@ -69,7 +69,7 @@ NULL_IS = {
     "stage.interleave": 0.14,
 }
 # Where things lie. What lies there counts instead, as ``start`` and ``data`` of ``RunDir.prepare``.
-PLACES = ("init_from", "dataset.path", "dataset.root", "dataset.haystack")
+PLACES = ("init_from", "dataset.path", "dataset.root", "dataset.haystack", "dataset.paths")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -87,8 +87,13 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """The dotted keys and values that can change a result, places (``PLACES``) left out."""
     flat = _counted(config)
     if flat.get("dataset.access") == "stream":  # nobody knows what is in there but by its name
-        return {k: v for k, v in flat.items() if k not in PLACES or k == "dataset.path"}
-    return {k: v for k, v in flat.items() if k not in PLACES}
+        return {k: v for k, v in flat.items() if not is_place(k) or k == "dataset.path"}
+    return {k: v for k, v in flat.items() if not is_place(k)}
+
+
+def is_place(key: str) -> bool:
+    """Whether a dotted key says where something lies."""
+    return key in PLACES or key.startswith("dataset.paths.")
 
 
 def _counted(config: Mapping[str, Any]) -> dict[str, Any]:
