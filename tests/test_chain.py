@@ -166,6 +166,7 @@ def test_a_mixing_room_can_come_later(copy):
     before, after = (load_checkpoint(path)["state_dict"] for path in ("runs/tiny/sft", outcome.run / "sft"))
     new = {name for name in after if name not in before}
     assert new and all(name.startswith("model.attention.") for name in new)
+    assert "attention=full" in (outcome.run / "report.html").read_text(), "without a benchmark there is a report, too"
 
 
 # ---------------------------------------------------------------------------------------------------- killed, resumed

@@ -144,6 +144,7 @@ def run(tmp_path: Path) -> Path:
         Prediction("1", "v", "t", 1, ("red", "blue"), 0, 1, None, "mean", question="which colour ?"),
         Prediction("2", "v", "t", 0, ("red", "blue"), 0, 0, None, "mean", question="answered rightly ?"),
         Prediction("1", "v", "t", 0, ("red", "blue"), 0, 1, None, "blind", question="only the blind ?"),
+        Prediction("5", "bad", "t", 0, ("red", "blue"), 0, 0, None, "blind", question=EVIL),
         Prediction("3", "v", "t", 0, (), None, None, None, "mean", "Two.", ("2",), question="how many ?"),
         Prediction("4", "v", "t", 0, (), None, None, None, "mean", EVIL, ("2", "two"), question=EVIL),
     ]
@@ -181,6 +182,32 @@ def test_wrong_answers_come_first_with_what_was_asked_and_said(run: Path) -> Non
         assert absent not in text
     assert text.index(">align<") < text.index(">sft<") < text.index("Where it looked") < text.index("where 20 ?")
     assert "| right | good ? | red | red |" in (run / "report.md").read_text()
+
+
+def test_what_was_answered_without_the_video_stands_beside_it(run: Path) -> None:
+    write_report(run)
+    text = (run / "report.html").read_text()
+    row = re.search(r"<td>WRONG</td>(.*?)</tr>", text)[1]
+    assert row.endswith("<td>red</td><td>blue</td><td>red</td>"), "right, answered, and blind"
+    listed = re.search(r"<td>which colour \?</td>(.*?)</tr>", text)[1]
+    assert listed.endswith("<td>red</td><td>blue</td><td>blue</td>")
+
+
+def test_costs_merging_settings_and_the_command_are_on_the_page(run: Path) -> None:
+    records = results.read(run / "results.json")
+    results.write(run / "results.json", [*records, record("kv_bytes", 29184.0, stderr=None, chance=None)])
+    for kind in ("merged", "budget"):
+        contact_sheet(np.zeros((1, 3, 8, 8), np.uint8), run / "sft/clips" / f"{kind}.png")
+    line = {"step": 30, "split": "val", "question": "what ?", "answer": "a", "prediction": "b"}
+    with open(run / "sft/clips/clips.jsonl", "a") as file:
+        file.write(json.dumps({**line, "merged": "merged.png", "budget": "budget.png"}) + "\n")
+    write_report(run)
+    text = (run / "report.html").read_text()
+    assert '<td>bytes of keys and values that are kept</td><td class="n">29.2k</td>' in text
+    assert text.index("Where it looked") < text.index("What was merged") < text.index("How it was made")
+    assert text.count('alt="merged.png"') == text.count('alt="budget.png"') == 1
+    assert "<pre>python eval.py</pre>" in text and text.count("all its settings") == 2
+    assert "hvlm.connector.foveated.Foveated" in text
 
 
 def test_texts_of_data_stay_texts_in_markdown(run: Path) -> None:

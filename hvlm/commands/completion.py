@@ -33,7 +33,11 @@ SHELLS = {
     "fish": "complete -c hvlm -f -a '(COMP_LINE=(commandline -cp) hvlm completion query 2>/dev/null)'\n",
 }
 # Commands with a few settings of their own, and where their class stands.
-WITH_SETTINGS = {"prepare": "hvlm.prepare.settings", "compare": "hvlm.commands.compare"}
+WITH_SETTINGS = {
+    "prepare": "hvlm.prepare.settings",
+    "compare": "hvlm.commands.compare",
+    "report": "hvlm.commands.report",
+}
 USAGE = """usage: hvlm completion bash|zsh|fish
 
 Prints what a shell needs to complete hvlm's commands, groups, words and settings. For every new shell:

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import partial
 from html import escape
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from hvlm.config.schema import did_you_mean
 from hvlm.errors import UserError
@@ -19,7 +18,7 @@ from hvlm.evaluation.markdown import aligned, plain
 from hvlm.evaluation.paired import Difference
 from hvlm.evaluation.report_data import is_share, number, percent
 from hvlm.evaluation.runs import Run
-from hvlm.io.files import write_atomically
+from hvlm.io.files import write_text
 from hvlm.viz.plots import Bar, bars
 from hvlm.viz.scatter import Point, scatter
 
@@ -83,7 +82,7 @@ def write(found: Comparison, out: Path, command: str) -> Path:
         if stale.name not in files:
             stale.unlink()
     for name, text in files.items():
-        write_atomically(out / name, partial(_put, text.encode("utf-8", "backslashreplace")))
+        write_text(out / name, text)
     return out / f"{NAME}.html"
 
 
@@ -239,7 +238,3 @@ def as_json(found: Comparison) -> dict[str, Any]:
 
 def _alone(picture: str) -> str:
     return picture.replace(">", f">{ALONE}", 1) + "\n"
-
-
-def _put(data: bytes, file: BinaryIO) -> None:
-    file.write(data)

@@ -22,6 +22,7 @@ svg { display: block; margin: .8em 0; max-width: 100% } svg .title { font-weight
 svg .grid { stroke: #ddd } img { max-width: 100%; image-rendering: pixelated; border: 1px solid #ccc }
 .wrong { border-left: 4px solid #c33; padding-left: 1em } .right { border-left: 4px solid #383; padding-left: 1em }
 .plots { display: flex; flex-wrap: wrap; gap: 1em } .small { color: #666; font-size: 13px } code { font-size: 13px }
+details { margin: .5em 0 } summary { cursor: pointer }
 .wide { overflow-x: auto } pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12px }
 """
 

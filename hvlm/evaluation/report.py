@@ -1,6 +1,6 @@
 """The report of a run: what was run, how the losses fell, what the benchmark says, what was answered wrongly.
 
-``python -m hvlm.evaluation.report runs/demo`` writes it again: ``report.md``, which reads in a terminal, and
+``hvlm report runs=runs/demo`` writes it again: ``report.md``, which reads in a terminal, and
 ``report.html``, one page with plots and pictures that needs no other file and no network.
 
 Everything is read from the run folder, so the report can be written again at any time:
@@ -9,14 +9,12 @@ Everything is read from the run folder, so the report can be written again at an
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import quote
 
-from hvlm.console import duration, error_line
+from hvlm.console import duration
 from hvlm.errors import UserError
 from hvlm.evaluation import results
 from hvlm.evaluation.markdown import aligned, plain
@@ -34,7 +32,7 @@ from hvlm.evaluation.report_data import (
     stages_of,
 )
 from hvlm.evaluation.report_html import page
-from hvlm.io.files import write_atomically
+from hvlm.io.files import write_text
 from hvlm.viz.gate_map import PICTURE as GATES
 
 __all__ = ["number", "percent", "read_curves", "sparkline", "table", "write_report"]
@@ -70,13 +68,9 @@ def write_report(run_dir: Path, extra: Sequence[str] = ()) -> Path:
     lines += _clips(run_dir / "clips")
     path = run_dir / "report.md"
     html = page(run_dir, stages, records, extra)
-    for name, text in ((path, "\n".join(lines).rstrip() + "\n"), (path.with_suffix(".html"), html)):
-        write_atomically(name, partial(_put, text.encode("utf-8", "backslashreplace")))
+    write_text(path, "\n".join(lines).rstrip() + "\n")
+    write_text(path.with_suffix(".html"), html)
     return path
-
-
-def _put(data: bytes, file: BinaryIO) -> None:
-    file.write(data)
 
 
 def table(records: Sequence[results.Record], blind: str = BLIND) -> list[str]:
@@ -180,16 +174,3 @@ def _clips(folder: Path) -> list[str]:
             lines.append(f"| {' | '.join([mark, *cells])} |")
         lines.append("")
     return lines
-
-
-def main(arguments: Sequence[str]) -> int:
-    if len(arguments) != 1:
-        print("usage: python -m hvlm.evaluation.report RUN_FOLDER", file=sys.stderr)
-        return 2
-    with error_line():
-        print(write_report(Path(arguments[0])))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -115,11 +115,11 @@ def pictures(folder: Path) -> list[dict[str, Any]]:
     return read_lines(path) if path.exists() else []
 
 
-def gaze_pictures(run_dir: Path) -> tuple[Path, list[dict[str, Any]]]:
-    """(folder, lines that have ``gaze``) of the newest pictures of the last stage that drew some; of held-out clips,
-    where there are such."""
+def stage_pictures(run_dir: Path, kind: str) -> tuple[Path, list[dict[str, Any]]]:
+    """(folder, lines that have ``kind``: gaze, merged) of the newest pictures of the last stage that drew some; of
+    held-out clips, where there are such."""
     for folder in reversed(in_order([path.parent for path in sorted(run_dir.glob("*/config.yaml"))])):
-        lines = [line for line in pictures(folder / "clips") if "gaze" in line]
+        lines = [line for line in pictures(folder / "clips") if kind in line]
         lines = [line for line in lines if line.get("split") == "val"] or lines
         if lines:
             last = max(line["step"] for line in lines)

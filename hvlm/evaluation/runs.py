@@ -53,7 +53,7 @@ class Run(NamedTuple):
     @property
     def is_evaluation(self) -> bool:
         """Whether its results are not the run's own: an evaluation's folder, or a file."""
-        return self.folder != self.trained
+        return self.folder != self.trained or not self.stages
 
     @property
     def seeds(self) -> list[int]:

@@ -38,6 +38,11 @@ def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
     sync_folder(path.parent)
 
 
+def write_text(path: Path, text: str) -> None:
+    """``write_atomically`` of a text in UTF-8; what that cannot hold (half a surrogate pair) becomes an escape."""
+    write_atomically(path, lambda f: f.write(text.encode("utf-8", "backslashreplace")))
+
+
 def sync_folder(folder: Path) -> None:
     """Makes a rename durable; without it a power cut may bring the old name back."""
     fd = os.open(folder, os.O_RDONLY)

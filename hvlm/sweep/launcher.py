@@ -137,7 +137,22 @@ class ProcessLauncher(Launcher):
         if (seeds := seeds_table(rows)) is not None:
             self.console.print(seeds)
         self.console.print(f"written to {self.folder}/sweep.md, sweep.csv and sweep.json")
+        self._report()
         return [self._job_return(job, jobs) for job in jobs]
+
+    def _report(self) -> None:
+        """All finished jobs side by side. What they cannot be put together for is said, and is no failure of theirs."""
+        if not any(job.status == "done" for job in self.finished):
+            return
+        from hvlm.evaluation import report_runs, runs  # not before the end: the sweep's own process stays small
+
+        try:
+            found, notes = runs.find([self.folder], scored=False)
+            page = report_runs.write(found, self.folder, f"hvlm report runs={self.folder}", notes)
+        except (UserError, OSError) as error:
+            self.console.print(f"no report: {error}", markup=False, soft_wrap=True)
+        else:
+            self.console.print(f"report: {page}", markup=False, soft_wrap=True)
 
     # ------------------------------------------------------------------------------------------------ one job
 

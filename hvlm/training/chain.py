@@ -23,6 +23,7 @@ from hvlm.config.search_path import named_by
 from hvlm.data.order import check_shares
 from hvlm.errors import UserError
 from hvlm.evaluation import results
+from hvlm.evaluation.report import write_report
 from hvlm.interop.fvlm_weights import is_release, load_release, read_release
 from hvlm.io.adapter_files import ADAPTERS
 from hvlm.io.checkpoint import find_checkpoint, load_into, load_weights, stored_step, weights_hash
@@ -147,6 +148,8 @@ def _train_and_evaluate(
             from hvlm.training.wandb_logger import write_summary
 
             write_summary(last, previous, records)
+    elif finished and rank_zero_only.rank == 0:
+        write_report(root)
     return Outcome(root, finished, records)
 
 

@@ -12,7 +12,8 @@ from html import escape
 from typing import NamedTuple
 
 Series = Sequence[tuple[float, float]]  # (x, y), ascending in x
-COLOURS = ("#2266bb", "#cc5522", "#338844", "#884499", "#886622", "#447788")
+Band = Sequence[tuple[float, float, float]]  # (x, lowest, highest), ascending in x
+COLOURS = ("#2266bb", "#cc5522", "#338844", "#884499", "#886622", "#447788", "#bb3377", "#555555")
 WIDTH, HEIGHT = 560, 240
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 28, 34  # margins
 MOST_POINTS = 300  # of a curve; more are means of neighbours
@@ -31,15 +32,25 @@ class Bar(NamedTuple):
     control: float | None = None
 
 
-def curves(title: str, series: Mapping[str, Series], mark: tuple[float, float, str] | None = None) -> str:
-    """Curves over optimiser steps in one picture, with a legend.
+def curves(
+    title: str,
+    series: Mapping[str, Series],
+    mark: tuple[float, float, str] | None = None,
+    bands: Mapping[str, Band] | None = None,
+    legend: bool = True,
+) -> str:
+    """Curves over optimiser steps in one picture.
 
     Args:
         title: above the picture.
         series: {name: points}; a single point is a dot.
         mark: a point to be pointed out, and what to say there.
+        bands: {name: how far a curve may be off}, drawn below the curves.
+        legend: whether the names stand beside the title, in the curves' colours.
     """
+    bands = bands or {}
     points = [point for of in series.values() for point in of]
+    points += [(x, y) for of in bands.values() for x, *ends in of for y in ends]
     if not points:
         return ""
     low, high = min(y for _, y in points), max(y for _, y in points)
@@ -62,6 +73,11 @@ def curves(title: str, series: Mapping[str, Series], mark: tuple[float, float, s
         at = place(x, low)[0]
         parts.append(f'<text x="{at:.1f}" y="{HEIGHT - 14}" text-anchor="middle">{x:.6g}</text>')
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 2}" text-anchor="end">step</text>')
+    for name, of in bands.items():
+        edge = [place(x, low) for x, low, _ in of] + [place(x, high) for x, _, high in reversed(of)]
+        way_round = " ".join(f"{x:.1f},{y:.1f}" for x, y in edge)
+        colour = dict(zip(series, _colours(len(series)), strict=True))[name]
+        parts.append(f'<polygon points="{way_round}" fill="{colour}" fill-opacity="0.18" class="band"/>')
     at = WIDTH - RIGHT
     for (name, of), colour in reversed(list(zip(series.items(), _colours(len(series)), strict=True))):
         way = [place(x, y) for x, y in thinned(of)]
@@ -70,8 +86,9 @@ def curves(title: str, series: Mapping[str, Series], mark: tuple[float, float, s
             parts.append(f'<polyline points="{text}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
         if len(way) <= 12:
             parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in way]
-        parts.append(f'<text x="{at}" y="16" text-anchor="end" fill="{colour}">{escape(name)}</text>')
-        at -= 7 * len(name) + 14
+        if legend:
+            parts.append(f'<text x="{at}" y="16" text-anchor="end" fill="{colour}">{escape(name)}</text>')
+            at -= 7 * len(name) + 14
     if mark is not None:
         x, y = place(mark[0], mark[1])
         side = "end" if x > WIDTH / 2 else "start"
