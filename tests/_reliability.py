@@ -14,7 +14,8 @@ PROPERTY = "fault"
 RANK = ("skipped", "passed", "failed")  # of a test with several cases the last of these counts
 HEAD = """# Reliability
 
-Faults that this program once had, what holds since, and the tests that show it. The numbers are those of the mark
+Faults that the parts of this program have when they are put together as usual (up to 63) and that it once had itself
+(from 64 on), what holds now, and the tests that show it. The numbers are those of the mark
 `@pytest.mark.fault(number)`. This page is printed from the run of those tests: `make reliability`.
 
 | | once | now | tests |

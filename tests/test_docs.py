@@ -96,6 +96,7 @@ def test_links_lead_somewhere(page):
             assert anchor in {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}, target
 
 
+@pytest.mark.fault(106)
 def test_the_readme_fits_on_a_page_and_names_what_exists():
     assert len(README.splitlines()) <= 150
     rows = re.findall(r"^\| ((?:`\w+=`(?:, )?)+) \| (.+) \|$", README, re.MULTILINE)

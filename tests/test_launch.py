@@ -84,6 +84,7 @@ def ran(folder: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.fault(51, 52)
 def test_sweep_survives_its_jobs_and_runs_what_is_missing(tmp_path: Path, sweep: Callable[..., Sweep]) -> None:
     (tmp_path / "broken").touch()
     arguments = ("stage.steps=3", "seed=1,2,3", "hydra.launcher.jobs=2", "hydra.launcher.threads=1")

@@ -155,7 +155,7 @@ def test_cfg_job_shows_what_eval_would_use(trained: tuple[Path, list[str]]) -> N
     assert shown["vision"] == stored_config(trained[0] / "runs/tiny")["vision"] | {"frames_at_once": 7}, done.stderr
 
 
-@pytest.mark.fault(64)
+@pytest.mark.fault(57, 60, 64)
 def test_no_file_runs_a_command(trained: tuple[Path, list[str]], tmp_path: Path, monkeypatch) -> None:
     """A checkpoint of plain values whose rooms are a subprocess: eval.py checkpoint=, init_from= and the export."""
     monkeypatch.chdir(tmp_path)

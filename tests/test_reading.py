@@ -72,6 +72,7 @@ def test_both_decoders_return_the_same_frames_at_the_same_times():
         assert np.array_equal(same, frames) and np.allclose(same_times, times, atol=1e-3)
 
 
+@pytest.mark.fault(41)
 def test_variable_frame_rate_is_sampled_by_time():
     pts = [0, 1, 2, 3, 4, 5, 6, 7, 8, 16, 24, 32, 40, 48, 56, 64]  # eight frames a second, then one
     video = encode(pictures(16), pts)
@@ -82,6 +83,7 @@ def test_variable_frame_rate_is_sampled_by_time():
     assert np.sum(shown > 8) >= 4  # by frame number it would be half of them
 
 
+@pytest.mark.fault(39)
 def test_a_turned_video_is_read_upright_by_pyav_whatever_was_asked_for(caplog):
     decord_reader._logged.clear()
     video = rotate_flag(encode(pictures(16, 48, 64, (255, 0, 0))))
@@ -244,6 +246,7 @@ def test_a_mixture_that_takes_all_the_data_alike_needs_no_warning(caplog):
     assert "domain.mixture names news, sports" in caplog.text
 
 
+@pytest.mark.fault(6)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_do_not_change_a_batch(folder, workers):
     one, other = (list(module(folder, num_workers=n, steps=4).train_dataloader()) for n in (0, workers))
@@ -254,6 +257,7 @@ def test_workers_do_not_change_a_batch(folder, workers):
 # ----------------------------------------------------------------------------------------------------------- bad input
 
 
+@pytest.mark.fault(27, 28)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_sample_is_replaced_by_the_next_of_its_domain_and_written_down(tmp_path, workers):
     dataset(tmp_path, {"train": 12}, bad={"train0003": b"no video"})
@@ -270,6 +274,7 @@ def test_a_bad_sample_is_replaced_by_the_next_of_its_domain_and_written_down(tmp
     assert len(evaluated) == 11 and evaluated == sorted(evaluated)  # in evaluation it is left out
 
 
+@pytest.mark.fault(28)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_too_many_bad_samples_stop_the_run_with_one_line(tmp_path, workers):
     bad = {f"train{i:04d}": b"no video" for i in range(30)}
@@ -282,6 +287,7 @@ def test_too_many_bad_samples_stop_the_run_with_one_line(tmp_path, workers):
         list(module(tmp_path).train_dataloader())
 
 
+@pytest.mark.fault(20)
 def test_a_cut_shard_stops_the_run(tmp_path):
     dataset(tmp_path, {"train": 8})
     data = module(tmp_path, num_workers=1)
@@ -290,6 +296,7 @@ def test_a_cut_shard_stops_the_run(tmp_path):
         list(data.train_dataloader())
 
 
+@pytest.mark.fault(46, 47)
 def test_a_hanging_or_killed_worker_is_an_error_that_names_the_clip(folder, monkeypatch):
     monkeypatch.setattr(samples, "frames", lambda *_: time.sleep(60))  # before the fork, so the workers inherit it
     data = module(folder, num_workers=1, timeout=1)
@@ -307,6 +314,7 @@ def test_a_hanging_or_killed_worker_is_an_error_that_names_the_clip(folder, monk
 # ------------------------------------------------------------------------------------------------------------- streams
 
 
+@pytest.mark.fault(3, 26)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_stream_has_a_length_and_stops_at_a_bad_shard(tmp_path, workers, caplog):
     dataset(tmp_path, {"train": 16})

@@ -17,7 +17,7 @@ PAGE = HERE.parent / "docs" / "reliability.md"
 def marked() -> dict[int, list[str]]:
     """{fault: the tests that carry its mark}."""
     found: dict[int, list[str]] = {}
-    for file in sorted(HERE.glob("test_*.py")):
+    for file in sorted(HERE.rglob("test_*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             for mark in getattr(node, "decorator_list", []):
                 if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.fault":

@@ -203,7 +203,7 @@ def corner_of(frame: np.ndarray, colour: str = "top left") -> str:
     return min(found, key=found.get)
 
 
-@pytest.mark.fault(91)
+@pytest.mark.fault(39, 91)
 @pytest.mark.parametrize("turn", TURNS)
 def test_every_reader_turns_and_mirrors_a_video_upright(turn, tmp_path):
     matrix, corner, swaps = TURNS[turn]
@@ -316,7 +316,7 @@ def test_frames_beyond_the_limit_are_refused_before_they_are_decoded(container, 
             read()
 
 
-@pytest.mark.fault(79, 98)
+@pytest.mark.fault(32, 79, 98)
 def test_a_picture_beyond_the_limit_is_refused_by_its_header():
     buffer = io.BytesIO()
     Image.new("L", (10_000, 8_000)).save(buffer, "PNG")
@@ -365,6 +365,7 @@ def test_live_recordings_that_state_no_duration_are_read_by_all(tmp_path):
     assert len(np.load(decode_source(Listed(path, "v", "v", 0), tmp_path / "o", 64)["test"].file)) == 10
 
 
+@pytest.mark.fault(37)
 @pytest.mark.parametrize("length", [0.3, 0.7])
 def test_of_a_file_whose_end_is_missing_the_rest_is_read(length):
     whole = video(60, container="matroska", options=B)
@@ -404,6 +405,7 @@ def test_a_member_of_a_tar_is_read_where_it_lies(tmp_path, memory):
         assert np.array_equal(frames, same) and np.array_equal(times, at)
 
 
+@pytest.mark.fault(35)
 @pytest.mark.parametrize("data", [b"", b"<html>" * 50, video(30)[:1000], video(30)[:40]])
 def test_what_cannot_be_read_is_an_error_that_names_the_sample(data, tmp_path):
     with pytest.raises(VideoDecodeError, match="^clip7: video: ") as caught:

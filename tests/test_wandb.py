@@ -75,6 +75,7 @@ def test_a_run_that_fails_is_ended_as_failed(tmp_path):
     assert codes == [1] and wandb.run is None
 
 
+@pytest.mark.fault(48, 50)
 def test_errors(tmp_path):
     (tmp_path / "wandb-data").write_text("in the way")
     with pytest.raises(UserError, match="wandb-data is not writable"):

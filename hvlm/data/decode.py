@@ -18,7 +18,7 @@ from hvlm.data import decode_process, decord_reader
 from hvlm.data.orientation import UPRIGHT, from_exif, upright
 from hvlm.data.sampling import TOLERANCE, nearest_frames, shown_frames, uniform_times
 from hvlm.data.sources import Source
-from hvlm.data.video import MAX_PIXELS, Picture, Video, VideoDecodeError, still, too_large
+from hvlm.data.video import MAX_PIXELS, Picture, Video, VideoDecodeError, one_line, still, too_large
 
 CHUNK_BYTES = 4 << 20  # decoded pixels handed on at a time, or one frame where that is larger
 DECODERS = ("pyav", "decord")
@@ -255,6 +255,8 @@ def _still(data: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as image:  # reads the header only
             width, height = image.size
             orientation = from_exif(image.getexif().get(0x0112, 1))
+    except Image.DecompressionBombError as error:  # several times our own limit, and its decoder would not say why
+        raise VideoDecodeError("", "image", one_line(error)) from error
     except Exception:  # Pillow knows fewer kinds of pictures than PyAV, and fails in many ways on damaged ones
         width = height = 0
         orientation = UPRIGHT
