@@ -184,7 +184,7 @@ def test_answers_that_do_not_make_the_score_are_left_out_and_named(tmp_path: Pat
     )
     (second / "predictions.jsonl").unlink()
     (note,) = compare(of(first, second)).notes
-    assert note == "b: no predictions.jsonl with answers of model, so no paired difference"
+    assert note == "b: no predictions.jsonl with the answers, so no paired differences"
 
 
 def test_every_mean_of_answers_is_made_again() -> None:
