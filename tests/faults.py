@@ -20,6 +20,10 @@ FAULTS = {
         "A run resumed in the middle of an epoch read other samples, some twice and some never",
         "The order is a pure function of seed and position: batches, loss and weights are those of one whole run",
     ),
+    2: Fault(
+        "A stream of shards began again at its first sample when it was resumed",
+        "Refused, unless dataset.allow_inexact_resume=true says that other samples may come",
+    ),
     3: Fault(
         "A loader without a length lost a batch at every resume",
         "Every training loader has a length, and state counts finished optimiser steps, not batches that were fetched",
@@ -43,6 +47,10 @@ FAULTS = {
     8: Fault(
         "Another number of workers could not resume, without a message",
         "Workers and processes may change; what would change the order is refused with both values",
+    ),
+    9: Fault(
+        "A schedule that asked for the number of steps made the trainer forget the place on resume",
+        "The place is the step's number: such a schedule resumes exactly, too",
     ),
     10: Fault(
         "A kill while saving left orphans, or half a checkpoint",
@@ -243,6 +251,10 @@ FAULTS = {
     61: Fault(
         "A checkpoint with configuration objects in it could not be resumed",
         "Only plain values are saved; another is refused when it is saved, by its place",
+    ),
+    62: Fault(
+        "Pretrained weights could be pickles, and code beside them was run when a question was answered with yes",
+        "Tensors alone are read, safetensors first; code of a folder is never run, and no setting says otherwise",
     ),
     63: Fault(
         "A bad release of a package could come in with the next installation",

@@ -106,7 +106,9 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.disable_progress_bar()
     prompts = [json.loads(line) for line in options.prompts.read_text(encoding="utf-8").splitlines()]
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32, attn_implementation="sdpa").eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        options.model, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
+    ).eval()
     cells = [(n, float(k)) for n in names if n != "none" for k in options.keep.split(",")]
     cells = [("none", 1.0)] * ("none" in names) + cells
     with options.answers.open("w", encoding="utf-8") as out:

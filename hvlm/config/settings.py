@@ -10,6 +10,7 @@ from hvlm.config.ranges import (
     Ge,
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     Seed,
     Share,
@@ -45,6 +46,8 @@ class TrainerConfig:
     val_every: NonNegativeInt
     limit_val_batches: PositiveInt | None
     overfit_batches: PositiveInt | None
+    spike: PositiveFloat | None  # null: never
+    max_skipped: NonNegativeInt
     detect_anomaly: bool
     threads: PositiveInt | None
     num_workers: NonNegativeInt

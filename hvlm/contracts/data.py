@@ -21,15 +21,17 @@ if TYPE_CHECKING:
 class Dataset(Room, ABC, group="dataset"):
     """Samples. access: ``index`` (by offset; resume is exact) or ``stream``. num_frames: sampled of a clip.
     domain: of samples that name none. max_tokens: of one text with its prompt. too_long: whether a sample with a longer
-    one is a bad sample, or is cut. decoder: of videos (``hvlm.data.decode``). decode_timeout: seconds, after which a
-    clip whose decoder hangs is a bad sample. text_only: its samples have no video. text_ratio: share of the training
-    batches that are text-only chats; None: as the stage says."""
+    one is a bad sample, or is cut. allow_inexact_resume: whether a stream may go on in the middle of a run.
+    decoder: of videos (``hvlm.data.decode``). decode_timeout: seconds, after which a clip whose decoder hangs is a bad
+    sample. text_only: its samples have no video. text_ratio: share of the training batches that are text-only chats;
+    None: as the stage says."""
 
     access: str
     num_frames: int
     domain: str
     max_tokens: int
     too_long: Literal["refuse", "cut"] = "refuse"
+    allow_inexact_resume: bool = False
     decoder: Literal["pyav", "decord"] = "pyav"
     decode_timeout: float = 60.0
     text_only: bool = False

@@ -272,6 +272,12 @@ class DataModule(lightning.LightningDataModule):
             raise UserError("trainer.overfit_batches: dataset.access=stream hands out no batch twice; use access=index")
         check_shares(self.batch_size, world, self.accumulate)
         start = self._start()
+        if start and not self.dataset.allow_inexact_resume:
+            raise UserError(
+                f"dataset.access=stream cannot resume exactly: there is no place to return to, and step {start} would "
+                "see other samples than in a run that was not stopped; accept that with "
+                "dataset.allow_inexact_resume=true, or use dataset.access=index"
+            )
         log.warning("dataset.access=stream: a resumed run sees other samples than an uninterrupted one would have seen")
         stream = Stream(
             self.dataset.urls(),

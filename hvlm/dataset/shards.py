@@ -35,6 +35,7 @@ class Shards(Dataset):
         named, counted, left out; ``cut`` leaves out the oldest exchanges of its conversation, then the answer's end.
     decoder: of videos; "decord" decodes what it is known to read rightly, and PyAV the rest.
     decode_timeout: seconds; a clip that is not decoded by then is a bad sample, and the decoder is killed.
+    allow_inexact_resume: whether a stream, which has no place to return to, may be resumed with other samples.
     """
 
     def __init__(
@@ -47,12 +48,14 @@ class Shards(Dataset):
         too_long: Literal["refuse", "cut"] = "refuse",
         decoder: Literal["pyav", "decord"] = "pyav",
         decode_timeout: PositiveFloat = 60.0,
+        allow_inexact_resume: bool = False,
     ) -> None:
         if access not in ("index", "stream"):
             raise UserError(f"dataset.access={access!r}: expected index or stream")
         self.paths = [path] if isinstance(path, str) else list(path)
         self.access, self.num_frames, self.domain, self.max_tokens = access, num_frames, domain, max_tokens
         self.decoder, self.decode_timeout, self.too_long = decoder, decode_timeout, too_long
+        self.allow_inexact_resume = allow_inexact_resume
 
     def prepare(self) -> None:
         """Index the folder if it has no manifest yet. UserError if there is nothing to read, or more than is listed."""

@@ -27,7 +27,7 @@ from hvlm.evaluation.report import write_report
 from hvlm.interop.fvlm_weights import is_release, load_release, read_release
 from hvlm.io.adapter_files import ADAPTERS
 from hvlm.io.checkpoint import find_checkpoint, load_into, load_weights, stored_step, weights_hash
-from hvlm.io.files import FINISHED
+from hvlm.io.files import FINISHED, check_writable
 from hvlm.io.lock import locked
 from hvlm.model import VLM, Encoder
 from hvlm.rebuild import AUTO, metadata_of, with_own
@@ -38,7 +38,9 @@ from hvlm.training.callbacks import Norms, Throughput, progress
 from hvlm.training.clip_table import ClipTable
 from hvlm.training.file_logger import FileLogger
 from hvlm.training.gate_picture import GatePicture
+from hvlm.training.guard import Guard
 from hvlm.training.identity import default_run
+from hvlm.training.preflight import check_room
 from hvlm.training.ranks import refuse_left_over_rank
 from hvlm.training.resume_callbacks import GracefulStop, RngState
 from hvlm.training.run_dir import RunDir
@@ -106,6 +108,8 @@ def _run(overrides: Sequence[str], command: str | None) -> Outcome:
     else:
         previous = _stage_before(next(iter(stages)), whole, folders)
     root = next(iter(folders.values())).run_path
+    if is_first:
+        check_writable(root, f"run={name}", make=False)
     with locked(root, f"run={name}") if is_first else nullcontext(), no_group_of_one_is_left():
         return _train_and_evaluate(stages, folders, root, previous, began, command)
 
@@ -254,6 +258,11 @@ def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None, 
     reading = assembly.datamodule(cfg, stage, data, chat, folder.path / "quarantine.jsonl")
     trainer.loggers = written = loggers(cfg, folder, fresh=resume is None)
     log.info(f"{folder.path.name}: {cfg['stage']['steps']} steps, {describe(stage)}")
+    if trainer.is_global_zero:
+        inputs = reading.inputs
+        check_room(
+            stage, folder.checkpoints, cfg["trainer"], cfg["callback"]["keep"], inputs.num_frames, inputs.image_size
+        )
     stage.prepare(lambda: every_pair(reading, stage))
     with closing(written):
         before = 0 if resume is None else stored_step(resume)
@@ -447,6 +456,7 @@ def callbacks(cfg: Mapping[str, Any], folder: RunDir, deadline: float | None = N
         Norms(),
         RngState(),
         GracefulStop(deadline),
+        Guard(cfg["trainer"]["spike"], cfg["trainer"]["max_skipped"], folder.path),
         GatePicture(folder.path),
         ModelCheckpoint(
             folder.checkpoints,

@@ -31,6 +31,7 @@ IGNORED = (
     "chain",
     "dataset.generate_workers",
     "dataset.decode_timeout",
+    "dataset.allow_inexact_resume",
     "language.gradient_checkpointing",
     "attention.gradient_checkpointing",
     "vision.gradient_checkpointing",
@@ -48,6 +49,7 @@ IGNORED = (
     "trainer.val_every",
     "trainer.limit_val_batches",
     "trainer.detect_anomaly",
+    "trainer.max_skipped",
     "trainer.checkpoint_every",
     "trainer.max_time",
     "trainer.max_steps",
@@ -56,6 +58,7 @@ IGNORED = (
 LATER = {
     "trainer.gradient_clip_algorithm": "norm",
     "trainer.overfit_batches": None,
+    "trainer.spike": 100.0,
     "dataset.keys": 4,
     "dataset.turns": 6,
     "dataset.wording": "both",

@@ -1,0 +1,120 @@
+"""Steps that would spoil the weights are not taken: gradients that are no numbers, or suddenly enormous."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch.distributed.tensor import DTensor
+
+from hvlm.errors import UserError, first_few
+from hvlm.types import Batch
+
+log = logging.getLogger(__name__)
+
+SKIPPED = "skipped.jsonl"
+WINDOW = 100  # norms that say what is usual
+ENOUGH = 20  # of them, before anything can be unusual
+
+
+class Guard(Callback):
+    """Looks at the norm of all gradients before each optimiser step, and leaves a step out whose norm is no number, or
+    is more than ``spike`` times the root mean square of the last ``WINDOW`` norms.
+
+    A step that is left out counts as a step: the order of the samples and the learning rates go on as they would have.
+    Weights, the optimiser's state and the running statistics of the parts that train stay as they were before it. Each
+    is a line in the log and in ``folder/skipped.jsonl``: {time, step, why, norm, usual, uids}, uids being the samples
+    of its batch (of the writing process). What is remembered is part of the checkpoint, so a resumed run decides alike.
+
+    Of several processes all decide the same: gradients are averaged over them before.
+
+    Args:
+        spike: how many times the usual norm is too much; None: never.
+        most: how many steps of a stage may be left out; one more ends the run with a ``UserError``.
+        folder: where the list is written.
+    """
+
+    def __init__(self, spike: float | None, most: int, folder: Path) -> None:
+        self.spike, self.most, self.path = spike, most, Path(folder) / SKIPPED
+        self.skipped = 0
+        self._norms: list[float] = []
+        self._uids: list[str] = []  # of the batches of the step under way
+        self._kept: list[tuple[torch.Tensor, torch.Tensor]] = []  # (a buffer, what it was before the step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self.skipped, "norms": list(self._norms)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped, self._norms = state_dict["skipped"], list(state_dict["norms"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._uids, self._kept = [], []
+        if trainer.global_step == 0 and trainer.is_global_zero:  # of an earlier attempt
+            self.path.unlink(missing_ok=True)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        if not self._uids:
+            self._kept = [
+                (buffer, buffer.clone())
+                for module in pl_module.modules()
+                if module.training
+                for buffer in module.buffers(recurse=False)
+            ]
+        self._uids += _names(batch)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        uids, kept = self._uids, self._kept
+        self._uids, self._kept = [], []
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not parameters:  # a batch of texts alone beside a frozen language model
+            return
+        total = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
+        usual = math.sqrt(sum(n * n for n in self._norms) / len(self._norms)) if self._norms else 0.0
+        if not math.isfinite(norm):
+            if trainer.precision == "16-mixed":  # how its scaler finds the scale: it leaves the step out itself
+                return
+            why = "the gradients hold what is no number"
+        elif self.spike is not None and len(self._norms) >= ENOUGH and norm > self.spike * usual > 0:
+            why = f"the gradients are {norm / usual:.0f} times as large as usual (trainer.spike={self.spike:g})"
+        else:
+            self._norms = [*self._norms[1 - WINDOW :], norm]
+            return
+        for parameter in parameters:  # an optimiser leaves alone what has no gradient
+            parameter.grad = None
+        for buffer, before in kept:
+            buffer.copy_(before)
+        self._skip(trainer, why, norm, usual, uids)
+
+    def _skip(self, trainer: Trainer, why: str, norm: float, usual: float, uids: list[str]) -> None:
+        self.skipped += 1
+        step = trainer.global_step + 1
+        said = f"step {step} left out ({self.skipped} so far): {why}; its samples: {first_few(uids) or 'not known'}"
+        log.warning(said)
+        if trainer.is_global_zero:
+            line = {"time": time.time(), "step": step, "why": why, "norm": norm if math.isfinite(norm) else None}
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line | {"usual": usual, "uids": uids}) + "\n")
+        if self.skipped > self.most:
+            raise UserError(
+                f"{said}. More than trainer.max_skipped={self.most} steps of this stage were left out, all of them in "
+                f"{self.path}; the last checkpoint holds sound weights. Look at these samples, use lower rates "
+                "(stage.trainable) or trainer.precision=32-true, or raise trainer.max_skipped: the same command then "
+                "continues"
+            )
+
+
+def _names(batch: Any) -> list[str]:
+    """The names of a batch's samples: clips by their uid, texts by their key."""
+    found = [uid for uid in getattr(batch, "uids", None) or [] if uid]
+    return found or [str(row["key"]) for row in getattr(batch, "rows", None) or [] if "key" in row]
