@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -15,7 +16,7 @@ from hvlm import commands
 from hvlm.errors import UserError
 from hvlm.evaluation import comparison, paired, results
 from hvlm.evaluation.comparison import compare, write
-from hvlm.evaluation.leaderboard import lines_of
+from hvlm.evaluation.leaderboard import COSTS, lines_of
 from hvlm.evaluation.predictions import write_predictions
 from hvlm.evaluation.runs import find
 from hvlm.evaluation.scores import Prediction, score
@@ -183,7 +184,7 @@ def test_answers_that_do_not_make_the_score_are_left_out_and_named(tmp_path: Pat
     )
     (second / "predictions.jsonl").unlink()
     (note,) = compare(of(first, second)).notes
-    assert note == "b: no predictions.jsonl with answers of model, so no paired difference"
+    assert note == "b: no predictions.jsonl with the answers, so no paired differences"
 
 
 def test_every_mean_of_answers_is_made_again() -> None:
@@ -312,3 +313,23 @@ def test_words_of_the_command(capsys: pytest.CaptureFixture) -> None:
     commands.run(["compare", "--help"])
     assert capsys.readouterr().out.startswith("usage: hvlm compare runs=A,B")
     assert comparison.NAME == "compare"
+
+
+def test_costs_are_measured_anew_and_answers_of_a_real_run_make_its_score(
+    trained: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(trained[0] / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["hvlm", "compare", "runs/tiny", "runs/tiny/before_dpo", "measure=true"])
+    commands.run()
+    kept = json.loads(Path("runs/compare.json").read_text())
+    (note,) = kept["notes"]
+    assert note.startswith("before_dpo: no tokens per frame") and "hvlm eval" not in note, (
+        "the answers give both scores"
+    )
+    costs = {run["name"]: run["costs"] for run in kept["runs"]}
+    measured = {r["metric"]: r["value"] for r in results.read(Path("runs/tiny/cost/results.json"))}
+    assert costs["tiny"]["latency_ms"] == measured["latency_ms"] and costs["tiny"]["tokens_per_frame"] == 1
+    assert set(costs["tiny"]) == {cost.metric for cost in COSTS}
+    (d,) = kept["differences"]
+    assert d["n"] == next(run["score"]["n"] for run in kept["runs"] if run["name"] == "tiny")

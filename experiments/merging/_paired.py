@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from hvlm.evaluation import paired, results
-from hvlm.evaluation.evaluate import PREDICTIONS
+from hvlm.evaluation.evaluate import BLIND, PREDICTIONS
 
 # As conf/benchmark/needles.yaml leaves it out of the mean.
 WAY = paired.Way(paired.share_right, by_task=True, apart=("direction",))
@@ -35,4 +35,5 @@ def ahead(
 @cache
 def answers(folder: Path) -> dict[paired.Id, list[paired.Prediction]]:
     """{(task, question): its tries} of the model that saw the video."""
-    return paired.questions(folder / PREDICTIONS, None)
+    found = paired.by_variant(folder / PREDICTIONS)
+    return next((asked for variant, asked in found.items() if variant != BLIND), {})

@@ -96,9 +96,9 @@ def measure(runs: Sequence[Run]) -> None:
     """``task=cost`` of every run that has a model, one after the other."""
     from hvlm.commands.eval import evaluate
 
-    measured = [run for run in runs if run.stages]
+    measured = list(dict.fromkeys(run.trained for run in runs if run.stages))
     if not measured:
         raise UserError("measure=true: none of these are folders of trained models; name runs")
-    for run in measured:
-        log.info(f"{run.trained}: what an answer costs")
-        evaluate([f"checkpoint={run.trained}", "task=cost"])
+    for folder in measured:
+        log.info(f"{folder}: what an answer costs")
+        evaluate([f"checkpoint={folder}", "task=cost"])

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from hvlm.config.schema import did_you_mean
 from hvlm.errors import UserError
 from hvlm.evaluation import html
-from hvlm.evaluation.leaderboard import COSTS, Line, compared, lines_of, machines, missing_costs
+from hvlm.evaluation.ahead import compared
+from hvlm.evaluation.leaderboard import COSTS, Line, lines_of, machines, missing_costs
 from hvlm.evaluation.markdown import aligned, plain
 from hvlm.evaluation.paired import Difference
 from hvlm.evaluation.report_data import is_share, number, percent

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from hvlm.errors import UserError
-from hvlm.evaluation import paired, results
+from hvlm.evaluation import results
 from hvlm.evaluation.report_data import BLIND, is_share
 from hvlm.evaluation.results import Record
 from hvlm.evaluation.run_settings import differences_in_settings
@@ -105,37 +105,9 @@ def is_control(variant: str) -> bool:
     return variant in (BLIND, BEFORE) or variant.endswith(f"_{BLIND}")
 
 
-def compared(lines: Sequence[Line], baseline: Line) -> tuple[list[paired.Difference], list[str]]:
-    """Every other line minus ``baseline`` on the questions that both were asked, and why some are missing."""
-    notes: list[str] = []
-    answers = {id(line): _answers(line, notes) for line in lines}
-    way = paired.way_of(baseline.score)
-    metric = baseline.score["metric"]
-    if way is None:
-        notes.append(f"{metric} is no mean over questions: the differences are of the share of right answers")
-        way, metric = paired.RIGHT, "share of right answers"
-    else:
-        for line in lines:
-            for seed, asked in answers[id(line)].items():
-                value = _value(line, seed)
-                if value is not None and not paired.gives_again(asked, way, value):
-                    notes.append(
-                        f"{line.name}, seed {seed}: its predictions.jsonl gives {paired.mean(asked, way)} and its "
-                        f"results.json {value} as {metric}; evaluate it again, its differences are left out"
-                    )
-                    answers[id(line)] = {}
-                    break
-    notes = list(dict.fromkeys(notes))
-    found = []
-    for line in lines:
-        if line is baseline or not answers[id(line)] or not answers[id(baseline)]:
-            continue
-        one = paired.difference((line.name, answers[id(line)]), (baseline.name, answers[id(baseline)]), way, metric)
-        if one is None:
-            notes.append(f"{line.name} and {baseline.name} were asked no question in common")
-        else:
-            found.append(one)
-    return found, notes
+def named(names: Sequence[str], most: int = 3) -> str:
+    """``a, b, c and 4 more``."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def missing_costs(lines: Sequence[Line]) -> list[str]:
@@ -146,10 +118,10 @@ def missing_costs(lines: Sequence[Line]) -> list[str]:
             lacking.setdefault(lacks, []).append(line)
     said = []
     for lacks, of in lacking.items():
-        more = f" and {len(of) - 3} more" if len(of) > 3 else ""
-        trained = [run.trained for line in of for run in line.runs.values() if run.stages]
+        own = [line for line in of if line.variant != BEFORE]  # whose weights are no longer the run's
+        trained = [run.trained for line in own for run in line.runs.values() if run.stages]
         again = f"; hvlm eval task=cost checkpoint={trained[0]} measures them, measure=true of all" if trained else ""
-        said.append(f"{', '.join(line.name for line in of[:3])}{more}: no {', '.join(lacks)}{again}")
+        said.append(f"{named([line.name for line in of])}: no {', '.join(lacks)}{again}")
     return said
 
 
@@ -265,24 +237,11 @@ def _names(lines: Sequence[Line]) -> list[str]:
         names.append(name or own[0])
     for i, line in enumerate(lines):
         if names.count(names[i]) > 1 or not any(run.stages for run in line.runs.values()):
-            columns = [f"{k}={v}" for k, v in line.score.items() if k not in (*results.FIXED, "left_out")]
+            columns = [f"{k}={v}" for k, v in columns_of(line.score).items()]
             names[i] = " ".join([names[i], line.variant, *columns])
     return [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
 
 
-def _answers(line: Line, notes: list[str]) -> dict[int, dict[paired.Id, Any]]:
-    """{seed: its answers}; a line of a file that holds several seeds has none."""
-    found: dict[int, dict[paired.Id, Any]] = {}
-    for seed, run in line.runs.items():
-        asked = {} if run.predictions is None else paired.questions(run.predictions, line.variant)
-        if not asked:
-            notes.append(f"{run.name}: no predictions.jsonl with answers of {line.variant}, so no paired difference")
-            return {}
-        found[seed] = asked
-    return found
-
-
-def _value(line: Line, seed: int) -> float | None:
-    metric = line.score["metric"]
-    own = [r for r in line.runs[seed].records if r["metric"] == metric and r["variant"] == line.variant]
-    return own[0]["value"] if len(own) == 1 else None
+def columns_of(record: Record) -> dict[str, Any]:
+    """What a record says of itself beside its name and its figures."""
+    return {k: v for k, v in record.items() if k not in (*results.FIXED, "left_out")}

@@ -19,7 +19,6 @@ from hvlm.evaluation.predictions import read_predictions
 from hvlm.evaluation.scores import ALL_TRIES, Prediction, Tries
 from hvlm.evaluation.stats import clustered_mean
 
-BLIND = "blind"
 Id = tuple[str, str]  # task, question id
 
 
@@ -76,12 +75,11 @@ def way_of(record: Mapping[str, Any]) -> Way | None:
 RIGHT = Way(lambda tries: sum(map(is_right, tries)) / len(tries), False)  # where a benchmark has a score of its own
 
 
-def questions(path: Path, variant: str | None) -> dict[Id, Tries]:
-    """{(task, question id): its tries} of one variant in a file of predictions; None: of the one that is not blind."""
-    found: dict[Id, Tries] = {}
-    for p in read_predictions(path, variant or "model"):
-        if p.variant == variant or (variant is None and p.variant != BLIND):
-            found.setdefault((p.task, p.question_id), []).append(p)
+def by_variant(path: Path) -> dict[str, dict[Id, Tries]]:
+    """{variant: {(task, question id): its tries}} of a file of predictions."""
+    found: dict[str, dict[Id, Tries]] = {}
+    for p in read_predictions(path, "model"):
+        found.setdefault(p.variant, {}).setdefault((p.task, p.question_id), []).append(p)
     return found
 
 

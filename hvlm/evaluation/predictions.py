@@ -151,6 +151,8 @@ def _read(pred: Any, options: tuple[str, ...], where: str, own: bool) -> Reading
         pred = pred[0]
     if pred is None:
         return Reading(None, MISSING)
+    if own and _is_index(pred, len(options)):  # as an evaluation writes it
+        return Reading(pred)
     if isinstance(pred, str):
         return read_answer(pred, options)
     try:
