@@ -1,11 +1,13 @@
-"""What do the checks of ``hvlm prepare`` cost, beside decoding and writing alone?
+"""What do the checks of ``hvlm prepare`` cost, beside decoding alone, and beside decoding and writing alone?
 
-    python -m experiments.prepare [--videos 200] [--rows 800] [--workers 2] [--repeats 3]
+    python -m experiments.prepare [--videos 2000] [--rows 10000] [--workers 2] [--repeats 2]
 
-Both make the same shards of the same videos with equally many processes, in turns. ``prepare`` is the whole command:
-table, columns, splits, decoding under a deadline in a process that can be killed, texts read as the reader reads them.
-``floor`` is given the finished plan and decodes the same frames in its own processes, with no deadline, and writes the
-shards. Writes results.json beside this file: rows a second, and CPU seconds, which other programs disturb less.
+The table has ``--rows`` rows about ``--videos`` videos, one in a hundred broken: a missing file, no bytes, no UTF-8, an
+id that stands there already, a path that leads out, as often each. All ways go through the same videos with as many
+processes, in turns. ``prepare`` is the whole command: table, columns, splits, decoding under a deadline in a process
+that can be killed, texts read as the reader reads them, shards and their sums. ``decode`` is given the finished plan and
+decodes the same frames in its own processes, with no deadline; ``floor`` does so and writes the shards. Writes
+results.json beside this file: rows a second, and CPU seconds, which other programs disturb less.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import contextlib
 import csv
 import io
+import json
 import multiprocessing
 import os
 import shutil
@@ -30,7 +33,7 @@ from typing import Any
 import av
 import numpy as np
 
-from hvlm.data.shard_index import write_shard
+from hvlm.data.shard_index import load_manifest, write_shard
 from hvlm.evaluation import results
 from hvlm.prepare import plan as planning
 from hvlm.prepare import source
@@ -39,18 +42,28 @@ from hvlm.prepare.plan import Shard
 from hvlm.prepare.probe import probe
 from hvlm.prepare.settings import Settings, read
 from hvlm.prepare.texts import sample_json
+from hvlm.prepare.work import QUARANTINE
 
 HERE = Path(__file__).parent
 DISTINCT = 3  # videos that are encoded; the others are these with another box that no reader looks at
 SIZE, FPS, SECONDS = (540, 960), 25, 8
+EVERY = 100  # one row in so many is broken
+BROKEN: tuple[tuple[str, Callable[[list[str]], list[str]]], ...] = (
+    ("missing file", lambda row: [row[0], "gone.mp4", *row[2:]]),
+    ("empty file", lambda row: [row[0], "empty.mp4", *row[2:]]),
+    ("not a row", lambda row: [*row[:3], "caf\udce9"]),  # Latin-1 in a table that is UTF-8
+    ("the id again", lambda row: ["row0", *row[1:]]),
+    ("path leads out", lambda row: [row[0], "../../etc/passwd", *row[2:]]),
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--videos", type=int, default=200)
-    parser.add_argument("--rows", type=int, default=800)
+    parser.add_argument("--videos", type=int, default=2000)
+    parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--ways", default="decode,floor,prepare")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -59,32 +72,40 @@ def main() -> None:
         settings = read(words)
         shards = planning.make(source.find(settings)).shards
         ways: dict[str, Callable[[], Any]] = {
+            "decode": lambda: decode(shards, options.workers, settings),
             "floor": lambda: floor(shards, folder / "out", options.workers, settings),
             "prepare": lambda: quietly(words),
         }
+        ways = {name: ways[name] for name in options.ways.split(",")}
+        loads: list[float] = []
         wall: dict[str, list[float]] = {name: [] for name in ways}
         cpu: dict[str, list[float]] = {name: [] for name in ways}
-        for repeat in range(options.repeats + 1):  # the first one fills the disk's cache
-            for name, work in ways.items():
+        decode(shards[:1], options.workers, settings)  # imports
+        for repeat in range(options.repeats):
+            for name, work in list(ways.items())[:: -1 if repeat % 2 else 1]:  # the machine's other work is no trend
                 shutil.rmtree(folder / "out", ignore_errors=True)
                 before, started = processor_seconds(), time.perf_counter()
                 work()
-                if repeat:
-                    wall[name].append(time.perf_counter() - started)
-                    cpu[name].append(processor_seconds() - before)
-        records = [record(name, wall, cpu, options) for name in ways]
+                wall[name].append(time.perf_counter() - started)
+                cpu[name].append(processor_seconds() - before)
+                loads.append(os.getloadavg()[0])
+                print(f"{name:8s} {wall[name][-1]:.1f} s, {cpu[name][-1]:.1f} CPU s", flush=True)
+                if name == "prepare":
+                    check(folder / "out", options.rows)
+        records = [record(name, wall, cpu, options, statistics.median(loads)) for name in ways]
         results.write(HERE / "results.json", records)
 
 
 def record(
-    name: str, wall: dict[str, list[float]], cpu: dict[str, list[float]], options: argparse.Namespace
+    name: str, wall: dict[str, list[float]], cpu: dict[str, list[float]], options: argparse.Namespace, load: float
 ) -> results.Record:
-    """Medians of the repeats; the shares of the floor are medians over neighbours in time."""
+    """Medians of the repeats; load: of the machine while they ran; the shares of decoding alone are medians over neighbours in time."""
     rate, used = options.rows / statistics.median(wall[name]), statistics.median(cpu[name])
-    columns: dict[str, Any] = {"videos": options.videos, "workers": options.workers, "cpu_s": round(used, 2)}
+    columns: dict[str, Any] = {"videos": options.videos, "rows": options.rows, "workers": options.workers}
+    columns |= {"cpu_s": round(used, 2), "load": round(load, 1)}
     for clock, seconds in (("wall", wall), ("cpu", cpu)):
-        shares = [floor / ours for floor, ours in zip(seconds["floor"], seconds[name], strict=True)]
-        columns[f"{clock}_of_floor"] = round(statistics.median(shares), 3)
+        shares = [alone / ours for alone, ours in zip(seconds["decode"], seconds[name], strict=True)]
+        columns[f"{clock}_of_decode"] = round(statistics.median(shares), 3)
     print(f"{name:8s} {rate:8.1f} rows/s  {columns}")
     return results.make("prepare", name, "rows_per_s", rate, stderr=None, n=options.repeats, chance=None, seeds=[1],
                         seconds=sum(wall[name]), command="python -m experiments.prepare", columns=columns)  # fmt: skip
@@ -97,13 +118,26 @@ def make(folder: Path, videos: int, rows: int) -> Path:
     for i in range(videos):
         (folder / f"v{i}.mp4").write_bytes(bases[i % DISTINCT] + struct.pack(">I4s", 8 + i, b"free") + bytes(i))
     table = folder / "table.csv"
-    with open(table, "w", newline="", encoding="utf-8") as file:
+    with open(table, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
-        writer.writerow(["video", "question", "answer"])
-        writer.writerows(
-            [f"v{i % videos}.mp4", f"what happens in part {i}?", f"this and that, {i}"] for i in range(rows)
-        )
+        writer.writerow(["id", "video", "question", "answer"])
+        for i in range(rows):
+            good = [f"row{i}", f"v{i % videos}.mp4", f"what happens in part {i}?", f"this and that, {i}"]
+            writer.writerow(BROKEN[i // EVERY % len(BROKEN)][1](good) if i % EVERY == EVERY - 1 else good)
+    (folder / "empty.mp4").touch()
     return table
+
+
+def check(out: Path, rows: int) -> None:
+    """Exactly the good rows came out, and the rest is named."""
+    listed = [json.loads(line) for line in (out / QUARANTINE).read_text(encoding="utf-8").splitlines()]
+    named = {row["row"]: row["kind"] for row in listed}
+    assert named == {i + 1: BROKEN[i // EVERY % len(BROKEN)][0] for i in range(EVERY - 1, rows, EVERY)}
+    manifest = load_manifest(out)
+    asked = 0
+    for split in map(manifest.split, manifest.splits):
+        asked += sum(len(json.loads(split.read(i, ["json"])["json"])["questions"]) for i in range(len(split)))
+    assert asked == rows - len(listed), f"{asked} questions"
 
 
 def encoded(seed: int) -> bytes:
@@ -126,6 +160,19 @@ def encoded(seed: int) -> bytes:
 def quietly(words: list[str]) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         prepare(words)
+
+
+def decode(shards: list[Shard], workers: int, settings: Settings) -> None:
+    """Decode, and nothing else."""
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
+        for future in [pool.submit(decode_alone, shard, settings.frames) for shard in shards]:
+            future.result()
+
+
+def decode_alone(shard: Shard, frames: int) -> None:
+    for sample in shard.samples:
+        assert sample.medium is not None
+        probe(next(iter(sample.medium.members().values())), frames)
 
 
 def floor(shards: list[Shard], out: Path, workers: int, settings: Settings) -> None:

@@ -214,15 +214,18 @@ def reader() -> list[str]:
 
 
 def prepare() -> list[str]:
-    names = {"floor": "decoding and writing alone", "prepare": "hvlm prepare, with all checks"}
+    names = {
+        "decode": "decoding alone",
+        "floor": "decoding and writing alone",
+        "prepare": "hvlm prepare, with all checks",
+    }
 
     def row(r: Record) -> list[str]:
-        return [names[r["variant"]], f"{r['value']:.0f}", f"{r['wall_of_floor']:.2f}", f"{r['cpu_s']:.1f}",
-                f"{r['cpu_of_floor']:.2f}"]  # fmt: skip
+        rates = [f"{r['rows'] / r['cpu_s']:.0f}", f"{r['cpu_of_decode']:.2f}"]
+        return [names[r["variant"]], *rates, f"{r['value']:.0f}", f"{r['wall_of_decode']:.2f}", f"{r['load']:.1f}"]
 
-    return table(
-        ("", "rows a second", "of the first", "CPU seconds", "of the first"), map(row, read("prepare/results.json"))
-    )
+    head = ("", "rows a CPU second", "of the first", "rows a second", "of the first", "load of the machine")
+    return table(head, map(row, read("prepare/results.json")))
 
 
 def decoders() -> list[str]:
