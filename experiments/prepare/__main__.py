@@ -5,8 +5,8 @@
 The table has ``--rows`` rows about ``--videos`` videos, one in a hundred broken: a missing file, no bytes, no UTF-8, an
 id that stands there already, a path that leads out, as often each. All ways go through the same videos with as many
 processes, in turns. ``prepare`` is the whole command: table, columns, splits, decoding under a deadline in a process
-that can be killed, texts read as the reader reads them, shards and their sums. ``decode`` is given the finished plan and
-decodes the same frames in its own processes, with no deadline; ``floor`` does so and writes the shards. Writes
+that can be killed, texts read as the reader reads them, shards and their sums. ``decode`` is given the finished plan
+and decodes the same frames in its own processes, with no deadline; ``floor`` does so and writes the shards. Writes
 results.json beside this file: rows a second, and CPU seconds, which other programs disturb less.
 """
 
@@ -99,7 +99,8 @@ def main() -> None:
 def record(
     name: str, wall: dict[str, list[float]], cpu: dict[str, list[float]], options: argparse.Namespace, load: float
 ) -> results.Record:
-    """Medians of the repeats; load: of the machine while they ran; the shares of decoding alone are medians over neighbours in time."""
+    """Medians of the repeats; the shares of decoding alone are medians over neighbours in time. load: of the machine
+    while they ran."""
     rate, used = options.rows / statistics.median(wall[name]), statistics.median(cpu[name])
     columns: dict[str, Any] = {"videos": options.videos, "rows": options.rows, "workers": options.workers}
     columns |= {"cpu_s": round(used, 2), "load": round(load, 1)}
