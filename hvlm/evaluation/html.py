@@ -14,9 +14,9 @@ from typing import Any
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 1160px; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; font-size: 13px; margin: .6em 0 } td, th { padding: 2px 9px; text-align: left }
-th { border-bottom: 1px solid #999 } td.n { text-align: right; white-space: nowrap }
+th { border-bottom: 1px solid #999 } td.n { text-align: right; white-space: nowrap } th.n { text-align: right }
 tr:nth-child(even) { background: #f4f4f4 }
 svg { display: block; margin: .8em 0; max-width: 100% } svg .title { font-weight: bold }
 svg .grid { stroke: #ddd } img { max-width: 100%; image-rendering: pixelated; border: 1px solid #ccc }
@@ -43,7 +43,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]], numbers_from: int 
     """Columns that are empty in every row are left out. numbers_from: the first column that is aligned right."""
     kept = [i for i in range(len(head)) if any(row[i] not in ("", None) for row in rows)]
     first = len(head) if numbers_from is None else numbers_from
-    lines = ["".join(f"<th>{escape(head[i])}</th>" for i in kept)]
+    lines = ["".join(f"<th{' class=n' * (i >= first)}>{escape(head[i])}</th>" for i in kept)]
     for row in rows:
         cells = [(escape("" if row[i] is None else str(row[i])), i >= first) for i in kept]
         lines.append("".join(f'<td class="n">{c}</td>' if n else f"<td>{c}</td>" for c, n in cells))

@@ -114,8 +114,8 @@ def _padded(low: float, high: float) -> tuple[float, float]:
 
 
 def _log_ticks(first: float, last: float) -> Iterator[float]:
-    """1, 2 and 5 times powers of ten; over many powers the powers alone."""
-    digits = (1, 2, 5) if last - first < 2 else (1,)
+    """1, 2 and 5 times powers of ten; over more powers 1 and 3 times, over many the powers alone."""
+    digits = (1, 2, 5) if last - first < 1.5 else (1, 3) if last - first < 4 else (1,)
     for power in range(math.floor(first), math.ceil(last) + 1):
         yield from (d * 10.0**power for d in digits if first <= math.log10(d * 10.0**power) <= last)
 
