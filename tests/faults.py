@@ -88,6 +88,10 @@ FAULTS = {
         "Saving inside a cluster's signal handler stalled",
         "The handler sets a flag; the save comes at the end of the step",
     ),
+    19: Fault(
+        "A process of a run that was killed left the others waiting",
+        "The others end within a minute and say so, and the run goes on with the processes that are left",
+    ),
     20: Fault(
         "A shard that was cut inside a member lost the rest of its samples",
         "Refused by name, when it is indexed and when it is read",

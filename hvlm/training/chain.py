@@ -41,7 +41,7 @@ from hvlm.training.gate_picture import GatePicture
 from hvlm.training.guard import Guard
 from hvlm.training.identity import default_run
 from hvlm.training.preflight import check_room
-from hvlm.training.ranks import refuse_left_over_rank
+from hvlm.training.ranks import a_lost_process_is_one_line, refuse_left_over_rank
 from hvlm.training.resume_callbacks import GracefulStop, RngState
 from hvlm.training.run_dir import RunDir
 from hvlm.training.trainer import (
@@ -264,7 +264,7 @@ def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None, 
             stage, folder.checkpoints, cfg["trainer"], cfg["callback"]["keep"], inputs.num_frames, inputs.image_size
         )
     stage.prepare(lambda: every_pair(reading, stage))
-    with closing(written):
+    with closing(written), a_lost_process_is_one_line():
         before = 0 if resume is None else stored_step(resume)
         started, worked = time.monotonic(), time.process_time()
         trainer.fit(stage, datamodule=reading, ckpt_path=resume, weights_only=True)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from hvlm.errors import UserError
 
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # Lightning believes the first of them that is set
+# How gloo and NCCL say that another process is gone, or does not answer.
+GONE = re.compile(
+    r"closed by peer|reset by peer|broken pipe|timed out waiting|ncclRemoteError|heartbeat|watchdog", re.I
+)
 
 
 def refuse_left_over_rank(trainer: Mapping[str, Any]) -> None:
@@ -26,3 +32,18 @@ def refuse_left_over_rank(trainer: Mapping[str, Any]) -> None:
             f"{name}={os.environ[name]} in the environment says that this is one of several processes, but there is "
             f"{expects}: unset {name}, or start one process only, or use trainer=ddp"
         )
+
+
+@contextmanager
+def a_lost_process_is_one_line() -> Iterator[None]:
+    """Where another process of this run has ended, what this one was waiting for fails: a ``UserError`` says so."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        if not GONE.search(said):
+            raise
+        raise UserError(
+            f"another process of this run has ended or does not answer ({said[:160]}); the same command continues from "
+            "the last checkpoint, with as many processes as there are"
+        ) from error
