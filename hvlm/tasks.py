@@ -16,20 +16,24 @@ from hvlm.data.batches import clip_frames, one_row
 from hvlm.data.views import Pairs
 from hvlm.errors import UserError
 from hvlm.evaluation import results
+from hvlm.evaluation.ask import ask
 from hvlm.evaluation.asking import Answer, clips_of
 from hvlm.evaluation.cost import cost_of
 from hvlm.evaluation.cross_table import cross_table
 from hvlm.evaluation.cross_table import table as cross_lines
-from hvlm.evaluation.evaluate import RESULTS, ask, evaluate, warn_of_problems, way_of
+from hvlm.evaluation.evaluate import RESULTS, evaluate, warn_of_problems, way_of
 from hvlm.evaluation.generate import InWords
 from hvlm.evaluation.heads import evaluate_head
+from hvlm.evaluation.journal import journal_of
 from hvlm.evaluation.likelihood import check_answers, check_lengths
 from hvlm.evaluation.predictions import write_predictions
 from hvlm.evaluation.preference import reward_accuracy
+from hvlm.evaluation.processes import ask_together
 from hvlm.evaluation.report import table, write_report
 from hvlm.evaluation.routing import Routed, say_routes, settle
 from hvlm.evaluation.sampling import Sampling
 from hvlm.evaluation.specialists import read_runs, train_router, write
+from hvlm.evaluation.speed import measure
 from hvlm.evaluation.watch import duration_of_asked
 from hvlm.evaluation.watch import watch as watch_video
 from hvlm.interop.fvlm_weights import is_release, load_release, save_release
@@ -82,6 +86,9 @@ def run_benchmark(
     path: str | Path, cfg: Mapping[str, Any], out: Path, command: str | None = None
 ) -> list[results.Record]:
     """Evaluate a checkpoint on ``cfg``'s benchmark and dataset; results, predictions and report go into ``out``."""
+    if cfg.get("processes", 1) > 1:
+        ask_together(path, cfg, out)
+        cfg = {**cfg, "resume": "auto"}
     loaded = load_routed(path, cfg)
     label = results.Label(out.name, loaded.variant, cfg["seed"], command)
     benchmark = asked_for(loaded)
@@ -148,6 +155,19 @@ def run_cost(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[result
     records = costs(loaded, results.Label(out.name, loaded.variant, cfg["seed"]))
     results.update(out / RESULTS, records)
     log.info("\n".join(table(records)))
+    return records
+
+
+def run_speed(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[results.Record]:
+    """Questions a second, and how many where each is asked alone, in ``out/results.json``."""
+    loaded = load(path, cfg)
+    benchmark = loaded.benchmark()
+    if not benchmark.asks:
+        raise UserError("task=speed asks questions, and benchmark=head has none; name another benchmark")
+    speed = measure(loaded, benchmark, way_of(benchmark, cfg["seed"]))
+    records = speed.records(results.Label(out.name, loaded.variant, cfg["seed"]))
+    results.update(out / RESULTS, records)
+    log.info("\n".join(speed.lines()))
     return records
 
 
@@ -298,10 +318,12 @@ def write_answers(path: str | Path, cfg: Mapping[str, Any], out: Path) -> list[d
     benchmark = asked_for(loaded)
     answer: Answer = InWords(benchmark.max_new_tokens, choose)
     answer = answer if loaded.model.router is None else Routed(answer)
-    asked = ask(loaded, benchmark, loaded.variant, out, answer)
+    journal = journal_of(loaded, benchmark, answer, out)
+    asked = ask(loaded, benchmark, loaded.variant, out, answer, journal=journal)
     warn_of_problems(asked.predictions)
     target = out / "answers.jsonl"
     write_predictions(target, asked.predictions)
+    journal.done()
     right = sum(p.right for p in asked.predictions)
     log.info(f"{target}: {len(asked.predictions)} answers, {right} right; task=score predictions={target} scores them")
     return read_lines(target)

@@ -17,8 +17,9 @@ from hvlm.data import reader, samples
 from hvlm.data.quarantine import SampleError
 from hvlm.data.sample_json import parse
 from hvlm.errors import UserError
+from hvlm.evaluation.ask import blind_batches
 from hvlm.evaluation.asking import Query
-from hvlm.evaluation.evaluate import blind_batches, evaluate, score_predictions
+from hvlm.evaluation.evaluate import evaluate, score_predictions
 from hvlm.evaluation.likelihood import answer_likelihoods, check_answers
 from hvlm.evaluation.predictions import read_predictions, write_predictions
 from hvlm.evaluation.results import Label

@@ -15,8 +15,9 @@ import torch
 
 from hvlm.commands.eval import evaluate as eval_py
 from hvlm.evaluation import results
+from hvlm.evaluation.ask import ask
 from hvlm.evaluation.cross_table import MACRO
-from hvlm.evaluation.evaluate import RESULTS, ask
+from hvlm.evaluation.evaluate import RESULTS
 from hvlm.evaluation.specialists import base_of, read_runs
 from hvlm.io.checkpoint import load_weights
 from hvlm.rebuild import Loaded, load, stored_config

@@ -31,7 +31,8 @@ from hvlm.console import setup_logging
 from hvlm.data import samples
 from hvlm.data.tar import TEXT_FIELDS
 from hvlm.evaluation import results
-from hvlm.evaluation.evaluate import BLIND, RESULTS
+from hvlm.evaluation.ask import BLIND
+from hvlm.evaluation.evaluate import RESULTS
 from hvlm.evaluation.report import table
 from hvlm.io.json_lines import read_lines
 from hvlm.training import chain

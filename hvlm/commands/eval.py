@@ -46,7 +46,7 @@ def configuration(overrides: list[str]) -> dict[str, Any]:
     from hvlm.rebuild import stored_config  # seconds of imports, which a missing file does without
 
     cfg = overlay(stored_config(given["checkpoint"]), overrides, given["checkpoint"])
-    if cfg["task"] in ("benchmark", "generate", "look", "cost"):
+    if cfg["task"] in ("benchmark", "generate", "look", "cost", "speed"):
         check_files(cfg)  # of the benchmark, which may be the checkpoint's
     return cfg
 
@@ -117,6 +117,7 @@ def ask(cfg: dict[str, Any], by_domain: bool = False) -> Any:
     work = {
         "benchmark": tasks.run_benchmark,
         "cost": tasks.run_cost,
+        "speed": tasks.run_speed,
         "generate": tasks.write_answers,
         "ask": tasks.watch,
         "look": tasks.look,

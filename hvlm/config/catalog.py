@@ -21,6 +21,7 @@ NOT_WORDS = ("launcher",)
 TASKS = {
     "benchmark": "answer the benchmark's questions; results.json, predictions.jsonl, report.md",
     "cost": "operations, milliseconds and bytes of one answer",
+    "speed": "questions a second, and the ratio to asking each one alone",
     "score": "score predictions=FILE, whoever made it; no model is needed",
     "generate": "write answers to the benchmark's questions in its own words",
     "ask": "watch ask.video=FILE frame by frame and answer ask.question=...",

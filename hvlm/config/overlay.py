@@ -24,8 +24,8 @@ from hvlm.errors import UserError
 
 # What belongs to a command and not to the model it is about: never taken from a checkpoint.
 OF_THE_COMMAND = (
-    "run", "init_from", "checkpoint", "chain", "resume", "evaluate", "task", "ask", "predictions", "adapters", "out",
-    "callback", *OF_THE_COMMAND_LINE,
+    "run", "init_from", "checkpoint", "chain", "resume", "evaluate", "processes", "task", "ask", "predictions",
+    "adapters", "out", "callback", *OF_THE_COMMAND_LINE,
 )  # fmt: skip
 SWEEPING = ("launcher", "sweep")  # groups that say how jobs are run, and nothing of a configuration
 

@@ -112,7 +112,8 @@ class RootConfig:
     chain: dict[str, list[str]] | None
     resume: Literal["auto", "must", "never"]
     evaluate: bool
-    task: Literal["benchmark", "score", "cost", "generate", "ask", "look", "export", "release", "gather"]
+    processes: PositiveInt
+    task: Literal["benchmark", "score", "cost", "speed", "generate", "ask", "look", "export", "release", "gather"]
     predictions: str | None
     adapters: list[str] | None
     out: str | None

@@ -172,6 +172,7 @@ VALUES: dict[str, dict[str, str]] = {
         "eval": "benchmark", "evaluate": "benchmark", "test": "benchmark", "chat": "ask", "infer": "ask",
         "inference": "ask", "predict": "generate", "answer": "ask", "visualize": "look", "vis": "look",
         "attention": "look", "save": "export", "convert": "export", "flops": "cost", "profile": "cost",
+        "throughput": "speed",
     },
 }  # fmt: skip
 

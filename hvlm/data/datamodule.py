@@ -8,7 +8,7 @@ with another number of workers or processes as long as the global batch stays th
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -179,7 +179,13 @@ class DataModule(lightning.LightningDataModule):
         return self.read(clips, view, rows_per_clip, batch_size, range(len(clips))[:limit])
 
     def read(
-        self, clips: ShardSplit, view: View, rows_per_clip: int | None, batch_size: int, indices: Sequence[int]
+        self,
+        clips: ShardSplit,
+        view: View,
+        rows_per_clip: int | None,
+        batch_size: int,
+        indices: Sequence[int],
+        skip: Container[int] = (),
     ) -> Loader:
         """Clips as they are, for evaluation: each of ``indices`` once, in order.
 
@@ -192,8 +198,9 @@ class DataModule(lightning.LightningDataModule):
             rows_per_clip: texts of a clip; None: all.
             batch_size: clips of one batch.
             indices: of the clips.
+            skip: some of them that are not read; the others come in the batches that they would come in.
         """
-        sampler = InOrder(indices, batch_size=batch_size)
+        sampler = InOrder(indices, batch_size=batch_size, skip=skip)
         return self._once(clips, self._show(view, rows_per_clip), sampler)
 
     def say_notes(self) -> None:

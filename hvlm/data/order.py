@@ -7,7 +7,7 @@ rank takes its block of rows out of each global batch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -149,20 +149,25 @@ def takes_all_alike(domains: Sequence[str], mixture: Mapping[str, float] | None)
 
 
 class InOrder:
-    """A batch sampler for evaluation: the given clips once, in order; rank r takes its block of every batch."""
+    """A batch sampler for evaluation: the given clips once, in order; rank r takes its block of every batch. skip: some
+    of them that are left out, which changes no other clip's batch."""
 
-    def __init__(self, indices: Sequence[int], *, batch_size: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, indices: Sequence[int], *, batch_size: int, rank: int = 0, world: int = 1, skip: Container[int] = ()
+    ) -> None:
         if batch_size % world:
             raise UserError(
                 f"batch_size={batch_size} cannot be shared by {world} processes; make it a multiple of {world}"
             )
-        self.indices, self.batch_size, self.rank, self.world = list(indices), batch_size, rank, world
+        self.batch_size, self.rank, self.world = batch_size, rank, world
+        batches = [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
+        kept = [[int(i) for i in batch if i not in skip] for batch in batches]
+        self.batches = [batch for batch in kept if batch]
 
     def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[list[SampleRef]]:
-        for first in range(0, len(self.indices), self.batch_size):
-            batch = self.indices[first : first + self.batch_size]
+        for batch in self.batches:
             share = -(-len(batch) // self.world)
-            yield [SampleRef(0, int(i)) for i in batch[self.rank * share : (self.rank + 1) * share]]
+            yield [SampleRef(0, i) for i in batch[self.rank * share : (self.rank + 1) * share]]

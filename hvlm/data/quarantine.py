@@ -38,6 +38,7 @@ class Quarantine:
         self._read = multiprocessing.Value("q", 0)  # shared with the workers, which inherit it
         self._bad = multiprocessing.Value("q", 0)
         self._unanswerable = multiprocessing.Value("q", 0)
+        self._decoded = multiprocessing.Value("q", 0)
 
     @property
     def read(self) -> int:
@@ -52,9 +53,18 @@ class Quarantine:
         """Clips passed over because the sampled frames show the evidence of none of their texts."""
         return self._unanswerable.value
 
+    @property
+    def decoded(self) -> int:
+        """Clips whose frames were decoded, not found in memory."""
+        return self._decoded.value
+
     def count_read(self) -> None:
         with self._read:
             self._read.value += 1
+
+    def count_decoded(self) -> None:
+        with self._decoded:
+            self._decoded.value += 1
 
     def count_unanswerable(self) -> None:
         with self._unanswerable:

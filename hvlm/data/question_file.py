@@ -85,7 +85,7 @@ def rows_of(
     where, table = f"{setting}={path}", path.suffix.lower() in TABLES
     rows: list[Row] = []
     wrong: list[str] = []
-    for number, value in _values_of(path, where, f"{holds}s"):
+    for number, value in values_of(path, where, f"{holds}s"):
         try:
             rows.append(row_of(number, of_columns(value) if table else value))
         except ValueError as error:
@@ -97,7 +97,7 @@ def rows_of(
     return rows
 
 
-def _values_of(path: Path, where: str, holds: str) -> Iterator[tuple[int, Any]]:
+def values_of(path: Path, where: str, holds: str) -> Iterator[tuple[int, Any]]:
     """(number, value) of every row. UserError for a file that cannot be read; it begins with ``where``. holds: what the
     rows are, for messages."""
     try:

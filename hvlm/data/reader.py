@@ -282,7 +282,7 @@ class Reader(Dataset):
                 return self.show.text(source.read(index, TEXT_FIELDS), key, source.uid(index))
             if self.show.passes_over(source, index):
                 return None
-            item = self.show.clip(*self._decoded(source, index), pick.epoch)
+            item = self.show.clip(*self.decoded(source, index), pick.epoch)
         except SampleError as error:
             self.quarantine.add(str(source.folder / source.shards[index]), key, error, source.uid(index))
             return None
@@ -290,7 +290,17 @@ class Reader(Dataset):
             self.quarantine.count_unanswerable()
         return item
 
-    def _decoded(self, source: ShardSplit, index: int) -> tuple[Clip, np.ndarray | None]:
+    def metas(self, index: int, times: Sequence[float]) -> list[dict[str, Any]]:
+        """What the view shows of a clip whose frames were sampled at ``times``, without decoding it again: the meta of
+        each text row. Counted as read."""
+        source, uid = self.clips, self.clips.uid(index)
+        self.quarantine.count_read()
+        sample = samples.parse(source.read(index, TEXT_FIELDS), source.keys[index], source.domains[index], uid)
+        frames = np.empty((len(times), 3, 0, 0), np.uint8)
+        item = self.show.clip(Clip(sample, frames, np.asarray(times, np.float32)), None, 0)
+        return [] if item is None else [row[-1] for row in item.rows]
+
+    def decoded(self, source: ShardSplit, index: int) -> tuple[Clip, np.ndarray | None]:
         """The clip with its motion, if that is asked for."""
         inputs, uid = self.show.inputs, source.uid(index)
         name = (source.identity, uid, inputs.num_frames, inputs.size)
@@ -299,7 +309,12 @@ class Reader(Dataset):
         key, domain = source.keys[index], source.domains[index]
         if self.show.text_only:  # nothing to decode, and nothing worth keeping
             return self.show.decode(source.sources(index), key, domain, uid), None
-        clip = SHARED.get(name, lambda: self.show.decode(source.sources(index), key, domain, uid), limit)
+
+        def decode() -> Clip:
+            self.quarantine.count_decoded()
+            return self.show.decode(source.sources(index), key, domain, uid)
+
+        clip = SHARED.get(name, decode, limit)
         if inputs.motion is None:
             return clip, None
         return clip, SHARED.get((*name, inputs.motion), lambda: self.show.motion_of(clip), limit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -78,6 +78,7 @@ def clips_of(
     batch_size: int | None = None,
     limit: int | None = None,
     quarantine: Path | None = None,
+    skip: Container[int] = (),
 ) -> Loader:
     """Batches of the clips that a benchmark asks about: the one place that opens them.
 
@@ -88,11 +89,12 @@ def clips_of(
         batch_size: clips of a batch; None: the benchmark's.
         limit: of clips, where the benchmark has none.
         quarantine: file that names bad clips.
+        skip: indices of clips that are not read; the others keep their batches.
     """
     source, view = benchmark.source(loaded.data), view or benchmark.view
     reader = loaded._replace(inputs=benchmark.inputs(loaded.inputs)).reader(quarantine)
     indices = benchmark.select(len(source), limit)
-    return reader.read(source, view or Asked(benchmark, True), None, batch_size or benchmark.batch_size, indices)
+    return reader.read(source, view or Asked(benchmark, True), None, batch_size or benchmark.batch_size, indices, skip)
 
 
 class Query(NamedTuple):

@@ -19,7 +19,8 @@ import numpy as np
 from hvlm.contracts import Benchmark
 from hvlm.errors import UserError
 from hvlm.evaluation import results
-from hvlm.evaluation.evaluate import BLIND, PREDICTIONS, RESULTS, ask, ask_blind, warn_of_problems, way_of
+from hvlm.evaluation.ask import BLIND, ask, ask_blind
+from hvlm.evaluation.evaluate import PREDICTIONS, RESULTS, warn_of_problems, way_of
 from hvlm.evaluation.predictions import write_predictions
 from hvlm.evaluation.routing import ROUTES
 from hvlm.evaluation.scores import Prediction

@@ -8,45 +8,29 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typing import Any
 
 from hvlm.contracts import Benchmark
-from hvlm.errors import UserError
 from hvlm.evaluation import results
 from hvlm.evaluation.answers import AMBIGUOUS, MISSING, UNREAD
-from hvlm.evaluation.asking import Answer, Asked, Query, clips_of, queries
+from hvlm.evaluation.ask import BLIND, BY_LIKELIHOOD, ask, ask_blind
+from hvlm.evaluation.asking import Answer, Query
 from hvlm.evaluation.generate import InWords
-from hvlm.evaluation.likelihood import ByLikelihood
+from hvlm.evaluation.journal import journal_of
 from hvlm.evaluation.needle_map import PICTURE, write_needle_map
 from hvlm.evaluation.open_scores import is_right
 from hvlm.evaluation.predictions import read_predictions, write_predictions
 from hvlm.evaluation.sampling import Sampling
-from hvlm.evaluation.scores import Prediction, Question, score
+from hvlm.evaluation.scores import Prediction, score
 from hvlm.io.json_lines import write_lines
 from hvlm.rebuild import Loaded
-from hvlm.text.unknown import warn_of_answers
 from hvlm.viz.media import contact_sheet
 
 log = logging.getLogger(__name__)
 
-BLIND = "blind"
 PREDICTIONS, RESULTS = "predictions.jsonl", "results.json"
-BY_LIKELIHOOD = ByLikelihood()
-PAIRS_PER_CLIP = 16  # prompts with an answer that a clip usually has: what the blind control's batches are counted in
-
-
-class Answered(NamedTuple):
-    """The predictions about all clips, clip by clip; questions: those that were asked; clips: a few, for pictures;
-    lost: what could not be asked about, counted by metric, where there is any."""
-
-    predictions: list[Prediction]
-    questions: list[Question]
-    clips: list[tuple[Query, list[Prediction]]]
-    lost: dict[str, int]
 
 
 def way_of(benchmark: Benchmark, seed: int = 0) -> Answer:
@@ -78,7 +62,8 @@ def evaluate(
 
     Questions whose evidence the sampled frames do not show are not asked; how many is logged. The blind control asks
     exactly the questions that were asked with frames. Clips that cannot be read are named in
-    ``out_dir/quarantine.jsonl``; too many of them are an error.
+    ``out_dir/quarantine.jsonl``; too many of them are an error. What was answered before a kill is not asked again
+    (``hvlm.evaluation.journal``).
 
     Raises:
         UserError: nothing can be asked.
@@ -87,11 +72,12 @@ def evaluate(
         raise ValueError(f"variant={BLIND!r} is the name of the control without frames; choose another")
     out_dir, answer = Path(out_dir), answer or way_of(benchmark, label.seed)
     started = time.monotonic()
-    asked = ask(loaded, benchmark, label.variant, out_dir, answer, contact_sheets)
+    journal = journal_of(loaded, benchmark, answer, out_dir)
+    asked = ask(loaded, benchmark, label.variant, out_dir, answer, contact_sheets, journal)
     predictions, seconds = asked.predictions, {label.variant: time.monotonic() - started}
     if benchmark.blind:
         started = time.monotonic()
-        predictions = predictions + ask_blind(loaded, benchmark, asked.questions, answer)
+        predictions = predictions + ask_blind(loaded, benchmark, asked.questions, answer, journal)
         seconds[BLIND] = time.monotonic() - started
     warn_of_problems(predictions)
     write_predictions(out_dir / PREDICTIONS, predictions)
@@ -103,98 +89,8 @@ def evaluate(
     for metric, count in asked.lost.items():
         records.append(label.record(metric, count, n=len(asked.questions), seconds=seconds[label.variant]))
     results.write(out_dir / RESULTS, records)
+    journal.done()
     return records
-
-
-def ask(
-    loaded: Loaded,
-    benchmark: Benchmark,
-    variant: str,
-    out_dir: Path,
-    answer: Answer = BY_LIKELIHOOD,
-    pictured: int = 0,
-) -> Answered:
-    """Put every question of the benchmark to the model; see ``evaluate``. Bad clips are named in ``out_dir``."""
-    loaded.model.eval()
-    view = Asked(benchmark, answer.open_questions)
-    clips = clips_of(loaded, benchmark, view, quarantine=Path(out_dir) / "quarantine.jsonl")
-    as_read = loaded._replace(inputs=benchmark.inputs(loaded.inputs))
-    found: list[Prediction] = []
-    asked: list[Question] = []
-    wrong: list[tuple[Query, list[Prediction]]] = []
-    right: list[tuple[Query, list[Prediction]]] = []
-    hidden = seen = 0
-    with _bar() as bar:
-        for batch in bar.track(clips, description=f"asking ({variant})"):
-            about = list(queries(batch))
-            hidden += sum({row["uid"]: row["hidden"] for row in batch.rows}.values())
-            seen += len(about)
-            for clip, predictions in zip(about, answer(as_read, benchmark, about, variant), strict=True):
-                found += predictions
-                asked += clip.questions
-                of_its_kind = right if all(map(is_right, predictions)) else wrong
-                if len(of_its_kind) < pictured:
-                    of_its_kind.append((clip, predictions))
-                del right[max(0, pictured - len(wrong)) :]  # no more frames are held than will be shown
-    count, notes = clips.reader.quarantine, clips.reader.show.notes
-    notes.say(clips.reader.show.max_tokens, loaded.chat.unknown_token)
-    warn_of_answers(loaded.chat, (p.text for p in found))
-    missing = benchmark.missing(clips.reader.clips)
-    for name, questions in missing.items():
-        count.note(str(clips.reader.clips.folder), name, f"not there; {questions} questions are about it")
-    without = count.read - count.bad - count.unanswerable - seen
-    if not found:
-        raise UserError(
-            f"benchmark: nothing to ask in {count.read} clips with tasks={benchmark.tasks} and "
-            f"{as_read.inputs.num_frames} frames: {count.unanswerable} need frames that are not sampled (or have only "
-            f"questions that are too long: {notes.left_out.count}), {without} have no question of this benchmark, "
-            f"{count.bad} cannot be read; widen benchmark.tasks or raise dataset.num_frames"
-        )
-    unseen = f"; {hidden} more, and all those of {count.unanswerable} clips, need a frame that is not sampled"
-    log.info("%d questions asked%s", len(asked), unseen if hidden or count.unanswerable else "")
-    if without:
-        log.info("%d of %d clips have no question of this benchmark", without, count.read)
-    if missing:
-        log.warning(
-            "%d videos are not there, and their %d questions are not asked: %s", len(missing), sum(missing.values()),
-            ", ".join(list(missing)[:3]) + (", ..." if len(missing) > 3 else ""),
-        )  # fmt: skip
-    lost = {"questions_without_video": sum(missing.values()), "clips_unreadable": count.bad}
-    lost["questions_too_long"] = notes.left_out.count
-    return Answered(found, asked, (wrong + right)[:pictured], {metric: n for metric, n in lost.items() if n})
-
-
-def ask_blind(
-    loaded: Loaded, benchmark: Benchmark, questions: Sequence[Question], answer: Answer = BY_LIKELIHOOD
-) -> list[Prediction]:
-    """Answers to the questions without any video, in the order of the questions.
-
-    Without frames all clips look the same, so a prompt that many questions share is asked once in each batch.
-    """
-    found: dict[str, list[Prediction]] = {}
-    for chunk in blind_batches(questions, PAIRS_PER_CLIP * benchmark.batch_size):
-        (predictions,) = answer(loaded, benchmark, [Query(None, None, chunk)], BLIND)
-        for p in predictions:
-            found.setdefault(p.question_id, []).append(p)
-    return [p for question in questions for p in found[question.id]]
-
-
-def blind_batches(questions: Sequence[Question], pairs: int) -> Iterator[list[Question]]:
-    """The questions in batches of at most ``pairs`` distinct prompts with an answer; equal prompts come together."""
-    first: dict[str, int] = {}
-    for question in questions:
-        first.setdefault(question.tries[0].prompt, len(first))
-    batch: list[Question] = []
-    seen: set[tuple[str, str]] = set()
-    for question in sorted(questions, key=lambda q: first[q.tries[0].prompt]):
-        own = {(one.prompt, answer) for one in question.tries for answer in one.answers}
-        if batch and not own <= seen and len(seen | own) > pairs:
-            yield batch
-            batch, seen = [], set()
-        batch.append(question)
-        seen |= own
-    if batch:
-        yield batch
 
 
 def score_predictions(
@@ -235,11 +131,6 @@ def warn_of_problems(predictions: Iterable[Prediction]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- parts
-
-
-def _bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("batches"))
-    return Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
 
 
 def _record(row: Mapping[str, Any], label: results.Label, seconds: float) -> results.Record:

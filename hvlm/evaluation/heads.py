@@ -19,8 +19,9 @@ from hvlm.contracts import Benchmark, Head
 from hvlm.data.sample_fields import each_once
 from hvlm.errors import UserError
 from hvlm.evaluation import results
+from hvlm.evaluation.ask import BLIND
 from hvlm.evaluation.asking import clips_of
-from hvlm.evaluation.evaluate import BLIND, RESULTS
+from hvlm.evaluation.evaluate import RESULTS
 from hvlm.evaluation.predictions import lines_of
 from hvlm.io.json_lines import write_lines
 from hvlm.precision import autocast

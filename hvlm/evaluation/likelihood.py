@@ -22,6 +22,7 @@ from hvlm.contracts import Benchmark
 from hvlm.data.collate import Item, collate
 from hvlm.errors import UserError
 from hvlm.evaluation.asking import Query
+from hvlm.evaluation.encoder import once
 from hvlm.evaluation.scores import Likelihood, Prediction, Question
 from hvlm.precision import autocast
 from hvlm.prompts import context
@@ -83,16 +84,20 @@ def answer_likelihoods(
     next_token, whole = _rows(chat, clips, inputs.order)
     device = next(model.parameters()).device
     out: list[dict[tuple[str, str], Likelihood]] = [{} for _ in clips]
-    with autocast(device, precision):
+    everyone = bool(next_token and whole)  # both passes are then about the same frames
+    with autocast(device, precision), once(getattr(model, "vision", None) if everyone else None):
+        frames = None
         if next_token:
-            batch = _batch(chat, clips, [rows[0] for rows in next_token], inputs).to(device)
+            batch = _batch(chat, clips, [rows[0] for rows in next_token], inputs, everyone).to(device)
+            frames = batch.frames_BTCHW
             for rows, logp_V in zip(
                 next_token, model.next_token_logprobs(batch, model.forgetful()).float().cpu(), strict=True
             ):
                 for clip, prompt, answer, row in rows:
                     out[clip][prompt, answer] = Likelihood(float(logp_V[row.ids[-1]]), 1)
         if whole:
-            batch = _batch(chat, clips, whole, inputs).to(device)
+            batch = _batch(chat, clips, whole, inputs, everyone).to(device)
+            batch = batch if frames is None else batch._replace(frames_BTCHW=frames)
             logp_KS = model.token_logprobs(batch, model.forgetful()).float().cpu()
             for (clip, prompt, answer, row), total in zip(whole, logp_KS.sum(1).tolist(), strict=True):
                 out[clip][prompt, answer] = Likelihood(total, sum(row.loss_mask))
@@ -159,9 +164,10 @@ def _without_end(row: Encoded) -> Encoded:
     return row._replace(ids=row.ids[:-1], loss_mask=row.loss_mask[:-1])
 
 
-def _batch(chat: Chat, clips: Sequence[Query], rows: Sequence[_Row], inputs: InputSpec) -> Batch:
-    """The rows, which come clip by clip, with the clips that they are about; clips that no row asks about stay out."""
-    by_clip: dict[int, list[_Row]] = {}
+def _batch(chat: Chat, clips: Sequence[Query], rows: Sequence[_Row], inputs: InputSpec, everyone: bool) -> Batch:
+    """The rows, which come clip by clip, with the clips that they are about; clips that no row asks about stay out
+    unless ``everyone`` is wanted."""
+    by_clip: dict[int, list[_Row]] = {i: [] for i in range(len(clips))} if everyone else {}
     for row in rows:
         by_clip.setdefault(row.clip, []).append(row)
     items = [
