@@ -198,6 +198,7 @@ TAKES_PLAIN_CFG = {
     "api/build",
     "commands/train",
     "commands/eval",
+    "evaluation/processes",
     "interop/hf_export",
     "training/wandb_logger",
 }
