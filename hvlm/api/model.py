@@ -24,7 +24,7 @@ from hvlm.precision import DTYPES, autocast, choose_precision
 from hvlm.prompts import LETTERS, context, lettered_prompt
 from hvlm.text.chat import Chat
 from hvlm.text.unknown import warn_of_question
-from hvlm.types import InputSpec
+from hvlm.types import Batch, InputSpec
 
 
 class Choice(NamedTuple):
@@ -140,13 +140,26 @@ class Model:
         choose = sampling(temperature, top_p, seed)
         for one in questions:
             warn_of_question(self.chat, one)
+        batch = self.batch(video, questions, num_frames=num_frames, fps=fps, section=section)
+        with autocast(self.device, self.precision):
+            said = generate(self.vlm, self.chat, batch, positive(max_new_tokens), choose)
+        return said[0] if isinstance(question, str) else said
+
+    def batch(
+        self,
+        video: Given,
+        questions: Sequence[str],
+        *,
+        num_frames: int | None = None,
+        fps: float = 1.0,
+        section: tuple[float, float] | None = None,
+    ) -> Batch:
+        """What ``self.vlm`` reads, on its device: one clip, and a row for each question. Arguments as of ``answer``."""
         frames, time, motion = self._read(video, num_frames, fps, section)
         rows = [(*self.chat.encode(q, "", "last", self.inputs.order, **context(q)), {}) for q in questions]
         item = Item(frames, time, rows, motion=motion)
-        batch = collate([item], pad_id=self.chat.pad_id, size=self.inputs.size, motion=self.inputs.motion)
-        with autocast(self.device, self.precision):
-            said = generate(self.vlm, self.chat, batch.to(self.device), positive(max_new_tokens), choose)
-        return said[0] if isinstance(question, str) else said
+        made = collate([item], pad_id=self.chat.pad_id, size=self.inputs.size, motion=self.inputs.motion)
+        return made.to(self.device)
 
     def choose(
         self,

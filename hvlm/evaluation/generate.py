@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from collections.abc import Sequence as Several
 from functools import cache as once
 
@@ -97,27 +98,38 @@ def write(
     cache: of what was read so far; grows. newest_KD: the state at each row's last valid token. choose: which token.
     Of a model with learned positions an answer ends where they do, which is said once.
     """
+    if choose.num_beams > 1:
+        ending = sorted(chat.end_ids), chat.end_id
+        most = _room(model, cache, max_new_tokens)
+        return beam_search(model, cache, newest_KD, most, choose.num_beams, *ending)
+    return torch.stack(list(words(model, chat, cache, newest_KD, max_new_tokens, choose)), 1)
+
+
+def words(
+    model: VLM, chat: Chat, cache: PastKV, newest_KD: Tensor, max_new_tokens: int, choose: Sampling = GREEDY
+) -> Iterator[Tensor]:
+    """``write`` without beams, each token of the rows [K] as soon as it is chosen."""
+    newest, most = newest_KD, _room(model, cache, max_new_tokens)
+    ended = torch.zeros(len(newest_KD), dtype=torch.bool, device=newest_KD.device)
+    ends = torch.tensor(sorted(chat.end_ids), device=newest_KD.device)
+    for i in range(most):
+        token = choose(model.head.logits(newest))
+        token = torch.where(ended, chat.end_id, token)
+        ended = ended | torch.isin(token, ends)
+        yield token
+        if i + 1 == most or ended.all():
+            break
+        newest = model.language.hidden(model.language.embed(token[:, None]), cache=cache)[:, -1]
+
+
+def _room(model: VLM, cache: PastKV, max_new_tokens: int) -> int:
+    """How many tokens may be written, at most ``max_new_tokens``."""
     if model.language.learned_positions and cache.next_K1 is not None:
         left = model.language.max_positions - int(cache.next_K1.max()) + 1  # the last word is not read any more
         if left < max_new_tokens:
             _warn_of_end(model.language.max_positions)
-            max_new_tokens = max(left, 1)
-    if choose.num_beams > 1:
-        ending = sorted(chat.end_ids), chat.end_id
-        return beam_search(model, cache, newest_KD, max_new_tokens, choose.num_beams, *ending)
-    newest = newest_KD
-    ended = torch.zeros(len(newest_KD), dtype=torch.bool, device=newest_KD.device)
-    ends = torch.tensor(sorted(chat.end_ids), device=newest_KD.device)
-    written: list[Tensor] = []
-    for _ in range(max_new_tokens):
-        token = choose(model.head.logits(newest))
-        token = torch.where(ended, chat.end_id, token)
-        ended = ended | torch.isin(token, ends)
-        written.append(token)
-        if len(written) == max_new_tokens or ended.all():
-            break
-        newest = model.language.hidden(model.language.embed(token[:, None]), cache=cache)[:, -1]
-    return torch.stack(written, 1)
+            return max(left, 1)
+    return max_new_tokens
 
 
 def _with_beams(batch: Batch, num_beams: int) -> Batch:

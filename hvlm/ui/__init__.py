@@ -1,0 +1,1 @@
+"""A page on which videos are asked about, in a browser."""

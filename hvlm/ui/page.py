@@ -1,0 +1,130 @@
+"""The page: a video, a question, and an answer of each model beside the other. Needs gradio (the extra ``ui``)."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from hvlm.api.model import Model
+from hvlm.errors import UserError
+from hvlm.ui.asking import Told, in_a_thread, tell
+from hvlm.ui.drawing import strips, table
+
+log = logging.getLogger(__name__)
+
+CSS = ".figures td {padding: 1px 10px 1px 0}"
+WAITING = 32  # questions in the queue
+
+
+class Uploads:
+    """The files of each visitor, removed when the visitor leaves."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, set[Path]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, visitor: str, file: str) -> None:
+        with self._lock:
+            self._of.setdefault(visitor, set()).add(Path(file))
+
+    def remove(self, visitor: str) -> None:
+        """Files of one visitor. Equal files of two visitors lie in one place, and stay until both have left."""
+        with self._lock:
+            mine = self._of.pop(visitor, set())
+            for file in mine - set().union(*self._of.values()):
+                shutil.rmtree(file.parent, ignore_errors=True)
+
+
+def page(
+    models: Mapping[str, Model], videos: Mapping[str, Path], max_new_tokens: int, uploads: Uploads | None = None
+) -> gr.Blocks:
+    """The page, not yet served.
+
+    Args:
+        models: {what it is called: one or two of them}.
+        videos: {name: file} that can be picked.
+        max_new_tokens: of an answer.
+        uploads: keeps account of the visitors' files.
+    """
+    uploads = Uploads() if uploads is None else uploads
+    trained = max(model.inputs.num_frames for model in models.values())
+
+    def ask(upload: str | None, picked: str | None, question: str, frames: float, request: gr.Request) -> Iterator[Any]:
+        # A name, never a path: what a visitor sends must be one of the listed ones.
+        video = upload or (str(videos[picked]) if picked in videos else None)
+        shown = ["", *["", "", ""] * len(models)]
+        if video is None:
+            yield ["Choose a video first.", *shown[1:]]
+            return
+        if not (question or "").strip():
+            yield ["Write a question first.", *shown[1:]]
+            return
+        shown[0] = "reading ..."
+        yield list(shown)
+        for i, model in enumerate(models.values()):
+            try:
+                for told in in_a_thread(lambda model=model: tell(model, video, question, int(frames), max_new_tokens)):
+                    shown[0] = told.note or "answering ..."
+                    shown[1 + 3 * i : 4 + 3 * i] = _shown(told)
+                    yield list(shown)
+            except UserError as error:
+                yield [str(error).replace(video, Path(video).name), *shown[1:]]
+                return
+            except Exception as error:  # of one question: the page goes on for everybody else
+                log.exception("a question could not be answered")
+                why = f"The question could not be answered ({type(error).__name__}); the server's log says more."
+                yield [why, *shown[1:]]
+                return
+        yield ["done" if shown[0] == "answering ..." else shown[0], *shown[1:]]
+
+    def keep(upload: str | None, request: gr.Request) -> None:
+        if upload:
+            uploads.add(request.session_hash or "", upload)
+
+    def leave(request: gr.Request) -> None:
+        uploads.remove(request.session_hash or "")
+
+    # What a visitor who vanished left behind goes within two hours.
+    with gr.Blocks(title="hvlm", delete_cache=(600, 7200), analytics_enabled=False) as made:
+        gr.Markdown("## Ask about a video")
+        with gr.Row():
+            with gr.Column():
+                upload = gr.File(label="video", elem_id="video", type="filepath")
+                picked = gr.Dropdown(
+                    ["", *videos], value="", label="or one of these", elem_id="picked", visible=bool(videos)
+                )
+            with gr.Column():
+                question = gr.Textbox(label="question", elem_id="question")
+                frames = gr.Slider(1, max(64, 4 * trained), trained, step=1, label="frames", elem_id="frames")
+                button = gr.Button("Ask", variant="primary", elem_id="ask")
+                status = gr.Textbox(label="status", elem_id="status", interactive=False)
+        answers: list[Any] = []
+        with gr.Row():
+            for i, name in enumerate(models):
+                with gr.Column():
+                    answers.append(gr.Textbox(label=name, elem_id=f"answer{i}", interactive=False))
+                    answers.append(gr.HTML(elem_id=f"figures{i}"))
+                    answers.append(gr.HTML(elem_id=f"pictures{i}"))
+        how: dict[str, Any] = {
+            "inputs": [upload, picked, question, frames],
+            "outputs": [status, *answers],
+            "concurrency_limit": 1,  # a model answers one question at a time; the others see their place in the queue
+            "concurrency_id": "models",
+            "show_progress": "minimal",
+        }
+        button.click(ask, **how)
+        question.submit(ask, **how)
+        upload.upload(keep, upload, None, queue=False)
+        made.unload(leave)
+    made.queue(max_size=WAITING)
+    return made
+
+
+def _shown(told: Told) -> list[str]:
+    return [told.text, table(told.figures), strips(told.pictures)]

@@ -1,0 +1,125 @@
+"""Serving the page: on this machine alone unless told otherwise, with temporary files of its own that go with it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hvlm.data.tar import VIDEO_FIELDS
+from hvlm.errors import UserError
+
+log = logging.getLogger(__name__)
+logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each of gradio's own calls
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of one command; ``hvlm.commands.ui.USAGE`` says what they are."""
+
+    checkpoint: str
+    beside: str | None = None
+    videos: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 7860
+    upload_mb: int = 200
+    max_new_tokens: int = 32
+
+
+def check(settings: Settings) -> None:
+    """UserError for a number out of its range, before anything is loaded."""
+    for name, least, most in (("port", 1, 65535), ("upload_mb", 1, 100_000), ("max_new_tokens", 1, 4096)):
+        value = getattr(settings, name)
+        if not least <= value <= most:
+            raise UserError(f"{name}={value}: expected {least} to {most}")
+
+
+def videos_of(folder: str | None) -> dict[str, Path]:
+    """{name: file} of the videos directly inside. UserError where there are none."""
+    if folder is None:
+        return {}
+    where = Path(folder).expanduser()
+    if not where.is_dir():
+        raise UserError(f"videos={folder}: no such folder; expected one that holds video files")
+    found = {file.name: file for file in sorted(where.iterdir()) if file.suffix.lower().lstrip(".") in VIDEO_FIELDS}
+    if not found:
+        raise UserError(f"videos={folder}: no video in it; expected files that end in {', '.join(VIDEO_FIELDS)}")
+    return found
+
+
+@contextmanager
+def served(settings: Settings) -> Iterator[str]:
+    """Load, open the page, give its address; afterwards it is closed and its temporary files are gone.
+
+    Raises:
+        UserError: gradio is not installed, a setting or a checkpoint is wrong, the port is taken.
+    """
+    check(settings)
+    videos = videos_of(settings.videos)
+    # Nothing is sent anywhere: neither that the page was opened, nor a question whether there is a newer gradio.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        import gradio as gr
+    except ImportError as error:
+        raise UserError(f"hvlm ui: gradio is not installed ({error}); pip install 'hvlm[ui]', or make ui") from error
+    from hvlm.ui.page import CSS, page
+
+    models = _models(settings)
+    with tempfile.TemporaryDirectory(prefix="hvlm-ui-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        made = page(models, videos, settings.max_new_tokens)
+        # Fonts of this machine: the default themes ask a server elsewhere for theirs.
+        theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+        how: dict[str, Any] = {"theme": theme, "css": CSS, "share": False, "quiet": True, "prevent_thread_lock": True}
+        try:
+            _, address, _ = made.launch(
+                server_name=settings.host, server_port=settings.port, max_file_size=settings.upload_mb * 2**20, **how
+            )
+        except OSError as error:
+            raise UserError(
+                f"port={settings.port}: cannot be opened on host={settings.host} ({error}); give another port"
+            ) from error
+        try:
+            if settings.host not in LOOPBACK:
+                log.warning(f"host={settings.host}: everybody who reaches this machine can ask, and upload files")
+            yield address
+        finally:
+            made.close(verbose=False)
+
+
+def _models(settings: Settings) -> dict[str, Any]:
+    """{name: model}; two of one path are refused, as there would be nothing to compare."""
+    from hvlm.api.load import load
+
+    paths: Sequence[str] = [p for p in (settings.checkpoint, settings.beside) if p]
+    if len(set(paths)) < len(paths):
+        raise UserError(f"beside={settings.beside}: is the checkpoint itself; name another one, or leave it out")
+    found = {}
+    for key, path in zip(("checkpoint", "beside"), paths, strict=False):
+        found[path] = load(path)
+        if not found[path].vlm.head.writes:
+            raise UserError(f"{key}={path}: its head ({found[path].vlm.head.task}) writes no words; expected head=text")
+    return found
+
+
+def run(settings: Settings) -> None:
+    """Serve until Ctrl-C or a request to end."""
+    import threading
+
+    over = threading.Event()
+    before = {s: signal.signal(s, lambda *_: over.set()) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with served(settings) as address:
+            print(f"{address} (Ctrl-C ends it)", flush=True)
+            over.wait()
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
