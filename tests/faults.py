@@ -208,6 +208,10 @@ FAULTS = {
         "Weights & Biases wrote elsewhere where its folder was read-only",
         "Said before training",
     ),
+    49: Fault(
+        "On a full disk Weights & Biases lost most of a run and reported success",
+        "Metrics are written into the same folder as lines of JSON, and a full disk stops the run in one line",
+    ),
     50: Fault(
         "Weights & Biases without a login stopped the run",
         "Offline unless asked for otherwise; then one line that says how to log in",

@@ -25,6 +25,20 @@ from hvlm.stage._base import Stage
 from hvlm.training.chain import every_pair, start_stage
 from hvlm.types import Batch
 
+ANSWERS = (
+    "red",
+    "blue",
+    "green",
+    "yellow",
+    "cyan",
+    "magenta",
+    "orange",
+    "white",
+    "circle",
+    "square",
+    "triangle",
+    "ring",
+)
 LOUD = "stage.trainable={vision:3.0e-3,connector:3.0e-3,language:3.0e-3}"
 
 
@@ -451,10 +465,14 @@ def gradients(stage: Stage, batches: list[Batch], folder: Path) -> tuple[dict[st
 
 
 @pytest.mark.fault(70)
-@pytest.mark.parametrize("name", ["vision", "align", "sft", "dpo"])
+@pytest.mark.parametrize("name", ["vision", "align", "sft", "dpo", "task", "duo"])
 def test_a_step_in_parts_is_the_step_at_once(needles: list[str], tmp_path: Path, name: str) -> None:
     """Ragged rows and frames, and a part of text-only chats among the others."""
-    settings = [f"stage={name}", "connector.standardise=false", "stage.batch_size=6"]
+    more = {
+        "task": ["head=classify", f"head.labels=[{','.join(ANSWERS)}]"],
+        "duo": ["kvcache=duo", "connector=patches", "stage.sink=1", "stage.recent=2"],
+    }
+    settings = [f"stage={name}", *more.get(name, []), "connector.standardise=false", "stage.batch_size=6"]
     stage, reading = start(needles, *settings)
     spec = reading._show(reading.view, 3)
     clips, texts = reading._manifest.split("train"), reading._manifest.split("text")

@@ -15,8 +15,9 @@ import torch
 
 from hvlm.errors import UserError
 from hvlm.io.checkpoint import furthest_checkpoint, load_checkpoint, verify
-from hvlm.io.files import clean_parts
+from hvlm.io.files import clean_parts, read_metrics
 from hvlm.training.checkpoint_io import AtomicCheckpointIO
+from hvlm.training.file_logger import FileLogger
 from hvlm.training.run_dir import RunDir
 
 IO = AtomicCheckpointIO()
@@ -96,6 +97,21 @@ def test_a_full_tmpdir_stops_no_save(
     monkeypatch.setattr(tempfile, "tempdir", None)
     IO.save_checkpoint(content(1), tmp_path / "last.ckpt")
     assert verify(tmp_path / "last.ckpt") is None
+
+
+@pytest.mark.fault(49, 101)
+def test_a_run_whose_disk_is_full_does_not_seem_to_succeed(
+    small_disk: Callable[[int], Path], fill: Callable[[Path], None]
+) -> None:
+    """Whatever else logs into a stage's folder and keeps quiet: its metrics stand there, too, and stop the run."""
+    folder = small_disk(1)
+    logger = FileLogger(folder)
+    logger.log_metrics({"loss": 1.0}, 1)
+    fill(folder)
+    with pytest.raises(UserError, match=r"metrics.jsonl not written .No space left on device.; make room there"):
+        for step in range(2, 1000):
+            logger.log_metrics({"loss": 1.0}, step)
+    assert read_metrics(folder)[0] == {"step": 1, "loss": 1.0}
 
 
 @pytest.mark.fault(14)
