@@ -29,6 +29,10 @@ WITHOUT_CONF = {
 # Several sizes of one class, or several corpora behind one reader: {YAML: Python file it shares}.
 SHARED = {
     **{f"dataset/fvlm_{stage}": "dataset/mixture" for stage in ("align", "sft", "dpo")},
+    **{
+        f"benchmark/{name}": "benchmark/published"
+        for name in ("mlvu", "longvideobench", "lvbench", "timescope", "egoschema", "nextqa", "tempcompass")
+    },
     "vision/dinov2_tiny": "vision/dinov2",
     "vision/dinov2_small": "vision/dinov2",
     "vision/dinov2_base": "vision/dinov2",

@@ -139,17 +139,22 @@ ROOM_TEXTS: dict[str, frozenset[str]] = {
             "language.system",
             "dataset.root", "dataset.haystack", "dataset.domain", "dataset.source", "benchmark.split",
             "benchmark.path", "benchmark.questions", "benchmark.annotations",
-            "benchmark.videos", "benchmark.instruction", "kvcache.pattern", "head.prompt",
+            "benchmark.videos", "benchmark.instruction", "benchmark.question", "benchmark.answer", "benchmark.video",
+            "benchmark.task", "benchmark.start", "benchmark.end", "benchmark.absent", "benchmark.before",
+            "benchmark.after", "kvcache.pattern", "head.prompt",
             "head.only",
         }
     ),
     "list": frozenset(
         {
-            "dataset.domains", "dataset.texts", "benchmark.tasks", "benchmark.apart", "head.labels", "adapter.where",
+            "dataset.domains", "dataset.texts", "benchmark.tasks", "benchmark.apart", "benchmark.tables",
+            "benchmark.options", "benchmark.by", "head.labels", "adapter.where",
             "adapter.targets", "adapter.names",
         }
     ),
     "either": frozenset({"dataset.path"}),
 }  # fmt: skip
 # Sentences: a comma or ${...} is no syntax.
-FREE_TEXT = frozenset({"ask.question", "language.system", "benchmark.instruction", "head.prompt"})
+FREE_TEXT = frozenset(
+    {"ask.question", "language.system", "benchmark.instruction", "benchmark.before", "benchmark.after", "head.prompt"}
+)

@@ -142,6 +142,10 @@ class Benchmark(Room, ABC, group="benchmark"):
     def check(self, dataset: Any) -> list[Question]:
         """Some of the questions, before any work. UserError for what will turn out to be impossible."""
 
+    def protocol(self) -> dict[str, Any]:
+        """What its scores depend on beside the model, as plain values; {}: nothing is published to compare with."""
+        return {}
+
     @abstractmethod
     def predict(
         self, question: Question, likelihoods: Mapping[tuple[str, str], Likelihood], variant: str

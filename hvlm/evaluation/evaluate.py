@@ -6,6 +6,7 @@ the same figures from such a file, whoever wrote it) and ``results.json`` (``hvl
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +31,7 @@ from hvlm.viz.media import contact_sheet
 
 log = logging.getLogger(__name__)
 
-PREDICTIONS, RESULTS = "predictions.jsonl", "results.json"
+PREDICTIONS, RESULTS, PROTOCOL = "predictions.jsonl", "results.json", "protocol.json"
 
 
 def way_of(benchmark: Benchmark, seed: int = 0) -> Answer:
@@ -89,6 +90,8 @@ def evaluate(
     for metric, count in asked.lost.items():
         records.append(label.record(metric, count, n=len(asked.questions), seconds=seconds[label.variant]))
     results.write(out_dir / RESULTS, records)
+    if protocol := benchmark.protocol():
+        (out_dir / PROTOCOL).write_text(json.dumps(protocol, indent=1) + "\n", encoding="utf-8")
     journal.done()
     return records
 

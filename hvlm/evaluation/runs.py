@@ -70,7 +70,7 @@ class Run(NamedTuple):
         return sorted({word for word in words if word.lstrip("+~").split("=")[0].split(".")[0] not in PLACES})
 
 
-PLACES = ("run", "out", "checkpoint", "seed", "logger", "callback", "resume", "task")
+PLACES = ("run", "out", "checkpoint", "seed", "logger", "callback", "resume", "task", "processes")
 
 
 def find(words: Sequence[str | Path], scored: bool = True) -> tuple[list[Run], list[str]]:

@@ -20,6 +20,7 @@ IGNORED = (
     "resume",
     "checkpoint",
     "evaluate",
+    "processes",
     "benchmark",
     "task",
     "ask",
