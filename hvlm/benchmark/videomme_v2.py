@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hvlm.benchmark.published import Published
+from hvlm.benchmark._published import PublishedTable
 from hvlm.errors import UserError
 from hvlm.evaluation.scores import Prediction, variants_of
 from hvlm.evaluation.stats import clustered_mean
@@ -27,7 +27,7 @@ POINTS: Mapping[str, tuple[float, ...]] = {
 Group = tuple[str, list[bool]]  # what its points go by, and which of its four questions are right
 
 
-class VideoMMEv2(Published):
+class VideoMMEv2(PublishedTable):
     """Settings as in ``hvlm.benchmark.published``: path, tables, videos, question, answer, video, task, start, end,
     options, absent, counts, by, marks, before, after, scoring, max_new_tokens, tasks, batch_size, limit, blind,
     num_frames, apart."""
