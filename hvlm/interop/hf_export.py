@@ -1,7 +1,7 @@
 """A trained model as a Hugging Face folder, and back.
 
     import hvlm.interop.hf_export                                    # registers the architecture
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel, AutoProcessor
     model = AutoModel.from_pretrained("folder")        # or a hub id
     model.answer("clip.mp4", "what color is the ring ?")
     model.answer(frames, "what color is the ring ?")   # frames: uint8 [T, 3, H, W], or normalised floats
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, GenerationConfig, PretrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from hvlm import assembly
 from hvlm.config.rooms import OF_A_MODEL
@@ -34,6 +34,8 @@ from hvlm.evaluation.evaluate import RESULTS
 from hvlm.evaluation.generate import generate, generate_ids
 from hvlm.evaluation.report import table
 from hvlm.evaluation.sampling import GREEDY, Sampling
+from hvlm.interop.hf_config import HvlmConfig
+from hvlm.interop.hf_processor import HvlmProcessor, upload
 from hvlm.interop.hf_template import tokenizer_with_template
 from hvlm.io.checkpoint import load_into
 from hvlm.model import VLM
@@ -45,28 +47,6 @@ from hvlm.types import Batch
 WEIGHTS = "model.safetensors"
 NO_ADAPTER = {"_target_": "hvlm.adapter.none.NoAdapter"}
 MOST_FRAMES = 1 << 16  # of a clip
-
-
-class HvlmConfig(PretrainedConfig):
-    """rooms: {room: its settings with ``_target_``}. chat: the tokenizer, ``Chat.to_json``. order, num_frames: as
-    trained. adapter: the name of the adapter's weights that are used. source_configs: {room: what its source said
-    of the model}, see ``hvlm.contracts.FromSource``."""
-
-    model_type = "hvlm"
-
-    def __init__(
-        self,
-        rooms: dict[str, Any] | None = None,
-        chat: str | None = None,
-        order: str = "question_first",
-        num_frames: int = 8,
-        adapter: str = "all",
-        source_configs: dict[str, Any] | None = None,
-        **other: Any,
-    ):
-        super().__init__(**other)
-        self.rooms, self.chat, self.order, self.num_frames = rooms or {}, chat, order, num_frames
-        self.adapter, self.source_configs = adapter, source_configs or {}
 
 
 class HvlmModel(nn.Module):
@@ -175,6 +155,25 @@ class HvlmModel(nn.Module):
         settings = {"eos_token_id": end if len(ends) == 1 else ends, "pad_token_id": end}
         GenerationConfig(**settings, do_sample=False, max_new_tokens=32).save_pretrained(folder)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload model",
+        endpoint: str | None = None,
+    ) -> str:
+        """Upload what ``save_pretrained`` writes, as one commit. Returns its address.
+
+        Args:
+            repo_id: OWNER/NAME; made if it is not there.
+            private, token, revision, commit_message: see ``huggingface_hub``.
+            endpoint: another hub than Hugging Face's own, or than HF_ENDPOINT names.
+        """
+        return upload(self, repo_id, private, token, revision, commit_message, endpoint)
+
     def answer(self, video: Tensor | Any, question: str, max_new_tokens: int = 32, *, fps: float = 1.0) -> str:
         """What the model says about a clip, greedily.
 
@@ -202,7 +201,9 @@ class HvlmModel(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         *,
-        video: Tensor | Any,
+        video: Tensor | Any = None,
+        pixel_values_videos: Tensor | None = None,
+        video_seconds: Tensor | None = None,
         fps: float = 1.0,
         max_new_tokens: int = 32,
         do_sample: bool = False,
@@ -216,7 +217,8 @@ class HvlmModel(nn.Module):
             input_ids: int64 [K, S], each row one question as the tokenizer's
                 ``apply_chat_template(turns, add_generation_prompt=True)`` writes it.
             attention_mask: [K, S], 0 where a row is padding; None: nowhere.
-            video, fps: as ``answer`` takes them.
+            video, fps: as ``answer`` takes them; or, instead,
+            pixel_values_videos, video_seconds: [1, T, 3, H, W] and [1, T], as ``HvlmProcessor`` gives them.
             max_new_tokens: where to stop at the latest.
             do_sample: draw words by ``temperature``, ``top_p`` and ``seed``; else the likeliest is taken.
 
@@ -226,11 +228,22 @@ class HvlmModel(nn.Module):
         Raises:
             ValueError: ids of another shape, or rows that do not end with the header of an answer.
         """
+        if (video is None) == (pixel_values_videos is None):
+            raise ValueError("expected one of video and pixel_values_videos")
         if input_ids.dim() != 2 or (attention_mask is not None and attention_mask.shape != input_ids.shape):
             raise ValueError(f"input_ids of shape {tuple(input_ids.shape)}: expected [K, S], with a mask of that shape")
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         rows = [self._asked(ids[seen.bool()].tolist()) for ids, seen in zip(input_ids, mask, strict=True)]
+        if pixel_values_videos is not None:
+            if pixel_values_videos.dim() != 5 or len(pixel_values_videos) != 1:
+                shape = tuple(pixel_values_videos.shape)
+                raise ValueError(f"pixel_values_videos of shape {shape}: expected one video, [1, T, 3, H, W]")
+            video = pixel_values_videos[0]
         frames, time = self._frames(video, fps)
+        if video_seconds is not None:
+            if tuple(video_seconds.shape) != (1, len(frames)):
+                raise ValueError(f"video_seconds of shape {tuple(video_seconds.shape)}: expected [1, {len(frames)}]")
+            time = video_seconds[0].cpu().numpy()
         choose = Sampling(temperature, top_p, seed) if do_sample else GREEDY
         with self._computing():
             return generate_ids(self.vlm, self.chat, self._batch(frames, time, rows), max_new_tokens, choose)
@@ -411,3 +424,5 @@ def _shared(vlm: VLM) -> dict[str, str]:
 
 AutoConfig.register(HvlmConfig.model_type, HvlmConfig)
 AutoModel.register(HvlmConfig, HvlmModel)
+AutoModelForImageTextToText.register(HvlmConfig, HvlmModel)
+AutoProcessor.register(HvlmConfig, HvlmProcessor)

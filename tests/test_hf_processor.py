@@ -1,0 +1,198 @@
+"""An export is used as other models of transformers are: processor, generate, save_pretrained, push_to_hub."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import torch
+from conftest import once
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import hvlm
+from hvlm import tasks
+from hvlm.commands import eval as evaluation
+from hvlm.data.collate import Item, collate
+from hvlm.errors import UserError
+from hvlm.evaluation.asking import clips_of, queries
+from hvlm.interop.hf_export import HvlmModel
+from hvlm.interop.hf_processor import HvlmProcessor
+from hvlm.io.json_lines import read_lines
+from hvlm.rebuild import load as load_for_evaluation
+from hvlm.rebuild import stored_config
+
+QUESTION = "what color is the object ?"
+TEXTS = [QUESTION, "red", "blue", "green", "what shape is it ?"]
+VISION = {"name": "convvit", "dim": 32, "num_layers": 1, "num_heads": 2, "image_size": 32}
+SIZE = {"hidden_size": 32, "intermediate_size": 64}
+HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_hidden_layers": 1}
+LANGUAGES = {
+    "smollm2": {"name": "smollm2_tiny", **SIZE, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2},
+    "qwen3": {
+        "name": "causal",
+        "source": "scratch",
+        "template": "tiny",
+        "config": {"model_type": "qwen3", "head_dim": 16, **SIZE, **HEADS},
+    },
+}
+ADAPTERS = {"none": {"name": "none"}, "lora": {"name": "lora"}}
+
+
+@pytest.fixture(scope="module")
+def run(trained: tuple[Path, list[str]]) -> Path:
+    return trained[0] / "runs" / "tiny"
+
+
+@pytest.fixture(scope="module")
+def video(trained: tuple[Path, list[str]]) -> Path:
+    return Path(next(o.split("=", 1)[1] for o in trained[1] if o.startswith("dataset.haystack="))) / "a.mp4"
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path, shared: Path) -> Path:
+    return once(shared / "exported", lambda folder: tasks.export(run, stored_config(run), folder))
+
+
+def logits(vlm, chat, order: str) -> torch.Tensor:
+    """Of every token of an answer to a question about random frames."""
+    frames = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    row = (*chat.encode(QUESTION, "red", order=order), {})
+    item = Item(frames.numpy(), torch.arange(4.0).numpy(), [row])
+    with torch.inference_mode():
+        return vlm.eval().targets(collate([item], pad_id=chat.pad_id, size=(32, 32))).logits_MV
+
+
+@pytest.mark.parametrize("connector", ["foveated", "mean", "patches"])
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_logits_of_an_export_are_those_of_the_model(
+    connector: str, language: str, adapter: str, tmp_path: Path
+) -> None:
+    model = hvlm.build(
+        vision=VISION, connector=connector, language=LANGUAGES[language], adapter=ADAPTERS[adapter], texts=TEXTS
+    )
+    with torch.no_grad():  # an untrained LoRA changes nothing
+        for p in model.vlm.adapter.parameters():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.5)
+    assert bool(list(model.vlm.adapter.parameters())) == (adapter == "lora")
+    model.save(tmp_path / "hf")
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path / "hf")
+    before, after = (logits(m.vlm, m.chat, m.vlm.order) for m in (model, again))
+    assert before.shape == after.shape and (before - after).abs().max() <= 1e-5
+    if adapter == "lora":
+        assert (before - logits(model.use_adapter(None).vlm, model.chat, model.vlm.order)).abs().max() > 1e-3
+
+
+def test_a_video_file_becomes_an_answer_in_ten_lines(exported: Path, video: Path, tmp_path: Path) -> None:
+    path = tmp_path / "saved"
+    HvlmModel.from_pretrained(exported).save_pretrained(path)
+    processor, model = AutoProcessor.from_pretrained(path), AutoModelForImageTextToText.from_pretrained(path)
+    assert isinstance(processor, HvlmProcessor)
+    turns = [{"role": "user", "content": [{"type": "video", "path": video}, {"type": "text", "text": QUESTION}]}]
+    inputs = processor.apply_chat_template(turns)
+    assert inputs["pixel_values_videos"].shape == (1, 4, 3, 32, 32)
+    assert processor.batch_decode(model.generate(**inputs)) == [model.answer(video, QUESTION)]
+    other = [{"role": "user", "content": [turns[0]["content"][0], {"type": "text", "text": "what shape is it ?"}]}]
+    both = processor.batch_decode(model.generate(**processor.apply_chat_template([turns, other])))
+    assert both == [model.answer(video, q) for q in (QUESTION, "what shape is it ?")]
+    with pytest.raises(UserError, match="0 videos; expected one"):
+        processor.apply_chat_template([{"role": "user", "content": QUESTION}])
+    with pytest.raises(UserError, match="expected type text, video or image"):
+        processor.apply_chat_template([{"role": "user", "content": [{"type": "audio", "path": "x"}]}])
+    with pytest.raises(ValueError, match="expected one of video and pixel_values_videos"):
+        model.generate(inputs["input_ids"])
+    with pytest.raises(ValueError, match="video_seconds of shape"):
+        model.generate(**{**inputs, "video_seconds": torch.zeros(1, 9)})
+    processor.save_pretrained(tmp_path / "processor")
+    again = HvlmProcessor.from_pretrained(tmp_path / "processor").apply_chat_template(turns)
+    assert all(torch.equal(again[name], inputs[name]) for name in inputs)
+
+
+def test_generated_answers_are_those_of_task_generate(
+    run: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the frames that the reader gave, through processor and generate."""
+    monkeypatch.chdir(run.parent.parent)
+    evaluation.evaluate([f"checkpoint={run}", "task=generate", f"out={tmp_path}", "benchmark.limit=1"])
+    written = {(line["question_id"], line["try"]): line["text"] for line in read_lines(tmp_path / "answers.jsonl")}
+    model, processor = HvlmModel.from_pretrained(exported), HvlmProcessor.from_pretrained(exported)
+    loaded, seen = load_for_evaluation(run, stored_config(run)), 0
+    for batch in clips_of(loaded, loaded.benchmark(), limit=1):
+        for clip in queries(batch):
+            for question in clip.questions:
+                for attempt, one in enumerate(question.tries):
+                    said = [{"type": "video", "video": clip.frames_TCHW}, {"type": "text", "text": one.prompt}]
+                    turns = [{"role": "user", "content": said}]
+                    inputs = processor.apply_chat_template(turns)
+                    inputs["video_seconds"] = torch.from_numpy(clip.time_T).float()[None]
+                    (text,) = processor.batch_decode(model.generate(**inputs))
+                    assert text == written[question.id, attempt]
+                    seen += 1
+    assert seen == len(written) > 0
+
+
+@pytest.fixture()
+def hub() -> Iterator[tuple[str, dict[str, bytes], list[str]]]:
+    """(address, files, paths that were asked for) of a stand-in for the hub that takes one commit."""
+    files: dict[str, bytes] = {}
+    asked: list[str] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            asked.append(self.path)
+            if self.path.endswith("/repos/create"):
+                reply = {"url": f"{address}/me/demo", "id": "1"}
+            elif "/preupload/" in self.path:
+                paths = [file["path"] for file in json.loads(body)["files"]]
+                reply = {"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in paths]}
+            elif "/commit/" in self.path:
+                for line in map(json.loads, body.splitlines()):
+                    if line["key"] == "file":
+                        files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                reply = {"commitUrl": f"{address}/me/demo/commit/{'a' * 40}", "commitOid": "a" * 40}
+            else:
+                reply = {}
+            self.answer(reply)
+
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.answer({"id": "me/demo", "sha": "a" * 40, "siblings": []})
+
+        def answer(self, reply: dict) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(reply).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    address = f"http://127.0.0.1:{server.server_port}"
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield address, files, asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_push_to_hub_uploads_what_save_pretrained_writes(
+    exported: Path, video: Path, tmp_path: Path, hub: tuple[str, dict[str, bytes], list[str]]
+) -> None:
+    address, files, asked = hub
+    model = HvlmModel.from_pretrained(exported)
+    said = model.push_to_hub("me/demo", endpoint=address, token="hf_x")
+    assert re.fullmatch(address + "/me/demo/commit/a{40}", said)
+    assert any(path.endswith("/repos/create") for path in asked)
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    assert HvlmModel.from_pretrained(tmp_path).answer(video, QUESTION) == model.answer(video, QUESTION)
+    files.clear()
+    HvlmProcessor.from_pretrained(exported).push_to_hub("me/demo", endpoint=address, token="hf_x")
+    assert {"config.json", "tokenizer.json"} <= files.keys() and "model.safetensors" not in files
