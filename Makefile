@@ -81,5 +81,12 @@ bench-kv: weights  ## Our caches beside those of kvpress, in an environment of i
 	.venv-kvpress/bin/python -m pip install -q -c constraints.txt kvpress==0.5.5
 	$(PY) -m experiments.duo.peers
 
+test-lmms: setup  ## Our model in lmms-eval 0.7.3, in an environment of its own over .venv: two tasks, end to end, offline
+	test -x .venv-lmms/bin/python || $(PYTHON) -m venv .venv-lmms
+	$(PY) -c "import glob, sysconfig; print(sysconfig.get_path('purelib'), file=open(glob.glob('.venv-lmms/lib/python3*/site-packages')[0] + '/over.pth', 'w'))"
+	.venv-lmms/bin/python -m pip install -q --no-deps --ignore-installed -r tests/data/lmms/requirements.txt
+	.venv-lmms/bin/python -m pip install -q --no-deps --no-build-isolation -e .
+	$(PY) -m pytest tests/test_lmms_eval.py
+
 bench: setup  ## Speed: bfloat16 against float32, and of the reader
 	$(PY) -m experiments.speed

@@ -20,7 +20,7 @@ from hvlm.errors import UserError
 
 def manifest() -> ModelManifest:
     """What the entry point names."""
-    return ModelManifest(model_id="hvlm", simple_class_path="hvlm.interop.lmms_eval.Hvlm")
+    return ModelManifest(model_id="hvlm", simple_class_path="hvlm.api.lmms_eval.Hvlm")
 
 
 class Hvlm(lmms):
@@ -63,7 +63,7 @@ class Hvlm(lmms):
         return said
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
-        """For each continuation (mean loss of its tokens, whether it is unsure to be the greedy one: always False).
+        """For each continuation (mean loss of its tokens, False): whether it is the greedy one is not asked.
 
         lmms-eval takes the smallest for the answer, so it is a loss and no log-likelihood. Its unwrapper makes a text
         of a bare tuple; of a ``GenerationResult`` it takes the tuple out.
