@@ -21,7 +21,7 @@ define LOCK
 awk '/^setuptools==/ {on = 1} on {print} on && !/\\$$/ {exit}' requirements.lock > $(VENV)/setuptools.lock
 $(PIP) --require-hashes --no-deps -r $(VENV)/setuptools.lock
 $(PIP) --require-hashes --no-deps --no-build-isolation -r requirements.lock
-$(PIP) --no-deps --no-build-isolation -e .
+$(PIP) --no-deps -e .
 endef
 
 define RESOLVE
@@ -85,7 +85,7 @@ test-lmms: setup  ## Our model in lmms-eval 0.7.3, in an environment of its own 
 	test -x .venv-lmms/bin/python || $(PYTHON) -m venv .venv-lmms
 	$(PY) -c "import glob, sysconfig; print(sysconfig.get_path('purelib'), file=open(glob.glob('.venv-lmms/lib/python3*/site-packages')[0] + '/over.pth', 'w'))"
 	.venv-lmms/bin/python -m pip install -q --no-deps --ignore-installed -r tests/data/lmms/requirements.txt
-	.venv-lmms/bin/python -m pip install -q --no-deps --no-build-isolation -e .
+	.venv-lmms/bin/python -m pip install -q --no-deps -e .
 	$(PY) -m pytest tests/test_lmms_eval.py
 
 bench: setup  ## Speed: bfloat16 against float32, and of the reader

@@ -19,7 +19,8 @@ OPTIONS = ["red", "blue", "green"]
 QUESTIONS = ["what color is the object ?", "what shape is it ?", "is it red ?"]
 TASKS = {
     "tiny_words": "output_type: generate_until\ndoc_to_target: answer\nprocess_results: !function utils.scored\n"
-    "generation_kwargs: {max_new_tokens: 4}\nmetric_list: [{metric: exact, aggregation: mean, higher_is_better: true}]\n",
+    "generation_kwargs: {max_new_tokens: 4}\n"
+    "metric_list: [{metric: exact, aggregation: mean, higher_is_better: true}]\n",
     "tiny_choice": "output_type: multiple_choice\ndoc_to_target: gold\ndoc_to_choice: options\n"
     "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n",
 }
