@@ -117,7 +117,7 @@ def test_words_of_other_programs_are_answered_with_ours(override: str, ours: str
     "override, ours",
     [
         ("benchmark=videoniah", "did you mean 'vnbench'?"),
-        ("benchmark=videomme", "did you mean 'choices'?"),
+        ("benchmark=video_mme", "did you mean 'videomme'?"),
         ("connector=mlp", "did you mean 'connector=patches connector.projector=mlp'?"),
         ("connector=projector", "did you mean 'patches'?"),
         ("connector=qformer", "did you mean 'foveated'?"),

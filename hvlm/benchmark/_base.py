@@ -25,6 +25,8 @@ from hvlm.evaluation.answers import MISSING, read_answer
 from hvlm.evaluation.scores import Likelihood, Prediction, Question, Try, choose, score
 from hvlm.types import InputSpec
 
+PREMISE = "Answer:"  # asked instead of the question, for scoring="pmi"
+SCORINGS = ("loglik_mean", "loglik_sum", "loglik_letter", "pmi", "generate")
 PEEKED = 64  # clips whose questions are looked at before any work
 
 
@@ -159,11 +161,16 @@ class QuestionBenchmark(Benchmark):
         self, question: Question, likelihoods: Mapping[tuple[str, str], Likelihood], variant: str
     ) -> list[Prediction]:
         """One prediction per try, from {(prompt, answer): Likelihood} of its clip: the likeliest answer, per token or,
-        with ``scoring="loglik_sum"``, in sum."""
+        with ``scoring="loglik_sum"``, in sum; with ``scoring="pmi"`` in sum, less what it has after ``PREMISE`` in
+        place of the question, which is then the last try and gives no prediction."""
         out = []
-        for attempt, one in enumerate(question.tries):
+        tries = question.tries[:-1] if self.scoring == "pmi" else question.tries
+        for attempt, one in enumerate(tries):
             found = [likelihoods[one.prompt, answer] for answer in one.answers]
-            scores = [f.logp if self.scoring == "loglik_sum" else f.logp / f.tokens for f in found]
+            scores = [f.logp if self.scoring in ("loglik_sum", "pmi") else f.logp / f.tokens for f in found]
+            if self.scoring == "pmi":
+                alone = question.tries[-1].prompt
+                scores = [s - likelihoods[alone, answer].logp for s, answer in zip(scores, one.answers, strict=True)]
             out.append(from_scores(question, attempt, one, scores, variant))
         return out
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from hvlm.benchmark._base import question_of
+from hvlm.benchmark._base import PREMISE, SCORINGS, question_of
 from hvlm.benchmark._own import OwnQuestions
 from hvlm.config.ranges import PositiveInt
 from hvlm.data.views import in_context
@@ -23,7 +23,8 @@ class Choices(OwnQuestions):
     .csv, .tsv). videos: the folder of its videos, None: the file's own.
     scoring: ``loglik_mean`` (of the option's text, mean over its tokens), ``loglik_sum`` over them; ``loglik_letter``
         lists the options in the prompt and scores their letters (as questions that say ``lettered`` are scored under
-        the other two); ``generate`` lists them, too, and reads what the model writes.
+        the others); ``pmi`` as ``loglik_sum``, less what the option has after "Answer:" alone; ``generate`` lists
+        them, too, and reads what the model writes.
     tasks: names of those to ask, None: all. tries: how many of a question's orders of options are asked.
     max_new_tokens: of a written answer. batch_size: clips per forward pass. limit: that many clips, evenly spread.
     blind: also ask everything without frames. num_frames: sampled per clip, None: as many as the model was trained
@@ -36,14 +37,14 @@ class Choices(OwnQuestions):
     def __init__(
         self,
         *,
-        scoring: Literal["loglik_mean", "loglik_sum", "loglik_letter", "generate"] = "loglik_mean",
+        scoring: Literal["loglik_mean", "loglik_sum", "loglik_letter", "pmi", "generate"] = "loglik_mean",
         tries: PositiveInt = 4,
         max_new_tokens: PositiveInt = 32,
         **rest: Any,
     ) -> None:
         super().__init__(**rest)
-        if scoring not in ("loglik_mean", "loglik_sum", "loglik_letter", "generate"):
-            raise UserError(f"benchmark.scoring={scoring}: expected loglik_mean, loglik_sum, loglik_letter or generate")
+        if scoring not in SCORINGS:
+            raise UserError(f"benchmark.scoring={scoring}: expected one of {', '.join(SCORINGS)}")
         self.scoring, self.tries = scoring, tries
         self.writes, self.max_new_tokens = scoring == "generate", max_new_tokens
 
@@ -55,6 +56,9 @@ class Choices(OwnQuestions):
                 continue
             lettered = q["lettered"] or self.scoring in ("loglik_letter", "generate")
             tries = [_try(q, one, lettered) for one in q["tries"][: self.tries]]
+            if self.scoring == "pmi":
+                every = tuple(dict.fromkeys(answer for one in tries for answer in one.answers))
+                tries.append(Try(PREMISE, every, every, 0))
             out.append(question_of(sample, q, tries))
         return out
 

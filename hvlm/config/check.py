@@ -130,7 +130,9 @@ def _refused(group: str, path: Any) -> UserError:
 def files_of_the_benchmark(checked: Mapping[str, Any]) -> dict[str, str | None]:
     """{setting: path} of what a benchmark reads beside the dataset."""
     settings = checked.get("benchmark", {})
-    return {f"benchmark.{name}": settings.get(name) for name in ("path", "questions", "annotations", "videos")}
+    return {
+        f"benchmark.{name}": settings.get(name) for name in ("path", "questions", "annotations", "videos", "subtitles")
+    }
 
 
 def check_files(checked: Mapping[str, Any]) -> None:

@@ -139,7 +139,9 @@ ROOM_TEXTS: dict[str, frozenset[str]] = {
             "language.system",
             "dataset.root", "dataset.haystack", "dataset.domain", "dataset.source", "benchmark.split",
             "benchmark.path", "benchmark.questions", "benchmark.annotations",
-            "benchmark.videos", "benchmark.instruction", "benchmark.question", "benchmark.answer", "benchmark.video",
+            "benchmark.videos", "benchmark.instruction", "benchmark.subtitles", "benchmark.prompt", "benchmark.option",
+            "benchmark.context", "benchmark.subtitled", "benchmark.system", "benchmark.question",
+            "benchmark.answer", "benchmark.video",
             "benchmark.task", "benchmark.start", "benchmark.end", "benchmark.absent", "benchmark.before",
             "benchmark.after", "kvcache.pattern", "head.prompt",
             "head.only",
@@ -148,7 +150,7 @@ ROOM_TEXTS: dict[str, frozenset[str]] = {
     "list": frozenset(
         {
             "dataset.domains", "dataset.texts", "benchmark.tasks", "benchmark.apart", "benchmark.tables",
-            "benchmark.options", "benchmark.by", "head.labels", "adapter.where",
+            "benchmark.options", "benchmark.by", "benchmark.groups", "head.labels", "adapter.where",
             "adapter.targets", "adapter.names",
         }
     ),
@@ -156,5 +158,17 @@ ROOM_TEXTS: dict[str, frozenset[str]] = {
 }  # fmt: skip
 # Sentences: a comma or ${...} is no syntax.
 FREE_TEXT = frozenset(
-    {"ask.question", "language.system", "benchmark.instruction", "benchmark.before", "benchmark.after", "head.prompt"}
+    {
+        "ask.question",
+        "language.system",
+        "benchmark.instruction",
+        "benchmark.prompt",
+        "benchmark.option",
+        "benchmark.context",
+        "benchmark.subtitled",
+        "benchmark.system",
+        "benchmark.before",
+        "benchmark.after",
+        "head.prompt",
+    }
 )

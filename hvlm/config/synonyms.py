@@ -223,7 +223,8 @@ WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "benchmark": {
         **dict.fromkeys(("niah", "videoniah", "haystack", "vn_bench"), ("vnbench",)),
-        **dict.fromkeys(("mvbench", "videomme", "video_mme", "mlvu", "longvideobench", "egoschema"), ("choices",)),
+        **dict.fromkeys(("video_mme", "video-mme"), ("videomme",)),
+        **dict.fromkeys(("sqa", "science_qa", "scienceqa_img"), ("scienceqa",)),
         **dict.fromkeys(("nextqa", "mcq", "mc", "multiple_choice", "own", "custom", "perceptiontest"), ("choices",)),
         **dict.fromkeys(("vqa", "qa", "open_ended", "activitynetqa", "msvd", "msrvtt", "captions"), ("open",)),
     },

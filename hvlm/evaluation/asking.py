@@ -34,7 +34,7 @@ class Asked(View):
     name = "questions of the benchmark"
 
     def rows(self, sample: dict[str, Any], times: np.ndarray, rng: np.random.Generator, n: int | None) -> list[Row]:
-        questions = self._questions(sample)
+        questions = self._questions(sample | {"times": times})
         shown = [q for q in questions if is_shown(q.evidence, times)]
         about = {"key": sample["key"], "uid": sample["uid"], "hidden": len(questions) - len(shown)}
         return [

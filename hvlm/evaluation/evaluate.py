@@ -10,6 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from hvlm.evaluation.open_scores import is_right
 from hvlm.evaluation.predictions import read_predictions, write_predictions
 from hvlm.evaluation.sampling import Sampling
 from hvlm.evaluation.scores import Prediction, score
+from hvlm.io.files import write_text
 from hvlm.io.json_lines import write_lines
 from hvlm.rebuild import Loaded
 from hvlm.viz.media import contact_sheet
@@ -84,14 +86,13 @@ def evaluate(
     write_predictions(out_dir / PREDICTIONS, predictions)
     _write_sheets(out_dir / "clips", asked.clips)
     write_needle_map(predictions, out_dir / PICTURE)
+    label = _stated(label, benchmark, out_dir, loaded)
     records = [_record(row, label, seconds[row["variant"]]) for row in benchmark.score(predictions)]
     if left_out := {str(r["left_out"]) for r in records if "left_out" in r}:
         log.info("means over tasks leave out %s, as benchmark.apart says", ", ".join(sorted(left_out)))
     for metric, count in asked.lost.items():
         records.append(label.record(metric, count, n=len(asked.questions), seconds=seconds[label.variant]))
     results.write(out_dir / RESULTS, records)
-    if protocol := benchmark.protocol():
-        (out_dir / PROTOCOL).write_text(json.dumps(protocol, indent=1) + "\n", encoding="utf-8")
     journal.done()
     return records
 
@@ -112,8 +113,10 @@ def score_predictions(
     predictions = read_predictions(path, label.variant) if published is None else published
     warn_of_problems(predictions)
     rows = score(predictions) if benchmark is None else benchmark.score(predictions)
-    records = [_record(row, label, time.monotonic() - started) for row in rows]
     out = Path(out)
+    if benchmark is not None:
+        label = _stated(label, benchmark, out.parent if out.suffix == ".json" else out)
+    records = [_record(row, label, time.monotonic() - started) for row in rows]
     write_needle_map(predictions, out.with_suffix(".needles.png") if out.suffix == ".json" else out / PICTURE)
     results.write(out if out.suffix == ".json" else out / RESULTS, records)
     return records
@@ -134,6 +137,29 @@ def warn_of_problems(predictions: Iterable[Prediction]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- parts
+
+
+def _stated(label: results.Label, benchmark: Benchmark, out_dir: Path, loaded: Loaded | None = None) -> results.Label:
+    """The label with the benchmark's protocol in a column, where it has one; ``protocol.json`` says all of it.
+
+    loaded: whose frames and reader the answers are from; None: somebody else's, of which nothing is known.
+    """
+    protocol = dict(benchmark.protocol())
+    if not protocol:
+        return label
+    protocol |= {"num_frames": "unknown", "reader": "unknown"}
+    if loaded is not None:
+        protocol["num_frames"] = benchmark.inputs(loaded.inputs).num_frames
+        protocol["reader"] = getattr(loaded.data, "decoder", "pyav")
+    try:
+        protocol["hvlm"] = version("hvlm")
+    except PackageNotFoundError:
+        protocol["hvlm"] = "not installed"
+    out_dir.mkdir(parents=True, exist_ok=True)
+    write_text(out_dir / PROTOCOL, json.dumps(protocol, ensure_ascii=False, indent=1) + "\n")
+    short = ("scoring", "clips", "num_frames", "reader", "parser", "subtitles", "hvlm")
+    said = "; ".join(f"{name}={protocol[name]}" for name in short if name in protocol)
+    return label._replace(columns={**label.columns, "protocol": said})
 
 
 def _record(row: Mapping[str, Any], label: results.Label, seconds: float) -> results.Record:
