@@ -218,7 +218,7 @@ def test_what_is_wrong_is_one_line(tmp_path: Path) -> None:
     row = {"video_path": "a.mp4", "question": "Q", "options": ["x", "y"], "answer": "E", "question_type": "er"}
     assert "train.parquet row 1 has the answer 'E', which is none of 2 options" in refused("lvbench", [row])
     assert "row 1 has 1 options, expected 2 to 26" in refused("lvbench", [{**row, "options": ["x"], "answer": "A"}])
-    assert "row 1 has 'no video_path|key" in refused("lvbench", [{k: v for k, v in row.items() if k != "video_path"}])
+    assert "row 1 has no video_path|key" in refused("lvbench", [{k: v for k, v in row.items() if k != "video_path"}])
 
 
 def test_an_articles_a_is_no_letter_of_an_answer() -> None:
