@@ -216,8 +216,8 @@ def test_imports_are_declared():
                 names = [node.module]
             imported |= {name.split(".")[0]: file for name in names}
     own = {"hvlm", "hydra_plugins", *sys.stdlib_module_names}
-    # What `make weights` installs, and kernels for GPUs: used where they are there.
-    weights = {"gguf", "onnx", "mamba_ssm", "causal_conv1d", "fla"}
+    # What `make weights` and `make test-lmms` install, and kernels for GPUs: used where they are there.
+    weights = {"gguf", "onnx", "lmms_eval", "mamba_ssm", "causal_conv1d", "fla"}
     for module, file in imported.items():
         if module not in own | weights:
             names = {name.lower().replace("_", "-") for name in providers.get(module, [module])}
