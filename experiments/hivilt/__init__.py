@@ -1,0 +1,1 @@
+"""HiViLT's fusion taken apart: what does each piece add, at equal cost?"""
