@@ -6,10 +6,12 @@ On the built-in set "binding": ``local`` are questions about one thing among oth
 star) and about neighbours (``beside``: which shape is left of the red one), ``whole`` about all of them (which colour
 is there twice, how many). ``hivilt`` stands beside itself without local and without global fusion, other fusions, and
 ``none``, whose language model has as many more layers instead (_cells.py). Then: keys that are kept, levels of a
-pyramid, kinds of pooling.
+pyramid, kinds of pooling. ``rerank`` learns embeddings and matching on the set "pairs" together, and ranks the ten
+nearest anew.
 
-``blind`` is the same model on black frames. ``question_counted`` answers what was said most often to that question in
-training, ``picture_ceiling`` is the most that someone could have right who sees every picture and not which question.
+``accuracy_blind`` is the same model on black frames. ``question_counted`` answers what was said most often to that
+question in training, ``picture_ceiling`` is the most that someone could have right who sees every picture and not which
+question.
 
 ``gain`` is the difference to ``none``, ``behind`` that to ``hivilt``, question by question. Errors are clustered by
 clip. One cell after the other, in one process on one thread; what is finished is not done again. Adds to results.json
@@ -41,22 +43,23 @@ HERE = Path(__file__).parent
 QUESTION, COMMAND = "hivilt", "python -m experiments.hivilt"
 GROUPS = {"bind": LOCAL[:2], "beside": LOCAL[2:], "local": LOCAL, "whole": WHOLE, "all": (*LOCAL, *WHOLE)}
 COSTS = ("parameters", "prefill_flops", "fusion_parameters", "fusion_flops", "latency_ms")
+CELLS = [*cells.CELLS, "rerank"]
 Lines = Sequence[dict[str, Any]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--cells", nargs="+", choices=list(cells.CELLS), default=list(cells.CELLS))
+    parser.add_argument("--cells", nargs="+", choices=CELLS, default=CELLS)
     parser.add_argument("--collect", action="store_true", help="train nothing: write down what is finished")
     options = parser.parse_args()
     setup_logging()
     if not options.collect:
-        for group in (cells.MAIN, cells.FURTHER):  # the most telling of every seed first
+        for group in (cells.MAIN, ["rerank"], cells.FURTHER):  # the most telling of every seed first
             for seed in options.seeds:
                 for cell in [cell for cell in options.cells if cell in group]:
                     print(f"--- seed {seed}: {cell}", flush=True)
-                    cells.train(seed, cell)
+                    cells.rerank(seed) if cell == "rerank" else cells.train(seed, cell)
     records = results.merge_seeds([found for seed in range(1, 10) if (found := list(of_seed(seed)))])
     records += list(counted())
     results.update(HERE / RESULTS, records)
@@ -97,6 +100,9 @@ def of_seed(seed: int) -> Iterator[results.Record]:
         for record in results.read(cells.folder(seed, cell) / "eval" / RESULTS):
             if record["metric"] in COSTS and record["variant"] != BLIND:
                 yield record | {"question": QUESTION, "command": COMMAND, "variant": cell, "seeds": [seed]}
+    found = cells.folder(seed, "rerank") / "eval" / RESULTS
+    for record in results.read(found) if found.exists() else ():
+        yield record | {"question": QUESTION, "command": COMMAND, "variant": "rerank", "seeds": [seed]}
 
 
 def mean(

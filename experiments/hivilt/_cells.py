@@ -16,7 +16,7 @@ ROOT = Path("runs/hivilt")
 COMMON = ["trainer.threads=1", "callback.media=0", "trainer.cache_mb=1500", "stage.warmup=0.1", "evaluate=false"]
 DATA = ["dataset.set=binding", "dataset.frames=2", "dataset.num_frames=1", "dataset.train_clips=6000"]
 DATA += ["dataset.val_clips=8", "dataset.test_clips=600"]
-VISION = ["stage=vision", "stage.steps=1000", "stage.batch_size=64", "stage.rows_per_clip=1", "stage.place_weight=0.1"]
+VISION = ["stage=vision", "stage.steps=1000", "stage.rows_per_clip=1", "stage.place_weight=0.1"]
 SMALL = ["language.hidden_size=64", "language.intermediate_size=128", "language.num_layers=2"]
 TASK = ["stage=task", "head=classify", "connector=patches", "stage.steps=2500", "stage.batch_size=16"]
 TASK += ["stage.rows_per_clip=3", "vision.cache_gb=3", *SMALL]
@@ -40,17 +40,23 @@ FURTHER: dict[str, list[str]] = {
     "sparse_1": ["fusion=sparse", "fusion.write_text=true", "fusion.top_k=1"],
 }
 CELLS = MAIN | FURTHER
+PAIRS = ["dataset.set=pairs", "dataset.frames=9", "dataset.num_frames=6", "dataset.train_clips=4000"]
+PAIRS += ["dataset.val_clips=8", "dataset.test_clips=1000"]
+RERANK = ["stage=task", "head=several", "head.heads={retrieve:{dim:32},match:{reads:both}}", "connector=mean", *HIVILT]
+RERANK += ["stage.steps=1000", "stage.batch_size=32", "vision.cache_gb=3", *SMALL]
+RERANK += ["stage.trainable={vision:0,connector:2.0e-3,language:2.0e-3}"]
 
 
 def folder(seed: int, cell: str) -> Path:
     return ROOT / f"seed{seed}" / cell
 
 
-def vision() -> Path:
+def vision(name: str = "vision", data: list[str] = DATA, batch: int = 64) -> Path:
     """The encoder of all cells and seeds, from stage 0 on the set. Returns its folder."""
-    run = ROOT / "vision"
+    run = ROOT / name
     if not (run / "vision" / "finished.json").exists():
-        chain.run([*VISION, *DATA, *COMMON, "seed=1", f"run={run.relative_to('runs')}"])
+        words = [*VISION, f"stage.batch_size={batch}", *data, *COMMON, "seed=1"]
+        chain.run([*words, f"run={run.relative_to('runs')}"])
     return run / "vision"
 
 
@@ -62,3 +68,13 @@ def train(seed: int, cell: str) -> None:
     given = [*TASK, *CELLS[cell], *DATA, *COMMON, f"seed={seed}", f"init_from={vision()}"]
     chain.run([*given, f"run={run.relative_to('runs')}"])
     eval_py([f"checkpoint={run}", f"out={run / 'eval'}", "trainer.threads=1", "benchmark.blind=true"])
+
+
+def rerank(seed: int) -> None:
+    """Embeddings and matching learned together on pairs, and both steps of retrieval, unless they are there."""
+    run = folder(seed, "rerank")
+    if (run / "eval" / RESULTS).exists():
+        return
+    start = vision("vision-pairs", PAIRS, batch=48)
+    chain.run([*RERANK, *PAIRS, *COMMON, f"seed={seed}", f"init_from={start}", f"run={run.relative_to('runs')}"])
+    eval_py([f"checkpoint={run}", f"out={run / 'eval'}", "trainer.threads=1", "benchmark.rerank=10"])
