@@ -73,6 +73,20 @@ def test_the_hardest_clip_of_each_text_and_the_hardest_text_of_each_clip_become_
     assert vlm.head.further(alone, answer) is alone
 
 
+def test_clips_whose_texts_have_most_in_common_are_the_candidates() -> None:
+    vlm, asked = tiny(candidates=1), []
+    texts = ("red ring blue star", "blue circle two star", "red ring blue circle", "blue ring red star", "circle two star")
+    batch = clips_with(vlm, *texts)
+
+    def answer(some: Batch) -> torch.Tensor:
+        asked.extend((text, clip) for text, clip, _ in about(some))
+        return torch.zeros(len(asked))
+
+    vlm.head.further(batch, answer)
+    # The first: three words and two pairs of the third's, all words and no pair of the fourth's.
+    assert dict(asked) == {texts[0]: 2, texts[1]: 4, texts[2]: 0, texts[3]: 0, texts[4]: 1}
+
+
 def test_the_loss_by_hand_and_its_units() -> None:
     head = Match(text_dim=4)
     right = torch.tensor([1.0, 0.0, 0.0, 0.0])

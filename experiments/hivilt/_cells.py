@@ -42,8 +42,14 @@ FURTHER: dict[str, list[str]] = {
 CELLS = MAIN | FURTHER
 PAIRS = ["dataset.set=pairs", "dataset.frames=9", "dataset.num_frames=6", "dataset.train_clips=4000"]
 PAIRS += ["dataset.val_clips=8", "dataset.test_clips=1000"]
-RERANK = ["stage=task", "head=several", "head.heads={retrieve:{dim:32},match:{reads:both}}", "connector=mean", *HIVILT]
-RERANK += ["stage.steps=1000", "stage.batch_size=32", "vision.cache_gb=3", *SMALL]
+RERANK = [
+    "stage=task",
+    "head=several",
+    "head.heads={retrieve:{dim:32},match:{reads:both,candidates:2}}",
+    "connector=mean",
+    *HIVILT,
+]
+RERANK += ["stage.steps=800", "stage.batch_size=48", "vision.cache_gb=3", *SMALL]
 RERANK += ["stage.trainable={vision:0,connector:2.0e-3,language:2.0e-3}"]
 
 

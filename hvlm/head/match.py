@@ -66,9 +66,10 @@ def row_of(text: str, about: Mapping[str, Any], right: bool) -> Row:
 
 class Match(Head):
     """hidden: width of the layer before the score. negatives: wrong texts of a clip that are drawn to train it.
-    candidates: so many other clips of the batch are tried with each right text; the one that goes with it best, and for
-    each clip the text that does, are learned as wrong. 0: none. dropout: before the score, in training. reads:
-    the ``language`` model's state that has seen everything, the ``fusion``'s of both, or ``both`` behind each other.
+    candidates: each right text is tried with so many other clips of the batch, those whose own texts have most words
+    and pairs of words in common with it; the one that goes with it best, and for each clip the text that does, are
+    learned as wrong. 0: none. dropout: before the score, in training. reads: the ``language`` model's state that has
+    seen everything, the ``fusion``'s of both, or ``both`` behind each other.
     """
 
     measures = ("accuracy",)
@@ -123,10 +124,11 @@ class Match(Head):
         clips, tries = batch.num_clips, min(self.candidates, batch.num_clips - 1)
         if not len(right) or tries < 1:
             return batch
-        row_J = right.repeat(tries)
-        clip_J = (
-            batch.clip_K[row_J] + torch.arange(1, tries + 1, device=row_J.device).repeat_interleave(len(right))
-        ) % clips
+        alike_RC = torch.full((len(right), clips), -1.0, device=right.device)
+        alike_RC = alike_RC.scatter_reduce(1, batch.clip_K[right].expand(len(right), -1), _alike(batch, right), "amax")
+        alike_RC[torch.arange(len(right)), batch.clip_K[right]] = -2.0  # its own clip comes last
+        row_J = right.repeat_interleave(tries)
+        clip_J = alike_RC.topk(tries, 1).indices.flatten()
         # What is said of that clip, too, is not wrong there; and a clip about which nothing is said may be anything.
         said = batch.targets["said"]
         about = torch.zeros(clips, len(said), dtype=torch.bool, device=said.device)
@@ -208,6 +210,20 @@ class Match(Head):
     def read(self, path: Path, setting: str) -> list[FileRow]:
         """A list of pairs; see ``read_pairs``."""
         return read_pairs(path, setting)
+
+
+def _alike(batch: Batch, rows: Tensor) -> Tensor:
+    """float [R, R]: the share of words and of pairs of neighbouring words that two texts have in common (Jaccard)."""
+    ids, there = batch.input_ids_KS[rows], batch.attention_mask_KS[rows]
+    pairs = ids[:, :-1] * (int(ids.max()) + 1) + ids[:, 1:] + int(ids.max()) + 1
+    every = torch.cat([ids, pairs], 1)
+    there = torch.cat([there, there[:, :-1] & there[:, 1:]], 1)
+    found, places = every.unique(return_inverse=True)
+    has = torch.zeros(len(rows), len(found), device=ids.device)
+    has.scatter_reduce_(1, places, there.float(), "amax")
+    common = has @ has.T
+    size = has.sum(1)
+    return common / (size.unsqueeze(1) + size - common).clamp(min=1)
 
 
 def _best(group_J: Tensor, score_J: Tensor) -> list[int]:
