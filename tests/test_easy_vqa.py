@@ -36,6 +36,14 @@ def package(folder: Path) -> Path:
     return folder
 
 
+def with_shapes(source: Path, *pictures: int) -> Path:
+    """With a question about the shape in those pictures of the training split."""
+    path = source / "data" / "train" / "questions.json"
+    asked = [["what shape is present?", "circle", i] for i in pictures]
+    path.write_text(json.dumps(json.loads(path.read_text()) + asked))
+    return source
+
+
 def made(source: Path, root: Path, **more) -> EasyVQA:
     data = EasyVQA(str(source), str(root), val_pictures=2, **more)
     data.prepare()
@@ -94,6 +102,24 @@ def test_controls_show_the_question_or_the_picture_alone(tmp_path: Path) -> None
         ]
 
 
+def test_some_kinds_of_questions_can_be_trained_on_and_all_are_tested(tmp_path: Path) -> None:
+    source = package(tmp_path / "easy_vqa")
+    whole = made(source, tmp_path / "data")
+    with pytest.raises(UserError, match=r"dataset.tasks=\['shape'\]: no picture of the training split is asked about"):
+        EasyVQA(str(source), str(tmp_path), val_pictures=2, tasks=["shape"]).prepare()
+    with_shapes(source, 3)
+    data = made(source, tmp_path / "data", tasks=["shape"])
+    assert data.counts == {"train": 1, "val": 0, "test": 3} and data.folder != whole.folder
+    ((info, _),) = samples(data, "train")
+    assert [(q["task"], q["question"]) for q in info["questions"]] == [("shape", "what shape is present?")]
+    assert [info["questions"] for info, _ in samples(data, "test")] == [
+        info["questions"] for info, _ in samples(whole, "test")
+    ]
+    assert set(whole.texts()) < set(data.texts()), "the words of all kinds"
+    with pytest.raises(UserError, match="dataset.tasks=.*expected some of shape, colour, yes_no"):
+        EasyVQA(str(source), str(tmp_path), tasks=[])
+
+
 def test_counting_says_what_questions_alone_are_worth(tmp_path: Path) -> None:
     data = EasyVQA(str(package(tmp_path / "easy_vqa")), str(tmp_path / "data"), val_pictures=2)
     value = {record["variant"]: record["value"] for record in counted(data)}
@@ -118,8 +144,14 @@ def test_what_is_missing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_one_command_trains_and_scores_the_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["experiment=easy_vqa", f"dataset.source={package(tmp_path / 'easy_vqa')}", "dataset.val_pictures=2"]
-    words += [f"dataset.root={tmp_path / 'data'}", "trainer.max_steps=1", "vision.dim=16", "vision.num_layers=1"]
+    words = ["experiment=easy_vqa", f"dataset.source={with_shapes(package(tmp_path / 'easy_vqa'), 0, 5)}"]
+    words += [
+        "dataset.val_pictures=2",
+        f"dataset.root={tmp_path / 'data'}",
+        "trainer.max_steps=1",
+        "vision.dim=16",
+        "vision.num_layers=1",
+    ]
     assert assembly.head_alone(compose(words)).labels.names == list(ANSWERS)
     chain.run([*words, "run=tried", "logger=csv"])
     found = {r["metric"]: r for r in json.loads((tmp_path / "runs/tried/results.json").read_text())}

@@ -75,7 +75,13 @@ def test_the_hardest_clip_of_each_text_and_the_hardest_text_of_each_clip_become_
 
 def test_clips_whose_texts_have_most_in_common_are_the_candidates() -> None:
     vlm, asked = tiny(candidates=1), []
-    texts = ("red ring blue star", "blue circle two star", "red ring blue circle", "blue ring red star", "circle two star")
+    texts = (
+        "red ring blue star",
+        "blue circle two star",
+        "red ring blue circle",
+        "blue ring red star",
+        "circle two star",
+    )
     batch = clips_with(vlm, *texts)
 
     def answer(some: Batch) -> torch.Tensor:

@@ -35,6 +35,8 @@ ANSWERS = ("circle", "green", "red", "gray", "yes", "teal", "black", "rectangle"
 ANSWERS += ("blue", "no")
 ANYTHING = "what is to be said?"  # in place of every question, where the picture alone is shown
 SHOWN = ("both", "question", "picture")
+Asked = list[tuple[str, str]]  # (question, answer)s of a picture
+TASKS = ("shape", "colour", "yes_no")
 
 
 class EasyVQA(GeneratedSet):
@@ -45,6 +47,8 @@ class EasyVQA(GeneratedSet):
         in the working directory.
     show: ``both``; ``question`` alone (the pictures are black) and ``picture`` alone (every question is the same one)
         are controls, to train and to test.
+    tasks: kinds of questions that are trained on, some of ``shape``, ``colour``, ``yes_no``; pictures about which none
+        is asked are left out. None: all. The test split is always whole.
     val_pictures: of the published training split, that are not trained on. shard_pictures: samples per shard.
     num_frames: shown of a picture, all the same. max_tokens, too_long, decoder, decode_timeout: as of other sets.
     """
@@ -58,6 +62,7 @@ class EasyVQA(GeneratedSet):
         source: str | None = None,
         root: str | None = None,
         show: Literal["both", "question", "picture"] = "both",
+        tasks: list[Literal["shape", "colour", "yes_no"]] | None = None,
         val_pictures: NonNegativeInt = 200,
         shard_pictures: PositiveInt = 500,
         num_frames: PositiveInt = 1,
@@ -68,11 +73,15 @@ class EasyVQA(GeneratedSet):
     ) -> None:
         if show not in SHOWN:
             raise UserError(f"dataset.show={show}: expected one of {', '.join(SHOWN)}")
+        if tasks is not None and (not tasks or set(tasks) - set(TASKS)):
+            raise UserError(f"dataset.tasks={list(tasks)}: expected some of {', '.join(TASKS)}, or null for all")
+        self.tasks = None if tasks is None else sorted(set(tasks))
         self.source, self.show, self.per_shard, self.held_out = source, show, shard_pictures, val_pictures
         self.root = Path(root or os.environ.get("HVLM_DATA") or "data")
         self.num_frames, self.max_tokens, self.too_long = num_frames, max_tokens, too_long
         self.decoder, self.decode_timeout = decoder, decode_timeout
-        self._read: dict[str, dict[int, list[tuple[str, str]]]] | None = None
+        self._read: dict[str, dict[int, Asked]] | None = None
+        self._asked: set[str] = set()
 
     @property
     def counts(self) -> dict[str, int]:  # type: ignore[override]
@@ -82,20 +91,21 @@ class EasyVQA(GeneratedSet):
     @property
     def spec(self) -> dict[str, Any]:
         """Everything that decides the bytes of the shards, apart from the package's pictures."""
-        return {"generator": VERSION, "show": self.show, "counts": self.counts, "shard_pictures": self.per_shard}
+        spec = {"generator": VERSION, "show": self.show, "counts": self.counts, "shard_pictures": self.per_shard}
+        return spec | ({} if self.tasks is None else {"tasks": self.tasks})
 
     def texts(self) -> Iterator[str]:
         """All questions and answers, for a vocabulary: the same whatever is shown."""
         yield ANYTHING
         yield from ANSWERS
-        every = (asked for of in self._package().values() for asked in of.values())
-        yield from sorted({question for asked in every for question, _ in asked})
+        self._package()
+        yield from sorted(self._asked)
 
     def names(self, of: str) -> list[str]:
         """The package's 13 answers."""
         return list(ANSWERS) if of == "answers" else super().names(of)
 
-    def split(self, name: str) -> dict[int, list[tuple[str, str]]]:
+    def split(self, name: str) -> dict[int, Asked]:
         """{picture: its (question, answer)s} of a split, whatever is shown."""
         return self._package()[name]
 
@@ -124,7 +134,7 @@ class EasyVQA(GeneratedSet):
             files.append((key, {"png": _black(data) if self.show == "question" else data, "json": _json(info)}))
         return write_shard(self.folder / name, files, split, [self.domain] * len(files))
 
-    def _package(self) -> dict[str, dict[int, list[tuple[str, str]]]]:
+    def _package(self) -> dict[str, dict[int, Asked]]:
         """{split: {picture: its (question, answer)s}}. UserError for what is not the package."""
         if self._read is None:
             where = _found(self.source)
@@ -133,8 +143,18 @@ class EasyVQA(GeneratedSet):
                 raise UserError(f"dataset.val_pictures={self.held_out}: expected less than all {len(train)} of train")
             cut = len(train) - self.held_out
             parts = list(train.items())
-            self._read = {"train": dict(parts[:cut]), "val": dict(parts[cut:]), "test": test}
+            self._asked = {question for of in (train, test) for asked in of.values() for question, _ in asked}
+            self._read = {"train": self._of_tasks(parts[:cut]), "val": self._of_tasks(parts[cut:]), "test": test}
+            if not self._read["train"]:
+                raise UserError(f"dataset.tasks={self.tasks}: no picture of the training split is asked about so")
         return self._read
+
+    def _of_tasks(self, pictures: list[tuple[int, Asked]]) -> dict[int, Asked]:
+        """The questions of ``tasks``, of pictures that have some."""
+        if self.tasks is None:
+            return dict(pictures)
+        kept = {picture: [q for q in asked if _task(q[0]) in self.tasks] for picture, asked in pictures}
+        return {picture: asked for picture, asked in kept.items() if asked}
 
 
 def _found(source: str | None) -> Any:
@@ -154,11 +174,11 @@ def _found(source: str | None) -> Any:
     return found
 
 
-def _questions(path: Any) -> dict[int, list[tuple[str, str]]]:
+def _questions(path: Any) -> dict[int, Asked]:
     """{picture: its (question, answer)s} of [[question, answer, picture], ...], by the pictures' numbers."""
     try:
         items = json.loads(_text(path))
-        found: dict[int, list[tuple[str, str]]] = {}
+        found: dict[int, Asked] = {}
         for question, answer, picture in items:
             if answer not in ANSWERS:
                 raise ValueError(f"the answer {answer!r:.40} is none of easy-vqa's")
