@@ -213,6 +213,8 @@ class FakeModel(torch.nn.Module):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.randn(64, vocabulary, generator=torch.Generator().manual_seed(0)))
         self.calls = []
+        self.vision, self.router = torch.nn.Module(), None
+        self.vision.encode = lambda *frames: frames  # called by nobody: the frames' colour is seen as it is
 
     def distribution(self, batch: Batch, row: int, place: int):
         clip = int(batch.clip_K[row])

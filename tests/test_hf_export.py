@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from _small import once
 from _tiny import ROOT
-from conftest import once
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModel, AutoTokenizer

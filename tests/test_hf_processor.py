@@ -12,7 +12,7 @@ from threading import Thread
 
 import pytest
 import torch
-from conftest import once
+from _small import once
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import hvlm

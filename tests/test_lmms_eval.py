@@ -9,8 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from _small import write_haystack
 from _tiny import ROOT
-from conftest import write_haystack
 
 import hvlm
 

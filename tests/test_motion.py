@@ -313,7 +313,7 @@ def test_the_benchmarks_batches_carry_it_and_the_blind_ones_zeros():
     times = np.arange(FRAMES, dtype=np.float32)
     clips = [Query(frames, times, [], motion_energy(frames, GRID)), Query(None, None, [])]
     rows = [SimpleNamespace(clip=i, row=FakeChat().encode("what ?", "a", "answer", "question_first")) for i in (0, 1)]
-    batch = _batch(FakeChat(), clips, rows, InputSpec("question_first", FRAMES, 32, GRID))
+    batch = _batch(FakeChat(), clips, rows, InputSpec("question_first", FRAMES, 32, GRID), everyone=False)
     assert torch.equal(batch.motion_BTYX[0], torch.from_numpy(clips[0].motion_TYX)) and batch.motion_BTYX[0].any()
     assert not batch.motion_BTYX[1].any()
 

@@ -16,7 +16,7 @@ import av
 import numpy as np
 import pytest
 import yaml
-from conftest import once
+from _small import once
 
 from hvlm import assembly
 from hvlm.data.sampling import is_shown

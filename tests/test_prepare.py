@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _small import SMALL
 from _tables import dataset, distinct, left_out, made, read_all, together, videos, write_csv, write_json
-from conftest import SMALL
 
 from hvlm.data.views import Questions
 from hvlm.prepare.formats import formats

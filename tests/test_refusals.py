@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from _small import write_haystack
 from _tiny import ROOT
-from conftest import write_haystack
 
 import eval as evaluation
 from hvlm.cli import main

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import once
+from _small import once
 
 from hvlm.commands.eval import evaluate
 from hvlm.config.compose import compose

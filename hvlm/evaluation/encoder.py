@@ -17,12 +17,9 @@ class Count:
 
 
 @contextmanager
-def counted(vision: nn.Module | None) -> Iterator[Count]:
-    """Inside the block, frames that are encoded are counted. None: nothing is."""
+def counted(vision: nn.Module) -> Iterator[Count]:
+    """Inside the block, frames that are encoded are counted."""
     count = Count()
-    if vision is None:
-        yield count
-        return
 
     def around(encode: Callable[..., Any], frames: Tensor, time: Tensor, mask: Tensor, *more: Any, **how: Any) -> Any:
         count.frames += int(mask.sum())

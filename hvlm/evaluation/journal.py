@@ -139,7 +139,7 @@ def journal_of(loaded: Loaded, benchmark: Benchmark, answer: Any, folder: Path, 
     on what was asked before.
     """
     by_chance = getattr(getattr(answer, "choose", None), "temperature", 0)
-    if getattr(loaded.model, "router", None) is not None or by_chance:
+    if loaded.model.router is not None or by_chance:
         return Nothing()
     identity = identity_of(loaded, benchmark, benchmark.source(loaded.data), answer)
     return Journal(folder, identity, loaded.config.get("resume", "auto") != "never", process)

@@ -85,7 +85,7 @@ def answer_likelihoods(
     device = next(model.parameters()).device
     out: list[dict[tuple[str, str], Likelihood]] = [{} for _ in clips]
     everyone = bool(next_token and whole)  # both passes are then about the same frames
-    with autocast(device, precision), once(getattr(model, "vision", None) if everyone else None):
+    with autocast(device, precision), once(model.vision if everyone else None):
         frames = None
         if next_token:
             batch = _batch(chat, clips, [rows[0] for rows in next_token], inputs, everyone).to(device)

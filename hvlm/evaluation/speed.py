@@ -81,7 +81,7 @@ def _alone(loaded: Loaded, benchmark: Benchmark, answer: Answer, most: int | Non
     places: Sequence[int] = benchmark.select(len(benchmark.source(loaded.data)))
     reader = clips_of(loaded, benchmark, view, batch_size=1).reader
     questions, started = 0, time.monotonic()
-    with counted(getattr(loaded.model, "vision", None)) as seen:
+    with counted(loaded.model.vision) as seen:
         for index in places[:most]:
             number, total = 0, 1
             while number < total:

@@ -48,7 +48,8 @@ class HvlmProcessor:
             "revision": revision, "subfolder": subfolder, "cache_dir": cache_dir, "force_download": force_download,
             "local_files_only": local_files_only, "token": token,
         }  # fmt: skip
-        return cls(HvlmConfig.from_pretrained(path, **hub), AutoTokenizer.from_pretrained(path, **hub))
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **hub)
+        return cls(HvlmConfig.from_pretrained(path, **hub), tokenizer)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and the tokenizer, which is all that ``from_pretrained`` reads."""
