@@ -130,6 +130,7 @@ class PublishedTable(QuestionBenchmark):
             except (ValueError, LookupError, TypeError) as error:
                 wrong.append(f"{file} row {line} has {error}")
                 continue
+            assert row.question is not None, "rows of questions"
             if len(set(row.question["options"])) < len(row.question["options"]):
                 self.unclear += 1
                 continue
