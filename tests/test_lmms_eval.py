@@ -13,6 +13,8 @@ from _small import write_haystack
 from _tiny import ROOT
 
 import hvlm
+from hvlm.evaluation.predictions import read_predictions
+from hvlm.interop.convert import convert
 
 PYTHON = ROOT / ".venv-lmms" / "bin" / "python"
 OPTIONS = ["red", "blue", "green"]
@@ -67,3 +69,8 @@ def test_lmms_eval_scores_what_the_model_says(tmp_path: Path) -> None:
     (results,) = (tmp_path / "out").rglob("*_results.json")
     found = json.loads(results.read_text())["results"]
     assert found["tiny_words"]["exact,none"] == 1.0 and found["tiny_choice"]["acc,none"] == 1.0, found
+    for task, wanted in (("choice", [row["gold"] for row in rows]), ("words", [row["answer"] for row in rows])):
+        (samples,) = (tmp_path / "out").rglob(f"*_samples_tiny_{task}.jsonl")
+        read = read_predictions(convert(samples, "hvlm", tmp_path / "rows.jsonl")[0])
+        assert [p.pred if task == "choice" else p.text for p in read] == wanted
+        assert [p.question for p in read] == QUESTIONS

@@ -36,6 +36,7 @@ SHELLS = {
 WITH_SETTINGS = {
     "prepare": "hvlm.prepare.settings",
     "compare": "hvlm.commands.compare",
+    "convert": "hvlm.commands.convert",
     "report": "hvlm.commands.report",
 }
 USAGE = """usage: hvlm completion bash|zsh|fish
