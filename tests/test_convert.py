@@ -131,6 +131,17 @@ def test_a_table_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text(MVBENCH.replace("Not sure\t[", "Maybe\t["))
     with pytest.raises(UserError, match="a.tsv: row 3 has answer 'Maybe', expected exactly one of the options"):
         convert(tmp_path / "a.tsv")
+    letters = {"question": "?", "video": "v", "options": ["B", "A"], "answer": "A", "prediction": "A"}
+    for row, said in (
+        (letters, "has answer 'A', a letter and another option's text; give its place from 0 as gold"),
+        ({**letters, "options": 5}, "has options 5, expected a list of texts"),
+        ({**letters, "options": ["x", "x"]}, "has two equal options"),
+        ({**letters, "options": ["x", "y"], "try": [1]}, "has try '\\[1\\]', expected 0, 1, 2"),
+        ({"question": "?", "prediction": "A"}, "lacks answer"),
+    ):
+        (tmp_path / "d.json").write_text(json.dumps([row]))
+        with pytest.raises(UserError, match=f"d.json: row 1 {said}"):
+            convert(tmp_path / "d.json")
     (tmp_path / "b.tsv").write_text(MVBENCH.replace("prediction", "said"))
     with pytest.raises(UserError, match=r"b.tsv: has index, .*; expected rows of an evaluation"):
         convert(tmp_path / "b.tsv")

@@ -137,8 +137,10 @@ def document(number: int, row: Any, table: bool) -> Document:
     given = next((value[name] for name in OPTIONS if name in value), ())
     if table:  # the cell itself: Python's writing of a list counts, too
         given = next((row[name] for name in OPTIONS if (row.get(name) or "").strip()), given)
-    raw = [str(one).strip() for one in (_listed(given.strip()) if isinstance(given, str) else given)]
+    raw = _texts(given)
     options = bare_options(raw)
+    if len(set(options)) < len(options):
+        raise ValueError("has two equal options; each must be another answer")
     if options and not 2 <= len(options) <= len(LETTERS):
         raise ValueError(f"has {len(options)} options, expected 2 to {len(LETTERS)}")
     gold: int | None = None
@@ -150,10 +152,12 @@ def document(number: int, row: Any, table: bool) -> Document:
         answers = tuple(str(one) for one in (said if isinstance(said, list | tuple) else [said]) if one is not None)
         if not answers:
             raise ValueError("lacks answer; without the right answers there is nothing to compare with")
-    attempt = int(value.get("try", 0))
+    attempt = str(value.get("try", 0))
+    if not attempt.isdecimal():
+        raise ValueError(f"has try {attempt!r:.60}, expected 0, 1, 2, ...")
     return Document(
         str(_first(value, ID, f"row{number}")), str(_first(value, VIDEO, f"row{number}")),
-        str(_first(value, TASK, "question")), attempt, str(asked), options, gold, answers, dict(row),
+        str(_first(value, TASK, "question")), int(attempt), str(asked), options, gold, answers, dict(row),
     )  # fmt: skip
 
 
@@ -169,12 +173,28 @@ def _gold(value: Mapping[str, Any], raw: Sequence[str], options: Sequence[str]) 
         return place
     if "answer" not in value:
         raise ValueError("lacks answer; without the right answers there is nothing to compare with")
+    said = str(value["answer"]).strip()
     for texts in (raw, options):
         try:
-            return gold_of(value["answer"], texts)
+            place = gold_of(value["answer"], texts)
         except ValueError as error:
             why = error
+            continue
+        if len(said) == 1 and said in LETTERS[: len(options)] and place != LETTERS.index(said):
+            raise ValueError(f"has answer {said!r}, a letter and another option's text; give its place from 0 as gold")
+        return place
     raise ValueError(f"has answer {value['answer']!r:.60}, expected {why}")
+
+
+def _texts(given: Any) -> list[str]:
+    """The options of a row: a list, an object whose keys are the letters, or a text for all."""
+    if isinstance(given, str):
+        given = _listed(given.strip())
+    if isinstance(given, Mapping) and [str(name).strip() for name in given] == list(LETTERS[: len(given)]):
+        given = list(given.values())
+    if not isinstance(given, list | tuple) or not all(isinstance(one, str | int | float) for one in given):
+        raise ValueError(f"has options {given!r:.60}, expected a list of texts")
+    return [str(one).strip() for one in given]
 
 
 def _listed(text: str) -> list[Any]:

@@ -74,7 +74,9 @@ def _row(index: int, p: Prediction) -> dict[str, Any]:
     row["question"] = p.question
     if p.gold is None:
         return row | ({"answer": p.answers[0]} if len(p.answers) == 1 else {"answers": "|".join(p.answers)})
-    return row | {"candidates": repr(list(p.options)), "answer": p.options[p.gold]}
+    # As the table of Video-MME: a letter before each, so that one that is itself a letter is not taken for the answer.
+    shown = [f"{LETTERS[i]}. {option}" for i, option in enumerate(p.options)]
+    return row | {"candidates": repr(shown), "answer": LETTERS[p.gold]}
 
 
 def _said(p: Prediction) -> str:
@@ -85,7 +87,7 @@ def _said(p: Prediction) -> str:
 
 def _answered(one: Document, said: Any, variant: str) -> Prediction:
     text = "" if said is None or said != said else str(said)  # NaN of an empty cell
-    if text.strip() == NONE:
+    if text.strip() in (NONE, f"{NONE}.0"):
         # A number that is an option, too, says neither.
         return one.answered(variant, None, text, AMBIGUOUS if NONE in one.options else MISSING)
     if not text.strip() or FAILED in text:
