@@ -224,6 +224,7 @@ def test_what_cannot_be_converted_is_one_line(tmp_path: Path, capsys: pytest.Cap
         ([str(path), "to=vlmevalkit", f"out={path}"], "is what is read; name another file"),
         ([str(path), "anotations=x"], "unknown key 'anotations'; did you mean 'annotations'?"),
         ([str(tmp_path / "two.jsonl"), "to=lmms_eval"], "holds the variants full, late; say with variant="),
+        ([str(path), "to=lmms_eval", "variant=nope"], "holds the variants full, blind; say with variant="),
         ([str(tmp_path / "none.tsv")], "cannot be read"),
     ):
         with pytest.raises(SystemExit):
