@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile $(if $(LOCKED),,-c constraints.txt)
 .DEFAULT_GOAL := help
 
-.PHONY: help setup weights demo ui test test-ui test-all test-gpu reliability lint tables bench bench-attention bench-kv
+.PHONY: help setup weights demo ui test test-ui test-all test-gpu test-lmms reliability lint tables bench bench-attention bench-kv
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
