@@ -26,6 +26,7 @@ from hvlm.interop.hf_processor import HvlmProcessor
 from hvlm.io.json_lines import read_lines
 from hvlm.rebuild import load as load_for_evaluation
 from hvlm.rebuild import stored_config
+from hvlm.training.chain import run as train
 
 QUESTION = "what color is the object ?"
 TEXTS = [QUESTION, "red", "blue", "green", "what shape is it ?"]
@@ -89,6 +90,55 @@ def test_logits_of_an_export_are_those_of_the_model(
         assert (before - logits(model.use_adapter(None).vlm, model.chat, model.vlm.order)).abs().max() > 1e-3
 
 
+WORDS = {
+    "smollm2": [],
+    "qwen3": [
+        "language=causal", "language.source=scratch", "language.template=tiny",
+        "+language.config={model_type: qwen3, head_dim: 16, hidden_size: 32, intermediate_size: 64, "
+        "num_attention_heads: 2, num_key_value_heads: 2, num_hidden_layers: 1}",
+    ],
+}  # fmt: skip
+LEARNING = {"none": [], "lora": ["adapter=lora", "adapter.rank=2", "adapter.rate=0.05", "domain=general",
+                                 "domain.mixture=null"]}  # fmt: skip
+
+
+@pytest.mark.parametrize("connector", ["foveated", "mean", "patches"])
+@pytest.mark.parametrize("language", WORDS)
+@pytest.mark.parametrize("adapter", LEARNING)
+def test_logits_of_task_export_are_those_of_the_trained_run(
+    connector: str, language: str, adapter: str, needles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the checkpoint that training wrote, and not from a model that a program holds."""
+    monkeypatch.chdir(tmp_path)
+    small = [o for o in needles if language == "smollm2" or not o.startswith("language.")]
+    train(["run=one", "stage=sft", "stage.steps=2", "stage.batch_size=2", "evaluate=false", *small,
+           f"connector={connector}", *WORDS[language], *LEARNING[adapter]])  # fmt: skip
+    out = evaluation.evaluate(["task=export", "checkpoint=runs/one", "out=hf"])
+    learned, again = hvlm.load("runs/one"), AutoModelForImageTextToText.from_pretrained(out)
+    before, after = (logits(m.vlm, m.chat, m.vlm.order) for m in (learned, again))
+    assert before.shape == after.shape and (before - after).abs().max() <= 1e-5
+    assert bool(list(again.vlm.adapter.parameters())) == (adapter == "lora")
+    if adapter == "lora":
+        assert (before - logits(learned.use_adapter(None).vlm, learned.chat, learned.vlm.order)).abs().max() > 1e-4
+
+
+def test_the_seconds_of_the_frames_reach_the_model(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are the video's own, as the processor read them, and not the numbers of the frames."""
+    model = HvlmModel.from_pretrained(exported)
+    frames = torch.zeros(1, 4, 3, 32, 32, dtype=torch.uint8)
+    ids = torch.tensor([model.chat.encode_prompt(QUESTION)[0]])
+    seen: list[torch.Tensor] = []
+    encode = model.vlm.vision.encode
+    monkeypatch.setattr(
+        model.vlm.vision,
+        "encode",
+        lambda x, time, *more, **named: (seen.append(time), encode(x, time, *more, **named))[1],
+    )
+    for seconds in ([0.5, 2.25, 7.0, 7.5], [0.0, 1.0, 2.0, 3.0]):
+        model.generate(ids, pixel_values_videos=frames, video_seconds=torch.tensor([seconds]), max_new_tokens=1)
+        assert seen.pop().flatten().tolist() == seconds
+
+
 def test_a_video_file_becomes_an_answer_in_ten_lines(exported: Path, video: Path, tmp_path: Path) -> None:
     path = tmp_path / "saved"
     HvlmModel.from_pretrained(exported).save_pretrained(path)
@@ -138,15 +188,15 @@ def test_generated_answers_are_those_of_task_generate(
 
 
 @pytest.fixture()
-def hub() -> Iterator[tuple[str, dict[str, bytes], list[str]]]:
-    """(address, files, paths that were asked for) of a stand-in for the hub that takes one commit."""
+def hub() -> Iterator[tuple[str, dict[str, bytes], list[tuple[str, bytes]]]]:
+    """(address, files, what was asked for as (path, body)) of a stand-in for the hub that takes one commit."""
     files: dict[str, bytes] = {}
-    asked: list[str] = []
+    asked: list[tuple[str, bytes]] = []
 
     class Hub(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            asked.append(self.path)
+            asked.append((self.path, body))
             if self.path.endswith("/repos/create"):
                 reply = {"url": f"{address}/me/demo", "id": "1"}
             elif "/preupload/" in self.path:
@@ -162,7 +212,7 @@ def hub() -> Iterator[tuple[str, dict[str, bytes], list[str]]]:
             self.answer(reply)
 
         def do_GET(self) -> None:
-            asked.append(self.path)
+            asked.append((self.path, b""))
             self.answer({"id": "me/demo", "sha": "a" * 40, "siblings": []})
 
         def answer(self, reply: dict) -> None:
@@ -183,16 +233,35 @@ def hub() -> Iterator[tuple[str, dict[str, bytes], list[str]]]:
 
 
 def test_push_to_hub_uploads_what_save_pretrained_writes(
-    exported: Path, video: Path, tmp_path: Path, hub: tuple[str, dict[str, bytes], list[str]]
+    exported: Path, video: Path, tmp_path: Path, hub: tuple[str, dict[str, bytes], list[tuple[str, bytes]]]
 ) -> None:
     address, files, asked = hub
     model = HvlmModel.from_pretrained(exported)
     said = model.push_to_hub("me/demo", endpoint=address, token="hf_x")
     assert re.fullmatch(address + "/me/demo/commit/a{40}", said)
-    assert any(path.endswith("/repos/create") for path in asked)
+    assert any(path.endswith("/repos/create") for path, _ in asked)
+    assert any(path.endswith("/commit/main") for path, _ in asked)
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     assert HvlmModel.from_pretrained(tmp_path).answer(video, QUESTION) == model.answer(video, QUESTION)
     files.clear()
     HvlmProcessor.from_pretrained(exported).push_to_hub("me/demo", endpoint=address, token="hf_x")
     assert {"config.json", "tokenizer.json"} <= files.keys() and "model.safetensors" not in files
+
+
+def test_push_to_hub_honours_revision_private_and_message(
+    exported: Path, hub: tuple[str, dict[str, bytes], list[tuple[str, bytes]]]
+) -> None:
+    address, files, asked = hub
+    processor = HvlmProcessor.from_pretrained(exported)
+    processor.push_to_hub(
+        "me/demo", endpoint=address, token="hf_x", revision="v2", private=True, commit_message="A second one"
+    )
+    sent = {path.rsplit("/api/", 1)[-1]: body for path, body in asked if body}
+    created = json.loads(sent["repos/create"])
+    assert created["name"] == "demo"
+    assert created.get("visibility") == "private" or created.get("private") is True  # which one: by hub version
+    assert "models/me/demo/branch/v2" in {path.rsplit("/api/", 1)[-1] for path, _ in asked}
+    assert "models/me/demo/commit/main" not in sent and "config.json" in files
+    header = json.loads(sent["models/me/demo/commit/v2"].splitlines()[0])
+    assert header["value"]["summary"] == "A second one"
