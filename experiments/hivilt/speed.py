@@ -14,8 +14,6 @@ float32, one thread. Adds to speed.json beside this file.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -25,6 +23,7 @@ import torch
 from torch import Tensor
 
 from experiments.memory import peak_since, start_peak
+from experiments.timing import timed
 from hvlm.evaluation import results
 from hvlm.fusion._base import FusingRoom
 from hvlm.fusion._local import LocalFusion
@@ -93,7 +92,7 @@ def measured(tokens: int) -> Iterator[dict[str, Any]]:
     copied = video(tokens)[0].x_BSD
     runs["floor"] = {"forward": copied.clone, "backward": copied.clone}
     for way in ("forward", "backward"):
-        seconds = timed([run[way] for run in runs.values()])
+        seconds = timed(*(run[way] for run in runs.values()), budget=BUDGET, least=LEAST)
         peaks = [peak(run[way]) for run in runs.values()]
         for i, name in enumerate(runs):
             yield record(name, f"{way}_ms", 1e3 * seconds[i], tokens)
@@ -103,20 +102,6 @@ def measured(tokens: int) -> Iterator[dict[str, Any]]:
                 yield record(name, f"{way}_memory_factor", peaks[0] / max(peaks[i], 0.1), tokens)
     for name, fast in (("masked", False), ("gathered", True)):
         yield record(name, "difference", difference(tokens, fast), tokens)
-
-
-def timed(runs: list[Callable[[], object]]) -> list[float]:
-    """Median processor seconds of each, taken in turn so that all see the same machine."""
-    taken: list[list[float]] = [[] for _ in runs]
-    for run in runs:
-        run()
-    started = time.monotonic()
-    while len(taken[0]) < LEAST or time.monotonic() - started < BUDGET:
-        for run, found in zip(runs, taken, strict=True):
-            before = time.process_time()
-            run()
-            found.append(time.process_time() - before)
-    return [statistics.median(found) for found in taken]
 
 
 def peak(run: Callable[[], object]) -> float:

@@ -18,8 +18,6 @@ computes in it, else float32. Adds to speed.json beside this file.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,6 +25,7 @@ import torch
 from torch import Tensor
 
 from experiments.merging._runs import MERGERS, settings
+from experiments.timing import timed
 from hvlm import assembly
 from hvlm.config.compose import plan
 from hvlm.data.optical_flow import motion_energy
@@ -69,20 +68,6 @@ def fastest() -> torch.autocast:
 def record(variant: str, metric: str, value: float, **columns: object) -> results.Record:
     return results.make(QUESTION, variant, metric, value, stderr=None, n=1, chance=None, seeds=[0], seconds=0,
                         command=COMMAND, columns=columns)  # fmt: skip
-
-
-def timed(*runs: Callable[[], object], budget: float = 4.0, least: int = 3) -> list[float]:
-    """Median processor seconds of each, taken in turn so that all see the same machine."""
-    for run in runs:
-        run()
-    taken: list[list[float]] = [[] for _ in runs]
-    started = time.monotonic()
-    while len(taken[0]) < least or time.monotonic() - started < budget:
-        for run, found in zip(runs, taken, strict=True):
-            before = time.process_time()
-            run()
-            found.append(time.process_time() - before)
-    return [statistics.median(found) for found in taken]
 
 
 def straightforward(x: Tensor, size: Tensor, r: int) -> tuple[Tensor, Tensor]:

@@ -33,6 +33,7 @@ from typing import Any
 import av
 import numpy as np
 
+from experiments.started import as_started
 from hvlm.data.shard_index import load_manifest, write_shard
 from hvlm.evaluation import results
 from hvlm.prepare import plan as planning
@@ -45,6 +46,7 @@ from hvlm.prepare.texts import sample_json
 from hvlm.prepare.work import QUARANTINE
 
 HERE = Path(__file__).parent
+COMMAND = "python -m experiments.prepare"
 DISTINCT = 3  # videos that are encoded; the others are these with another box that no reader looks at
 SIZE, FPS, SECONDS = (540, 960), 25, 8
 EVERY = 100  # one row in so many is broken
@@ -109,7 +111,7 @@ def record(
         columns[f"{clock}_of_decode"] = round(statistics.median(shares), 3)
     print(f"{name:8s} {rate:8.1f} rows/s  {columns}")
     return results.make("prepare", name, "rows_per_s", rate, stderr=None, n=options.repeats, chance=None, seeds=[1],
-                        seconds=sum(wall[name]), command="python -m experiments.prepare", columns=columns)  # fmt: skip
+                        seconds=sum(wall[name]), command=as_started(COMMAND), columns=columns)  # fmt: skip
 
 
 def make(folder: Path, videos: int, rows: int) -> Path:
