@@ -55,6 +55,18 @@ def test_an_answer_comes_word_by_word_and_is_the_one_of_answer(model: hvlm.Model
     assert last.figures["visual tokens"] == str(frames), "connector=foveated: one for each frame"
 
 
+def test_the_model_is_shown_the_question_and_not_the_end_of_an_answer(videos: Path) -> None:
+    """By a model that repeats what it read last: "red" after the opening of its turn, the end after an end."""
+    model = hvlm.build(texts=TEXTS, **TINY, device="cpu")
+    *_, opening, end = model.batch(videos / "a.mp4", [QUESTION]).input_ids_KS[0].tolist()
+    embedding = model.vlm.language.model.get_input_embeddings().weight
+    with torch.no_grad():
+        embedding[model.chat.to_fast().convert_tokens_to_ids("red")] = 2 * embedding[opening]
+    assert end in model.chat.end_ids and model.vlm.head.logits(embedding[end]).argmax() == end
+    last = list(tell(model, str(videos / "a.mp4"), QUESTION, 4, 3))[-1]
+    assert last.text == model.answer(videos / "a.mp4", QUESTION, num_frames=4, max_new_tokens=3) == "red red red"
+
+
 def test_what_was_merged_is_drawn(videos: Path) -> None:
     merging = hvlm.build(merger="tome", connector="patches", texts=TEXTS, **TINY, device="cpu")
     last = list(tell(merging, str(videos / "a.mp4"), QUESTION, 4, 2))[-1].pictures

@@ -30,6 +30,12 @@ def rows_of(batch: Batch, rows: torch.Tensor) -> Batch:
     return part._replace(clip_K=clip_K, labels=None)
 
 
+def prompts_alone(batch: Batch) -> Batch:
+    """The rows up to their answer: neither that nor what closes it (an empty answer is closed, too) is read."""
+    prompt_KS = batch.attention_mask_KS & (batch.loss_mask_KS.cumsum(1) == 0)
+    return batch._replace(attention_mask_KS=prompt_KS, loss_mask_KS=prompt_KS & False)
+
+
 def _take(batch: Batch, clips: list[int], texts: list[int]) -> Batch:
     device = batch.clip_K.device
     which = torch.tensor(clips, dtype=torch.int64, device=device)

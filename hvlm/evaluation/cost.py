@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from hvlm.data.batches import prompts_alone
 from hvlm.functional import last_true
 from hvlm.precision import autocast
 from hvlm.types import Batch, Sequence
@@ -92,8 +93,7 @@ def cost_of(model: nn.Module, batch: Batch, precision: str = "32-true", repeats:
 def _decoded_per_s(model: nn.Module, batch: Batch, repeats: int) -> float:
     """As ``hvlm.evaluation.generate`` writes, but that no word ends the answer."""
     batch = model.routed(batch)
-    prompt_KS = batch.attention_mask_KS & (batch.loss_mask_KS.cumsum(1) == 0)
-    sequence = model.sequence(batch._replace(attention_mask_KS=prompt_KS, loss_mask_KS=prompt_KS & False))
+    sequence = model.sequence(prompts_alone(batch))
     words, taken = DECODED, []
     if model.language.learned_positions:
         words = max(1, min(words, model.language.max_positions - int(sequence.mask_KL.sum())))

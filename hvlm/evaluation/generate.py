@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hvlm.caching import PastKV
 from hvlm.contracts import Benchmark
+from hvlm.data.batches import prompts_alone
 from hvlm.data.collate import Item, collate
 from hvlm.evaluation.asking import Query
 from hvlm.evaluation.beams import beam_search
@@ -77,8 +78,7 @@ def generate_ids(model: VLM, chat: Chat, batch: Batch, max_new_tokens: int, choo
     modes = {module: module.training for module in model.modules()}
     model.eval()
     batch = model.routed(batch)
-    prompt_KS = batch.attention_mask_KS & (batch.loss_mask_KS.cumsum(1) == 0)
-    sequence = model.sequence(batch._replace(attention_mask_KS=prompt_KS, loss_mask_KS=prompt_KS & False))
+    sequence = model.sequence(prompts_alone(batch))
     cache = model.kvcache.new()
     h = model.hidden(sequence, cache)
     newest = h[torch.arange(len(h), device=h.device), last_true(sequence.mask_KL)]

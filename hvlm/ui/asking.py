@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hvlm.api.model import Model
-from hvlm.data.batches import clip_frames
+from hvlm.data.batches import clip_frames, prompts_alone
 from hvlm.evaluation.generate import words
 from hvlm.functional import last_true
 from hvlm.precision import autocast
@@ -67,10 +67,7 @@ def tell(model: Model, video: str, question: str, num_frames: int | None, max_ne
     with autocast(model.device, model.precision), torch.inference_mode():
         batch = model.batch(video, [question], num_frames=num_frames)
         read = time.perf_counter()
-        # Without what closes the answer, here an empty one: the model writes it.
-        prompt_KS = batch.attention_mask_KS & (batch.loss_mask_KS.cumsum(1) == 0)
-        batch = batch._replace(attention_mask_KS=prompt_KS, loss_mask_KS=prompt_KS & False)
-        batch = model.vlm.routed(batch)
+        batch = model.vlm.routed(prompts_alone(batch))
         sequence, cache = model.vlm.sequence(batch), model.vlm.kvcache.new()
         states = model.vlm.hidden(sequence, cache)
         newest = states[torch.arange(len(states), device=states.device), last_true(sequence.mask_KL)]
