@@ -34,6 +34,12 @@ PROBED = 250  # packets decoded to see whether time stamps tell the order
 SKIPPABLE = ("h264", "mpeg1video", "mpeg2video", "mpeg4", "vp8")
 SIMPLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 LIMITS = {"max_pixels": str(MAX_PIXELS)}
+# Formats whose file names other files, or addresses, that FFmpeg opens in its stead. What a stranger sends is one file.
+REFERRING = {
+    "concat", "dash", "hls", "image2", "imf", "lavfi", "mlv", "rtp", "rtsp", "sap", "sdp", "vobsub",
+    "webm_dash_manifest",
+}  # fmt: skip
+OPENING = LIMITS | {"format_whitelist": ",".join(sorted(av.formats_available - REFERRING))}
 
 
 class VideoDecodeError(SampleError):
@@ -84,7 +90,7 @@ class Video:
     def __init__(self, source: Source) -> None:
         self._source = source
         try:
-            self._file = av.open(opened(source), options=LIMITS)
+            self._file = av.open(opened(source), options=OPENING)
             self._stream = best_stream(self._file)
             # What is asked of the stream later is read now: it is gone once the file has been opened again.
             self._number = self._stream.index
@@ -278,14 +284,14 @@ class Video:
     def _again(self) -> tuple[av.container.InputContainer, av.VideoStream]:
         """The file opened once more, at its beginning."""
         self._file.close()
-        self._file = av.open(opened(self._source), options=LIMITS)
+        self._file = av.open(opened(self._source), options=OPENING)
         return self._file, self._file.streams[self._number]
 
 
 def still(data: bytes) -> np.ndarray:
     """uint8 [h, w, 3] of one encoded picture, as it is stored. Raises VideoDecodeError."""
     try:
-        with av.open(opened(data), options=LIMITS) as file:
+        with av.open(opened(data), options=OPENING) as file:
             codec = best_stream(file).codec_context
             codec.thread_type, codec.options = "NONE", dict(LIMITS)
             frame = next(file.decode(video=0), None)

@@ -135,3 +135,21 @@ def test_five_hundred_videos_are_opened_and_none_stays_in_memory() -> None:
     gc.collect()
     assert resident() - before < 50 << 20
     assert len(os.listdir("/proc/self/fd")) == files
+
+
+@pytest.mark.parametrize("name", ["v.m3u8", "v.mp4"])
+def test_a_video_that_names_another_file_is_none(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Playlists: else whoever sends one sees frames of videos on the machine that reads it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "private.ts").write_bytes(video(8, container="mpegts"))
+    assert decode(tmp_path / "private.ts", 2, name="private")[0].any()
+    segments = "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{}\n#EXT-X-ENDLIST\n"
+    for text in (
+        segments.format(f"file://{tmp_path}/private.ts"),
+        segments.format("private.ts"),
+        "ffconcat version 1.0\nfile private.ts\n",
+    ):
+        (tmp_path / name).write_text(text)
+        for source in (tmp_path / name, text.encode()):
+            with pytest.raises(VideoDecodeError, match="Invalid (data|argument)"):
+                decode(source, 2, name="v")
