@@ -121,6 +121,16 @@ def test_an_empty_file_name_is_not_the_current_folder(key: str) -> None:
         check_files(compose(["benchmark=choices", f"{key}="]))
 
 
+def test_videos_of_a_published_layout_lie_in_the_copy(tmp_path: Path) -> None:
+    copy = f"benchmark.path={tmp_path}"
+    with pytest.raises(UserError, match="^benchmark.videos=video: no such file or folder"):
+        check_files(compose(["benchmark=mlvu", copy, "benchmark.videos=video"]))
+    (tmp_path / "video").mkdir()
+    check_files(compose(["benchmark=mlvu", copy, "benchmark.videos=video"]))
+    check_files(compose(["benchmark=mlvu", copy]))
+    check_files(compose(["benchmark=mlvu"]))  # what is missing then is path=, which the benchmark says
+
+
 @pytest.mark.fault(85)
 def test_a_setting_that_the_chosen_room_has_not_lists_those_it_has_whatever_else_is_wrong() -> None:
     with pytest.raises(UserError, match="unknown key 'dataset.size'; known: .*path"):
