@@ -128,7 +128,8 @@ def missing_costs(lines: Sequence[Line]) -> list[str]:
 def machines(lines: Sequence[Line]) -> list[str]:
     """The processors on which times were taken."""
     timed = [r for line in lines for run in line.runs.values() for r in (*run.records, *run.costs)]
-    return sorted({str(r["cpu"]) for r in timed if r["metric"] in ("latency_ms", "decode_tokens_per_s")})
+    named = [str(r["cpu"]) for r in timed if r["metric"] in ("latency_ms", "decode_tokens_per_s")]
+    return sorted({cpu for cpus in named for cpu in cpus.split(results.BETWEEN)})  # merged seeds name several
 
 
 # --------------------------------------------------------------------------------------------------------------- lines

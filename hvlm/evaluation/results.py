@@ -37,6 +37,7 @@ MEASURED = (
     "value", "stderr", "n", "chance", "seeds", "seconds", "peak_rss_mb", "command", "commit", "dirty", "cpu", "torch",
 )  # fmt: skip
 FIXED = IDENTITY + MEASURED
+BETWEEN = " ; "  # what several records said, in one field of the record that they were put together to
 
 
 class Label(NamedTuple):
@@ -196,7 +197,7 @@ def _merge(group: list[Record]) -> Record:
 def _joined(values: list[str | None]) -> str | None:
     """One text for a field of several records: the distinct values in order."""
     distinct = dict.fromkeys(v for v in values if v is not None)
-    return " ; ".join(distinct) if distinct else None
+    return BETWEEN.join(distinct) if distinct else None
 
 
 # -------------------------------------------------------------------------------------------------- where it was run
