@@ -171,7 +171,25 @@ def test_questions_of_one_name_that_ask_something_else_are_not_compared(tmp_path
     assert (d.n, d.other) == (5, 3), "q0 and q2 are other questions, q7 was not asked of b"
     nothing = write_run(tmp_path / "c", BAD, connector="longvlm", made=[p._replace(question="?") for p in answers(BAD)])
     found = compare(of(first, nothing))
-    assert not found.differences and "c and a were asked no question in common" in found.notes
+    assert not found.differences and "c and a were asked no question in common, or about other clips" in found.notes
+
+
+def test_questions_that_are_alike_by_chance_about_clips_of_the_same_name_are_not_compared(tmp_path: Path) -> None:
+    """As of two data sets that number their clips alike: half of two options are the right ones in both."""
+    first = write_run(tmp_path / "a", GOOD)
+    flipped = [p._replace(gold=1 - p.gold) if p.question_id in ("q1", "q4", "q6") else p for p in answers(BAD)]
+    second = write_run(tmp_path / "b", BAD, connector="patches", made=flipped)
+    found = compare(of(first, second))
+    assert not found.differences and "b and a were asked no question in common, or about other clips" in found.notes
+
+
+def test_processors_of_seeds_that_were_put_together_are_named_once(tmp_path: Path) -> None:
+    runs = of(write_run(tmp_path / "a", GOOD), write_run(tmp_path / "b", BAD, connector="patches"))
+    for run, cpu in zip(runs, ("EPYC", "EPYC ; Xeon"), strict=True):
+        for record in run.records:
+            record["cpu"] = cpu
+    (note,) = [note for note in compare(runs).notes if "processors" in note]
+    assert "(EPYC; Xeon)" in note
 
 
 def test_answers_that_do_not_make_the_score_are_left_out_and_named(tmp_path: Path) -> None:

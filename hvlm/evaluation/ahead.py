@@ -48,7 +48,7 @@ def compared(lines: Sequence[Line], baseline: Line) -> tuple[list[paired.Differe
             continue
         one = paired.difference((line.name, answers[id(line)]), (baseline.name, answers[id(baseline)]), way, metric)
         if one is None:
-            notes.append(f"{line.name} and {baseline.name} were asked no question in common")
+            notes.append(f"{line.name} and {baseline.name} were asked no question in common, or about other clips")
         else:
             found.append(one)
     return found, notes

@@ -20,6 +20,7 @@ from hvlm.evaluation.scores import ALL_TRIES, Prediction, Tries
 from hvlm.evaluation.stats import clustered_mean
 
 Id = tuple[str, str]  # task, question id
+CHANGED = 1 / 3  # more than this share of the names they share asks something else: the clips are not the same
 
 
 class Way(NamedTuple):
@@ -107,7 +108,8 @@ def difference(
         metric: its name.
 
     Returns:
-        None where they share no question. Two questions are the same if id, words, options and right answer are.
+        None where they share no question. Two questions are the same if id, words, options and right answer are. Where
+        many of one id are not, others are alike by chance, about other clips: then none is shared.
     """
     (name, ones), (other_name, others) = first, second
     pairs = [(seed, seed) for seed in ones if seed in others] or list(zip(sorted(ones), sorted(others), strict=False))
@@ -127,9 +129,11 @@ def difference(
 
 
 def of_answers(one: Mapping[Id, Tries], other: Mapping[Id, Tries], way: Way) -> tuple[float, float | None, int] | None:
-    """(one minus other, its standard error, questions) over what both were asked; None where that is nothing."""
-    shared = [q for q in one if q in other and way.takes(q[0]) and is_same(one[q], other[q])]
-    if not shared:
+    """(one minus other, its standard error, questions) over what both were asked; None where that is nothing,
+    or alike by chance."""
+    named = [q for q in one if q in other and way.takes(q[0])]
+    shared = [q for q in named if is_same(one[q], other[q])]
+    if not shared or len(named) - len(shared) > CHANGED * len(named):
         return None
     value, stderr = clustered_mean(
         [way.worth(one[q]) - way.worth(other[q]) for q in shared],
