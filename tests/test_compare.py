@@ -322,6 +322,7 @@ def test_words_of_the_command(capsys: pytest.CaptureFixture) -> None:
     assert read(["12e4567", "baseline=true"], Settings, "compare") == Settings(["12e4567"], baseline="true")
     for words, said in {
         (): "runs= is missing: hvlm compare runs=runs/a,runs/b",
+        ("runz=runs/a",): "unknown key 'runz'; did you mean 'runs'?",
         ("a", "basline=b"): "unknown key 'basline'; did you mean 'baseline'?",
         ("a", "measure=maybe"): "measure",
         ("a", "out=b", "out=c"): "out is given twice: b and c",

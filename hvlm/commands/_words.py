@@ -38,6 +38,7 @@ def read(words: Sequence[str], settings: type[Settings], command: str) -> Settin
             raise UserError(f"{key} is given twice: {given[key]} and {text}")
         else:
             given[key] = yaml.safe_load(text or "null") if isinstance(getattr(settings, key, None), bool) else text
+    found = settings(**arguments({"runs": runs, **given}, settings, ""))  # a misspelt runs= is named as such
     if not runs:
         raise UserError(f"runs= is missing: hvlm {command} runs=runs/a,runs/b names runs, a sweep, or a folder of runs")
-    return settings(**arguments({"runs": runs, **given}, settings, ""))
+    return found
