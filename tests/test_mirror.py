@@ -31,7 +31,17 @@ SHARED = {
     **{f"dataset/fvlm_{stage}": "dataset/mixture" for stage in ("align", "sft", "dpo")},
     **{
         f"benchmark/{name}": "benchmark/published"
-        for name in ("mlvu", "longvideobench", "lvbench", "timescope", "egoschema", "nextqa", "tempcompass")
+        for name in (
+            "mlvu",
+            "longvideobench",
+            "lvbench",
+            "timescope",
+            "egoschema",
+            "nextqa",
+            "tempcompass",
+            "videomme",
+            "scienceqa",
+        )  # fmt: skip
     },
     "vision/dinov2_tiny": "vision/dinov2",
     "vision/dinov2_small": "vision/dinov2",

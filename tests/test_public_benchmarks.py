@@ -19,8 +19,7 @@ from hvlm.benchmark._parsers import PARSERS
 from hvlm.benchmark._subtitles import read_subtitles, shown_at
 from hvlm.benchmark.choices import Choices
 from hvlm.benchmark.mvbench import TASKS, MVBench
-from hvlm.benchmark.scienceqa import ScienceQA
-from hvlm.benchmark.videomme import VideoMME
+from hvlm.benchmark.published import Published
 from hvlm.data import samples
 from hvlm.errors import UserError
 from hvlm.evaluation.evaluate import evaluate, score_predictions
@@ -49,7 +48,7 @@ def loaded() -> Loaded:
 def made(name: str, **changes: Any) -> Any:
     """The benchmark of a YAML."""
     settings = yaml.safe_load((CONF / f"{name}.yaml").read_text())
-    kinds = {kind.__name__: kind for kind in (MVBench, VideoMME, ScienceQA)}
+    kinds = {kind.__name__: kind for kind in (MVBench, Published)}
     return kinds[settings.pop("_target_").rpartition(".")[2]](**settings | changes)
 
 
@@ -106,7 +105,7 @@ def test_pmi_takes_the_option_that_the_question_makes_likelier() -> None:
     question = Question("c/q", "c", "t", tries, ())
     values = {("Q", "red"): -1.0, ("Q", "blue"): -2.0, (PREMISE, "red"): -1.5, (PREMISE, "blue"): -4.0}
     known = {key: Likelihood(value, 2) for key, value in values.items()}
-    for kind in (Choices(scoring="pmi"), VideoMME(scoring="pmi")):
+    for kind in (Choices(scoring="pmi"), made("videomme", scoring="pmi")):
         (found,) = kind.predict(question, known, "m")
         assert found.scores == (0.5, 2.0)
         assert found.pred == 1
@@ -145,12 +144,12 @@ def mvbench(folder: Path, precut: bool = False) -> Path:
             row |= {"answer": candidates[1], "fps": 30, "subtitles": "ignored"}
             rows.append(row | ({"start": 0.5, "end": 1.5} if bound else {}))
         (folder / "json" / f"{name}.json").write_text(json.dumps(rows))
-    return folder / "json"
+    return folder
 
 
 @pytest.mark.parametrize("clips", ["cut", "whole", "precut"])
 def test_mvbench_is_read_in_both_layouts(tmp_path: Path, clips: str) -> None:
-    benchmark = made("mvbench", annotations=str(mvbench(tmp_path, clips == "precut")), clips=clips)
+    benchmark = made("mvbench", path=str(mvbench(tmp_path, clips == "precut")), clips=clips)
     source = benchmark.source(None)
     sections = [json.loads(source.read(i)["json"]).get("section") for i in range(len(source))]
     assert sections.count([0.5, 1.5]) == (5 if clips == "cut" else 0)
@@ -165,9 +164,9 @@ def test_mvbench_is_read_in_both_layouts(tmp_path: Path, clips: str) -> None:
 
 def test_mvbench_is_asked_and_says_19_of_20_tasks(tmp_path: Path) -> None:
     path = mvbench(tmp_path / "MVBench")
-    rows = json.loads((path / "action_sequence.json").read_text())
-    (path / "action_sequence.json").write_text(json.dumps([*rows, rows[0] | {"start": 9.0, "end": 2.0}]))
-    benchmark = made("mvbench", annotations=str(path), parser="strict", max_new_tokens=2)
+    rows = json.loads((path / "json" / "action_sequence.json").read_text())
+    (path / "json" / "action_sequence.json").write_text(json.dumps([*rows, rows[0] | {"start": 9.0, "end": 2.0}]))
+    benchmark = made("mvbench", path=str(path), parser="strict", max_new_tokens=2)
     found, lines = ask(benchmark, tmp_path / "out")
     assert (found["tasks_asked"]["value"], found["tasks_asked"]["n"]) == (19.0, 20)
     assert found["questions_without_video"]["value"] == 3
@@ -175,7 +174,8 @@ def test_mvbench_is_asked_and_says_19_of_20_tasks(tmp_path: Path) -> None:
     assert found["accuracy_macro"]["chance"] == pytest.approx((1 / 2 + 1 / 5) / 2)
     assert len(lines) == 2 * 38
     quarantine = (tmp_path / "out" / "quarantine.jsonl").read_text()
-    assert "starts at 9 s and ends at 2 s" in quarantine
+    (row,) = [line for line in map(json.loads, quarantine.splitlines()) if "row" in line["key"]]
+    assert (row["key"], row["error"]) == ("json/action_sequence.json row 3", "starts at 9 s and ends at 2 s")
     protocol = json.loads((tmp_path / "out" / "protocol.json").read_text())
     assert (protocol["clips"], protocol["num_frames"], protocol["reader"]) == ("cut", 2, "pyav")
     assert "Only give the best option." in protocol["prompt"]
@@ -184,8 +184,18 @@ def test_mvbench_is_asked_and_says_19_of_20_tasks(tmp_path: Path) -> None:
     )
 
 
+def test_mvbench_finds_clips_of_the_release_below_data0613(tmp_path: Path) -> None:
+    path = mvbench(tmp_path)
+    (tmp_path / "video" / "data0613").mkdir()
+    (tmp_path / "video" / "clevrer").rename(tmp_path / "video" / "data0613" / "clevrer")
+    benchmark = made("mvbench", path=str(path))
+    source = benchmark.source(None)
+    assert sum(benchmark.missing(source).values()) == 2
+    assert sum(key.startswith("data0613/clevrer/video_validation/") for key in source.keys) == 5
+
+
 def test_mvbench_prompt_is_videochat2s(tmp_path: Path) -> None:
-    (first, _) = asked(made("mvbench", annotations=str(mvbench(tmp_path)), tasks=["action_count"]))
+    (first, _) = asked(made("mvbench", path=str(mvbench(tmp_path)), tasks=["action_count"]))
     prompt = first.tries[0].prompt
     assert str(prompt) == "Question: What of action_count 0?\nOptions:\n(A) Yes\n(B) No\nOnly give the best option."
     assert prompt.system.startswith("Carefully watch the video")  # type: ignore[attr-defined]
@@ -200,7 +210,7 @@ SRT = """1
 2
 00:00:01,200 --> 00:00:01,900
 <font color="white" size=".72c">A red
-ball.</font>
+ball &amp; it&#39;s round.</font>
 """
 
 
@@ -226,10 +236,10 @@ def videomme(folder: Path) -> dict[str, str]:
     pq.write_table(pyarrow.Table.from_pylist(rows), folder / "videomme" / "test-00000-of-00001.parquet")
     (folder / "subtitle").mkdir()
     (folder / "subtitle" / "-aB0_x.srt").write_text(SRT)
-    return {"annotations": str(folder / "videomme"), "videos": str(folder / "data")}
+    return {"path": str(folder)}
 
 
-def test_videomme_is_asked_with_its_breakdowns(tmp_path: Path) -> None:
+def test_videomme_is_asked_with_its_breakdowns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = videomme(tmp_path / "mme")
     found, lines = ask(made("videomme", **settings, max_new_tokens=2), tmp_path / "out")
     assert found["accuracy_micro"]["n"] == 6
@@ -247,6 +257,13 @@ def test_videomme_is_asked_with_its_breakdowns(tmp_path: Path) -> None:
     assert again["accuracy_micro"]["value"] == pytest.approx(1 / 3)
     assert again["accuracy/duration=medium"]["value"] == pytest.approx(1 / 3)
     assert "parser=letter_priority" in again["accuracy_micro"]["protocol"]
+    # The breakdowns stand in the predictions themselves; of a file that does not say them, that is said.
+    alone = score_predictions(path, LABEL, tmp_path / "a", made("videomme"))
+    assert [(r["metric"], r["value"]) for r in alone] == [(name, r["value"]) for name, r in again.items()]
+    path.write_text("".join(json.dumps({k: v for k, v in line.items() if k != "about"}) + "\n" for line in own))
+    bare = score_predictions(path, LABEL, tmp_path / "b", made("videomme"))
+    assert not any("=" in r["metric"] for r in bare)
+    assert "no accuracy by duration, domain, sub_category" in caplog.text
 
 
 def test_videomme_subtitles_are_those_of_the_frames(tmp_path: Path) -> None:
@@ -255,10 +272,10 @@ def test_videomme_subtitles_are_those_of_the_frames(tmp_path: Path) -> None:
     assert plain.startswith("Select the best answer") and "\nA. Red.\nB. Blue.\n" in plain
     benchmark = made("videomme", **settings, subtitles=str(tmp_path / "subtitle"))
     first, other = (asked(benchmark, times=np.array([1.5, 1.95]))[i].tries[0].prompt for i in (0, 3))
-    assert first == "This video's subtitles are listed below: \nA red ball.\n" + plain
+    assert first == "This video's subtitles are listed below: \nA red ball & it's round.\n" + plain
     assert other == plain  # a video without a file
     lines = read_subtitles(tmp_path / "subtitle" / "-aB0_x.srt")
-    assert shown_at(lines, None) == "Hello there.\nA red ball."
+    assert shown_at(lines, None) == "Hello there.\nA red ball & it's round."
     assert shown_at(lines, [1.1]) == ""
 
 
@@ -291,12 +308,12 @@ def scienceqa(folder: Path) -> str:
 
 def test_scienceqa_asks_the_rows_with_a_picture(tmp_path: Path) -> None:
     path = scienceqa(tmp_path / "data")
-    first, second = asked(made("scienceqa", annotations=path))
+    first, second = asked(made("scienceqa", path=path))
     assert first.tries[0].prompt == (
         "Context: Look at it.\nWhich 0?\nA. 2\nB. 1\nAnswer with the option's letter from the given choices directly."
     )
     assert (first.tries[0].gold, second.tries[0].gold) == (1, 4)  # places, whatever the options' texts
-    found, _ = ask(made("scienceqa", annotations=path, max_new_tokens=2), tmp_path / "out")
+    found, _ = ask(made("scienceqa", path=path, max_new_tokens=2), tmp_path / "out")
     assert (found["accuracy_micro"]["n"], found["accuracy_micro"]["chance"]) == (2, pytest.approx((1 / 2 + 1 / 5) / 2))
     assert found["accuracy/grade=grade2"]["n"] == 2
     assert "questions_without_video" not in found
@@ -309,7 +326,7 @@ def test_a_table_with_options_in_columns(tmp_path: Path) -> None:
     video(tmp_path / "videos" / "7.mp4")
     (tmp_path / "val.csv").write_text("video,question,answer,qid,type,a0,a1,a2\n7,why is it red,2,5,CW,i,am,red\n")
     columns = {"video": "video", "question": "question", "options": "a0,a1,a2", "answer": "answer", "id": "qid"}
-    settings = {"annotations": str(tmp_path / "val.csv"), "videos": str(tmp_path / "videos"), "answer": "index"}
+    settings = {"path": str(tmp_path / "val.csv"), "videos": str(tmp_path / "videos"), "answer": "index"}
     (one,) = asked(made("videomme", clips="cut", **settings, columns=columns | {"task": "type"}))
     assert (one.task, one.tries[0].options, one.tries[0].gold) == ("CW", ("i", "am", "red"), 2)
 
@@ -317,11 +334,11 @@ def test_a_table_with_options_in_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"annotations": None}, "benchmark.annotations= is missing"),
-        ({"annotations": "nowhere.json"}, "no such file or folder"),
-        ({"columns": {"question": "q", "options": "options", "answer": "answer"}}, "lacks q; it has"),
+        ({"path": None}, "benchmark.path= is missing"),
+        ({"path": "nowhere.json"}, "no such folder or file"),
+        ({"columns": {"question": "q", "options": "options", "answer": "answer", "video": "video"}}, "lacks q; it has"),
         ({"columns": {"questions": "q"}}, "benchmark.columns has questions"),
-        ({"columns": None}, "benchmark.columns lacks question, options, answer"),
+        ({"columns": None}, "benchmark.columns lacks question, answer, video"),
         ({"answer": "index"}, "no row can be asked"),
         ({"parser": "lottery"}, "benchmark.parser=lottery: expected one of strict"),
         ({"prompt": "{question}"}, "expected {question} and {options} in it"),
@@ -330,7 +347,7 @@ def test_a_table_with_options_in_columns(tmp_path: Path) -> None:
 def test_bad_settings_are_one_line(tmp_path: Path, changes: dict, words: str) -> None:
     row = {"video": "7", "question": "q", "options": ["i", "am"], "answer": "B"}
     (tmp_path / "val.json").write_text(json.dumps([row]))
-    usual = {"annotations": str(tmp_path / "val.json"), "columns": {name: name for name in row}}
+    usual = {"path": str(tmp_path / "val.json"), "columns": {name: name for name in row}}
     with pytest.raises(UserError) as e:
         made("videomme", clips="cut", **usual | changes).source(None)
     assert words in str(e.value)

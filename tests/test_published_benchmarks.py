@@ -11,20 +11,31 @@ import pytest
 import yaml
 from _tiny import CONF
 
-from hvlm.benchmark import _tables
+from hvlm.benchmark import _table
+from hvlm.benchmark._parsers import PARSERS
+from hvlm.benchmark._published import PublishedTable
+from hvlm.benchmark.mvbench import MVBench
 from hvlm.benchmark.published import Published
 from hvlm.benchmark.videomme_v2 import POINTS, VideoMMEv2, _chance, points
+from hvlm.config.check import check_files
+from hvlm.config.compose import compose
 from hvlm.data import samples
 from hvlm.errors import UserError
+from hvlm.evaluation.journal import Answer, Journal
+from hvlm.evaluation.predictions import read_predictions, write_predictions
 from hvlm.evaluation.scores import Prediction, Question
 
+ALL = (
+    "egoschema", "longvideobench", "lvbench", "mlvu", "mvbench", "nextqa", "scienceqa", "tempcompass", "timescope",
+    "videomme", "videomme_v2",
+)  # fmt: skip
 parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow reads the published tables")
 
 
 def made(name: str, path: Path | None, **changes: Any) -> Any:
     settings = yaml.safe_load((CONF / "benchmark" / f"{name}.yaml").read_text())
-    kind = VideoMMEv2 if settings.pop("_target_").endswith("v2") else Published
-    return kind(**{**settings, "path": path and str(path), **changes})
+    kinds = {kind.__name__: kind for kind in (MVBench, Published, VideoMMEv2)}
+    return kinds[settings.pop("_target_").rpartition(".")[2]](**{**settings, "path": path and str(path), **changes})
 
 
 def write(file: Path, rows: list[dict]) -> None:
@@ -139,7 +150,7 @@ def test_nextqa_has_nothing_after_its_options_and_places_for_answers(tmp_path: P
     ((video, q),) = asked(one := made("nextqa", tmp_path))
     assert video == "1164/4010069381.mp4" and q.tries[0].gold == 0, "a place, though 0 is the text of another option"
     assert q.tries[0].prompt == "how many cats\nA. 1\nB. 0\nC. 3\nD. 2\nE. 4"
-    assert one.unclear == 1, "two equal options cannot be told apart"
+    assert one.table().unclear == 1, "two equal options cannot be told apart"
 
 
 def test_tempcompass_in_three_formats(tmp_path: Path) -> None:
@@ -154,7 +165,8 @@ def test_tempcompass_in_three_formats(tmp_path: Path) -> None:
     benchmark = made("tempcompass", tmp_path)
     found = [(q.tries[0].options, q.tries[0].gold) for _, q in asked(benchmark)]
     assert found == [(("a fall", "a jump"), 1), (("yes", "no"), 1), (("He falls.", "He jumps."), 0)]
-    assert [about["_part"] for about in benchmark.about.values()] == ["multi-choice", "yes_no", "caption_matching"]
+    parts = [about["_part"] for about in benchmark.table().about.values()]
+    assert parts == ["multi-choice", "yes_no", "caption_matching"]
 
 
 @pytest.mark.parametrize(
@@ -217,11 +229,59 @@ def test_what_is_wrong_is_one_line(tmp_path: Path) -> None:
     assert "holds none of data/train*.parquet" in refused("lvbench", None)
     row = {"video_path": "a.mp4", "question": "Q", "options": ["x", "y"], "answer": "E", "question_type": "er"}
     assert "train.parquet row 1 has the answer 'E', which is none of 2 options" in refused("lvbench", [row])
+    assert "benchmark.split=val: the tables of mlvu are of one split" in refused("mlvu", None, split="val")
     assert "row 1 has 1 options, expected 2 to 26" in refused("lvbench", [{**row, "options": ["x"], "answer": "A"}])
-    assert "row 1 has no video_path|key" in refused("lvbench", [{k: v for k, v in row.items() if k != "video_path"}])
+    nameless = {k: v for k, v in row.items() if k != "video_path"}
+    assert "row 1 lacks video_path|key; it has question" in refused("lvbench", [nameless])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_published_table_has_one_contract(name: str) -> None:
+    assert isinstance(made(name, None), PublishedTable)
+    for parser in PARSERS:
+        assert made(name, None, scoring="generate", parser=parser).protocol()["parser"] == parser
+    stated = made(name, None, scoring="pmi").protocol()
+    assert (stated["benchmark"], stated["scoring"], stated["parser"]) == (name, "pmi", "none")
+
+
+@pytest.mark.parametrize("name", ["mlvu", "mvbench"])
+def test_a_local_copy_is_named_by_its_folder_alone(tmp_path: Path, name: str) -> None:
+    """No setting of the YAML is looked for where the command was started."""
+    check_files(compose([f"benchmark={name}", f"benchmark.path={tmp_path}"]))
+    with pytest.raises(UserError, match="benchmark.videos=.*none: no such file or folder"):
+        check_files(compose([f"benchmark={name}", f"benchmark.path={tmp_path}", f"benchmark.videos={tmp_path}/none"]))
+
+
+def test_equal_options_are_asked_where_the_right_one_is_another(tmp_path: Path) -> None:
+    row = {"video_path": "a.mp4", "question": "Q", "question_type": "er"}
+    write(tmp_path / "train.parquet", [
+        {**row, "options": ["x", "x", "y"], "answer": "C"}, {**row, "options": ["x", "x", "y"], "answer": "B"},
+    ])  # fmt: skip
+    videos(tmp_path / "videos" / "a.mp4")
+    ((_, q),) = asked(one := made("lvbench", tmp_path))
+    assert q.tries[0].gold == 2 and one.protocol()["right_option_twice"] == 1
+
+
+@pytest.mark.parametrize(
+    "held", ["red\nblue", "red\n\nblue", '["red", "blue"]', "['red', 'blue']", "red|blue", ["red", "blue", None]]
+)
+def test_options_in_one_cell(held: Any) -> None:
+    assert [text for text in _table._of_columns({"options": held}, "none|options") if text] == ["red", "blue"]
 
 
 def test_an_articles_a_is_no_letter_of_an_answer() -> None:
-    assert _tables.place_of("a dog", ["a cat", "a dog"], False) == 1
+    assert _table.place_of("a dog", ["a cat", "a dog"]) == 1
     with pytest.raises(ValueError, match="none of 2 options"):
-        _tables.place_of("a cow", ["a cat", "a dog"], False)
+        _table.place_of("a cow", ["a cat", "a dog"])
+
+
+def test_what_rows_say_goes_through_files_of_predictions_and_journals(tmp_path: Path) -> None:
+    p = Prediction("u/1", "v", "T2E", 0, ("a", "b"), 1, 1, None, "m", about=(("duration_group", "15"), ("x", "y")))
+    write_predictions(tmp_path / "p.jsonl", [p])
+    assert read_predictions(tmp_path / "p.jsonl") == [p]
+    Journal(tmp_path, "same").add("m", [Answer("v", (), [p])])
+    kept = Journal(tmp_path, "same").get("m", "v")
+    assert kept is not None and kept.predictions == [p]
+    (tmp_path / "q.jsonl").write_text((tmp_path / "p.jsonl").read_text().replace('"15"', "15"))
+    with pytest.raises(UserError, match="line 1: about is .*expected an object of texts"):
+        read_predictions(tmp_path / "q.jsonl")

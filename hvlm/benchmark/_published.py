@@ -6,220 +6,291 @@ counted. docs/benchmarks.md lists the benchmarks and where their protocols diffe
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from hvlm.benchmark._base import QuestionBenchmark, question_of
+from hvlm.benchmark._base import PREMISE, SCORINGS, QuestionBenchmark, from_text, question_of
+from hvlm.benchmark._breakdowns import by_value, said, tasks_asked
 from hvlm.benchmark._own import say_missing
-from hvlm.benchmark._tables import PART, cell, options_of, place_of, rows_of
+from hvlm.benchmark._parsers import PARSERS
+from hvlm.benchmark._pictures import Pictures
+from hvlm.benchmark._subtitles import read_subtitles, shown_at
+from hvlm.benchmark._table import COLUMNS, KINDS, Item, Layout, Table, files_of, read_table
 from hvlm.config.ranges import PositiveInt
 from hvlm.data.question_file import Row
 from hvlm.data.video_folder import VideoFolder
 from hvlm.errors import UserError, first_few
+from hvlm.evaluation.predictions import read_predictions
 from hvlm.evaluation.scores import Prediction, Question, Try, score_choices
-from hvlm.prompts import LETTERS
+from hvlm.prompts import LETTERS, Prompt
 
 log = logging.getLogger(__name__)
 
-MARKS = {"A.": "{}. {}", "(A)": "({}) {}"}
-YES_NO = ["yes", "no"]
+BY_TEXT = ("loglik_mean", "loglik_sum", "pmi")
+CLIPS = ("cut", "whole", "precut")
 
 
 class PublishedTable(QuestionBenchmark):
-    """path: of the local copy. tables: the files of questions in it, as patterns. videos: its folder of videos.
-    question, answer, video, task, start, end: the columns' names (``a|b``: the first that a row has). options: columns
-    with an option each, or one with all; without one, the question's last lines are the options. absent: an option
-    that means that there is none. counts: the answer is a place from 0, not a letter or a text. by: columns whose
-    values have an accuracy of their own.
-    marks: before an option in the prompt, ``A.`` or ``(A)``. before, after: text around the question with its options.
-    scoring: ``generate`` reads what the model writes (strictly: what cannot be read is wrong), ``loglik_letter`` takes
-    the likeliest letter, ``loglik_mean`` and ``loglik_sum`` the likeliest option of the bare question.
-    max_new_tokens: of a written answer. tasks: names of those to ask, None: all. batch_size: clips per forward pass.
-    limit: that many clips, evenly spread. blind: also ask everything without frames. num_frames: sampled per clip,
-    None: as many as the model was trained with. apart: tasks that the means leave out.
+    """name: of the benchmark. path: of the local copy, or of its one table. tables: the files of questions in it, as
+    patterns, with ``{split}``. folder: of the videos, below ``path``. videos: another place of theirs. subtitles: a
+    folder of <video>.srt, None: without them.
+    columns: {id, video or picture, question, options, answer, task, context, start, end: the table's names}. ``a|b`` is
+        the first that a row has, ``a,b`` an option each; without options they are the question's last lines.
+        ``_part``, ``_file`` and ``_row`` are a row's folder, file and place.
+    answer: what its column holds; ``any`` is a letter or a text. by: columns by which accuracy is broken down, too.
+    clips: ``cut`` asks about start to end of a video, ``whole`` about all of it, ``precut`` of files cut beforehand.
+    prompt: of ``{question}`` and ``{options}``; option: a line of these, of ``{letter}`` and ``{text}``; context: what
+        stands before the question, of ``{context}``; subtitled: before it all, of ``{subtitles}``; system: a message.
+    scoring: ``generate`` reads what the model writes; ``loglik_letter`` takes the likeliest letter; ``loglik_mean``,
+        ``loglik_sum`` and ``pmi`` ask without the options and take the likeliest of their texts, per token, in sum, and
+        in sum less what it has after "Answer:" alone.
+    parser: of what is written; ``strict`` guesses nothing, the others are published ones (docs/benchmarks.md).
+    max_new_tokens: of a written answer. split, tasks, batch_size, limit, blind, num_frames, apart: as elsewhere.
     """
 
     form = "the published tables have its questions"
+    expected: tuple[str, ...] = ()  # tasks that the whole benchmark has
 
     def __init__(
         self,
         *,
-        path: str | None = None,
+        name: str,
         tables: list[str],
-        videos: str = ".",
-        question: str = "question",
-        options: list[str],
-        answer: str = "answer",
-        video: str = "video",
-        task: str | None = None,
-        start: str | None = None,
-        end: str | None = None,
-        by: list[str],
-        absent: str | None = None,
-        counts: bool = False,
-        marks: Literal["A.", "(A)"] = "A.",
-        before: str = "",
-        after: str = "",
-        scoring: Literal["generate", "loglik_letter", "loglik_mean", "loglik_sum"] = "loglik_letter",
+        columns: dict[str, str],
+        path: str | None = None,
+        folder: str = ".",
+        videos: str | None = None,
+        subtitles: str | None = None,
+        answer: Literal["any", "letter", "index", "text"] = "any",
+        by: list[str] | None = None,
+        clips: Literal["cut", "whole", "precut"] = "whole",
+        prompt: str = "{question}\n{options}\nAnswer with the option's letter from the given choices directly.",
+        option: str = "{letter}. {text}",
+        context: str = "{context}\n",
+        subtitled: str = "This video's subtitles are listed below: \n{subtitles}\n",
+        system: str | None = None,
+        scoring: Literal["loglik_mean", "loglik_sum", "loglik_letter", "pmi", "generate"] = "loglik_letter",
+        parser: Literal["strict", "letter_priority", "first_letter", "first_word", "starts_with_letter"] = "strict",
         max_new_tokens: PositiveInt = 16,
-        tasks: list[str] | None = None,
-        batch_size: PositiveInt = 8,
-        limit: PositiveInt | None = None,
-        blind: bool = True,
-        num_frames: PositiveInt | None = None,
-        apart: list[str],
+        **rest: Any,
     ) -> None:
-        super().__init__(
-            split="test", tasks=tasks, batch_size=batch_size, limit=limit, blind=blind, num_frames=num_frames,
-            apart=apart,
-        )  # fmt: skip
-        for name, value, known in (
-            ("scoring", scoring, ("generate", "loglik_letter", "loglik_mean", "loglik_sum")),
-            ("marks", marks, ("A.", "(A)")),
-        ):
+        super().__init__(**rest)
+        for setting, value, known in (
+            ("scoring", scoring, SCORINGS), ("parser", parser, tuple(PARSERS)), ("answer", answer, KINDS),
+            ("clips", clips, CLIPS),
+        ):  # fmt: skip
             if value not in known:
-                raise UserError(f"benchmark.{name}={value}: expected one of {', '.join(known)}")
-        self.path, self.tables, self.videos = path, tuple(tables), videos
-        self.columns = {"question": question, "answer": answer, "video": video, "task": task}
-        self.span, self.options, self.by = (start, end), tuple(options), tuple(by)
-        self.absent, self.counts, self.marks, self.before, self.after = absent, counts, marks, before, after
-        self.scoring, self.writes, self.max_new_tokens = scoring, scoring == "generate", max_new_tokens
-        self.about: dict[str, dict[str, Any]] = {}  # question -> what its row says beside it
-        self.unanswered = self.unclear = 0  # rows without a public answer, and with two equal options
+                raise UserError(f"benchmark.{setting}={value}: expected one of {', '.join(known)}")
+        columns = dict(columns or {})
+        if unknown := sorted(set(columns) - set(COLUMNS)):
+            raise UserError(f"benchmark.columns has {', '.join(unknown)}: expected some of {', '.join(COLUMNS)}")
+        lacking = [each for each in ("question", "answer") if each not in columns]
+        lacking += [] if {"video", "picture"} & set(columns) else ["video (or picture)"]
+        if lacking:
+            raise UserError(
+                f"benchmark.columns lacks {', '.join(lacking)}: say what the table calls them, e.g. "
+                "benchmark.columns={question: question, options: options, answer: answer, video: video}"
+            )
+        if "{question}" not in prompt or "{options}" not in prompt:
+            raise UserError(f"benchmark.prompt={prompt!r}: expected {{question}} and {{options}} in it")
+        if self.split != "test" and not any("{split}" in pattern for pattern in tables):
+            raise UserError(
+                f"benchmark.split={self.split}: the tables of {name} are of one split; name others by benchmark.tables"
+            )
+        self.name, self.path, self.patterns, self.columns = name, path, tuple(tables), columns
+        self.below, self.videos, self.subtitles = folder, videos, subtitles
+        self.answer, self.by, self.clips = answer, tuple(by or ()), clips
+        self.prompt, self.option, self.context = prompt, option, context
+        self.subtitled, self.system = subtitled, system
+        self.scoring, self.parser = scoring, parser
+        self.writes, self.max_new_tokens = scoring == "generate", max_new_tokens
+        self._table: Table | None = None
 
-    # -- what is asked -------------------------------------------------------------------------------------------------
+    # -- the table -----------------------------------------------------------------------------------------------------
 
-    def source(self, dataset: Any) -> VideoFolder:
-        """The videos of the tables. UserError for what is not there, and for rows that cannot be asked."""
-        return VideoFolder(self.folder, self._rows(), type(self).__name__.lower(), "benchmark.videos")
+    @property
+    def root(self) -> Path:
+        """The local copy. UserError where nothing says it."""
+        if not self.path:
+            raise UserError(
+                "benchmark.path= is missing: name the folder of your local copy of the benchmark, with "
+                f"{' or '.join(self.patterns)} in it"
+            )
+        return Path(self.path)
 
     @property
     def folder(self) -> Path:
         """Of the videos."""
-        if not self.path:
-            raise UserError(
-                "benchmark.path= is missing: name the folder of your local copy of the benchmark, with "
-                f"{' or '.join(self.tables)} in it"
-            )
-        return Path(self.path) / self.videos
+        if self.videos:
+            return Path(self.videos)
+        return self.root.parent if self.root.is_file() else self.root / self.below
+
+    def tables(self) -> list[Path]:
+        """The files of the questions."""
+        return files_of(self.root, [pattern.replace("{split}", self.split) for pattern in self.patterns])
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Columns that scores need."""
+        return self.by
+
+    def table(self) -> Table:
+        """All rows, read once. UserError for what is no such table, and where no row can be asked."""
+        if self._table is None:
+            layout = Layout(self.columns, self.kept, self.answer, self.context, self.clips == "cut")
+            table = read_table(self.root, self.tables(), layout)
+            if not table.items:
+                wrong = [f"{row} {why}" for row, why in table.refused.items()]
+                why = first_few(wrong, "rows") if wrong else f"no row of {', '.join(self.patterns)} has an answer"
+                raise UserError(f"benchmark.path={self.path}: no row can be asked: {why}")
+            self._table = table
+        return self._table
+
+    def place(self, item: Item) -> tuple[str, float | None]:
+        """(the video's name from its folder on, the rate of a folder of frames): as published, or the file's name alone
+        where the videos do not lie in its folders."""
+        path = item.video.replace("\\", "/")
+        return (path if (self.folder / path).exists() else path.rpartition("/")[2]), None
+
+    # -- what is asked -------------------------------------------------------------------------------------------------
+
+    def source(self, dataset: Any) -> Any:
+        """The videos (or pictures) of the tables. UserError for what is not there, and for what is no such table."""
+        table = self.table()
+        if self.subtitles and not Path(self.subtitles).is_dir():
+            raise UserError(f"benchmark.subtitles={self.subtitles}: no such folder; name the one of the .srt files")
+        if "picture" in self.columns:
+            return Pictures(self.root, table.items, self.name)
+        rows = []
+        for item in table.items:
+            video, fps = self.place(item)
+            rows.append(Row(item.number, item.question, video, item.section, fps))
+        return VideoFolder(self.folder, rows, self.name, "benchmark.videos")
 
     def missing(self, source: Any) -> Mapping[str, int]:
         """Videos that the tables name and the folder does not hold."""
         return source.missing
 
+    def refused(self) -> Mapping[str, str]:
+        """Rows that cannot be asked."""
+        return self.table().refused
+
     def check(self, dataset: Any) -> list[Question]:
-        """See ``QuestionBenchmark.check``; says which videos are not there, and what has no public answer, too."""
+        """See ``QuestionBenchmark.check``; says what is not there and what is not asked, too."""
         found = super().check(dataset)
         say_missing(self.missing(self.source(dataset)), str(self.folder))
-        for count, why in ((self.unanswered, "no public answer"), (self.unclear, "two equal options")):
+        table = self.table()
+        for count, why in (
+            (table.unanswered, "no public answer"), (table.unclear, "a right option that stands there twice"),
+        ):  # fmt: skip
             if count:
-                log.warning(f"benchmark.path={self.path}: {count} questions have {why} and are not asked")
+                log.warning("benchmark.path=%s: %d questions have %s and are not asked", self.path, count, why)
+        if wrong := [f"{row} {why}" for row, why in table.refused.items()]:
+            log.warning("benchmark.path=%s: rows that cannot be asked: %s", self.path, first_few(wrong, "rows"))
         return found
 
-    def _rows(self) -> list[Row]:
-        folder, rows, wrong = self.folder, [], []
-        self.about, self.unanswered, self.unclear = {}, 0, 0
-        for number, (file, line, value) in enumerate(rows_of(folder_of(self.path), self.tables), start=1):
-            if cell(value, self.columns["answer"]) is None:
-                self.unanswered += 1
-                continue
-            try:
-                row = self._row(number, value, folder)
-            except (ValueError, LookupError, TypeError) as error:
-                wrong.append(f"{file} row {line} has {error}")
-                continue
-            assert row.question is not None, "rows of questions"
-            if len(set(row.question["options"])) < len(row.question["options"]):
-                self.unclear += 1
-                continue
-            rows.append(row)
-            self.about[str(number)] = {name: str(cell(value, name)) for name in self.kept_columns}
-        if wrong:
-            raise UserError(f"benchmark.path={self.path}: {first_few(wrong, 'rows')}")
-        if not rows:
-            raise UserError(f"benchmark.path={self.path}: no row of {', '.join(self.tables)} has an answer")
-        return rows
-
-    @property
-    def kept_columns(self) -> tuple[str, ...]:
-        """Of a row, for scores."""
-        return self.by
-
-    def _row(self, number: int, value: Mapping[str, Any], folder: Path) -> Row:
-        asked, named = cell(value, self.columns["question"]), cell(value, self.columns["video"])
-        if asked is None or named is None:
-            lacks = self.columns["question" if asked is None else "video"]
-            raise LookupError(f"no {lacks}; its columns are {', '.join(k for k in value if k != PART)}")
-        asked, options = options_of(value, self.options, self.absent, str(asked).strip())
-        answer = cell(value, self.columns["answer"])
-        if not options and str(answer).strip().lower().rstrip(".") in YES_NO:
-            options, answer = YES_NO, str(answer).strip().lower().rstrip(".")
-        if not 2 <= len(options) <= len(LETTERS):
-            raise ValueError(f"{len(options)} options, expected 2 to {len(LETTERS)}")
-        gold = place_of(answer, options, self.counts)
-        task = cell(value, self.columns["task"]) if self.columns["task"] else None
-        question = {
-            "id": str(number), "question": asked, "options": options, "gold": gold, "lettered": True,
-            "task": "question" if task is None else str(task if not isinstance(task, list) else task[0]),
-        }  # fmt: skip
-        start, end = (cell(value, name) if name else None for name in self.span)
-        section = None if start is None and end is None else (float(start or 0), 1e9 if end is None else float(end))
-        if section is not None and section[1] <= section[0]:
-            raise ValueError(f"its end {section[1]:g} s before its start {section[0]:g} s")
-        return Row(number, question, _found(str(named), folder), section, None)
-
     def all_questions(self, sample: Mapping[str, Any]) -> list[Question]:
-        """The questions of one video."""
-        return [question_of(sample, q, [self._try(q, one) for one in q["tries"]]) for q in sample["questions"]]
+        """The questions about one video; its subtitles are those of the frames' seconds where the sample has them."""
+        said = self._subtitles_of(sample)
+        out = []
+        for q in sample["questions"]:
+            ((options, gold),) = ((tuple(one["options"]), one["gold"]) for one in q["tries"])
+            by_text = self.scoring in BY_TEXT
+            words = said + (q["question"] if by_text else self._worded(q["question"], options))
+            prompt = Prompt(words, system=self.system) if self.system else words
+            answers = options if by_text else tuple(LETTERS[: len(options)])
+            tries = [Try(prompt, options, answers, gold)]
+            tries += [Try(PREMISE, options, answers, gold)] if self.scoring == "pmi" else []
+            out.append(question_of(sample, q, tries))
+        return out
 
-    def _try(self, q: Mapping[str, Any], one: Mapping[str, Any]) -> Try:
-        options = tuple(one["options"])
-        if self.scoring in ("loglik_mean", "loglik_sum"):
-            return Try(q["question"], options, options, one["gold"])
-        letters = tuple(LETTERS[: len(options)])
-        lines = [MARKS[self.marks].format(*pair) for pair in zip(letters, options, strict=True)]
-        return Try(self.before + "\n".join([q["question"], *lines]) + self.after, options, letters, one["gold"])
+    def _worded(self, question: str, options: Sequence[str]) -> str:
+        lines = [self.option.replace("{letter}", LETTERS[i]).replace("{text}", text) for i, text in enumerate(options)]
+        parts = {"{question}": question, "{options}": "\n".join(lines)}
+        return re.sub(r"\{question\}|\{options\}", lambda found: parts[found[0]], self.prompt)
+
+    def _subtitles_of(self, sample: Mapping[str, Any]) -> str:
+        if not self.subtitles:
+            return ""
+        video = Path(str(sample.get("cluster", sample["key"]))).stem
+        times = sample.get("times")
+        if times is not None:
+            begin = sample["section"][0] if "section" in sample else 0.0
+            times = [begin + float(t) for t in times]
+        said = shown_at(read_subtitles(Path(self.subtitles) / f"{video}.srt"), times)
+        return self.subtitled.replace("{subtitles}", said) if said else ""
+
+    # -- how it is answered --------------------------------------------------------------------------------------------
+
+    def predict(
+        self, question: Question, likelihoods: Mapping[tuple[str, str], Any], variant: str
+    ) -> list[Prediction]:  # fmt: skip
+        """See ``QuestionBenchmark.predict``."""
+        return self._with_about(super().predict(question, likelihoods, variant))
+
+    def read(self, question: Question, written: Mapping[str, str], variant: str) -> list[Prediction]:
+        """The prediction from {prompt: what the model wrote}, by the parser."""
+        one = question.tries[0]
+        made = from_text(question, 0, one, written[one.prompt], variant)
+        return self._with_about([self._parsed(made, written[one.prompt])])
+
+    def predictions(self, path: Path, variant: str) -> list[Prediction] | None:
+        """A file of predictions, whose texts are read by the parser."""
+        found = read_predictions(path, variant)
+        return [self._parsed(p, p.text) if p.text is not None and p.options and p.scores is None else p for p in found]
+
+    def _parsed(self, made: Prediction, text: str) -> Prediction:
+        reading = PARSERS[self.parser](text, made.options)
+        return made._replace(pred=reading.index, problem=reading.problem)
+
+    def _with_about(self, predictions: Iterable[Prediction]) -> list[Prediction]:
+        """Predictions with what their rows say of them, where the table is given: a file of them is then enough for
+        all scores."""
+        about = self.table().about if self.kept and self.path else {}
+        return [
+            p if p.about else p._replace(about=tuple(about.get(p.question_id.rpartition("/")[2], {}).items()))
+            for p in predictions
+        ]
 
     # -- what it is worth ----------------------------------------------------------------------------------------------
 
     def score(self, predictions: Iterable[Prediction]) -> list[dict[str, Any]]:
-        """``accuracy_macro`` (over tasks), ``accuracy_micro``, ``accuracy/<task>``, and for each column of ``by``
-        ``accuracy/<column>=<value>``."""
-        predictions = list(predictions)
+        """``accuracy_macro`` (over tasks), ``accuracy_micro``, ``accuracy/<task>``, for each column of ``by``
+        ``accuracy/<column>=<value>``, and how many of the tasks were asked."""
+        predictions = self._with_about(predictions)
         rows = score_choices(predictions, self.apart)
-        for column in self.by:
-            values = [p._replace(task=f"{column}={self.said(p, column)}") for p in predictions if self.said(p, column)]
-            rows += [r for r in score_choices(values) if r["metric"].startswith("accuracy/")]
+        for variant in dict.fromkeys(p.variant for p in predictions):
+            own = [p for p in predictions if p.variant == variant]
+            for column in self.by:
+                rows += by_value(column, own)
+            if self.expected:
+                rows.append(tasks_asked(self.expected, variant, own))
+        if lacking := [column for column in self.by if not any(said(p, column) for p in predictions)]:
+            log.warning(
+                "no accuracy by %s: the predictions do not say it; name the benchmark's copy with benchmark.path=",
+                ", ".join(lacking),
+            )
         return rows
 
-    def said(self, prediction: Prediction, column: str) -> str | None:
-        """What the row of a question says in a column."""
-        if not self.about and self.path:
-            self._rows()
-        return self.about.get(prediction.question_id.rpartition("/")[2], {}).get(column)
-
     def protocol(self) -> dict[str, Any]:
-        """What a score depends on beside the model, for ``protocol.json``."""
-        return {
-            "benchmark": type(self).__name__, "path": self.path, "tables": list(self.tables),
-            "clips": "part of the file from start to end" if any(self.span) else "whole files",
-            "num_frames": self.num_frames or "as the model was trained",
-            "frames": "nearest in time to the middles of so many equal parts of the clip",
-            "prompt": self.before + "{question}\n" + MARKS[self.marks].format("A", "{option}") + " ..." + self.after,
-            "scoring": self.scoring, "parser": "strict" if self.writes else "none: the likeliest",
-            "unreadable": "wrong, and counted (answers_unread, answers_ambiguous, answers_missing)",
-            "means": "accuracy_macro over tasks, accuracy_micro over questions", "tasks": self.tasks or "all",
-            "without_public_answer": self.unanswered, "with_equal_options": self.unclear, "questions": len(self.about),
-        }  # fmt: skip
-
-
-def folder_of(path: str | None) -> Path:
-    return Path(str(path))
-
-
-def _found(name: str, folder: Path) -> str:
-    """The path as published, or the file's name where the videos do not lie in its folders."""
-    path = name.replace("\\", "/")
-    return path if (folder / path).exists() else path.rpartition("/")[2]
+        """What a score depends on beside the model and its frames, for ``protocol.json``."""
+        names = ("scoring", "clips", "prompt", "option", "context", "system", "max_new_tokens", "split")
+        shown: dict[str, Any] = {"benchmark": self.name, "tasks": self.tasks or "all"}
+        shown |= {name: getattr(self, name) for name in names}
+        shown |= {"parser": self.parser if self.writes else "none", "unreadable": "wrong, counted"}
+        shown |= {"subtitles": "lines of the sampled frames" if self.subtitles else "none"}
+        shown |= {"frames": "nearest in time to the middles of equal parts of the clip"}
+        shown |= {"means": "accuracy_macro: of tasks, accuracy_micro: of questions"}
+        if self.path:
+            table = self.table()
+            digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in self.tables()]
+            shown |= {
+                "tables_sha256": hashlib.sha256("".join(digests).encode()).hexdigest()[:16],
+                "questions": len(table.items), "rows_refused": len(table.refused),
+                "without_public_answer": table.unanswered, "right_option_twice": table.unclear,
+            }  # fmt: skip
+        return shown

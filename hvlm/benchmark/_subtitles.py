@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ class Line(NamedTuple):
 
 
 def read_subtitles(path: Path) -> list[Line]:
-    """The lines of a .srt file, without markup; [] where there is no such file."""
+    """The lines of a .srt file, without markup and entities; [] where there is no such file."""
     if not path.is_file():
         return []
     found = []
@@ -32,7 +33,7 @@ def read_subtitles(path: Path) -> list[Line]:
         h, m, s, f, h2, m2, s2, f2 = span.groups()
         start = int(h) * 3600 + int(m) * 60 + int(s) + int(f.ljust(3, "0")) / 1000
         end = int(h2) * 3600 + int(m2) * 60 + int(s2) + int(f2.ljust(3, "0")) / 1000
-        said = " ".join(_MARKUP.sub("", block[span.end() :]).split())
+        said = " ".join(html.unescape(_MARKUP.sub("", block[span.end() :])).split())
         if said:
             found.append(Line(start, end, said))
     return found

@@ -1,7 +1,7 @@
 """MVBench (arXiv:2311.17005): 20 tasks of 200 questions, each in a JSON file of its own, about videos of nine sources.
 
     json/<task>.json   [{"video": "ZS9XR.mp4", "question": ..., "candidates": [...], "answer": ..., "start", "end"}]
-    video/<folder>/<video>
+    video/<folder>/<video>, or video/data0613/<folder>/<video>
 
 Videos are read in two layouts: as first published, where five tasks are about a part of their video and one about a
 folder of frames, or cut beforehand, as lmms-eval uses them.
@@ -12,8 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from hvlm.benchmark import _table
-from hvlm.benchmark._options import OptionsBenchmark
+from hvlm.benchmark._published import PublishedTable
+from hvlm.benchmark._table import Item
 from hvlm.errors import UserError
 
 FRAMES_PER_SECOND = 3.0  # of the folders of frames
@@ -53,45 +53,26 @@ TASKS = {
 }
 
 
-class MVBench(OptionsBenchmark):
-    """annotations: the folder json/. videos: the folder video/, None: the one beside json/. clips: ``cut`` reads start
-    to end of the videos as first published, ``whole`` all of these, ``precut`` the layout that lmms-eval uses.
-    The other settings are those of ``hvlm.benchmark._options``.
-    """
+class MVBench(PublishedTable):
+    """clips: ``cut`` reads start to end of the videos as first published, ``whole`` all of these, ``precut`` the layout
+    that lmms-eval uses. The settings are those of ``PublishedTable``."""
 
     expected = tuple(TASKS)
 
-    @property
-    def folder(self) -> Path:
-        """Of the videos."""
-        return Path(self.videos) if self.videos else Path(str(self.annotations)).parent / "video"
-
     def tables(self) -> list[Path]:
-        """The files of the tasks that are there, in their published order."""
-        folder = Path(str(self.annotations))
-        if not folder.is_dir():
-            raise UserError(
-                f"benchmark.annotations={folder}: no such folder; name MVBench's json/, with a file of each task"
-            )
-        wanted = TASKS if self.tasks is None else [name for name in TASKS if name in self.tasks]
-        found = [folder / f"{name}.json" for name in wanted if (folder / f"{name}.json").is_file()]
+        """The files of the tasks that are there, in their published order; of ``tasks`` alone where these are some."""
+        files = {file.stem: file for file in super().tables()}
+        found = [name for name in TASKS if name in files]
         if not found:
-            raise UserError(
-                f"benchmark.annotations={folder}: none of the tasks' files is there, e.g. action_sequence.json; name "
-                "MVBench's json/"
-            )
-        return found
+            raise UserError(f"benchmark.path={self.path}: none of the tasks' files is there, e.g. action_sequence.json")
+        wanted = [name for name in found if name in (self.tasks or found)]
+        return [files[name] for name in wanted or found]
 
-    def read_items(self, path: Path) -> list[_table.Item]:
-        """The rows of the tasks' files."""
-        out = []
-        for file in self.tables():
-            task = TASKS[file.stem]
-            precut = self.clips == "precut"
-            folder = task.precut if precut and task.precut else task.folder
-            fps = FRAMES_PER_SECOND if task.frames and not precut else None
-            layout = _table.Layout(
-                self.columns, self.groups, self.answer, self.context, self.clips == "cut", f"{folder}/", fps, file.stem
-            )
-            out += _table.read_table(file, layout)
-        return out
+    def place(self, item: Item) -> tuple[str, float | None]:
+        """(the video below its task's folder, in one release below data0613/; the rate of a folder of frames)."""
+        task = TASKS[item.file.stem]
+        precut = self.clips == "precut"
+        below = task.precut if precut and task.precut else task.folder
+        places = [f"{below}/{item.video}", f"data0613/{below}/{item.video}"]
+        found = next((place for place in places if (self.folder / place).exists()), places[0])
+        return found, FRAMES_PER_SECOND if task.frames and not precut else None

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from hvlm.benchmark._breakdowns import said
 from hvlm.benchmark._published import PublishedTable
 from hvlm.errors import UserError
 from hvlm.evaluation.scores import Prediction, variants_of
 from hvlm.evaluation.stats import clustered_mean
+
+log = logging.getLogger(__name__)
 
 COLUMNS = ("video_id", "question_id", "group_type", "group_structure")
 # Points for 0 to 4 right questions, or links of the chain.
@@ -28,21 +32,21 @@ Group = tuple[str, list[bool]]  # what its points go by, and which of its four q
 
 
 class VideoMMEv2(PublishedTable):
-    """Settings as in ``hvlm.benchmark.published``: path, tables, videos, question, answer, video, task, start, end,
-    options, absent, counts, by, marks, before, after, scoring, max_new_tokens, tasks, batch_size, limit, blind,
-    num_frames, apart."""
+    """The settings are those of ``PublishedTable``."""
 
     @property
-    def kept_columns(self) -> tuple[str, ...]:
-        """Of a row, for scores."""
+    def kept(self) -> tuple[str, ...]:
+        """Columns that scores need."""
         return (*self.by, *COLUMNS)
 
     def score(self, predictions: Iterable[Prediction]) -> list[dict[str, Any]]:
         """``group_score`` over groups, ``group_score/relevance``, ``group_score/logic``, and accuracies. A question of
-        a group that was not answered is wrong. Without the tables nobody knows the groups: accuracies alone."""
-        predictions = list(predictions)
+        a group that was not answered is wrong. Where predictions do not say their groups and the tables are not given,
+        accuracies alone."""
+        predictions = self._with_about(predictions)
         rows = super().score(predictions)
-        if not self.about:
+        if not all(said(p, name) for p in predictions for name in COLUMNS):
+            log.warning("no group_score: some predictions do not say their group; name the tables by benchmark.path=")
             return rows
         for variant, questions in variants_of(predictions).items():
             groups = self.groups([tries[0] for tries in questions])
@@ -56,11 +60,11 @@ class VideoMMEv2(PublishedTable):
         """{video: its group}."""
         found: dict[str, Group] = {}
         for p in predictions:
-            video, number, kind, structure = (self.said(p, name) for name in COLUMNS)
+            video, number, kind, structure = (said(p, name) for name in COLUMNS)
             rule = "relevance" if kind == "relevance" else str(structure).replace(" ", "")
             if rule not in POINTS:
                 raise UserError(
-                    f"benchmark.path={self.path}: question {number} is of a group {kind} {structure}, expected "
+                    f"benchmark: question {number} is of a group {kind} {structure}, expected "
                     f"relevance, or logic with {', '.join(list(POINTS)[1:])}"
                 )
             right = found.setdefault(str(video), (rule, [False] * 4))[1]

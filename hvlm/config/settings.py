@@ -138,19 +138,16 @@ ROOM_TEXTS: dict[str, frozenset[str]] = {
             "vision.source", "vision.revision", "language.source", "language.revision",
             "language.system",
             "dataset.root", "dataset.haystack", "dataset.domain", "dataset.source", "benchmark.split",
-            "benchmark.path", "benchmark.questions", "benchmark.annotations",
+            "benchmark.path", "benchmark.questions", "benchmark.annotations", "benchmark.name", "benchmark.folder",
             "benchmark.videos", "benchmark.instruction", "benchmark.subtitles", "benchmark.prompt", "benchmark.option",
-            "benchmark.context", "benchmark.subtitled", "benchmark.system", "benchmark.question",
-            "benchmark.answer", "benchmark.video",
-            "benchmark.task", "benchmark.start", "benchmark.end", "benchmark.absent", "benchmark.before",
-            "benchmark.after", "kvcache.pattern", "head.prompt",
+            "benchmark.context", "benchmark.subtitled", "benchmark.system", "kvcache.pattern", "head.prompt",
             "head.only",
         }
     ),
     "list": frozenset(
         {
             "dataset.domains", "dataset.texts", "benchmark.tasks", "benchmark.apart", "benchmark.tables",
-            "benchmark.options", "benchmark.by", "benchmark.groups", "head.labels", "adapter.where",
+            "benchmark.by", "head.labels", "adapter.where",
             "adapter.targets", "adapter.names",
         }
     ),
@@ -167,8 +164,6 @@ FREE_TEXT = frozenset(
         "benchmark.context",
         "benchmark.subtitled",
         "benchmark.system",
-        "benchmark.before",
-        "benchmark.after",
         "head.prompt",
     }
 )

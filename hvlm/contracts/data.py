@@ -126,6 +126,10 @@ class Benchmark(Room, ABC, group="benchmark"):
         """{clip that questions name and that is not there: how many questions are about it}; not part of ``source``."""
         return {}
 
+    def refused(self) -> Mapping[str, str]:
+        """{row of its own table that cannot be asked: what is wrong with it}."""
+        return {}
+
     @abstractmethod
     def select(self, num_clips: int, limit: int | None = None) -> list[int]:
         """Indices of the clips to ask about; at most ``limit`` where the benchmark has no limit of its own."""

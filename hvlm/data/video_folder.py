@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from hvlm.data.question_file import Row
@@ -24,11 +25,48 @@ STILLS = ("jpg", "jpeg", "png")
 VIDEOS = ("mp4", "webm", "mkv", "mov", "avi", "m4v", "mpg", "mpeg", "ts", "flv", "wmv", "ogv", "3gp")
 
 
-class VideoFolder:
-    """Takes the place of a ``ShardSplit``: random access to clips by index.
+class RowClips:
+    """Takes the place of a ``ShardSplit``: random access by index to clips whose questions stand in a table's rows.
 
     missing: {name of a video that is not there: how many questions are about it}; these are not among the clips.
     """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        samples: Mapping[str, Mapping[str, Any]],
+        shards: Sequence[str],
+        missing: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        """
+        Args:
+            folder: that holds them.
+            name: of the whole, first part of every clip's name.
+            samples: {key: what the clip's JSON says}.
+            shards: where in the folder each clip lies.
+            missing: see above.
+        """
+        self.folder, self.name, self.missing = folder, name, Counter(missing)
+        self.keys, self.shards = list(samples), list(shards)
+        self.domains = ["general"] * len(self.keys)
+        self._texts = [json.dumps(sample).encode() for sample in samples.values()]
+        self.identity = hashlib.sha256(b"\n".join([str(folder).encode(), *self._texts])).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def uid(self, index: int) -> str:
+        """The one name of a clip."""
+        return f"{self.name}/{self.keys[index]}"
+
+    def read(self, index: int, endings: Sequence[str] = FIELDS) -> dict[str, bytes]:
+        """The JSON of clip ``index``; its pictures are named by ``sources``."""
+        return {"json": self._texts[index]} if set(endings) & set(TEXT_FIELDS) else {}
+
+
+class VideoFolder(RowClips):
+    """Clips that are the videos and stills of a folder, or parts of them."""
 
     def __init__(self, folder: Path, rows: Iterable[Row], name: str, setting: str) -> None:
         """
@@ -45,12 +83,10 @@ class VideoFolder:
         if not folder.is_dir():
             raise UserError(f"{setting}={folder}: no such folder; name the one that holds the videos")
         folder = Path(os.path.normpath(folder.absolute()))
-        self.folder, self.name = folder, name
-        self.missing: Counter[str] = Counter()
+        missing: Counter[str] = Counter()
         by_stem: dict[str, list[str]] | None = None
         samples: dict[str, dict[str, Any]] = {}
-        self.keys: list[str] = []
-        self.shards: list[str] = []
+        shards: list[str] = []
         for row in rows:
             video = _inside(folder, row, setting)
             if video is None:
@@ -59,7 +95,7 @@ class VideoFolder:
                 found = by_stem.get(row.video) or by_stem.get(f"v_{row.video}", [])  # ActivityNet's files and ids
                 video = found[0] if len(found) == 1 else None
             if video is None:
-                self.missing[row.video] += 1
+                missing[row.video] += 1
                 continue
             part = "" if row.section is None else "@{:g}-{:g}".format(*row.section)
             key = video + part
@@ -70,29 +106,15 @@ class VideoFolder:
                 )
             if key not in samples:
                 samples[key] = {"cluster": video, "questions": [], **row.about}
-                self.keys.append(key)
-                self.shards.append(video)
+                shards.append(video)
                 samples[key] |= {} if row.section is None else {"section": list(row.section)}
                 samples[key] |= {} if row.fps is None else {"fps": row.fps}
             if row.question is not None:
                 samples[key]["questions"].append(row.question)
         if not samples:
-            names = ", ".join(list(self.missing)[:3])
-            raise UserError(f"{setting}={folder}: none of the {len(self.missing)} videos is there ({names}, ...)")
-        self.domains = ["general"] * len(self.keys)
-        self._texts = [json.dumps(samples[key]).encode() for key in self.keys]
-        self.identity = hashlib.sha256(b"\n".join([str(folder).encode(), *self._texts])).hexdigest()[:16]
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def uid(self, index: int) -> str:
-        """The one name of a clip."""
-        return f"{self.name}/{self.keys[index]}"
-
-    def read(self, index: int, endings: Sequence[str] = FIELDS) -> dict[str, bytes]:
-        """The JSON of clip ``index``; its video lies in a file, see ``sources``."""
-        return {"json": self._texts[index]} if set(endings) & set(TEXT_FIELDS) else {}
+            names = ", ".join(list(missing)[:3])
+            raise UserError(f"{setting}={folder}: none of the {len(missing)} videos is there ({names}, ...)")
+        super().__init__(folder, name, samples, shards, missing)
 
     def sources(self, index: int) -> dict[str, Source]:
         """The JSON, and where the video or the stills are."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from hvlm.contracts import Benchmark
 from hvlm.data.loader import Loader
-from hvlm.errors import UserError
+from hvlm.errors import UserError, first_few
 from hvlm.evaluation import journal as journals
 from hvlm.evaluation.asking import Answer, Asked, Query, clips_of, queries
 from hvlm.evaluation.encoder import counted
@@ -182,6 +182,9 @@ class _Asking:
         missing = self.benchmark.missing(reader.clips)
         for name, questions in missing.items():
             count.note(str(reader.clips.folder), name, f"not there; {questions} questions are about it")
+        refused = self.benchmark.refused()
+        for name, why in refused.items():
+            count.note(str(reader.clips.folder), name, why)
         without = count.read - count.bad - count.unanswerable - len(clips)
         if not found:
             raise UserError(
@@ -196,7 +199,10 @@ class _Asking:
         if without:
             log.info("%d of %d clips have no question of this benchmark", without, count.read)
         _say_missing(missing)
-        lost = {"questions_without_video": sum(missing.values()), "clips_unreadable": count.bad}
+        if refused:
+            wrong = [f"{name} {why}" for name, why in refused.items()]
+            log.warning("rows that cannot be asked: %s", first_few(wrong, "rows"))
+        lost = {"questions_without_video": sum(missing.values()) + len(refused), "clips_unreadable": count.bad}
         lost["questions_too_long"] = notes.left_out.count
         shown = self._pictured(clips, pictured)
         return Answered(found, asked, shown, {metric: n for metric, n in lost.items() if n}, work)

@@ -224,4 +224,5 @@ def _prediction(value: Mapping[str, Any]) -> Prediction:
         return None if field is None else tuple(field)
 
     names = ("options", "scores", "answers")
-    return Prediction(**{**value, **{name: listed(value[name]) for name in names}})
+    about = tuple((column, said) for column, said in value.get("about", ()))
+    return Prediction(**{**value, **{name: listed(value[name]) for name in names}, "about": about})

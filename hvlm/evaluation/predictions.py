@@ -9,7 +9,8 @@ that ``hvlm.evaluation.answers`` reads, or null where there was no answer. Open 
 and text (what was answered) in place of options, gold and pred. No answer, and a text that is none of the options,
 count as wrong: leaving them out would reward a model for staying silent. An ``answer`` may be a list of all that count
 as right; ``question`` (what was asked) is for whoever reads the file; ``depth`` and ``length`` (where in the video the
-answer is, 0 to 1, and the video's seconds) are there where they are known, for the map of accuracy over both.
+answer is, 0 to 1, and the video's seconds) are there where they are known, for the map of accuracy over both; ``about``
+({column: text} of a published table), for the scores of each of its values.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def _to_dict(p: Prediction) -> dict[str, Any]:
     line = {"question_id": p.question_id, "key": p.key, "task": p.task, "try": p.attempt}
     line |= {"question": p.question} if p.question else {}
     line |= {name: round(at, 4) for name, at in (("depth", p.depth), ("length", p.length)) if at is not None}
+    line |= {"about": dict(p.about)} if p.about else {}
     if p.options:
         scores = p.scores and [round(s, 6) if math.isfinite(s) else None for s in p.scores]
         line |= {"options": p.options, "gold": p.gold, "pred": p.pred, "scores": scores, "variant": p.variant}
@@ -104,7 +106,8 @@ def _parse(line: str, where: str, variant: str) -> Prediction:
     return Prediction(
         question_id=str(value["question_id"]), key=str(value["key"]), task=str(value["task"]), attempt=value["try"],
         variant=str(value.get("variant", variant)), question=str(value.get("question", "")),
-        depth=_place(value, "depth", where), length=_place(value, "length", where), **found,
+        depth=_place(value, "depth", where), length=_place(value, "length", where),
+        about=_about(value.get("about"), where), **found,
     )  # fmt: skip
 
 
@@ -178,6 +181,12 @@ def _place(value: dict[str, Any], name: str, where: str) -> float | None:
     if field is not None and (isinstance(field, bool) or not isinstance(field, int | float) or not field >= 0):
         raise UserError(f"{where}: {name} is {field!r}, expected a number from 0 on, or null")
     return None if field is None else float(field)
+
+
+def _about(value: Any, where: str) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, dict | None) or not all(isinstance(text, str) for text in (value or {}).values()):
+        raise UserError(f"{where}: about is {value!r:.80}, expected an object of texts, or null")
+    return tuple((value or {}).items())
 
 
 def _is_index(value: Any, stop: int) -> bool:

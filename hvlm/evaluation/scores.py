@@ -74,7 +74,8 @@ class Prediction(NamedTuple):
     pred: index of the chosen option, None where there is none. scores: of each option, where options were scored.
     text: what was written, where something was. answers: what counts as right, of an open question.
     problem: why there is no ``pred``: "missing" (no answer), "unread" (a text that is no option), "ambiguous" (it could
-    mean two), or "". question: what was asked, where that is known. depth, length: as in ``Question``.
+    mean two), or "". question: what was asked, where that is known. depth, length: as in ``Question``. about: (column,
+    value) of what a published table says of the question, for scores of each value.
     """
 
     question_id: str
@@ -92,6 +93,7 @@ class Prediction(NamedTuple):
     question: str = ""
     depth: float | None = None
     length: float | None = None
+    about: tuple[tuple[str, str], ...] = ()
 
     @property
     def right(self) -> bool:
