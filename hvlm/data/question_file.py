@@ -16,10 +16,10 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from hvlm.data.delimiter import delimiter
 from hvlm.data.options import gold_of
@@ -29,6 +29,7 @@ from hvlm.prompts import LETTERS
 
 TABLES = (".csv", ".tsv")
 NEEDED = ("question", "answer", "video")
+Made = TypeVar("Made")
 _DECIMAL = re.compile(r"\d*\.\d+|\d+\.")
 
 
@@ -83,18 +84,35 @@ def rows_of(
         UserError: see ``read_questions``.
     """
     where, table = f"{setting}={path}", path.suffix.lower() in TABLES
-    rows: list[Row] = []
+    none = f"holds no {holds}; a row needs {', '.join(needed)}"
+    values = values_of(path, where, f"{holds}s")
+    return made_of(values, lambda number, value: row_of(number, of_columns(value) if table else value), where, none)
+
+
+def made_of(values: Iterable[tuple[int, Any]], make: Callable[[int, Any], Made], where: str, none: str) -> list[Made]:
+    """What ``make`` gives of every (number, value).
+
+    Args:
+        values: see ``values_of``.
+        make: of a row's number and its value; its ValueError goes on after the number.
+        where: what messages begin with.
+        none: what is said where there is no row.
+
+    Raises:
+        UserError: names the rows that ``make`` refuses.
+    """
+    made: list[Made] = []
     wrong: list[str] = []
-    for number, value in values_of(path, where, f"{holds}s"):
+    for number, value in values:
         try:
-            rows.append(row_of(number, of_columns(value) if table else value))
+            made.append(make(number, value))
         except ValueError as error:
             wrong.append(f"row {number} {error}")
     if wrong:
         raise UserError(f"{where}: {first_few(wrong, 'rows')}")
-    if not rows:
-        raise UserError(f"{where}: holds no {holds}; a row needs {', '.join(needed)}")
-    return rows
+    if not made:
+        raise UserError(f"{where}: {none}")
+    return made
 
 
 def values_of(path: Path, where: str, holds: str) -> Iterator[tuple[int, Any]]:

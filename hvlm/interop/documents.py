@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hvlm.data.options import gold_of
-from hvlm.data.question_file import listed, of_columns, values_of
-from hvlm.errors import UserError, first_few
+from hvlm.data.question_file import listed, made_of, of_columns, values_of
+from hvlm.errors import UserError
 from hvlm.evaluation.predictions import CHOICE, OPEN, read_predictions
 from hvlm.evaluation.scores import Prediction
 from hvlm.prompts import LETTERS, bare_options
@@ -75,16 +75,11 @@ def read_documents(path: Path, setting: str) -> list[Document]:
     rows = list(values(path, setting))
     if rows and path.suffix == ".jsonl" and is_own(rows[0][1]):
         return [_of_prediction(p) for p in one_variant(read_predictions(path), None, f"{setting}={path}")]
-    out, wrong = [], []
-    for number, row in rows:
-        try:
-            out.append(document(number, row, path.suffix.lower() in TABLES))
-        except ValueError as error:
-            wrong.append(f"row {number} {error}")
-    if wrong:
-        raise UserError(f"{setting}={path}: {first_few(wrong, 'rows')}")
-    if not out:
-        raise UserError(f"{setting}={path}: holds no question; a row needs question, answer, and options if it has any")
+    table, none = (
+        path.suffix.lower() in TABLES,
+        "holds no question; a row needs question, answer, and options if it has any",
+    )
+    out = made_of(rows, lambda number, row: document(number, row, table), f"{setting}={path}", none)
     names = Counter((one.question_id, one.attempt) for one in out)
     if twice := [name for (name, _), count in names.items() if count > 1]:
         raise UserError(f"{setting}={path}: two rows have the id {twice[0]!r}; give every question its own")

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hvlm.errors import UserError, first_few
+from hvlm.data.question_file import made_of
 from hvlm.evaluation.answers import AMBIGUOUS, MISSING, read_answer
 from hvlm.evaluation.scores import Prediction
 from hvlm.interop.documents import TABLES, Document, document, values
@@ -33,21 +33,18 @@ def read_table(path: Path, variant: str) -> list[Prediction]:
     Raises:
         UserError: names the file and the rows that cannot be read.
     """
-    found, wrong = {}, []
-    for number, row in values(path, "predictions"):
-        try:
-            if not isinstance(row, Mapping) or COLUMN not in row:
-                raise ValueError(f"lacks {COLUMN}; VLMEvalKit's files of predictions have it")
-            p = _answered(document(number, row, path.suffix.lower() in TABLES), row[COLUMN], variant)
-            if found.setdefault((p.question_id, p.attempt), p) is not p:
-                raise ValueError(f"is the question {p.question_id!r}, which stands there already")
-        except ValueError as error:
-            wrong.append(f"row {number} {error}")
-    if wrong:
-        raise UserError(f"predictions={path}: {first_few(wrong, 'rows')}")
-    if not found:
-        raise UserError(f"predictions={path}: the file holds no predictions")
-    return list(found.values())
+    found: set[tuple[str, int]] = set()
+
+    def answered(number: int, row: Any) -> Prediction:
+        if not isinstance(row, Mapping) or COLUMN not in row:
+            raise ValueError(f"lacks {COLUMN}; VLMEvalKit's files of predictions have it")
+        p = _answered(document(number, row, path.suffix.lower() in TABLES), row[COLUMN], variant)
+        if (p.question_id, p.attempt) in found:
+            raise ValueError(f"is the question {p.question_id!r}, which stands there already")
+        found.add((p.question_id, p.attempt))
+        return p
+
+    return made_of(values(path, "predictions"), answered, f"predictions={path}", "the file holds no predictions")
 
 
 def write_table(path: Path, predictions: Sequence[Prediction], documents: Sequence[Document] | None) -> None:
