@@ -315,11 +315,13 @@ def test_plots_of_an_earlier_comparison_do_not_stay(tmp_path: Path) -> None:
 
 
 def test_words_of_the_command(capsys: pytest.CaptureFixture) -> None:
-    from hvlm.commands._words import read
+    from hvlm.commands._words import about_runs
     from hvlm.commands.compare import Settings
 
-    assert read(["runs=[a,b]", "c", "measure=true"], Settings, "compare") == Settings(["a", "b", "c"], measure=True)
-    assert read(["12e4567", "baseline=true"], Settings, "compare") == Settings(["12e4567"], baseline="true")
+    assert about_runs(["runs=[a,b]", "c", "measure=true"], Settings, "compare") == Settings(
+        ["a", "b", "c"], measure=True
+    )
+    assert about_runs(["12e4567", "baseline=true"], Settings, "compare") == Settings(["12e4567"], baseline="true")
     for words, said in {
         (): "runs= is missing: hvlm compare runs=runs/a,runs/b",
         ("runz=runs/a",): "unknown key 'runz'; did you mean 'runs'?",
@@ -328,7 +330,7 @@ def test_words_of_the_command(capsys: pytest.CaptureFixture) -> None:
         ("a", "out=b", "out=c"): "out is given twice: b and c",
     }.items():
         with pytest.raises(UserError, match=re.escape(said)):
-            read(words, Settings, "compare")
+            about_runs(words, Settings, "compare")
     commands.run(["compare", "--help"])
     assert capsys.readouterr().out.startswith("usage: hvlm compare runs=A,B")
     assert comparison.NAME == "compare"

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hvlm.console import error_line, setup_logging
+from hvlm.commands._words import about_runs, command
+from hvlm.console import setup_logging
 from hvlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,15 +44,12 @@ class Settings:
 
 
 def main(argv: Sequence[str]) -> None:
-    if set(argv) & {"-h", "--help"}:
-        print(USAGE, end="")
-        return
-    with error_line():
-        from hvlm.commands._words import read
+    command(argv, USAGE, lambda words: work(about_runs(words, Settings, "compare")))
 
-        settings = read(argv, Settings, "compare")
-        setup_logging()
-        compare(settings)
+
+def work(settings: Settings) -> None:
+    setup_logging()
+    compare(settings)
 
 
 def compare(settings: Settings) -> Path:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hvlm.console import error_line, setup_logging
+from hvlm.commands._words import command, once, pairs
+from hvlm.console import setup_logging
 from hvlm.errors import UserError
 
 USAGE = """usage: hvlm convert FILE [setting=value ...]
@@ -37,31 +38,23 @@ class Settings:
 
 
 def main(argv: Sequence[str]) -> None:
-    if set(argv) & {"-h", "--help"}:
-        print(USAGE, end="")
-        return
-    with error_line():
-        settings = read(argv)
-        setup_logging()
-        from hvlm.interop.convert import convert
+    command(argv, USAGE, lambda words: work(read(words)))
 
-        files = [Path(name) if name else None for name in (settings.annotations, settings.out)]
-        out, count = convert(Path(settings.predictions), settings.to, *files, settings.variant)
-        print(f"{out}: {count} predictions")
+
+def work(settings: Settings) -> None:
+    setup_logging()
+    from hvlm.interop.convert import convert
+
+    files = [Path(name) if name else None for name in (settings.annotations, settings.out)]
+    out, count = convert(Path(settings.predictions), settings.to, *files, settings.variant)
+    print(f"{out}: {count} predictions")
 
 
 def read(words: Sequence[str]) -> Settings:
     """The settings of a command line. UserError for what is none."""
     from hvlm.config.schema import arguments
 
-    given: dict[str, str] = {}
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not equals or not key.isidentifier():
-            key, text = "predictions", word
-        if key in given:
-            raise UserError(f"{key} is given twice: {given[key]} and {text}")
-        given[key] = text
+    given = once(pairs(words, lambda word: ("predictions", word)))
     if "predictions" not in given:
         raise UserError("predictions= is missing: hvlm convert FILE to=lmms_eval names a file of predictions")
     return Settings(**arguments(given, Settings, ""))

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvlm.console import error_line, setup_logging
+from hvlm.commands._words import about_runs, command
+from hvlm.console import setup_logging
 
 USAGE = """usage: hvlm report runs=A,B,... [setting=value ...]
 
@@ -33,16 +34,13 @@ class Settings:
 
 
 def main(argv: Sequence[str]) -> None:
-    if set(argv) & {"-h", "--help"}:
-        print(USAGE, end="")
-        return
-    with error_line():
-        from hvlm.commands._words import read
+    command(argv, USAGE, lambda words: work(about_runs(words, Settings, "report")))
 
-        settings = read(argv, Settings, "report")
-        setup_logging()
-        page = report(settings)
-        print(f"written to {page} (and {page.stem}.md)")
+
+def work(settings: Settings) -> None:
+    setup_logging()
+    page = report(settings)
+    print(f"written to {page} (and {page.stem}.md)")
 
 
 def report(settings: Settings) -> Path:

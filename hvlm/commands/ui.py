@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
-from hvlm.console import error_line, setup_logging
+from hvlm.commands._words import command, once, pairs
+from hvlm.console import setup_logging
 from hvlm.errors import UserError
 
 USAGE = """usage: hvlm ui checkpoint=RUN [setting=value ...]
@@ -29,28 +30,25 @@ Uploaded files are removed when their visitor leaves, and all of them when the p
 
 def main(argv: Sequence[str]) -> None:
     """Serve until Ctrl-C."""
-    if set(argv) & {"-h", "--help"}:
-        print(USAGE, end="")
-        return
-    with error_line():
-        given = read(argv)
-        setup_logging()
-        from hvlm.config.schema import arguments
-        from hvlm.ui.serve import Settings, run
+    command(argv, USAGE, lambda words: serve(read(words)))
 
-        run(Settings(**arguments(given, Settings, "")))
+
+def serve(given: Mapping[str, Any]) -> None:
+    setup_logging()
+    from hvlm.config.schema import arguments
+    from hvlm.ui.serve import Settings, run
+
+    run(Settings(**arguments(given, Settings, "")))
 
 
 def read(argv: Sequence[str]) -> dict[str, Any]:
     """The words as {key: value}: numbers where they are numbers of the command, else what was typed. UserError."""
-    given: dict[str, Any] = {}
-    for word in argv:
-        key, equals, text = word.partition("=")
-        if not equals or not key.isidentifier():
-            raise UserError(f"hvlm ui {word}: expected key=value, as checkpoint=runs/demo; hvlm ui --help lists them")
-        if key in given:
-            raise UserError(f"{key} is given twice: {given[key]} and {text}")
-        given[key] = yaml.safe_load(text) if key in ("port", "upload_mb", "max_new_tokens") else text
+
+    def bare(word: str) -> tuple[str, str]:
+        raise UserError(f"hvlm ui {word}: expected key=value, as checkpoint=runs/demo; hvlm ui --help lists them")
+
+    given: dict[str, Any] = dict(once(pairs(argv, bare)))
+    given |= {key: yaml.safe_load(given[key]) for key in ("port", "upload_mb", "max_new_tokens") if key in given}
     if not given.get("checkpoint"):
         raise UserError("checkpoint= is missing: hvlm ui checkpoint=runs/demo names what answers")
     return given

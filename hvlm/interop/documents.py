@@ -75,10 +75,8 @@ def read_documents(path: Path, setting: str) -> list[Document]:
     rows = list(values(path, setting))
     if rows and path.suffix == ".jsonl" and is_own(rows[0][1]):
         return [_of_prediction(p) for p in one_variant(read_predictions(path), None, f"{setting}={path}")]
-    table, none = (
-        path.suffix.lower() in TABLES,
-        "holds no question; a row needs question, answer, and options if it has any",
-    )
+    table = path.suffix.lower() in TABLES
+    none = "holds no question; a row needs question, answer, and options if it has any"
     out = made_of(rows, lambda number, row: document(number, row, table), f"{setting}={path}", none)
     names = Counter((one.question_id, one.attempt) for one in out)
     if twice := [name for (name, _), count in names.items() if count > 1]:
