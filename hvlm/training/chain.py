@@ -109,7 +109,7 @@ def _run(overrides: Sequence[str], command: str | None) -> Outcome:
         previous = _stage_before(next(iter(stages)), whole, folders)
     root = next(iter(folders.values())).run_path
     if is_first:
-        check_writable(root, f"run={name}", make=False)
+        check_writable(root, "run", make=False)
     with locked(root, f"run={name}") if is_first else nullcontext(), no_group_of_one_is_left():
         return _train_and_evaluate(stages, folders, root, previous, began, command)
 
