@@ -219,7 +219,7 @@ def test_what_cannot_be_converted_is_one_line(tmp_path: Path, capsys: pytest.Cap
     write_predictions(tmp_path / "two.jsonl", [*found, *(p._replace(variant="late") for p in found)])
     for words, said in (
         ([], "predictions= is missing: hvlm convert FILE to=lmms_eval names a file of predictions"),
-        ([str(path), "to=xlsx"], "to="),
+        ([str(path), "to=xlsx"], "to=xlsx"),
         ([str(path)], "is in the format to=hvlm already"),
         ([str(path), "to=vlmevalkit", f"out={path}"], "is what is read; name another file"),
         ([str(path), "anotations=x"], "unknown key 'anotations'; did you mean 'annotations'?"),

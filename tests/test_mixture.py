@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from _tables import TINY, videos, write_csv, write_json
-from _tiny import ROOT
 
 from hvlm.config.compose import compose
 from hvlm.data.order import Order
@@ -222,6 +221,8 @@ def test_fvlms_experiments_name_their_published_mixtures() -> None:
     for size in ("135m", "1_7b"):
         for stage in ("align", "sft", "dpo"):
             data = compose([f"experiment=fvlm_{size}_{stage}", "dataset.root=x"])["dataset"]
+            by_name = compose([f"dataset=fvlm_{stage}", "dataset.root=x"])["dataset"]
+            assert by_name["weights"] == data["weights"] and by_name["texts"] == data["texts"]
             found[stage] = (shares_of(dict(data["weights"]), data["temperature"]), data["text_ratio"], data["texts"])
     assert found["align"][0]["openvid"] == pytest.approx(905 / 924) and found["align"][1:] == (0.14, ["smoltalk"])
     assert found["sft"][0]["cauldron"] == pytest.approx(0.55, abs=0.005), "55 % pictures, as published"
@@ -230,4 +231,3 @@ def test_fvlms_experiments_name_their_published_mixtures() -> None:
     from hvlm.prepare.corpora import corpora
 
     assert {n for shares, *_ in found.values() for n in shares} - {"vista"} | {"smoltalk"} <= set(corpora())
-    assert all((ROOT / "conf" / "dataset" / f"fvlm_{stage}.yaml").is_file() for stage in found)

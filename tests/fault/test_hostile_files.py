@@ -98,7 +98,6 @@ def test_code_beside_weights_is_never_run(clip_folder: Path, tmp_path: Path) -> 
     assert Clip(str(clip_folder)).dim == 16
     VisionEncoder({"source": str(clip_folder)}, 16)
     assert not (tmp_path / "canary").exists()
-    assert not any(path.name == "evil.py" and "clip" not in str(path) for path in tmp_path.rglob("*.py"))
 
 
 @pytest.mark.fault(57, 59, 62)
