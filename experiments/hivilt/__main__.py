@@ -42,7 +42,7 @@ from hvlm.io.json_lines import read_lines
 HERE = Path(__file__).parent
 QUESTION, COMMAND = "hivilt", "python -m experiments.hivilt"
 GROUPS = {"bind": LOCAL[:2], "beside": LOCAL[2:], "local": LOCAL, "whole": WHOLE, "all": (*LOCAL, *WHOLE)}
-COSTS = ("parameters", "prefill_flops", "fusion_parameters", "fusion_flops", "latency_ms")
+COSTS = ("parameters", "prefill_flops", "fusion_parameters", "fusion_flops")  # what load does not change
 CELLS = [*cells.CELLS, "rerank"]
 Lines = Sequence[dict[str, Any]]
 
