@@ -27,6 +27,7 @@ OF_THE_MACHINE = {
     errno.EIO,
 }  # fmt: skip
 NO_MEMORY = "can't allocate memory"  # in torch's own words
+STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 LONGEST = 2000  # characters of an error
 LOG_LINES = (
     r".*\[lit(logger|models)\]",  # advertisements
@@ -60,7 +61,7 @@ class OneFormat(logging.Formatter):
     """The message alone; from warnings on, with the level before it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = harmless(super().format(record))
         return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
 
 
@@ -101,6 +102,9 @@ def error_line() -> Iterator[None]:
     """Prints a ``UserError``, and what a disk, a folder or the memory refuses, as one line on stderr and exits 1; after
     Ctrl-C exits 130, without a word and with 141 where nobody reads its output any more. HYDRA_FULL_ERROR=1 shows the
     whole traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name of a file need not be text that can be printed
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
         sys.stdout.flush()
@@ -131,6 +135,12 @@ def one_line(text: str) -> str:
     that steer a terminal, or millions of characters."""
     text = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} [...] {text[-LONGEST // 2 :]}"
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def harmless(text: str) -> str:
+    """A text of data for a terminal or a file: codes that steer a terminal or turn the direction of reading, and halves
+    of characters, as escapes. Line ends and tabs stay."""
+    return text if text.isprintable() else STEERING.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def _nobody_reads() -> bool:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-import yaml
-
 from hvlm.console import error_line
 from hvlm.errors import UserError
+from hvlm.io.foreign import said
 
 Settings = TypeVar("Settings")
 
@@ -60,7 +59,7 @@ def about_runs(words: Sequence[str], settings: type[Settings], command: str) -> 
     given: dict[str, Any] = dict(once((key, text) for key, text in found if key not in ("", "runs")))
     for key in given:
         if isinstance(getattr(settings, key, None), bool):
-            given[key] = yaml.safe_load(given[key] or "null")
+            given[key] = said(given[key] or "null")
     made = settings(**arguments({"runs": runs, **given}, settings, ""))  # a misspelt runs= is named as such
     if not runs:
         raise UserError(f"runs= is missing: hvlm {command} runs=runs/a,runs/b names runs, a sweep, or a folder of runs")

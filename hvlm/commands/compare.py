@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hvlm.commands._words import about_runs, command
-from hvlm.console import setup_logging
+from hvlm.console import harmless, setup_logging
 from hvlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ def compare(settings: Settings) -> Path:
         rows = comparison.paired_cells(found.differences)
         print("\n" + "\n".join(comparison.markdown_table(comparison.PAIRED, rows, words=2)))
     for note in found.notes:
-        print(f"\n{note}")
-    print(f"\nwritten to {page} (and {page.stem}.md, {page.stem}.json)")
+        print(harmless(f"\n{note}"))
+    print(harmless(f"\nwritten to {page} (and {page.stem}.md, {page.stem}.json)"))
     return page
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from hvlm.commands._words import command, once, pairs
-from hvlm.console import setup_logging
+from hvlm.console import harmless, setup_logging
 from hvlm.errors import UserError
 
 USAGE = """usage: hvlm convert FILE [setting=value ...]
@@ -47,7 +47,7 @@ def work(settings: Settings) -> None:
 
     files = [Path(name) if name else None for name in (settings.annotations, settings.out)]
     out, count = convert(Path(settings.predictions), settings.to, *files, settings.variant)
-    print(f"{out}: {count} predictions")
+    print(harmless(f"{out}: {count} predictions"))
 
 
 def read(words: Sequence[str]) -> Settings:

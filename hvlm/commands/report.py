@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvlm.commands._words import about_runs, command
-from hvlm.console import setup_logging
+from hvlm.console import harmless, setup_logging
 
 USAGE = """usage: hvlm report runs=A,B,... [setting=value ...]
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
 def work(settings: Settings) -> None:
     setup_logging()
     page = report(settings)
-    print(f"written to {page} (and {page.stem}.md)")
+    print(harmless(f"written to {page} (and {page.stem}.md)"))
 
 
 def report(settings: Settings) -> Path:

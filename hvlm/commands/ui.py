@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from hvlm.commands._words import command, once, pairs
 from hvlm.console import setup_logging
 from hvlm.errors import UserError
+from hvlm.io.foreign import said
 
 USAGE = """usage: hvlm ui checkpoint=RUN [setting=value ...]
 
@@ -48,7 +47,7 @@ def read(argv: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"hvlm ui {word}: expected key=value, as checkpoint=runs/demo; hvlm ui --help lists them")
 
     given: dict[str, Any] = dict(once(pairs(argv, bare)))
-    given |= {key: yaml.safe_load(given[key]) for key in ("port", "upload_mb", "max_new_tokens") if key in given}
+    given |= {key: said(given[key]) for key in ("port", "upload_mb", "max_new_tokens") if key in given}
     if not given.get("checkpoint"):
         raise UserError("checkpoint= is missing: hvlm ui checkpoint=runs/demo names what answers")
     return given

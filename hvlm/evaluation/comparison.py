@@ -15,7 +15,7 @@ from hvlm.errors import UserError
 from hvlm.evaluation import html
 from hvlm.evaluation.ahead import compared
 from hvlm.evaluation.leaderboard import COSTS, Line, lines_of, machines, missing_costs
-from hvlm.evaluation.markdown import aligned, plain
+from hvlm.evaluation.markdown import aligned, code, plain
 from hvlm.evaluation.paired import Difference
 from hvlm.evaluation.report_data import is_share, number, percent
 from hvlm.evaluation.runs import Run
@@ -77,7 +77,9 @@ def write(found: Comparison, out: Path, command: str) -> Path:
     plots = pareto(found.lines)
     files = {f"{NAME}-{metric}.svg": _alone(picture) for metric, picture in plots.items()}
     files[f"{NAME}.html"] = html.document(title, [f"<h1>{escape(title)}</h1>", *sections(found), *made_by(command)])
-    files[f"{NAME}.md"] = "\n".join([f"# {title}", "", *markdown(found, list(files)[: len(plots)], command)]) + "\n"
+    files[f"{NAME}.md"] = (
+        "\n".join([f"# {plain(title)}", "", *markdown(found, list(files)[: len(plots)], command)]) + "\n"
+    )
     files[f"{NAME}.json"] = json.dumps(as_json(found), indent=1, ensure_ascii=False) + "\n"
     for stale in out.glob(f"{NAME}-*.svg"):
         if stale.name not in files:
@@ -179,7 +181,7 @@ def markdown(found: Comparison, pictures: Sequence[str], command: str) -> list[s
         lines += [*markdown_table(PAIRED, paired_cells(found.differences), words=2), "", about_differences(found)]
     for note in found.notes:
         lines += ["", f"{plain(note)}."]
-    return [*lines, "", f"`{command}`"]
+    return [*lines, "", code(command)]
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> list[str]:

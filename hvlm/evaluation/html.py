@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from hvlm.io.foreign import bytes_of
+
+LARGEST_PICTURE = 64 << 20  # bytes
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1160px; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -51,9 +55,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]], numbers_from: int 
 
 
 def image(folder: Path, name: str) -> str:
-    """The picture inside the page; only plain names of files in the folder."""
+    """The picture inside the page; only plain names of PNG files in the folder, no links to elsewhere."""
     path = folder / name
-    if Path(name).name != name or not path.is_file():
+    data = ""
+    if Path(name).name == name and "\0" not in name and path.is_file() and not path.is_symlink():
+        with suppress(OSError):
+            held = bytes_of(path, LARGEST_PICTURE)
+            data = base64.b64encode(held).decode() if held.startswith(b"\x89PNG") else ""
+    if not data:
         return f'<p class="small">(no picture {escape(str(name))})</p>'
-    data = base64.b64encode(path.read_bytes()).decode()
     return f'<img alt="{escape(name)}" src="data:image/png;base64,{data}">'

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from hvlm.console import harmless
+
 
 def aligned(rows: Sequence[Sequence[str]], words: int) -> list[str]:
     """Lines of a table.
@@ -25,5 +27,11 @@ def aligned(rows: Sequence[Sequence[str]], words: int) -> list[str]:
 
 
 def plain(value: Any) -> str:
-    """Text of data in a line of Markdown: no cell ends in it, and it makes no link, picture or HTML."""
-    return re.sub(r"([|\[\]`])", r"\\\1", " / ".join(str(value).splitlines())).replace("<", "&lt;")
+    """Text of data in a line of Markdown: no cell ends in it, it makes no link, picture or HTML, and steers no
+    terminal."""
+    return re.sub(r"([|\[\]`])", r"\\\1", harmless(" / ".join(str(value).splitlines()))).replace("<", "&lt;")
+
+
+def code(text: str) -> str:
+    """A command line as code, which it cannot end."""
+    return f"`{harmless(' '.join(text.splitlines())).replace('`', chr(39))}`"

@@ -133,7 +133,7 @@ def _choice(value: dict[str, Any], where: str) -> dict[str, Any]:
         raise UserError(f"{where}: gold is {gold!r}, expected an index from 0 to {len(options) - 1}")
     options = tuple(str(option) for option in options)
     if scores is not None:
-        if not isinstance(scores, list) or not all(s is None or isinstance(s, int | float) for s in scores):
+        if not isinstance(scores, list) or not all(map(_is_score, scores)):
             raise UserError(f"{where}: scores is {scores!r}, expected a list of numbers, one per option, or null")
         scores = tuple(math.nan if s is None else float(s) for s in scores)
     text = value.get("text")
@@ -178,7 +178,7 @@ def _read(pred: Any, options: tuple[str, ...], where: str, own: bool) -> Reading
 
 def _place(value: dict[str, Any], name: str, where: str) -> float | None:
     field = value.get(name)
-    if field is not None and (isinstance(field, bool) or not isinstance(field, int | float) or not field >= 0):
+    if field is not None and (isinstance(field, bool) or not isinstance(field, int | float) or not 0 <= field < 1e300):
         raise UserError(f"{where}: {name} is {field!r}, expected a number from 0 on, or null")
     return None if field is None else float(field)
 
@@ -187,6 +187,15 @@ def _about(value: Any, where: str) -> tuple[tuple[str, str], ...]:
     if not isinstance(value, dict | None) or not all(isinstance(text, str) for text in (value or {}).values()):
         raise UserError(f"{where}: about is {value!r:.80}, expected an object of texts, or null")
     return tuple((value or {}).items())
+
+
+def _is_score(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and _fits(value))
+
+
+def _fits(value: float) -> bool:
+    """Not a whole number that is too large for a floating-point one; these may be infinite, or none."""
+    return isinstance(value, float) or abs(value) < 1e300
 
 
 def _is_index(value: Any, stop: int) -> bool:

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from hvlm.console import duration
 from hvlm.errors import UserError
 from hvlm.evaluation import results
-from hvlm.evaluation.markdown import aligned, plain
+from hvlm.evaluation.markdown import aligned, code, plain
 from hvlm.evaluation.needle_map import PICTURE
 from hvlm.evaluation.report_data import (
     BLIND,
@@ -30,6 +30,7 @@ from hvlm.evaluation.report_data import (
     read_curves,
     rows_of,
     stages_of,
+    with_chance,
 )
 from hvlm.evaluation.report_html import page
 from hvlm.io.files import write_text
@@ -54,7 +55,7 @@ def write_report(run_dir: Path, extra: Sequence[str] = ()) -> Path:
     records = results.read(run_dir / "results.json") if (run_dir / "results.json").exists() else []
     if not stages and not records:
         raise UserError(f"{run_dir}: neither results.json nor a stage folder with config.yaml; give a run folder")
-    lines = [f"# {run_dir.name}", "", *extra, *([""] if extra else [])]
+    lines = [f"# {plain(run_dir.name)}", "", *extra, *([""] if extra else [])]
     if records:
         lines += ["## Results", "", *table(records), "", *_provenance(records), ""]
     if (run_dir / PICTURE).exists():
@@ -78,7 +79,7 @@ def table(records: Sequence[results.Record], blind: str = BLIND) -> list[str]:
     chance level, the blind control and the 4-of-4 score with its own chance level. Reads in a terminal too."""
     rows = [("variant", "metric", "value", "chance", "blind", "4 of 4 (chance)", "n", "seconds")]
     for row in rows_of(records, blind):
-        r, of_all = row.record, row.all_tries
+        r = row.record
         rows.append(
             (
                 plain(row.variant),
@@ -86,7 +87,7 @@ def table(records: Sequence[results.Record], blind: str = BLIND) -> list[str]:
                 number(r),
                 "" if r["chance"] is None else percent(r["chance"]),
                 number(row.blind) if row.blind else "",
-                f"{number(of_all)} ({percent(of_all['chance'])})" if of_all else "",
+                with_chance(row.all_tries),
                 str(r["n"]),
                 f"{r['seconds']:.1f}",
             )
@@ -128,25 +129,26 @@ def _provenance(records: Sequence[results.Record]) -> list[str]:
         f"± is one standard error, clustered by video. Seeds {', '.join(map(str, seeds))}. "
         f"Peak memory {max(r['peak_rss_mb'] for r in records):.0f} MB.",
         "",
-        f"`{distinct('command')}` · commit {distinct('commit')}{dirty} · {distinct('cpu')} · torch {distinct('torch')}",
+        f"{code(distinct('command'))} · commit {plain(distinct('commit'))}{dirty} · {plain(distinct('cpu'))} · "
+        f"torch {plain(distinct('torch'))}",
     ]
 
 
 def _stage(stage: Stage) -> list[str]:
-    lines = [f"### {stage.name}", ""]
+    lines = [f"### {plain(stage.name)}", ""]
     if stage.steps is None or stage.seconds is None:
         lines.append("Not finished.")
     else:
-        weights = str(stage.weights)[:12]
-        lines.append(f"{stage.steps} steps in {duration(stage.seconds)}, weights `{weights}`.")
+        weights = code(str(stage.weights)[:12])
+        lines.append(f"{stage.steps} steps in {duration(stage.seconds)}, weights {weights}.")
     if stage.rooms:
         rooms = ", ".join(f"{group}={word}" for group, word in stage.rooms.items())
-        lines.append(f"Rooms: {rooms}; order={stage.order}, seed={stage.seed}.")
+        lines.append(plain(f"Rooms: {rooms}; order={stage.order}, seed={stage.seed}."))
     for name in NUMBERS:
         if name in stage.curves:
             values = sorted(value for _, value in stage.curves[name])
             lines.append(f"Median {name}: {values[len(values) // 2]:.4g}.")
-    lines += [said] if (said := best(stage)) else []
+    lines += [plain(said)] if (said := best(stage)) else []
     lines.append("")
     curves = [(name, stage.curves[name]) for name in CURVES if name in stage.curves]
     if curves:
@@ -163,10 +165,12 @@ def _clips(folder: Path) -> list[str]:
     """Contact sheets with what was asked about them."""
     sheets: dict[str, list[dict[str, Any]]] = {}
     for row in pictures(folder):
-        sheets.setdefault(row["sheet"], []).append(row)
+        if row.get("sheet") is not None:
+            sheets.setdefault(row["sheet"], []).append(row)
     lines = ["## Some of the clips", ""] if sheets else []
     for sheet, rows in sheets.items():
-        lines += [f"![{plain(rows[0]['key'])}]({folder.name}/{quote(sheet)})", ""]
+        picture = f"![{plain(rows[0]['key'])}]({folder.name}/{quote(sheet)})"
+        lines += [picture if Path(sheet).name == sheet else f"(no picture {plain(sheet)})", ""]
         lines += ["| | question | answer | prediction |", "|---|---|---|---|"]
         for row in rows:
             cells = [plain(row[k]) for k in ("question", "answer", "prediction")]

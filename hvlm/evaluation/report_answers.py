@@ -46,6 +46,8 @@ def sheets_of(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
     """{contact sheet: what was asked about it}, of an evaluation's clips."""
     sheets: dict[str, list[dict[str, Any]]] = {}
     for line in pictures(run_dir / "clips"):
+        if line.get("sheet") is None:
+            continue
         sheets.setdefault(line["sheet"], []).append(line)
     return sheets
 

@@ -7,16 +7,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from hvlm.config.rooms import OF_A_MODEL
+from hvlm.errors import UserError
 from hvlm.evaluation import results
 from hvlm.evaluation.scores import ALL_TRIES
+from hvlm.io import foreign
 from hvlm.io.files import read_metrics
-from hvlm.io.json_lines import read_lines
 
 BLIND = "blind"
 MEANS = ("accuracy", "reward_accuracy", "normalised", "exact", "f1")  # metrics that are shares, and their parts
+_TEXT = ("text", lambda value: isinstance(value, str))
+_TEXT_OR_NOT = ("text or null", lambda value: value is None or isinstance(value, str))
+_PLACE = ("a whole number or null", lambda value: value is None or foreign.whole(value))
+# {field: (what is expected, whether a value is that)} of files that a run's folder holds
+OF_PICTURES: Mapping[str, tuple[str, Any]] = {
+    **dict.fromkeys(("question", "answer"), _TEXT),
+    **dict.fromkeys(("prediction", "key", "task", "split"), _TEXT_OR_NOT),
+    **dict.fromkeys(("sheet", "gaze", "gaze_path", "merged", "budget"), _TEXT_OR_NOT), "step": _PLACE,
+    "options": ("a list or null", lambda value: value is None or isinstance(value, list)),
+}  # fmt: skip
+OF_FINISHED: Mapping[str, tuple[str, Any]] = {
+    "steps": _PLACE, "weights_sha256": _TEXT_OR_NOT,
+    "seconds": ("a finite number or null", lambda value: value is None or foreign.number(value)),
+    "start": ("an object or null", lambda value: value is None or isinstance(value, dict)),
+}  # fmt: skip
 Series = list[tuple[int, float]]  # (step, value), ascending
 
 
@@ -85,13 +99,20 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %" if share >= 0.01 else f"{100 * share:.2g} %"
 
 
+def with_chance(record: Mapping[str, Any] | None) -> str:
+    """``90.0 ± 1.0 % (6.2 %)``; "" of none."""
+    if record is None:
+        return ""
+    return number(record) + ("" if record["chance"] is None else f" ({percent(record['chance'])})")
+
+
 def read_curves(folder: Path) -> dict[str, Series]:
     """All logged numbers of a stage: {name: [(step, value), ...]}. Of a step that was done twice the later value
     counts; what is not finite is left out."""
     values: dict[str, dict[int, float]] = {}
     for line in read_metrics(folder):
         for name, value in line.items():
-            if name != "step" and value is not None:
+            if name != "step" and foreign.number(value):
                 values.setdefault(name, {})[line["step"]] = value
     return {name: sorted(series.items()) for name, series in values.items()}
 
@@ -110,16 +131,30 @@ def best(stage: Stage) -> str:
 
 
 def pictures(folder: Path) -> list[dict[str, Any]]:
-    """The lines of ``folder/clips.jsonl``, [] without one."""
+    """The lines of ``folder/clips.jsonl``, [] without one. UserError for a line that says nothing of a picture."""
     path = folder / "clips.jsonl"
-    return read_lines(path) if path.exists() else []
+    found: list[dict[str, Any]] = []
+    if not path.exists():
+        return found
+    for number, text in enumerate(foreign.text_of(path).split("\n"), start=1):
+        if text.strip():
+            try:
+                line = foreign.plain(json.loads(text), None)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}, line {number}: not valid JSON ({error})") from error
+            if not isinstance(line, dict):
+                raise UserError(f"{path}, line {number}: no object, expected one about a picture")
+            if wrong := foreign.wrong(line, OF_PICTURES):
+                raise UserError(f"{path}, line {number}: {wrong}")
+            found.append({"key": "", "step": 0, "prediction": "", **line})
+    return found
 
 
 def stage_pictures(run_dir: Path, kind: str) -> tuple[Path, list[dict[str, Any]]]:
     """(folder, lines that have ``kind``: gaze, merged) of the newest pictures of the last stage that drew some; of
     held-out clips, where there are such."""
     for folder in reversed(in_order([path.parent for path in sorted(run_dir.glob("*/config.yaml"))])):
-        lines = [line for line in pictures(folder / "clips") if kind in line]
+        lines = [line for line in pictures(folder / "clips") if line.get(kind) is not None]
         lines = [line for line in lines if line.get("split") == "val"] or lines
         if lines:
             last = max(line["step"] for line in lines)
@@ -132,16 +167,10 @@ def in_order(stages: Sequence[Path]) -> list[Path]:
     and otherwise as their chain lists them. No clock is asked."""
     chain: list[str] = []
     for stage in stages:
-        chain = chain or list(
-            (yaml.safe_load((stage / "config.yaml").read_text(encoding="utf-8")) or {}).get("chain") or []
-        )
+        chain = chain or list(config_of(stage).get("chain") or [])
     listed = sorted(stages, key=lambda stage: chain.index(stage.name) if stage.name in chain else len(chain))
-    finished = {
-        stage: json.loads((stage / "finished.json").read_text())
-        for stage in listed
-        if (stage / "finished.json").exists()
-    }
-    made = {record["weights_sha256"]: stage for stage, record in finished.items()}
+    finished = {stage: record for stage in listed if (record := finished_of(stage))}
+    made = {record["weights_sha256"]: stage for stage, record in finished.items() if record.get("weights_sha256")}
     order: list[Path] = []
 
     def place(stage: Path, way: tuple[Path, ...] = ()) -> None:
@@ -156,9 +185,32 @@ def in_order(stages: Sequence[Path]) -> list[Path]:
     return order
 
 
+def config_of(stage: Path) -> dict[str, Any]:
+    """The configuration that a stage left. UserError where it is none."""
+    config = foreign.yaml_of(stage / "config.yaml")
+    if config is None:
+        return {}
+    if not isinstance(config, dict) or not isinstance(config.get("chain") or [], list | dict):
+        raise UserError(f"{stage / 'config.yaml'}: holds no configuration of a stage; copy the run again")
+    return config
+
+
+def finished_of(stage: Path) -> dict[str, Any]:
+    """What a finished stage left, {} of one that is not finished. UserError where it says something else."""
+    path = stage / "finished.json"
+    if not path.exists():
+        return {}
+    record = foreign.json_of(path)
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: no object, expected what a finished stage leaves; copy the run again")
+    if wrong := foreign.wrong(record, OF_FINISHED):
+        raise UserError(f"{path}: {wrong}; copy the run again")
+    return record
+
+
 def _stage(folder: Path) -> Stage:
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
-    finished = json.loads((folder / "finished.json").read_text()) if (folder / "finished.json").exists() else {}
+    config = config_of(folder)
+    finished = finished_of(folder)
     curves = read_curves(folder)
     validated = curves.get("val/loss", [])
     return Stage(

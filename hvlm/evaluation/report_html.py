@@ -14,7 +14,7 @@ from hvlm.evaluation import results
 from hvlm.evaluation.html import document, image, table
 from hvlm.evaluation.needle_map import PICTURE
 from hvlm.evaluation.report_answers import answers
-from hvlm.evaluation.report_data import Row, Stage, best, is_share, number, percent, rows_of
+from hvlm.evaluation.report_data import Row, Stage, best, is_share, number, percent, rows_of, with_chance
 from hvlm.evaluation.report_pictures import gates, gaze, merging
 from hvlm.viz.plots import Bar, bars, curves
 from hvlm.viz.scatter import short
@@ -93,10 +93,10 @@ def _bar(row: Row, several: bool) -> Bar:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    r, of_all = row.record, row.all_tries
+    r = row.record
     chance = "" if r["chance"] is None else percent(r["chance"])
-    all_right = f"{number(of_all)} ({percent(of_all['chance'])})" if of_all else ""
-    return (row.variant, r["metric"], number(r), chance, number(row.blind) if row.blind else "", all_right, str(r["n"]))
+    blind = number(row.blind) if row.blind else ""
+    return (row.variant, r["metric"], number(r), chance, blind, with_chance(row.all_tries), str(r["n"]))
 
 
 # ---------------------------------------------------------------------------------------------------------- training
@@ -111,7 +111,8 @@ def _stage(run_dir: Path, stage: Stage) -> list[str]:
     facts += [escape(said)] if (said := best(stage)) else []
     rooms = escape(", ".join(f"{group}={word}" for group, word in stage.rooms.items()))
     parts = [f"<h3>{escape(stage.name)}</h3>", f"<p>{' '.join(facts)}</p>"]
-    parts += [f'<p class="small">{rooms}; order={escape(str(stage.order))}, seed={stage.seed}</p>'] if rooms else []
+    order, seed = escape(str(stage.order)), escape(str(stage.seed))
+    parts += [f'<p class="small">{rooms}; order={order}, seed={seed}</p>'] if rooms else []
     plots = []
     for title, names in PLOTS.items():
         found = {name: stage.curves[name] for name in names if name in stage.curves}

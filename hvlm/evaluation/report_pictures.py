@@ -25,7 +25,7 @@ def gaze(run_dir: Path, most: int = MOST) -> list[str]:
         "over layers, then layer by layer). The second picture is the way of its middle, from black to white.</p>"
     )
     for line in lines[:most]:
-        path = image(folder, line["gaze_path"]) if "gaze_path" in line else ""
+        path = image(folder, line["gaze_path"]) if line.get("gaze_path") else ""
         parts.append(f"<p>{_said(line)}</p>{image(folder, line['gaze'])}{path}")
     return parts
 
@@ -41,7 +41,7 @@ def merging(run_dir: Path, most: int = MOST) -> list[str]:
         "patch went into; then the tokens of every frame, with their mean.</p>"
     )
     for line in lines[:most]:
-        budget = image(folder, line["budget"]) if "budget" in line else ""
+        budget = image(folder, line["budget"]) if line.get("budget") else ""
         parts.append(f"<p>{_said(line)}</p>{image(folder, line['merged'])}{budget}")
     return parts
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from hvlm.evaluation import comparison, html
 from hvlm.evaluation.comparison import Comparison
 from hvlm.evaluation.leaderboard import Line
+from hvlm.evaluation.markdown import plain
 from hvlm.evaluation.needle_map import PICTURE
 from hvlm.evaluation.predictions import read_predictions
 from hvlm.evaluation.report_answers import PREDICTIONS, Shown, shown, side_by_side
@@ -62,14 +63,14 @@ def write(
     notes = [*notes, *(f"{run.name} has no results yet" for run in runs if not run.records)]
     title = out.resolve().name
     parts = [f"<h1>{escape(title)}</h1>"]
-    lines = [f"# {title}", ""]
+    lines = [f"# {plain(title)}", ""]
     if found is not None:
         found = found._replace(notes=[*notes, *found.notes])
         parts += comparison.sections(found)
         lines += comparison.markdown(found, [], command)
     else:
         parts += [f'<p class="small">{escape(note)}.</p>' for note in notes]
-        lines += [f"{note}." for note in notes]
+        lines += [f"{plain(note)}." for note in notes]
     parts += _learning(groups)
     parts += _seen(groups)
     if found is not None:

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 from hvlm.console import typed
 from hvlm.errors import UserError
+from hvlm.io import foreign
 from hvlm.io.processors import usable_processors
 
 Record = dict[str, Any]
@@ -38,6 +39,18 @@ MEASURED = (
 )  # fmt: skip
 FIXED = IDENTITY + MEASURED
 BETWEEN = " ; "  # what several records said, in one field of the record that they were put together to
+_TEXT = ("text", lambda value: isinstance(value, str))
+_TEXT_OR_NOT = ("text or null", lambda value: value is None or isinstance(value, str))
+_NUMBER = ("a finite number", foreign.number)
+_NUMBER_OR_NOT = ("a finite number or null", lambda value: value is None or foreign.number(value))
+# {field: (what is expected, whether a value is that)}
+KINDS: Mapping[str, tuple[str, Any]] = {
+    "question": _TEXT, "variant": _TEXT, "metric": _TEXT, "value": _NUMBER, "stderr": _NUMBER_OR_NOT,
+    "n": ("a whole number", foreign.whole), "chance": _NUMBER_OR_NOT,
+    "seeds": ("a list of whole numbers", lambda value: isinstance(value, list) and all(map(foreign.whole, value))),
+    "seconds": _NUMBER, "peak_rss_mb": _NUMBER, "command": _TEXT_OR_NOT, "commit": _TEXT_OR_NOT, "cpu": _TEXT_OR_NOT,
+    "torch": _TEXT_OR_NOT, "dirty": ("true, false or null", lambda value: value is None or isinstance(value, bool)),
+}  # fmt: skip
 
 
 class Label(NamedTuple):
@@ -107,26 +120,30 @@ def write(path: Path, records: Iterable[Record]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records]
-    part.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+    part.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8", errors="backslashreplace")
     os.replace(part, path)
 
 
 def read(path: Path) -> list[Record]:
     """Read and check a results file; UserError names the file and what is missing."""
     path = Path(path)
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); run the command that writes it first") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
+    if not path.exists():
+        raise UserError(f"{path}: cannot be read (no such file); run the command that writes it first")
+    records = foreign.json_of(path)
     if not isinstance(records, list):
         raise UserError(f"{path}: holds a {type(records).__name__}, expected a list of records")
     for i, record in enumerate(records):
         missing = [k for k in FIXED if not isinstance(record, dict) or k not in record]
         if missing:
             raise UserError(f"{path}: record {i} lacks {', '.join(missing)}")
+        further = {k: ("a single value", _is_single) for k in record if k not in FIXED}
+        if found := foreign.wrong(record, {**KINDS, **further}):
+            raise UserError(f"{path}: record {i}: {found}")
     return records
+
+
+def _is_single(value: Any) -> bool:
+    return foreign.number(value) or value is None or isinstance(value, str | bool)
 
 
 def update(path: Path, records: Sequence[Record]) -> list[Record]:

@@ -6,18 +6,16 @@ or a results file.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from hvlm.errors import UserError
 from hvlm.evaluation import results
-from hvlm.evaluation.report_data import in_order
+from hvlm.evaluation.report_data import config_of, in_order
+from hvlm.io import foreign
 
 RESULTS, PREDICTIONS, SWEEP = "results.json", "predictions.jsonl", "sweep.json"
 EVAL, COST = "eval", "cost"  # where hvlm eval writes, in the checkpoint's folder
@@ -127,11 +125,14 @@ def _named(path: Path, scored: bool, notes: list[str]) -> Iterator[Run]:
 
 
 def _jobs(path: Path) -> list[dict[str, Any]]:
-    try:
-        jobs = json.loads(path.read_text(encoding="utf-8"))
-        return [{"error": "", **job, "name": job["name"], "status": job["status"]} for job in jobs]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not the table of a sweep ({error}); run the sweep again, or name its jobs") from error
+    jobs = foreign.json_of(path)
+    text = ("text", lambda value: isinstance(value, str))
+    name = ("the name of a folder", lambda value: isinstance(value, str) and Path(value).name == value != "..")
+    for job in jobs if isinstance(jobs, list) or not jobs else [None]:
+        wrong = foreign.wrong(job, {"name": name, "status": text}) if isinstance(job, dict) else "no list of jobs"
+        if wrong:
+            raise UserError(f"{path}: not the table of a sweep ({wrong}); run the sweep again, or name its jobs")
+    return [{**job, "error": str(job.get("error") or "")} for job in jobs or []]
 
 
 def _read(name: str, folder: Path, trained: Path) -> Run:
@@ -143,7 +144,7 @@ def _read(name: str, folder: Path, trained: Path) -> Run:
         for record in results.read(place / RESULTS)
     ]
     folders = in_order(_stages_of(trained))
-    stages = {stage.name: _config(stage) for stage in folders}
+    stages = {stage.name: config_of(stage) for stage in folders}
     identities = {stage.name: _identity(stage, stages[stage.name]) for stage in folders}
     return Run(name if name != EVAL else trained.name, folder, records, costs, stages, identities, trained)
 
@@ -152,22 +153,11 @@ def _stages_of(folder: Path) -> list[Path]:
     return [path.parent for path in sorted(folder.glob("*/config.yaml"))]
 
 
-def _config(stage: Path) -> dict[str, Any]:
-    path = stage / "config.yaml"
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable ({' '.join(str(error).split())})") from error
-    return config if isinstance(config, dict) else {}
-
-
 def _identity(stage: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """What training wrote beside the configuration; of a folder without it, all that is configured."""
-    try:
-        found = json.loads((stage / "identity.json").read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else dict(flat(config))
-    except (OSError, ValueError):
-        return dict(flat(config))
+    path = stage / "identity.json"
+    found = foreign.json_of(path) if path.exists() else None
+    return found if isinstance(found, dict) else dict(flat(config))
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

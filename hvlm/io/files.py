@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hvlm.errors import UserError
+from hvlm.io.foreign import text_of, whole
 
 PART = ".part"
 SIDECAR = ".sha256"
@@ -191,9 +192,11 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in text_of(path).split("\n"):
         try:
-            lines.append(json.loads(text))
-        except ValueError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             continue  # the line that was being written when the process was killed
+        if isinstance(line, dict) and whole(line.get("step")):
+            lines.append(line)
     return lines

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hvlm.io.files import write_atomically
+from hvlm.io.foreign import bytes_of
 
 _ESCAPES = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 
@@ -25,7 +26,9 @@ def write_lines(path: Path, values: Iterable[Any]) -> None:
     """Write the values, one a line; the file appears under its name only when complete."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: file.writelines(to_line(value).encode() for value in values))
+    write_atomically(
+        path, lambda file: file.writelines(to_line(value).encode("utf-8", "backslashreplace") for value in values)
+    )
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -33,7 +36,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
     Raises OSError where the file cannot be read, ValueError where it is not UTF-8.
     """
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").split("\n"), start=1):
+    for number, line in enumerate(bytes_of(Path(path)).decode("utf-8-sig").split("\n"), start=1):
         if line.strip():
             yield number, line
 

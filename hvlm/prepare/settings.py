@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import yaml
-
 from hvlm.config.ranges import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Seed
 from hvlm.config.schema import arguments
 from hvlm.errors import UserError
+from hvlm.io.foreign import said
 
 # Parts that a column can play, in the order in which they are shown.
 ROLES = (
@@ -128,7 +127,4 @@ def _value(key: str, text: str) -> Any:
     """Lists, numbers, true and false as YAML says; paths, prompts and names word for word."""
     if key in WORD_FOR_WORD or (key in ROLES and not text.startswith("[")):
         return text or None
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
+    return said(text)

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import yaml
-
 from hvlm.benchmark._vnbench_annotations import TASKS
 from hvlm.config.ranges import Fraction, Ge, Le, NonNegativeInt, PositiveFloat, PositiveInt, Seed
 from hvlm.config.schema import arguments, did_you_mean
 from hvlm.errors import UserError
+from hvlm.io.foreign import said
 
 # Settings that change how the work is done and not what comes out: a second start may give them other values.
 FREE = ("out", "workers", "max_bad", "decode_timeout")
@@ -128,7 +127,4 @@ def _value(key: str, text: str) -> Any:
     """Lists and numbers as YAML says; paths word for word."""
     if key in PATHS:
         return text or None
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
+    return said(text)
