@@ -5,15 +5,16 @@
 On the built-in set "binding": ``local`` are questions about one thing among others (``bind``: which colour has the
 star) and about neighbours (``beside``: which shape is left of the red one), ``whole`` about all of them (which colour
 is there twice, how many). ``hivilt`` stands beside itself without local and without global fusion, other fusions, and
-``none``, whose language model has as many more layers instead (_cells.py). Then: keys that are kept, levels of a
-pyramid, kinds of pooling. ``rerank`` learns embeddings and matching on the set "pairs" together, and ranks the ten
-nearest anew.
+``none``, whose language model has as many more layers instead (_cells.py). Then: keys that are kept of the 64 tokens of
+four frames (``frames_*``), levels of a pyramid, kinds of pooling. ``rerank`` learns embeddings and matching on the set
+"pairs" together, and ranks the ten nearest anew.
 
 ``accuracy_blind`` is the same model on black frames. ``question_counted`` answers what was said most often to that
 question in training, ``picture_ceiling`` is the most that someone could have right who sees every picture and not which
 question.
 
-``gain`` is the difference to ``none``, ``behind`` that to ``hivilt``, question by question. Errors are clustered by
+``gain`` is the difference to ``none``, ``behind`` that to ``hivilt`` (of ``frames_*``: to ``frames_hivilt``), question
+by question. Errors are clustered by
 clip. One cell after the other, in one process on one thread; what is finished is not done again. Adds to results.json
 beside this file.
 """
@@ -44,6 +45,7 @@ QUESTION, COMMAND = "hivilt", "python -m experiments.hivilt"
 GROUPS = {"bind": LOCAL[:2], "beside": LOCAL[2:], "local": LOCAL, "whole": WHOLE, "all": (*LOCAL, *WHOLE)}
 COSTS = ("parameters", "prefill_flops", "fusion_parameters", "fusion_flops")  # what load does not change
 CELLS = [*cells.CELLS, "rerank"]
+COMPARED = {"others": {"gain": "none", "behind": "hivilt"}, "keys": {"behind": "frames_hivilt"}}  # same clips only
 Lines = Sequence[dict[str, Any]]
 
 
@@ -55,7 +57,7 @@ def main() -> None:
     options = parser.parse_args()
     setup_logging()
     if not options.collect:
-        for group in (cells.MAIN, ["rerank"], cells.FURTHER):  # the most telling of every seed first
+        for group in (cells.MAIN, ["rerank"], cells.KEYS, cells.FURTHER):  # the most telling of every seed first
             for seed in options.seeds:
                 for cell in [cell for cell in options.cells if cell in group]:
                     print(f"--- seed {seed}: {cell}", flush=True)
@@ -87,7 +89,7 @@ def of_seed(seed: int) -> Iterator[results.Record]:
         for group, tasks in GROUPS.items():
             for metric, of in (("accuracy", found[False]), ("accuracy_blind", found[True])):
                 yield mean(label, metric, group, [(line, right(line)) for line in of if line["task"] in tasks])
-            for metric, other in (("gain", "none"), ("behind", "hivilt")):
+            for metric, other in COMPARED["keys" if cell in cells.KEYS else "others"].items():
                 if other in known and other != cell:
                     theirs = {line["question_id"]: right(line) for line in known[other][False]}
                     pairs = [

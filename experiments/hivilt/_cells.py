@@ -34,12 +34,18 @@ MAIN: dict[str, list[str]] = {
     "latents": ["fusion=latents", "fusion.write_text=true", "fusion.layers=2"],
 }
 FURTHER: dict[str, list[str]] = {
-    "sparse_4": ["fusion=sparse", "fusion.write_text=true", "fusion.top_k=4"],
     **{f"progressive_{n}": ["fusion=progressive", "fusion.write_text=true", f"fusion.stages={n}"] for n in range(1, 5)},
     **{f"pool_{kind}": [*HIVILT, f"fusion.pooling={kind}"] for kind in ("max", "attention", "adaptive")},
-    "sparse_1": ["fusion=sparse", "fusion.write_text=true", "fusion.top_k=1"],
 }
-CELLS = MAIN | FURTHER
+# Keys that are kept, of the 64 tokens of four frames; 64 keys would be all of them, and that is dense.
+FRAMES = ["dataset.frames=8", "dataset.num_frames=4"]
+KEYS: dict[str, list[str]] = {
+    "frames_hivilt": [*HIVILT, *FRAMES],
+    **{
+        f"frames_sparse_{k}": ["fusion=sparse", "fusion.write_text=true", f"fusion.top_k={k}", *FRAMES] for k in (4, 16)
+    },
+}
+CELLS = MAIN | KEYS | FURTHER
 PAIRS = ["dataset.set=pairs", "dataset.frames=9", "dataset.num_frames=6", "dataset.train_clips=4000"]
 PAIRS += ["dataset.val_clips=8", "dataset.test_clips=1000"]
 RERANK = [
@@ -71,7 +77,7 @@ def train(seed: int, cell: str) -> None:
     run = folder(seed, cell)
     if (run / "eval" / RESULTS).exists():
         return
-    given = [*TASK, *CELLS[cell], *DATA, *COMMON, f"seed={seed}", f"init_from={vision()}"]
+    given = [*TASK, *DATA, *CELLS[cell], *COMMON, f"seed={seed}", f"init_from={vision()}"]
     chain.run([*given, f"run={run.relative_to('runs')}"])
     eval_py([f"checkpoint={run}", f"out={run / 'eval'}", "trainer.threads=1", "benchmark.blind=true"])
 

@@ -17,10 +17,13 @@ PIECES = {
     "latents": "latents (Perceiver)",
 }
 FURTHER = {
-    "sparse_1": "sparse, 1 key a query",
-    "sparse_4": "sparse, 4 keys",
     **{f"progressive_{n}": f"progressive, {n} level{'s' * (n > 1)}" for n in range(1, 5)},
     **{f"pool_{kind}": f"hivilt, {kind} pooling" for kind in ("max", "attention", "adaptive")},
+}
+KEYS = {
+    "frames_hivilt": "hivilt: all 64 keys",
+    "frames_sparse_16": "sparse, 16 keys",
+    "frames_sparse_4": "sparse, 4 keys",
 }
 CONTROLS = {"question_counted": "the commonest answer to the question", "picture_ceiling": "pictures alone, at most"}
 ROOMS = {"sparse_chosen": "sparse, `update=chosen`", "sparse_all": "sparse, `update=all`"}
@@ -75,6 +78,16 @@ def further() -> list[str]:
     return table(HEAD, _of({"hivilt": PIECES["hivilt"]} | FURTHER))
 
 
+def keys() -> list[str]:
+    head = [name for name in HEAD if not name.startswith("gain")]
+    rows = []
+    for row in _of(KEYS):
+        variant = next(name for name, label in KEYS.items() if label == row[0])
+        found = some(FILE, variant=variant, metric="behind", group="all")
+        rows.append((*row[:6], percent(found[0]) if found else "", *row[7:]))
+    return table((*head[:6], "behind all keys", *head[6:]), rows)
+
+
 def speed() -> list[str]:
     rows = []
     for tokens in sorted({r["tokens"] for r in some(SPEED)}):
@@ -109,7 +122,7 @@ def easy_vqa() -> list[str]:
     return table(("", "accuracy on the published test split"), rows)
 
 
-TABLES = {"hivilt/pieces": pieces, "hivilt/further": further, "hivilt/rerank": rerank, "hivilt/speed": speed,
-          "easy_vqa": easy_vqa}  # fmt: skip
-FILES = {name: FILE for name in ("hivilt/pieces", "hivilt/further", "hivilt/rerank", FILE)}
+TABLES = {"hivilt/pieces": pieces, "hivilt/further": further, "hivilt/keys": keys, "hivilt/rerank": rerank,
+          "hivilt/speed": speed, "easy_vqa": easy_vqa}  # fmt: skip
+FILES = {name: FILE for name in ("hivilt/pieces", "hivilt/further", "hivilt/keys", "hivilt/rerank", FILE)}
 FILES |= {"hivilt/speed": SPEED, SPEED: SPEED, "easy_vqa": EASY, EASY: EASY}
