@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ET
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from _page import Page
 
 from hvlm.evaluation import results
 from hvlm.evaluation.predictions import write_predictions
@@ -86,22 +86,6 @@ def test_what_is_shown_in_percent() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- the page
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, and the text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def record(metric: str, value: float, variant: str = "mean", **changes: Any) -> dict[str, Any]:

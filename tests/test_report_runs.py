@@ -6,12 +6,12 @@ import json
 import re
 import sys
 import xml.etree.ElementTree as ET
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from _browser import look, needs_browser
+from _page import Page
 from _runs import answers, write_run
 
 from hvlm import commands
@@ -26,22 +26,6 @@ from hvlm.viz.media import contact_sheet
 T, F = True, False
 EVIL = "<script>alert(1)</script>"
 GOOD, BAD = [T, T, T, T, T, T, T, F], [F, F, T, F, F, F, T, F]
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, and the text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 @pytest.fixture
