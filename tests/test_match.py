@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from _tiny import Case, Variant, model, side
+from _clips import VIDEO
+from _tiny import Case, Variant, chat, model, side
 from test_heads import task
 
 from hvlm.checks.heads import SAMPLE, clip_of, read
 from hvlm.checks.models import shared_model
+from hvlm.data.datamodule import DataModule
+from hvlm.data.near_texts import NearTexts
+from hvlm.data.shard_index import write_manifest, write_shard
+from hvlm.dataset.shards import Shards
 from hvlm.errors import UserError
 from hvlm.evaluation.rerank import compared, heads_of, rerank, second_ranks
-from hvlm.head.match import Match
+from hvlm.head.match import Match, RightAndWrong
+from hvlm.head.several import Together
 from hvlm.model import VLM
-from hvlm.types import Batch
+from hvlm.types import Batch, InputSpec
 
 TEXTS = ("red ring", "blue circle", "star", "red ring")  # of four clips; the last says what the first does
 
@@ -140,6 +149,101 @@ def test_hard_pairs_are_learned_and_the_other_heads_learn_as_without() -> None:
     assert {name: float(term.count) for name, term in terms.items()} == vlm.head.units_of_terms(batch)
 
 
+# ------------------------------------------------------------------------------------------------------- mined texts
+
+SAID = ("a red ring", "a red star", "a blue ring", "the blue circle", "a red ring")  # of five clips
+
+
+def test_the_nearest_texts_are_those_with_most_words_and_pairs_of_words_in_common() -> None:
+    texts = NearTexts([*SAID, "Ring! A red ...", "?"])
+    assert len(texts) == 6, "each once"
+    # In common with "a red ring" (3 words, 2 pairs), of all: all but the pair "red ring", 4 of 6; a, red, "a red",
+    # 3 of 7; a, ring, 2 of 8; nothing.
+    assert texts.near("a red ring", 9) == ["Ring! A red ...", "a red star", "a blue ring"]
+    assert texts.near("a red ring", 2) == ["Ring! A red ...", "a red star"]
+    assert texts.near("a red ring", 2, without={"Ring! A red ..."}) == ["a red star", "a blue ring"]
+    assert texts.near("RED", 1) == ["a red ring"], "of equals the first"
+    assert texts.near("nothing here", 3) == texts.near("?", 3) == []
+
+
+def paired(texts: tuple[str, ...] | list[str]) -> dict[str, Any]:
+    return {"key": "k", "uid": "k", "pairs": [{"text": text, "negatives": [f"no {text}"]} for text in texts]}
+
+
+def mined_of(view: Any, texts: tuple[str, ...], seed: int, n: int | None = None) -> list[tuple[str, str, bool]]:
+    rows = view.rows(paired(texts), None, np.random.default_rng(seed), n)
+    return [(row.meta["text"], row.meta["of"], row.meta["right"]) for row in rows]
+
+
+def test_mined_texts_are_drawn_of_the_nearest_and_never_what_is_said_of_the_clip_itself() -> None:
+    view = tiny(negatives=0, mined=2, nearest=3).head.view
+    ready = view.among(lambda: iter([paired([text]) for text in SAID]))
+    texts = ("a red ring", "a red star")  # the clip's own
+    drawn = [mined_of(ready, texts, seed) for seed in range(20)]
+    assert drawn[3] == mined_of(ready, texts, 3), "the same from the same seed"
+    assert {tuple(row) for rows in drawn for row in rows if row[2]} == {(text, text, True) for text in texts}
+    wrong = {(text, of) for rows in drawn for text, of, right in rows if not right}
+    assert {text for text, of in wrong if of == "a red ring"} == {"a blue ring"}, "the others have nothing in common"
+    one = [mined_of(ready, ("a ring",), seed) for seed in range(20)]
+    assert all([right for *_, right in rows] == [True, False, False] for rows in one)
+    assert {text for rows in one for text, _, right in rows if not right} == {"a red ring", "a blue ring", "a red star"}
+    assert ready.scoring() == RightAndWrong(None, 0, 3) and ready.scoring().others is None, (
+        "a score has the clips' own wrong texts alone"
+    )
+
+
+def test_without_mined_texts_nothing_is_read_and_the_same_is_drawn() -> None:
+    def never() -> Any:
+        raise AssertionError
+
+    plain = RightAndWrong(1)
+    assert plain.among(never) is plain
+    wide = RightAndWrong(1, mined=1).among(lambda: iter([paired(SAID)]))
+    rows = [mined_of(view, SAID[:1], 7) for view in (plain, wide)]
+    assert rows[1][:2] == rows[0] == [("a red ring", "a red ring", True), ("no a red ring", "a red ring", False)]
+    with pytest.raises(UserError, match=r"^head.mined=5: more than head.nearest=4, of which they are drawn"):
+        Match(text_dim=4, mined=5, nearest=4)
+    with pytest.raises(UserError, match="mined=5: more than head.*nearest=4"):
+        several(match={"mined": 5, "nearest": 4})
+
+
+def test_each_run_worker_and_resumed_run_draws_the_same_mined_texts_of_its_own_split(tmp_path: Path) -> None:
+    shards = {}
+    for split, more in (("train", ""), ("val", " now")):
+        rows = [
+            (f"{split}{i}", {"json": json.dumps({"pairs": [text + more]}).encode(), "mp4": VIDEO})
+            for i, text in enumerate((*SAID, "a red circle"))
+        ]
+        domains = ["general"] * 5 + ["sports"]
+        shards[f"{split}-0.tar"] = write_shard(tmp_path / f"{split}-0.tar", rows, split, domains)
+    write_manifest(tmp_path, {}, shards, [])
+    view = Together((("match", RightAndWrong(0, mined=1, nearest=3)),))
+
+    def module(access: str = "index", **changes: Any) -> DataModule:
+        path = str(tmp_path) if access == "index" else str(tmp_path / "train-0.tar")
+        settings = {"rows_per_clip": 1, "loss": "answer", "batch_size": 2, "steps": 8, "num_workers": 0, "seed": 3}
+        inputs = InputSpec("question_first", 2, 32)
+        return DataModule(Shards(path, access=access), chat(), inputs, view=view, **(settings | changes))
+
+    def said(loader: Any) -> list[list[tuple[str, str]]]:
+        return [[(row["text"], row["of"]) for row in batch.rows if not row["right"]] for batch in loader]
+
+    once = said(module().train_dataloader())
+    assert once == said(module().train_dataloader()) == said(module(num_workers=1).train_dataloader())
+    resumed = module()
+    resumed.load_state_dict({"consumed": 10, **resumed._identity()})
+    assert said(resumed.train_dataloader()) == once[5:]
+    every = {text for batch in once for text, _ in batch}
+    assert "a red circle" in every and every <= {*SAID, "a red circle"}
+    assert all(len(batch) == 2 for batch in once if not any(of.startswith("the") for _, of in batch))
+    one_domain = {text for batch in said(module(mixture={"general": 1.0}).train_dataloader()) for text, _ in batch}
+    assert one_domain and "a red circle" not in one_domain
+    of_val = {text for batch in said(module().val_dataloader()) for text, _ in batch}
+    assert of_val and all(text.endswith(" now") for text in of_val)
+    with pytest.raises(UserError, match=r"^head.mined=1: dataset.access=stream cannot be searched for similar texts"):
+        module("stream").train_dataloader()
+
+
 # --------------------------------------------------------------------------------------------------------- re-ranking
 
 
@@ -193,5 +297,8 @@ def test_a_head_that_matches_ranks_what_embeddings_found_anew(monkeypatch: pytes
     assert found["rerank/video_to_text/r@1_after"]["value"] == found["rerank/text_to_video/r@1_after"]["value"] == 1
     gain = found["rerank/video_to_text/r@1_gain"]
     assert gain["value"] == pytest.approx(1 / 3) and gain["stderr"] > 0 and gain["n"] == 3
+    # Together the similarity, 0.1 further away and times 1 / 0.07, outweighs the second score's 1.
+    assert found["rerank/video_to_text/r@1_sum"]["value"] == pytest.approx(2 / 3)
+    assert found["rerank/video_to_text/r@1_sum_gain"]["value"] == 0
     with pytest.raises(UserError, match="benchmark.rerank: head=match has not both retrieve and match"):
         heads_of(tiny().head)

@@ -7,7 +7,8 @@ star) and about neighbours (``beside``: which shape is left of the red one), ``w
 is there twice, how many). ``hivilt`` stands beside itself without local and without global fusion, other fusions, and
 ``none``, whose language model has as many more layers instead (_cells.py). Then: keys that are kept of the 64 tokens of
 four frames (``frames_*``), levels of a pyramid, kinds of pooling. ``rerank`` learns embeddings and matching on the set
-"pairs" together, and ranks the ten nearest anew.
+"pairs" together, and ranks the ten nearest anew; ``rerank_mined`` learns on with wrong texts mined from the whole
+training split.
 
 ``accuracy_blind`` is the same model on black frames. ``question_counted`` answers what was said most often to that
 question in training, ``picture_ceiling`` is the most that someone could have right who sees every picture and not which
@@ -44,7 +45,7 @@ HERE = Path(__file__).parent
 QUESTION, COMMAND = "hivilt", "python -m experiments.hivilt"
 GROUPS = {"bind": LOCAL[:2], "beside": LOCAL[2:], "local": LOCAL, "whole": WHOLE, "all": (*LOCAL, *WHOLE)}
 COSTS = ("parameters", "prefill_flops", "fusion_parameters", "fusion_flops")  # what load does not change
-CELLS = [*cells.CELLS, "rerank"]
+CELLS = [*cells.CELLS, *cells.TWO_STEPS]
 COMPARED = {"others": {"gain": "none", "behind": "hivilt"}, "keys": {"behind": "frames_hivilt"}}  # same clips only
 Lines = Sequence[dict[str, Any]]
 
@@ -57,11 +58,14 @@ def main() -> None:
     options = parser.parse_args()
     setup_logging()
     if not options.collect:
-        for group in (cells.MAIN, ["rerank"], cells.KEYS, cells.FURTHER):  # the most telling of every seed first
+        for group in (cells.MAIN, cells.TWO_STEPS, cells.KEYS, cells.FURTHER):  # the most telling of every seed first
             for seed in options.seeds:
                 for cell in [cell for cell in options.cells if cell in group]:
                     print(f"--- seed {seed}: {cell}", flush=True)
-                    cells.rerank(seed) if cell == "rerank" else cells.train(seed, cell)
+                    if cell in cells.TWO_STEPS:
+                        {"rerank": cells.rerank, "rerank_mined": cells.mined}[cell](seed)
+                    else:
+                        cells.train(seed, cell)
     records = results.merge_seeds([found for seed in range(1, 10) if (found := list(of_seed(seed)))])
     records += list(counted())
     results.update(HERE / RESULTS, records)
@@ -102,9 +106,10 @@ def of_seed(seed: int) -> Iterator[results.Record]:
         for record in results.read(cells.folder(seed, cell) / "eval" / RESULTS):
             if record["metric"] in COSTS and record["variant"] != BLIND:
                 yield record | {"question": QUESTION, "command": COMMAND, "variant": cell, "seeds": [seed]}
-    found = cells.folder(seed, "rerank") / "eval" / RESULTS
-    for record in results.read(found) if found.exists() else ():
-        yield record | {"question": QUESTION, "command": COMMAND, "variant": "rerank", "seeds": [seed]}
+    for cell in cells.TWO_STEPS:
+        at = cells.folder(seed, cell) / "eval" / RESULTS
+        for record in results.read(at) if at.exists() else ():
+            yield record | {"question": QUESTION, "command": COMMAND, "variant": cell, "seeds": [seed]}
 
 
 def mean(

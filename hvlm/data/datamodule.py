@@ -8,7 +8,7 @@ with another number of workers or processes as long as the global batch stays th
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,14 +16,16 @@ from typing import Any, Literal
 
 import lightning
 
+from hvlm.data import samples
 from hvlm.data.loader import Loader, StreamLoader, Units
 from hvlm.data.notes import Notes
 from hvlm.data.optical_flow import opencv
 from hvlm.data.order import InOrder, Order, check_shares, takes_all_alike
-from hvlm.data.quarantine import Quarantine
+from hvlm.data.quarantine import Quarantine, SampleError
 from hvlm.data.reader import Reader, SampleSpec
 from hvlm.data.shard_index import Manifest, ShardSplit
 from hvlm.data.stream import Stream
+from hvlm.data.tar import TEXT_FIELDS
 from hvlm.data.views import View
 from hvlm.errors import UserError
 from hvlm.types import InputSpec
@@ -129,7 +131,7 @@ class DataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> Loader | StreamLoader:
         rank, world = self._rank_and_world()
         self.quarantine = self._new_quarantine()
-        show = replace(self._show(self.view, self.rows_per_clip), notes=self.notes)
+        show = replace(self._show(self._among("train"), self.rows_per_clip), notes=self.notes)
         if self.dataset.access == "stream":
             return self._stream(show, rank, world)
         clips = self._manifest.split("train")
@@ -167,7 +169,7 @@ class DataModule(lightning.LightningDataModule):
         indices = [i for i, domain in enumerate(clips.domains) if domain in wanted][: self.val_clips]
         indices = indices[: len(indices) // world * world]  # so that every process has as many batches as the others
         sampler = InOrder(indices, batch_size=self.clips_at_once, rank=rank, world=world)
-        return self._once(clips, self._show(self.view, self.rows_per_clip), sampler)
+        return self._once(clips, self._show(self._among("val"), self.rows_per_clip), sampler)
 
     def loader(
         self, split: str, view: View, rows_per_clip: int | None, batch_size: int, limit: int | None = None
@@ -266,6 +268,20 @@ class DataModule(lightning.LightningDataModule):
             decode_timeout=self.dataset.decode_timeout,
             text_only=self.dataset.text_only,
         )
+
+    def _among(self, split: str) -> View:
+        """The view with what it must know of the split's samples in the mixture's domains."""
+
+        def every() -> Iterator[dict[str, Any]]:
+            clips = self._manifest.split(split)
+            for i, domain in enumerate(clips.domains):
+                if self.mixture is None or self.mixture.get(domain, 0) > 0:
+                    try:
+                        yield samples.parse(clips.read(i, TEXT_FIELDS), clips.keys[i], domain, clips.uid(i))
+                    except SampleError:
+                        continue  # it is named and counted when it is drawn
+
+        return self.view.among(every if self.dataset.access == "index" else None)
 
     def _once(self, clips: ShardSplit, show: SampleSpec, sampler: InOrder) -> Loader:
         """Clips as they are, none replaced by another."""

@@ -6,7 +6,7 @@ is a frozen dataclass with ``name`` and ``rows``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -88,6 +88,16 @@ class View:
 
     def scoring(self) -> View:
         """The view with all rows that count in a score, where training leaves some out."""
+        return self
+
+    def among(self, samples: Callable[[], Iterable[dict[str, Any]]] | None) -> View:
+        """The view with what it must know of all samples of a split to show one of them in training; by default
+        nothing.
+
+        Args:
+            samples: reads their JSON, as ``samples.parse`` gives it. None: they cannot all be read, for they come in
+                a stream.
+        """
         return self
 
     def passes_over(self, sample: dict[str, Any]) -> bool:

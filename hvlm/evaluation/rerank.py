@@ -82,11 +82,15 @@ def rerank(
     """Rows of scores (``Head.score``): R@k both ways of the first step, after the ``most`` nearest candidates of each
     query were ranked anew, and what that gains at R@1, with the standard error of the difference.
 
+    ``after`` ranks by the second score alone (ALBEF), ``sum`` by both: the second head's logit and the similarity, as
+    BLIP does (Li et al. 2022), but with the similarity times its learned factor, which makes it a logit, too.
+
     Args:
         lines: of all heads about the benchmark's clips.
         blind: whether they were answered with black frames.
     """
     finds, ranks_anew = heads_of(loaded.model.head)
+    scale = float(loaded.model.head.heads[finds].scale)
     table = compared([line for line in lines if line["head"] == finds])
     near_VT, of_text_VT = (_nearest(x, most) for x in (table.scores_VT, table.scores_VT.T))
     tried_VT = near_VT | of_text_VT.T
@@ -110,13 +114,18 @@ def rerank(
         ("video_to_text", table.scores_VT, table.right_VT, near_VT, matched_VT),
         ("text_to_video", table.scores_VT.T, table.right_VT.T, of_text_VT, matched_VT.T),
     ):
-        before, after = ranks(scores, right), second_ranks(scores, right, near, again)
+        found = {
+            "before": ranks(scores, right),
+            "after": second_ranks(scores, right, near, again),
+            "sum": second_ranks(scores, right, near, again + scale * scores),
+        }
         clips = table.clips if way == "video_to_text" else [table.clips[int(v)] for v in right.int().argmax(1)]
         for k in KS:
             out += [_row(f"rerank/{way}/r@{k}_{name}", [float(r <= k) for r in of.tolist()], clips)
-                    for name, of in (("before", before), ("after", after))]  # fmt: skip
-        gain = [float(b <= 1) - float(a <= 1) for a, b in zip(before.tolist(), after.tolist(), strict=True)]
-        out.append(_row(f"rerank/{way}/r@1_gain", gain, clips))
+                    for name, of in found.items()]  # fmt: skip
+        for name, of in (("gain", found["after"]), ("sum_gain", found["sum"])):
+            gain = [float(b <= 1) - float(a <= 1) for a, b in zip(found["before"].tolist(), of.tolist(), strict=True)]
+            out.append(_row(f"rerank/{way}/r@1_{name}", gain, clips))
     return out
 
 

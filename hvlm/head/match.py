@@ -1,15 +1,16 @@
 """Whether a text says what a video shows: the language model reads both together, and one score comes out.
 
 The matching of ALBEF (Li et al. 2021): beside each right pair stand wrong ones, and those of the same batch that the
-model itself now takes most nearly for right are the ones that it learns from. It is slower than ``head=retrieve``,
-which reads video and text apart, and can tell what embeddings of the two cannot.
+model itself now takes most nearly for right are the ones that it learns from. A batch holds few clips of which nearly
+the same is said, so texts of the whole training split can be mined, too (``mined``). It is slower than
+``head=retrieve``, which reads video and text apart, and can tell what embeddings of the two cannot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,13 +22,14 @@ from torchmetrics import MeanMetric, Metric
 
 from hvlm.config.ranges import NonNegativeInt, PositiveInt, Probability
 from hvlm.contracts import Head
+from hvlm.data.near_texts import NearTexts
 from hvlm.data.question_file import Row as FileRow
 from hvlm.data.sample_fields import FieldError, as_number, as_text, shown
 from hvlm.data.views import Row, View
 from hvlm.errors import UserError
 from hvlm.head._errors import with_errors
 from hvlm.head._lines import check_each, clip_of
-from hvlm.head._pairs import about_of, drawn_texts, number_of, read_pairs
+from hvlm.head._pairs import about_of, drawn_texts, number_of, pairs_of, read_pairs
 from hvlm.head._pool import state_of_both
 from hvlm.types import Batch, Sequence
 
@@ -35,9 +37,13 @@ from hvlm.types import Batch, Sequence
 @dataclass(frozen=True)
 class RightAndWrong(View):
     """A row for each text about a clip, and one for each wrong text beside it. negatives: so many of these are drawn;
-    None: all, in order. ``n`` of ``rows``: right texts."""
+    None: all, in order. mined: so many texts of other clips are drawn beside them, of the ``nearest`` in ``others``
+    (all right texts of the split). ``n`` of ``rows``: right texts."""
 
     negatives: int | None
+    mined: int = 0
+    nearest: int = 16
+    others: NearTexts | None = field(default=None, repr=False, compare=False)
     name = "pairs of video and text"
 
     def rows(self, sample: dict[str, Any], times: np.ndarray, rng: np.random.Generator, n: int | None) -> list[Row]:
@@ -45,8 +51,25 @@ class RightAndWrong(View):
         return [
             row_of(text, about | {"of": texts[0]}, text == texts[0])
             for texts in drawn_texts(sample, rng, n, self.negatives)
-            for text in texts
+            for text in [*texts, *self._mined(sample, texts[0], rng)]
         ]
+
+    def _mined(self, sample: Mapping[str, Any], text: str, rng: np.random.Generator) -> list[str]:
+        """What is said of other clips and not of this one, in words most like ``text``."""
+        if self.others is None:
+            return []
+        near = self.others.near(text, self.nearest, {pair["text"] for pair in pairs_of(sample)})
+        return [near[i] for i in rng.permutation(len(near))[: self.mined].tolist()]
+
+    def among(self, samples: Callable[[], Iterable[dict[str, Any]]] | None) -> View:
+        if not self.mined:
+            return self
+        if samples is None:
+            raise UserError(
+                f"head.mined={self.mined}: dataset.access=stream cannot be searched for similar texts before it is "
+                "read; use head.mined=0, or dataset.access=index"
+            )
+        return replace(self, others=NearTexts(pair["text"] for sample in samples() for pair in pairs_of(sample)))
 
     def targets(self, rows: SequenceOf[Mapping[str, Any]], chat: Any) -> dict[str, Tensor]:
         """``right`` float [K]; ``said`` int64 [K], equal for equal texts; ``further`` bool [K]: whether a row was added
@@ -56,7 +79,7 @@ class RightAndWrong(View):
         return {"right": right, "said": said, "further": torch.zeros(len(rows), dtype=torch.bool)}
 
     def scoring(self) -> View:
-        return replace(self, negatives=None)
+        return replace(self, negatives=None, mined=0, others=None)
 
 
 def row_of(text: str, about: Mapping[str, Any], right: bool) -> Row:
@@ -68,7 +91,9 @@ class Match(Head):
     """hidden: width of the layer before the score. negatives: wrong texts of a clip that are drawn to train it.
     candidates: each right text is tried with so many other clips of the batch, those whose own texts have most words
     and pairs of words in common with it; the one that goes with it best, and for each clip the text that does, are
-    learned as wrong. 0: none. dropout: before the score, in training. reads: the ``language`` model's state that has
+    learned as wrong. 0: none. mined: so many texts of other clips are drawn to train it, each time anew out of the
+    ``nearest``, which have most words and pairs of words in common with the right one in the whole training split; 0:
+    none. dropout: before the score, in training. reads: the ``language`` model's state that has
     seen everything, the ``fusion``'s of both, or ``both`` behind each other.
     """
 
@@ -81,11 +106,15 @@ class Match(Head):
         hidden: PositiveInt = 128,
         negatives: NonNegativeInt = 1,
         candidates: NonNegativeInt = 4,
+        mined: NonNegativeInt = 0,
+        nearest: PositiveInt = 16,
         dropout: Probability = 0.0,
         reads: Literal["language", "fusion", "both"] = "language",
     ):
         super().__init__()
-        self.view = RightAndWrong(negatives)
+        if mined > nearest:
+            raise UserError(f"head.mined={mined}: more than head.nearest={nearest}, of which they are drawn")
+        self.view = RightAndWrong(negatives, mined, nearest)
         self.candidates = candidates
         self.reads, self.reads_fusion = reads, "" if reads == "language" else f"head.reads={reads}"
         width = 2 * text_dim if reads == "both" else text_dim

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import pkgutil
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,6 +69,9 @@ class Together(View):
 
     def scoring(self) -> View:
         return Together(tuple((name, view.scoring()) for name, view in self.views))
+
+    def among(self, samples: Callable[[], Iterable[dict[str, Any]]] | None) -> View:
+        return Together(tuple((name, view.among(samples)) for name, view in self.views))
 
     def passes_over(self, sample: dict[str, Any]) -> bool:
         return all(view.passes_over(sample) for _, view in self.views)
