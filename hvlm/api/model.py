@@ -153,9 +153,13 @@ class Model:
         num_frames: int | None = None,
         fps: float = 1.0,
         section: tuple[float, float] | None = None,
+        timeout: float | None = None,
     ) -> Batch:
-        """What ``self.vlm`` reads, on its device: one clip, and a row for each question. Arguments as of ``answer``."""
-        frames, time, motion = self._read(video, num_frames, fps, section)
+        """What ``self.vlm`` reads, on its device: one clip, and a row for each question. Arguments as of ``answer``.
+
+        timeout: seconds for decoding a file, in a process that is killed when they are over; None decodes here.
+        """
+        frames, time, motion = self._read(video, num_frames, fps, section, timeout)
         rows = [(*self.chat.encode(q, "", "last", self.inputs.order, **context(q)), {}) for q in questions]
         item = Item(frames, time, rows, motion=motion)
         made = collate([item], pad_id=self.chat.pad_id, size=self.inputs.size, motion=self.inputs.motion)
@@ -297,12 +301,17 @@ class Model:
         return f"Model({' '.join(rooms)}: {self.num_parameters:,} weights, {self.dtype}, {self.device})"
 
     def _read(
-        self, video: Given, num_frames: int | None, fps: float, section: tuple[float, float] | None
+        self,
+        video: Given,
+        num_frames: int | None,
+        fps: float,
+        section: tuple[float, float] | None,
+        timeout: float | None = None,
     ) -> tuple[Any, Any, Any]:
         """Frames, times and, where the model wants it, motion."""
         self._refuse_meta("answer")
         count = self.inputs.num_frames if num_frames is None else positive(num_frames, "num_frames")
-        frames, time = frames_given(video, count, self.inputs.size, fps, section)
+        frames, time = frames_given(video, count, self.inputs.size, fps, section, timeout)
         motion = None if self.inputs.motion is None else motion_energy(frames, self.inputs.motion)
         return frames, time, motion
 

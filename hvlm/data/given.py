@@ -13,6 +13,7 @@ from PIL import Image
 
 from hvlm.data import samples
 from hvlm.data.decode import Chunk, chosen_frames, fitted, frames_of, gathered
+from hvlm.data.decode_process import DecodeTimeout
 from hvlm.data.samples import natural
 from hvlm.data.tar import STILL_FIELDS, VIDEO_FIELDS
 from hvlm.data.video import VideoDecodeError
@@ -30,6 +31,7 @@ def frames_given(
     size: tuple[int, int],
     fps: float = 1.0,
     section: tuple[float, float] | None = None,
+    timeout: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The frames that a model reads, sampled and scaled as the data reader does it.
 
@@ -40,18 +42,19 @@ def frames_given(
         size: (H, W) of what is given back.
         fps: pictures a second, of what carries no time itself.
         section: (start, stop) in seconds, of which alone frames are taken.
+        timeout: seconds for a path, in a process that is killed when they are over; None reads here.
 
     Returns:
         uint8 [T, 3, H, W] and float32 [T] seconds.
 
     Raises:
-        UserError: what is given is none of these, or cannot be read.
+        UserError: what is given is none of these, or cannot be read (in time).
     """
     check_rate(fps)
     if section is not None:
         section = check_section(section)
     if isinstance(video, str | Path):
-        return _of_path(Path(video).expanduser(), num_frames, size, fps, section)
+        return _of_path(Path(video).expanduser(), num_frames, size, fps, section, timeout)
     pictures = pictures_of(video)
     if len(pictures) == 1:
         pictures, section = [pictures[0]] * min(IMAGE_FRAMES, num_frames), None
@@ -118,11 +121,18 @@ def pictures_of(video: Given) -> Sequence[Any]:
 
 
 def _of_path(
-    path: Path, num_frames: int, size: tuple[int, int], fps: float, section: tuple[float, float] | None
+    path: Path,
+    num_frames: int,
+    size: tuple[int, int],
+    fps: float,
+    section: tuple[float, float] | None,
+    timeout: float | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     sample = {"key": str(path), "fps": fps, "section": section}
     try:
-        return samples.frames(_members(path), sample, num_frames, size)
+        return samples.frames(_members(path), sample, num_frames, size, timeout=timeout)
+    except DecodeTimeout as error:
+        raise UserError(f"{path}: not decoded within {timeout:g} s") from error
     except VideoDecodeError as error:
         raise UserError(f"{path}: cannot be read ({error.reason})") from error
 

@@ -22,6 +22,7 @@ from hvlm.viz.gaze_maps import gaze_maps, lit
 from hvlm.viz.merge_maps import coloured, merge_maps
 
 T = TypeVar("T")
+DECODE_S = 60.0  # for a video, whose decoder is killed then: the next visitor waits
 
 
 class Pictures(NamedTuple):
@@ -60,12 +61,12 @@ def tell(model: Model, video: str, question: str, num_frames: int | None, max_ne
         max_new_tokens: where the answer stops at the latest.
 
     Raises:
-        UserError: the video cannot be read, or is too long for the model.
+        UserError: the video cannot be read within ``DECODE_S``, or is too long for the model.
     """
     model.vlm.eval()
     began = time.perf_counter()
     with autocast(model.device, model.precision), torch.inference_mode():
-        batch = model.batch(video, [question], num_frames=num_frames)
+        batch = model.batch(video, [question], num_frames=num_frames, timeout=DECODE_S)
         read = time.perf_counter()
         batch = model.vlm.routed(prompts_alone(batch))
         sequence, cache = model.vlm.sequence(batch), model.vlm.kvcache.new()

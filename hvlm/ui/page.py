@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from hvlm.api.model import Model
 from hvlm.errors import UserError
 from hvlm.ui.asking import Told, in_a_thread, tell
 from hvlm.ui.drawing import strips, table
+from hvlm.ui.uploads import Uploads
 
 log = logging.getLogger(__name__)
 
@@ -22,28 +21,10 @@ CSS = ".figures td {padding: 1px 10px 1px 0}"
 WAITING = 32  # questions in the queue
 
 
-class Uploads:
-    """The files of each visitor, removed when the visitor leaves."""
-
-    def __init__(self) -> None:
-        self._of: dict[str, set[Path]] = {}
-        self._lock = threading.Lock()
-
-    def add(self, visitor: str, file: str) -> None:
-        with self._lock:
-            self._of.setdefault(visitor, set()).add(Path(file))
-
-    def remove(self, visitor: str) -> None:
-        """Files of one visitor. Equal files of two visitors lie in one place, and stay until both have left."""
-        with self._lock:
-            mine = self._of.pop(visitor, set())
-            for file in mine - set().union(*self._of.values()):
-                shutil.rmtree(file.parent, ignore_errors=True)
+MAX_QUESTION = 2_000  # letters
 
 
-def page(
-    models: Mapping[str, Model], videos: Mapping[str, Path], max_new_tokens: int, uploads: Uploads | None = None
-) -> gr.Blocks:
+def page(models: Mapping[str, Model], videos: Mapping[str, Path], max_new_tokens: int, uploads: Uploads) -> gr.Blocks:
     """The page, not yet served.
 
     Args:
@@ -52,18 +33,22 @@ def page(
         max_new_tokens: of an answer.
         uploads: keeps account of the visitors' files.
     """
-    uploads = Uploads() if uploads is None else uploads
     trained = max(model.inputs.num_frames for model in models.values())
 
     def ask(upload: str | None, picked: str | None, question: str, frames: float, request: gr.Request) -> Iterator[Any]:
-        # A name, never a path: what a visitor sends must be one of the listed ones.
-        video = upload or (str(videos[picked]) if picked in videos else None)
+        # What a visitor sends is an uploaded file, or the name of a listed one; never another path.
+        video = str(videos[picked]) if picked in videos else None
         shown = ["", *["", "", ""] * len(models)]
+        if upload is not None:
+            video = upload if uploads.add(request.session_hash or "", upload) else None
         if video is None:
-            yield ["Choose a video first.", *shown[1:]]
+            yield ["Choose a video first." if upload is None else "The file is gone; upload it again.", *shown[1:]]
             return
         if not (question or "").strip():
             yield ["Write a question first.", *shown[1:]]
+            return
+        if len(question) > MAX_QUESTION:
+            yield [f"The question has {len(question):,} letters; at most {MAX_QUESTION:,} are read.", *shown[1:]]
             return
         shown[0] = "reading ..."
         yield list(shown)
@@ -95,12 +80,12 @@ def page(
         gr.Markdown("## Ask about a video")
         with gr.Row():
             with gr.Column():
-                upload = gr.File(label="video", elem_id="video", type="filepath")
+                upload = _for_files_alone(gr.File(label="video", elem_id="video", type="filepath"), uploads)
                 picked = gr.Dropdown(
                     ["", *videos], value="", label="or one of these", elem_id="picked", visible=bool(videos)
                 )
             with gr.Column():
-                question = gr.Textbox(label="question", elem_id="question")
+                question = gr.Textbox(label="question", elem_id="question", max_length=MAX_QUESTION)
                 frames = gr.Slider(1, max(64, 4 * trained), trained, step=1, label="frames", elem_id="frames")
                 button = gr.Button("Ask", variant="primary", elem_id="ask")
                 status = gr.Textbox(label="status", elem_id="status", interactive=False)
@@ -128,3 +113,19 @@ def page(
 
 def _shown(told: Told) -> list[str]:
     return [told.text, table(told.figures), strips(told.pictures)]
+
+
+def _for_files_alone(upload: gr.File, uploads: Uploads) -> gr.File:
+    """Take what was uploaded and nothing else. Gradio's own takes folders, too, at which its removal of old files then
+    ends; it fetches a file from any address that a visitor sends; it makes an empty file for each question, and leaves
+    it. Not a subclass: for those gradio writes a file beside the module."""
+    move = upload.async_move_resource_to_block_cache
+
+    async def moved(path: str | Path | None) -> str | None:
+        if path is not None and not uploads.holds(path):
+            raise gr.Error("The file is gone; upload it again.")
+        return await move(path)
+
+    upload.async_move_resource_to_block_cache = moved
+    upload.preprocess = lambda payload: None if payload is None else payload.path
+    return upload

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hvlm.data import decode_process
 from hvlm.data.tar import VIDEO_FIELDS
 from hvlm.errors import UserError
+from hvlm.ui.guard import LOOPBACK, Guard
+from hvlm.ui.uploads import Uploads
 
 log = logging.getLogger(__name__)
 logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each of gradio's own calls
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
@@ -70,24 +71,47 @@ def served(settings: Settings) -> Iterator[str]:
         import gradio as gr
     except ImportError as error:
         raise UserError(f"hvlm ui: gradio is not installed ({error}); pip install 'hvlm[ui]', or make ui") from error
+    from starlette.middleware import Middleware
+
     from hvlm.ui.page import CSS, page
 
     models = _models(settings)
     with tempfile.TemporaryDirectory(prefix="hvlm-ui-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        made = page(models, videos, settings.max_new_tokens)
+        made = page(models, videos, settings.max_new_tokens, Uploads(Path(folder)))
+        most = settings.upload_mb * 2**20
+        hosts = LOOPBACK if settings.host in LOOPBACK else ()
+        guard = Middleware(Guard, folder=Path(folder), upload_bytes=most, hosts=hosts)
+        # Said here whatever gradio's variables of the environment say.
+        off: dict[str, Any] = {
+            "share": False,
+            "ssr_mode": False,
+            "mcp_server": False,
+            "pwa": False,
+            "run_history": False,
+        }
+        off |= {"enable_monitoring": False, "num_workers": 0}
         # Fonts of this machine: the default themes ask a server elsewhere for theirs.
         theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-        how: dict[str, Any] = {"theme": theme, "css": CSS, "share": False, "quiet": True, "prevent_thread_lock": True}
         try:
             _, address, _ = made.launch(
-                server_name=settings.host, server_port=settings.port, max_file_size=settings.upload_mb * 2**20, **how
+                server_name=settings.host,
+                server_port=settings.port,
+                max_file_size=most,
+                app_kwargs={"middleware": [guard]},
+                theme=theme,
+                css=CSS,
+                footer_links=[],
+                **off,
+                quiet=True,
+                prevent_thread_lock=True,
             )
         except OSError as error:
             raise UserError(
                 f"port={settings.port}: cannot be opened on host={settings.host} ({error}); give another port"
             ) from error
         try:
+            decode_process.result(os.getpid, timeout=decode_process.START_S)  # else the first question waits for it
             if settings.host not in LOOPBACK:
                 log.warning(f"host={settings.host}: everybody who reaches this machine can ask, and upload files")
             yield address
