@@ -48,22 +48,12 @@ KEYS: dict[str, list[str]] = {
 CELLS = MAIN | KEYS | FURTHER
 PAIRS = ["dataset.set=pairs", "dataset.frames=9", "dataset.num_frames=6", "dataset.train_clips=4000"]
 PAIRS += ["dataset.val_clips=8", "dataset.test_clips=1000"]
-RERANK = [
-    "stage=task",
-    "head=several",
-    "head.heads={retrieve:{dim:32},match:{reads:both,candidates:2}}",
-    "connector=mean",
-    *HIVILT,
-]
-RERANK += ["stage.steps=800", "stage.batch_size=48", "vision.cache_gb=3", *SMALL]
+PAIRED = ["stage=task", "head=several", "connector=mean", *HIVILT, *SMALL, "stage.batch_size=48", "vision.cache_gb=3"]
+RERANK = [*PAIRED, "head.heads={retrieve:{dim:32},match:{reads:both,candidates:2}}", "stage.steps=800"]
 RERANK += ["stage.trainable={vision:0,connector:2.0e-3,language:2.0e-3}"]
 # Goes on from there with wrong texts out of the whole training split, which a batch of 48 hardly ever holds.
-MINED = [
-    *RERANK,
-    "head.heads={retrieve:{dim:32},match:{reads:both,candidates:0,mined:4}}",
-    "stage.steps=300",
-    "stage.trainable={vision:0,connector:1.0e-3,language:1.0e-3}",
-]
+MINED = [*PAIRED, "head.heads={retrieve:{dim:32},match:{reads:both,candidates:0,mined:4}}", "stage.steps=300"]
+MINED += ["stage.trainable={vision:0,connector:1.0e-3,language:1.0e-3}"]
 TWO_STEPS = ("rerank", "rerank_mined")
 
 
