@@ -15,7 +15,9 @@ from PIL import Image
 from experiments.easy_vqa.__main__ import counted
 from hvlm import assembly
 from hvlm.config.compose import compose
+from hvlm.data.sample_fields import FieldError
 from hvlm.data.samples import parse
+from hvlm.dataset._easy_vqa_labels import said
 from hvlm.dataset.easy_vqa import ANSWERS, ANYTHING, EasyVQA
 from hvlm.errors import UserError
 from hvlm.training import chain
@@ -118,6 +120,54 @@ def test_some_kinds_of_questions_can_be_trained_on_and_all_are_tested(tmp_path: 
     assert set(whole.texts()) < set(data.texts()), "the words of all kinds"
     with pytest.raises(UserError, match="dataset.tasks=.*expected some of shape, colour, yes_no"):
         EasyVQA(str(source), str(tmp_path), tasks=[])
+
+
+@pytest.mark.parametrize(
+    "asked, seen",
+    [
+        (
+            [("what shape is present?", "circle"), ("what color is the shape?", "teal")],
+            {"shape": "circle", "colour": "teal"},
+        ),
+        ([("what is the color of the triangle?", "red")], {"shape": "triangle", "colour": "red"}),
+        ([("what is the blue shape?", "rectangle")], {"shape": "rectangle", "colour": "blue"}),
+        ([("is there a circle?", "yes"), ("is there not a gray shape?", "no")], {"shape": "circle", "colour": "gray"}),
+        ([("is there a circle?", "no"), ("is there not a gray shape?", "yes")], {}),
+        ([("is no black shape present?", "no"), ("does the image not contain a circle?", "yes")], {"colour": "black"}),
+    ],
+)
+def test_shape_and_colour_are_what_the_questions_say_or_suppose(asked: list, seen: dict) -> None:
+    assert said(asked) == seen
+
+
+def test_stage_0_learns_from_what_stands_where_in_pictures_of_which_it_is_known(tmp_path: Path) -> None:
+    source = with_shapes(package(tmp_path / "easy_vqa"), 0, 3)
+    square = Image.new("RGB", (64, 64), (248, 240, 235))
+    square.paste((255, 0, 0), (16, 32, 48, 48))  # columns, then rows
+    square.save(source / "data" / "train" / "images" / "0.png")
+    path = source / "data" / "train" / "questions.json"  # "yes" to a circle would say it, too
+    path.write_text(json.dumps([one for one in json.loads(path.read_text()) if one[1] != "yes"]))
+    data = made(source, tmp_path / "data")
+    found = {info["key"][-1]: info.get("seen") for info, _ in samples(data, "train")}
+    assert [key for key, seen in found.items() if seen] == ["0", "3"], "of 1 and 2 nobody says the shape"
+    assert found["0"] == {"shape": "circle", "colour": "red", "where": [0] * 8 + [0b0000111111110000] * 4 + [0] * 4}
+    labels = data.patch_labels({"seen": found["0"]}, np.zeros(2), (8, 8))
+    assert labels["shape"].shape == (2, 8, 8) and set(np.unique(labels["shape"])) == {0, 1}
+    assert np.argwhere(labels["shape"][1]).min(0).tolist() == [4, 2]
+    assert np.argwhere(labels["shape"][1]).max(0).tolist() == [5, 5]
+    assert (labels["colour"][labels["shape"] == 1] == 0).all() and (
+        labels["colour"][labels["shape"] == 0] == -100
+    ).all()
+    assert data.label_counts() == {"shape": 4, "colour": 8, "domain": 1}
+    assert not any("seen" in info for info, _ in samples(data, "test")), "its questions are for the score alone"
+    assert data.patch_labels({}, np.zeros(1), (8, 8)) is None
+    for broken, message in (
+        ({"where": [1]}, "expected 16 numbers of 16 bits"),
+        ({"shape": "star"}, "seen.shape is none"),
+    ):
+        with pytest.raises(FieldError, match=message):
+            data.patch_labels({"seen": found["0"] | broken}, np.zeros(1), (8, 8))
+    assert not any("seen" in info for info, _ in samples(made(source, tmp_path / "data", show="question"), "train"))
 
 
 def test_counting_says_what_questions_alone_are_worth(tmp_path: Path) -> None:

@@ -168,6 +168,25 @@ def test_text_only_batches_and_patches(folder):
         Order(["general"], batch_size=1, steps=1, seed=0, interleave=0.1)
 
 
+def test_a_clip_of_whose_patches_nothing_is_known_is_replaced(folder, monkeypatch):
+    known: set[str] = set()
+    unknown = set(Shards(str(folder)).manifest().split("train").keys[::3])
+
+    def labels(sample, times, grid):
+        if sample["key"] in unknown:
+            return None
+        known.add(sample["key"])
+        return {"shape": np.zeros((len(times), *grid), np.int64)}
+
+    monkeypatch.setattr(Shards, "patch_labels", staticmethod(labels))
+    data = module(folder, view=PatchLabels(), grid=(2, 2), steps=10)
+    batches = list(data.train_dataloader())
+    assert [len(batch.labels["shape"]) for batch in batches] == [4] * 10 and len(known) == 20 - len(unknown)
+    monkeypatch.setattr(Shards, "patch_labels", staticmethod(lambda *given: None))
+    with pytest.raises(UserError, match="no sample of domain .* has patches to show"):
+        next(iter(module(folder, view=PatchLabels(), grid=(2, 2)).train_dataloader()))
+
+
 def test_texts_are_mixed_in_by_themselves_where_the_data_have_some(tmp_path):
     """The usual setting fits data without text-only chats, and a share that is asked for is not dropped."""
     for name in ("with", "without"):

@@ -2,12 +2,12 @@
 
     python -m experiments.easy_vqa [--seeds 1] [--cells full question picture] [--source WHEEL] [KEY=VALUE ...]
 
-``full`` is ``experiment=easy_vqa``. The controls are trained on the same split, for 250 steps, as there is less to
-know: ``question`` sees black pictures, ``picture`` reads one question for all. Beside them stand what counting gives:
-``question_counted`` says what was answered most often to that question in the training split, which is the most that
-questions alone can be worth, and ``most_common`` the commonest answer of all. What is finished is not done again, what
-was stopped goes on. Further words are settings of all cells (``fusion=...``, ``trainer.threads=2``). Adds to
-results.json beside this file.
+``full`` is ``experiment=easy_vqa``. The controls start from its encoder and are trained on the same split, for 250
+steps, as there is less to know: ``question`` sees black pictures, ``picture`` reads one question for all. Beside them
+stand what counting gives: ``question_counted`` says what was answered most often to that question in the training
+split, which is the most that questions alone can be worth, and ``most_common`` the commonest answer of all. What is
+finished is not done again, what was stopped goes on. Further words are settings of all cells (``fusion=...``,
+``trainer.threads=2``). Adds to results.json beside this file.
 """
 
 from __future__ import annotations
@@ -60,7 +60,11 @@ def train(seed: int, cell: str, settings: Sequence[str]) -> None:
     """A cell, with its score on the test split, unless it is there."""
     run = folder(seed, cell)
     if not (run / RESULTS).exists():
-        steps = [] if cell == "full" else [f"trainer.max_steps={STEPS}"]
+        if cell == "full":
+            steps = []
+        else:
+            train(seed, "full", settings)
+            steps = ["stage=task", f"trainer.max_steps={STEPS}", f"init_from={folder(seed, 'full') / 'vision'}"]
         words = ["experiment=easy_vqa", f"dataset.show={SHOW[cell]}", f"seed={seed}", *steps, *settings]
         chain.run([*words, f"run={run.relative_to('runs')}"])
 

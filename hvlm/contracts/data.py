@@ -61,8 +61,9 @@ class Dataset(Room, ABC, group="dataset"):
         """The shards of a stream."""
         raise UserError(f"dataset: {type(self).__name__} cannot be streamed; use dataset.access=index")
 
-    def patch_labels(self, sample: dict, times: Any, grid: tuple[int, int]) -> dict[str, Any]:
-        """{name: int64 [T, rows, columns]}: what a sample's JSON says of each patch of the frames at ``times``."""
+    def patch_labels(self, sample: dict, times: Any, grid: tuple[int, int]) -> dict[str, Any] | None:
+        """{name: int64 [T, rows, columns]}: what a sample's JSON says of each patch of the frames at ``times``; None:
+        it says nothing of them, and the sample is passed over."""
         raise UserError(f"dataset: {type(self).__name__} has no per-patch labels")
 
     def names(self, of: str) -> list[str]:

@@ -64,7 +64,7 @@ class SampleSpec:
     inputs: InputSpec
     grid: tuple[int, int] | None
     seed: int
-    patch_labels: Callable[[dict, np.ndarray, tuple[int, int]], dict[str, np.ndarray]] | None = None
+    patch_labels: Callable[[dict, np.ndarray, tuple[int, int]], dict[str, np.ndarray] | None] | None = None
     max_tokens: int = 2048
     too_long: Literal["refuse", "cut"] = "refuse"
     decoder: Literal["pyav", "decord"] = "pyav"
@@ -92,7 +92,8 @@ class SampleSpec:
         return None if self.inputs.motion is None or self.text_only else motion_energy(clip.frames, self.inputs.motion)
 
     def clip(self, clip: Clip, motion: np.ndarray | None, epoch: int) -> Item | None:
-        """What is shown of a clip and its motion, or None if the sampled frames answer none of its texts. Raises
+        """What is shown of a clip and its motion, or None if the sampled frames answer none of its texts, or
+        nothing is known of its patches. Raises
         SampleError."""
         sample, frames, times = clip
         key, uid, rng = sample["key"], sample["uid"], self._rng(epoch, sample["key"])
@@ -100,7 +101,8 @@ class SampleSpec:
             window = self.view.window(len(times), rng, self.rows_per_clip)
             frames, times = frames[window], times[window]
             motion = None if motion is None else motion[window]
-            return Item(frames, times, [], self._labels(sample, times), uid, motion)
+            labels = self._labels(sample, times)
+            return None if labels is None and self.view.needs_labels else Item(frames, times, [], labels, uid, motion)
         rows = self._encode(self.view.rows(sample, times, rng, self.rows_per_clip), key)
         if self.text_only:
             return Item(None, None, rows, uid=uid) if rows else None

@@ -18,16 +18,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from PIL import Image
 
 from hvlm.config.ranges import NonNegativeInt, PositiveFloat, PositiveInt
 from hvlm.data.shard_index import write_manifest, write_shard
+from hvlm.dataset._easy_vqa_labels import LABELS, labels_of, patch_labels
 from hvlm.dataset._generated import GeneratedSet, Wanted
 from hvlm.errors import UserError
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of what is made of the package
+VERSION = 2  # of what is made of the package
 PACKAGE, DATA = "easy_vqa", "easy_vqa/data"
 GET = "install it: pip install easy-vqa, or name its folder or wheel with dataset.source="
 # As the package lists them: known without it, so that a head can be planned where it is not installed.
@@ -101,6 +103,12 @@ class EasyVQA(GeneratedSet):
         self._package()
         yield from sorted(self._asked)
 
+    patch_labels = staticmethod(patch_labels)
+
+    def label_counts(self) -> dict[str, int]:
+        """Of what its training questions say of a picture; see ``_easy_vqa_labels``."""
+        return {name: len(classes) for name, classes in LABELS.items()}
+
     def names(self, of: str) -> list[str]:
         """The package's 13 answers."""
         return list(ANSWERS) if of == "answers" else super().names(of)
@@ -131,6 +139,12 @@ class EasyVQA(GeneratedSet):
             ]
             key = f"easy_vqa-{split}-{picture:06d}"
             info = {"key": key, "split": split, "questions": questions}
+            if (
+                split != "test"
+                and self.show != "question"
+                and (seen := labels_of(splits[split][picture], _pixels(data)))
+            ):
+                info["seen"] = seen
             files.append((key, {"png": _black(data) if self.show == "question" else data, "json": _json(info)}))
         return write_shard(self.folder / name, files, split, [self.domain] * len(files))
 
@@ -199,6 +213,11 @@ def _task(question: str) -> str:
     """What a question is about, by its words: shape, colour, or whether there is something."""
     first = question.split()[0].rstrip("?")
     return "yes_no" if first not in ("what", "which") else "colour" if "color" in question else "shape"
+
+
+def _pixels(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as picture:
+        return np.array(picture.convert("RGB"))
 
 
 def _black(data: bytes) -> bytes:
