@@ -54,7 +54,9 @@ RERANK += ["stage.trainable={vision:0,connector:2.0e-3,language:2.0e-3}"]
 # Goes on from there with wrong texts out of the whole training split, which a batch of 48 hardly ever holds.
 MINED = [*PAIRED, "head.heads={retrieve:{dim:32},match:{reads:both,candidates:0,mined:4}}", "stage.steps=300"]
 MINED += ["stage.trainable={vision:0,connector:1.0e-3,language:1.0e-3}"]
-TWO_STEPS = ("rerank", "rerank_mined")
+MORE = [*PAIRED, "head.heads={retrieve:{dim:32},match:{reads:both,candidates:0,mined:8}}", "stage.steps=250"]
+MORE += ["stage.trainable={vision:0,connector:1.0e-3,language:1.0e-3}"]
+TWO_STEPS = {"rerank": RERANK, "rerank_mined": MINED, "rerank_mined_more": MORE}  # each goes on from the one before
 
 
 def folder(seed: int, cell: str) -> Path:
@@ -80,23 +82,15 @@ def train(seed: int, cell: str) -> None:
     eval_py([f"checkpoint={run}", f"out={run / 'eval'}", "trainer.threads=1", "benchmark.blind=true"])
 
 
-def rerank(seed: int) -> None:
-    """Embeddings and matching learned together on pairs, and both steps of retrieval, unless they are there."""
-    run = folder(seed, "rerank")
+def two_steps(seed: int, cell: str) -> Path:
+    """Embeddings and matching learned together on pairs, and both steps of retrieval, unless they are there. Returns
+    the run's folder."""
+    run = folder(seed, cell)
     if (run / "eval" / RESULTS).exists():
-        return
-    _learned(run, RERANK, seed, vision("vision-pairs", PAIRS, batch=48))
-
-
-def mined(seed: int) -> None:
-    """The same, learned on with mined texts."""
-    run = folder(seed, "rerank_mined")
-    if (run / "eval" / RESULTS).exists():
-        return
-    rerank(seed)
-    _learned(run, MINED, seed, folder(seed, "rerank") / "task")
-
-
-def _learned(run: Path, cell: list[str], seed: int, start: Path) -> None:
-    chain.run([*cell, *PAIRS, *COMMON, f"seed={seed}", f"init_from={start}", f"run={run.relative_to('runs')}"])
+        return run
+    before = list(TWO_STEPS)[: list(TWO_STEPS).index(cell)]
+    start = two_steps(seed, before[-1]) / "task" if before else vision("vision-pairs", PAIRS, batch=48)
+    given = [*TWO_STEPS[cell], *PAIRS, *COMMON, f"seed={seed}", f"init_from={start}"]
+    chain.run([*given, f"run={run.relative_to('runs')}"])
     eval_py([f"checkpoint={run}", f"out={run / 'eval'}", "trainer.threads=1", "benchmark.rerank=10"])
+    return run
