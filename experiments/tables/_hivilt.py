@@ -25,7 +25,11 @@ KEYS = {
     "frames_sparse_16": "sparse, 16 keys",
     "frames_sparse_4": "sparse, 4 keys",
 }
-TWO_STEPS = {"rerank": "of the clip, of the batch", "rerank_mined": "then of the whole split"}
+TWO_STEPS = {
+    "rerank": "of the clip, of the batch",
+    "rerank_mined": "then four of the whole split",
+    "rerank_mined_more": "then eight",
+}
 CONTROLS = {"question_counted": "the commonest answer to the question", "picture_ceiling": "pictures alone, at most"}
 ROOMS = {"sparse_chosen": "sparse, `update=chosen`", "sparse_all": "sparse, `update=all`"}
 EASY_ROWS = {
