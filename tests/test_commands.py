@@ -40,9 +40,8 @@ def test_help_lists_every_word_and_what_it_is_about(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/hvlm", "eval", "--help"])
     listed, shown = words([CONF]), page(True, [CONF])
     for path in CONF.glob("*/*.yaml"):
-        if path.parent.name != "launcher":
-            assert f"\n  {path.stem}" in shown
-            assert listed[path.parent.name][path.stem] or path.stem == "none", f"{path}: says nothing of itself"
+        assert f"\n  {path.stem}" in shown
+        assert listed[path.parent.name][path.stem] or path.stem == "none", f"{path}: says nothing of itself"
     for task in RootConfig.__annotations__["task"].removeprefix("Literal[").removesuffix("]").split(", "):
         assert f"\n  {task[1:-1]:9}  " in shown.split("vision=")[0]
     assert shown.startswith("usage: hvlm eval checkpoint=RUN")

@@ -20,7 +20,9 @@ from _tiny import ROOT
 from hvlm.cli import main
 from hvlm.config.compose import compose
 from hvlm.io.processors import usable_processors
-from hvlm.sweep.launcher import _last_line, job_name, stop
+from hvlm.sweep.engine import Task, stop
+from hvlm.sweep.job import job_name, last_line
+from hvlm.sweep.processes import Child
 from hvlm.sweep.table import read_numbers
 from hvlm.training.identity import config_id
 
@@ -141,7 +143,7 @@ def test_a_sweep_puts_seeds_together_and_keeps_the_rows_of_earlier_calls(
 def test_a_note_ends_with_a_word(tmp_path: Path) -> None:
     words = [f"word{i}" for i in range(100)]
     (tmp_path / "log").write_text("first\n" + " ".join(words) + "\n\n")
-    *said, dots = _last_line(tmp_path / "log").split(" ")
+    *said, dots = last_line(tmp_path / "log").split(" ")
     assert dots == "..." and said == words[: len(said)] and len(said) > 20
 
 
@@ -283,20 +285,19 @@ def test_accuracy_is_the_models_own(tmp_path: Path) -> None:
     assert read_numbers(tmp_path / "none") == (None, None, None)
 
 
-def test_stop_asks_then_kills() -> None:
+def test_stop_asks_then_kills(tmp_path: Path) -> None:
     ignore = "if sys.argv[1:]: signal.signal(15, signal.SIG_IGN)"
-    code = f"import signal, sys, time\n{ignore}\nprint(1, flush=True)\ntime.sleep(60)"
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code, *extra], stdout=subprocess.PIPE) for extra in ([], ["deaf"])
-    ]
-    for process in processes:
-        process.stdout.readline()
+    code = f"import pathlib, signal, sys, time\n{ignore}\nprint(1, flush=True)\ntime.sleep(60)"
+    children = []
+    for name, extra in (("polite", []), ("deaf", ["deaf"])):
+        (tmp_path / name).mkdir()
+        children.append(Child(Task(name, [sys.executable, "-c", code, *extra], tmp_path / name)))
+        while not (tmp_path / name / "log.txt").read_text():
+            time.sleep(0.02)
     started = time.monotonic()
-    stop(processes, patience=0.5)
-    assert [p.wait(10) for p in processes] == [-signal.SIGTERM, -signal.SIGKILL]
+    stop(children, patience=0.5)
+    assert [child.poll().signal for child in children] == ["SIGTERM", "SIGKILL"]
     assert time.monotonic() - started < 10
-    for process in processes:
-        process.stdout.close()
 
 
 def test_a_job_never_runs_twice_at_once(tmp_path: Path, sweep: Callable[..., Sweep]) -> None:

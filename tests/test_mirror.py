@@ -203,7 +203,7 @@ def test_rooms_know_only_what_they_may(path: Path) -> None:
 
 READS_CFG = {
     "assembly", "config/compose", "config/overlay", "config/search_path", "config/settings", "config/words", "cli",
-    "sweep/launcher", "training/chain",
+    "sweep/launcher", "sweep/search", "training/chain",
 }  # fmt: skip
 # These take the resolved configuration as a plain mapping: one rebuilds a model from it, one hands it to a logger.
 TAKES_PLAIN_CFG = {

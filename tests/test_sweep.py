@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from _tiny import ROOT
 
-import hvlm.sweep.launcher
+import hvlm.sweep.processes
 import train
 
 
@@ -41,7 +41,7 @@ def test_a_killed_job_does_not_take_the_others_with_it(
         if code is None:
             os.kill(started["seed=2"].pid, signal.SIGKILL)
 
-    monkeypatch.setattr(hvlm.sweep.launcher.subprocess, "Popen", popen)
+    monkeypatch.setattr(hvlm.sweep.processes.subprocess, "Popen", popen)
     arguments = [
         "-m", "seed=1,2", "run=mine", "stage=sft", "stage.steps=40", "stage.batch_size=4", "trainer.checkpoint_every=5",
         "benchmark.limit=4", "benchmark.blind=false", "benchmark.tries=1",

@@ -16,8 +16,6 @@ from hvlm.config.settings import RootConfig
 from hvlm.console import typed
 
 WIDTH = 120
-# What Hydra's own files choose, and what only files of settings name.
-NOT_WORDS = ("launcher",)
 TASKS = {
     "benchmark": "answer the benchmark's questions; results.json, predictions.jsonl, report.md",
     "cost": "operations, milliseconds and bytes of one answer",
@@ -44,8 +42,7 @@ def words(folders: Sequence[Path]) -> dict[str, dict[str, str]]:
     """
     found: dict[str, dict[str, str]] = {}
     for path in sorted(p for folder in folders for p in folder.glob("*/*.yaml")):
-        if path.parent.name not in NOT_WORDS:
-            found.setdefault(path.parent.name, {})[path.stem] = about(path)
+        found.setdefault(path.parent.name, {})[path.stem] = about(path)
     return {group: found[group] for group in [*(g for g in ROOMS if g in found), *sorted(set(found) - set(ROOMS))]}
 
 

@@ -1,40 +1,38 @@
-"""Sweeps: every job is a child process with a log and a status file of its own.
+"""Sweeps: every job is a process of its own with a log and a status file, wherever it runs.
 
 Hydra's own launchers run the jobs inside the sweeping process: a job that the system kills takes the others with it,
 and under DDP every rank would run the whole sweep. Here a job is ``python train.py <overrides> run=<sweep>/<job>`` (or
 ``hvlm train ...``, as the sweep was started), so it is a single run like any other: what is not swept reaches it word
 for word, in the order in which it was written, and its configuration is made by the function that makes a single run's.
-Calling the same sweep again runs what is missing.
+Its own ranks are its own children, with its very command. Calling the same sweep again runs what is missing.
 
-Hydra only instantiates plugins from a top-level package ``hydra_plugins``; the class says it lives there, and
+Where a job's process runs is an engine's matter (``hvlm.sweep.engine``); a launcher of conf/launcher is ``JobLauncher``
+with one of them. Which jobs there are is said by a source: Hydra's list of combinations, or a search.
+
+Hydra only instantiates plugins from a top-level package ``hydra_plugins``; the classes say they live there, and
 the file gives itself that name when it is imported, which spares the project that package.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import importlib
 import json
-import os
-import re
 import signal
-import subprocess
 import sys
-import textwrap
 import time
 import types
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Protocol
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides, setup_globals
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.plugin import Plugin
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich.console import Console
@@ -46,52 +44,75 @@ from hvlm.console import program
 from hvlm.errors import UserError
 from hvlm.io.files import write_atomically
 from hvlm.io.processors import usable_processors
+from hvlm.sweep.engine import Engine, Task, stop
+from hvlm.sweep.job import Job, job_name, last_line, needs_of
+from hvlm.sweep.processes import Processes
 from hvlm.sweep.table import read_numbers, read_rows, seeds_table, table, write_table
 from hvlm.training.identity import config_id
 
 ROOT = Path("runs")
+OF_THE_SEARCH = ("trials", "storage")  # of hydra.sweeper: a longer search is the same one
 
 
-@dataclass
-class Job:
-    """One job of a sweep and what became of it; ``status.json`` in its folder holds the same fields."""
+class Source(Protocol):
+    """Which jobs a sweep has, asked for while others run."""
 
-    name: str
-    overrides: list[str]
-    config: str  # config_id of its stages
-    status: Literal["waiting", "running", "done", "failed", "killed", "busy"] = "waiting"
-    returncode: int | None = None
-    signal: str | None = None
-    seconds: float = 0.0
-    log: str = ""
-    error: str = ""  # the log's last line, when it failed
-    accuracy: float | None = None
-    stderr: float | None = None  # of the accuracy
-    val_loss: float | None = None  # at the end of the last stage
-    process: Any = field(default=None, repr=False)
-    started: float = 0.0
+    def next(self) -> Job | None:
+        """The next job; None: none now, and none at all once nothing runs any more."""
+        ...
 
-    def record(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("process", "started")}
+    def watch(self, job: Job) -> bool:
+        """Whether a running job should go on."""
+        ...
+
+    def ended(self, job: Job) -> None: ...
 
 
-class ProcessLauncher(Launcher):
-    """jobs: how many run at a time. threads: of each job; None divides the machine's by ``jobs``. script: what a job
-    runs; None = the script that was called."""
+class Listed:
+    """The jobs of a list, each to its end."""
 
-    __module__ = "hydra_plugins.hvlm"
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.jobs = list(jobs)
 
-    def __init__(self, jobs: int = 1, threads: int | None = None, script: str | None = None) -> None:
-        if jobs < 1:
+    def next(self) -> Job | None:
+        return self.jobs.pop(0) if self.jobs else None
+
+    def watch(self, job: Job) -> bool:
+        return True
+
+    def ended(self, job: Job) -> None:
+        pass
+
+
+class JobLauncher(Launcher):
+    """What all launchers do: plan jobs, hand them to an engine, and make one table of what became of them.
+
+    jobs: how many run, or wait in a queue, at a time; None: all of them. script: what a job runs; None = the script
+    that was called.
+    """
+
+    waits_for_busy = False  # whether a job that another process still runs is waited for, or named
+
+    def __init__(self, jobs: int | None, script: str | None) -> None:
+        if jobs is not None and jobs < 1:
             raise UserError(f"hydra.launcher.jobs={jobs}: expected 1 or more")
         self.jobs = jobs
-        self.threads = threads or max(1, usable_processors() // jobs)
         self.script = script
         self.console = Console(highlight=False)
 
+    def make_engine(self) -> Engine:
+        """Where the jobs run; made after all of them were checked."""
+        raise NotImplementedError
+
+    def check(self, job: Job) -> None:
+        """UserError for a job that the engine cannot run, before any job starts."""
+
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config, self.task = config, task_function
-        self.given = OverridesParser.create().parse_overrides(as_written(config.hydra.overrides.task))
+        written = [
+            o for o in as_written(config.hydra.overrides.task) if key_of(o) != "launcher"
+        ]  # another: the same sweep
+        self.given = OverridesParser.create().parse_overrides(written)
         self.common = [o.input_line for o in self.given if not o.is_sweep_override()]
         self.sweep = self._sweep_name()
         self.folder = ROOT / self.sweep
@@ -108,27 +129,41 @@ class ProcessLauncher(Launcher):
             if runs[-1].is_sweep_override():
                 raise UserError(f"{runs[-1].input_line}: a sweep has one folder; give one name, or none")
             return text_of(runs[-1].input_line)
-        sweeper = OmegaConf.to_container(self.config.hydra.sweeper, resolve=False)
+        sweeper: Any = OmegaConf.to_container(self.config.hydra.sweeper, resolve=False)
+        sweeper = {key: value for key, value in sweeper.items() if key not in OF_THE_SEARCH}
         text = json.dumps([sorted(o.input_line for o in self.given), sweeper], sort_keys=True, default=str)
         return f"sweep-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Runs the jobs and returns their accuracies; a failed job's return value raises when it is read."""
         setup_globals()
-        jobs = [self._plan_job(as_a_single_run(self.given, filter_overrides(o))) for o in job_overrides]
+        jobs = [self.plan_job(filter_overrides(o)) for o in job_overrides]
+        self.run(Listed(jobs), jobs, f"{len(jobs)} jobs")
+        return [self._job_return(job, jobs) for job in jobs]
+
+    def run(self, source: Source, jobs: list[Job], what: str) -> None:
+        """Run the jobs of ``source``, and write the table, however that ends.
+
+        Args:
+            jobs: those that are known from the start; others are added as the source gives them.
+            what: is run, for the line that says so.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.console.print(f"sweep {self.folder}: {len(jobs)} jobs, {self.jobs} at a time, {self.threads} threads each")
+        engine = self.make_engine()
+        together = "all" if self.jobs is None else self.jobs
+        self.console.print(f"sweep {self.folder}: {what}, {together} at a time, {engine.threads} threads each")
         before = signal.signal(signal.SIGTERM, _exit_on_sigterm)
         try:
-            self._run(jobs)
+            self._run(engine, source, jobs)
         except KeyboardInterrupt:
             self.console.print("stopping: the running jobs save what they have; Ctrl-C again kills them")
             raise SystemExit(130) from None
         finally:
-            stop([job.process for job in jobs if job.process is not None])
+            stop([job.handle for job in jobs if job.handle is not None and job.status == "running"])
             for job in jobs:
                 if job.status == "running":
                     self._finish(job)
+            engine.close()
             signal.signal(signal.SIGTERM, before)
             self.finished += jobs
             rows = read_rows(self.folder, [j.record() for j in self.finished])
@@ -138,7 +173,6 @@ class ProcessLauncher(Launcher):
             self.console.print(seeds)
         self.console.print(f"written to {self.folder}/sweep.md, sweep.csv and sweep.json")
         self._report()
-        return [self._job_return(job, jobs) for job in jobs]
 
     def _report(self) -> None:
         """All finished jobs side by side. What they cannot be put together for is said, and is no failure of theirs."""
@@ -156,101 +190,155 @@ class ProcessLauncher(Launcher):
 
     # ------------------------------------------------------------------------------------------------ one job
 
-    def _plan_job(self, overrides: list[str]) -> Job:
-        """Composes and checks the job's stages, before any job starts."""
-        overrides = [o for o in overrides if key_of(o) != "run"]
+    def plan_job(self, chosen: Sequence[str], name: str | None = None) -> Job:
+        """A job of these values for what is swept, its stages composed and checked.
+
+        Raises:
+            UserError: what a single run of them would say, with the job's overrides before it.
+        """
+        overrides = [o for o in as_a_single_run(self.given, chosen) if key_of(o) != "run"]
         try:
             stages = plan(overrides, self.task.configure)
         except UserError as e:
             raise UserError(f"job {' '.join(overrides)}: {e}") from e
-        return Job(name=job_name(overrides, self.common), overrides=overrides, config=config_id(*stages.values()))
+        name = job_name(overrides, self.common) if name is None else name
+        job = Job(name, overrides, config_id(*stages.values()), stages=tuple(stages), needs=needs_of(stages))
+        self.check(job)
+        return job
 
-    def _status_file(self, job: Job) -> Path:
-        return self.folder / job.name / "status.json"
+    def status_of(self, job: Job) -> dict[str, Any]:
+        """What an earlier call wrote down of this very job; empty where there is nothing."""
+        path = self.folder / job.name / "status.json"
+        old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        same = old and old["overrides"] == job.overrides and old["config"] == job.config
+        return old if same else {}
+
+    def take_over(self, job: Job, old: dict[str, Any]) -> None:
+        """Make the record of an earlier call that of this job."""
+        for key in ("status", "returncode", "signal", "seconds", "log", "error", "place", "values"):
+            setattr(job, key, old.get(key, getattr(job, key)))
+        self._read(job)
 
     def _is_done(self, job: Job) -> bool:
         """Whether an earlier call ran this very job to its end; then its numbers are taken over."""
-        if not self._status_file(job).exists():
+        old = self.status_of(job)
+        if old.get("status") != "done":
             return False
-        old = json.loads(self._status_file(job).read_text())
-        if old["status"] != "done" or old["overrides"] != job.overrides or old["config"] != job.config:
-            return False
-        for key in ("status", "returncode", "seconds", "log"):
-            setattr(job, key, old[key])
-        self._read(job)
+        self.take_over(job, old)
         return True
 
     def _read(self, job: Job) -> None:
         """The numbers that a finished job has left in its folder."""
-        job.accuracy, job.stderr, job.val_loss = read_numbers(self.folder / job.name)
+        if job.status == "done":
+            job.accuracy, job.stderr, job.val_loss = read_numbers(self.folder / job.name)
 
-    def _start(self, job: Job) -> None:
+    def _task(self, job: Job, threads: int) -> Task:
         folder = self.folder / job.name
         folder.mkdir(parents=True, exist_ok=True)
-        # The lock lives as long as the child does, even when this process is killed: no job ever runs twice at once.
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            job.status, job.error = "busy", "already runs in a process that an earlier call started"
-            return
         overrides = list(job.overrides)
         if not any(key_of(o) == "logger.group" for o in overrides):
             overrides.append(f"logger.group={quoted(self.sweep)}")
         where = str(folder) if self.task.folder == "out" else f"{self.sweep}/{job.name}"
         overrides.append(f"{self.task.folder}={quoted(where)}")
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
-        job.log, job.status, job.started = str(folder / "log.txt"), "running", time.monotonic()
-        with open(job.log, "ab") as log:
-            job.process = subprocess.Popen(
-                [*program(self.script), *overrides],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env=environment,
-                pass_fds=(lock,),
-            )
-        os.close(lock)
+        environment = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+        return Task(job.name, [*program(self.script), *overrides], folder, environment, job.needs)
+
+    def _start(self, jobs: Sequence[Job], engine: Engine) -> None:
+        tasks = [self._task(job, engine.threads) for job in jobs]
+        found = [self._adopted(job, task, engine) for job, task in zip(jobs, tasks, strict=True)]
+        new = [task for task, handle in zip(tasks, found, strict=True) if handle is None]
+        submitted = iter(engine.submit(new) if new else [])
+        for job, task, handle in zip(jobs, tasks, found, strict=True):
+            job.handle = next(submitted) if handle is None else handle
+            job.place, job.log = job.handle.place, str(task.folder / "log.txt")
+            job.status, job.started = "running", time.monotonic()
+            ended = job.handle.poll()
+            if ended is not None and ended.busy:
+                job.status, job.error = "busy", ended.error
+            else:
+                self._write_status(job)  # by which a later call finds what still runs elsewhere
+
+    def _adopted(self, job: Job, task: Task, engine: Engine) -> Any:
+        old = self.status_of(job)
+        return engine.adopt(task, old.get("place", "")) if old.get("status") == "running" else None
+
+    def _write_status(self, job: Job) -> None:
+        text = json.dumps(job.record(), indent=1) + "\n"
+        write_atomically(self.folder / job.name / "status.json", lambda f: f.write(text.encode()))
 
     def _finish(self, job: Job) -> None:
-        code = job.process.returncode
+        ended = job.handle.poll() if job.handle is not None else None
+        if ended is None:  # deaf even to being killed, or a machine that does not answer
+            job.status, job.error = "killed", f"did not end when it was killed ({job.place})"
+            return
         job.seconds = round(time.monotonic() - job.started, 1)
-        job.returncode = code
-        if code == 0:
+        job.returncode, job.signal = ended.returncode, ended.signal
+        if ended.busy:
+            job.status, job.error = "busy", ended.error
+            return
+        if job.returncode == 0:
             job.status = "done"
             self._read(job)
-        elif code < 0:
-            job.status, job.signal = "killed", signal.Signals(-code).name
-            job.error = f"killed by {job.signal}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
+        elif job.stopping:
+            job.status, job.error = "pruned", job.stopping
+        elif job.returncode is None:
+            job.status, job.error = "killed", ended.error
+        elif job.returncode < 0:
+            memory = " (out of memory?)" if job.signal == "SIGKILL" else ""
+            job.status, job.error = "killed", ended.error or f"killed by {job.signal}{memory}"
         else:
-            job.status, job.error = "failed", _last_line(Path(job.log))
-        text = json.dumps(job.record(), indent=1) + "\n"
-        write_atomically(self._status_file(job), lambda f: f.write(text.encode()))
+            job.status, job.error = "failed", ended.error or last_line(Path(job.log))
+        self._write_status(job)
 
     # ------------------------------------------------------------------------------------------------ all jobs
 
-    def _run(self, jobs: list[Job]) -> None:
-        waiting = [job for job in jobs if not self._is_done(job)]
-        if len(waiting) < len(jobs):
-            self.console.print(f"{len(jobs) - len(waiting)} of {len(jobs)} jobs are already done")
+    def _run(self, engine: Engine, source: Source, jobs: list[Job]) -> None:
+        known, done, said = set(map(id, jobs)), 0, 0
         running: list[Job] = []
+        again: list[Job] = []  # busy in another process
         live = Live(console=self.console, auto_refresh=False, transient=True) if self.console.is_terminal else None
         with live or contextlib.nullcontext():
-            while waiting or running:
-                while waiting and len(running) < self.jobs:
-                    job = waiting.pop(0)
-                    self._start(job)
-                    if job.status == "running":
-                        running.append(job)
-                    self._say(job, live)
+            while True:
+                ready: list[Job] = []
+                while self.jobs is None or len(running) + len(ready) < self.jobs:
+                    job = again.pop(0) if again else source.next()
+                    if job is None:
+                        break
+                    if id(job) not in known:
+                        jobs.append(job)
+                        known.add(id(job))
+                    if self._is_done(job):
+                        done += 1
+                        source.ended(job)
+                    else:
+                        ready.append(job)
+                if done > said:
+                    said = done
+                    self.console.print(f"{done} of {len(jobs)} jobs are already done")
+                if ready:
+                    self._start(ready, engine)
+                for job in ready:
+                    busy = job.status == "busy"
+                    running += [job] * (not busy)
+                    again += [job] * (busy and self.waits_for_busy)
+                    if not (busy and self.waits_for_busy):
+                        self._say(job, live)
+                if not running and not again and not ready:
+                    return
                 time.sleep(0.1)
                 for job in list(running):
                     job.seconds = round(time.monotonic() - job.started, 1)
-                    if job.process.poll() is not None:
+                    if job.handle is not None and job.handle.poll() is not None:
                         self._finish(job)
                         running.remove(job)
+                        if job.status == "busy" and self.waits_for_busy:
+                            again.append(job)
+                            continue
                         self._say(job, live)
+                        source.ended(job)
+                    elif not job.stopping and job.handle is not None and not source.watch(job):
+                        job.stopping = job.stopping or "stopped early"
+                        job.handle.ask_to_stop()
                 if live is not None:
                     live.update(table(self.sweep, [j.record() for j in jobs]), refresh=True)
 
@@ -272,34 +360,27 @@ class ProcessLauncher(Launcher):
         return result
 
 
-def stop(processes: list[subprocess.Popen], patience: float = 60.0) -> None:
-    """SIGTERM to those that still run, so that they save; SIGKILL to those that have not ended after ``patience`` s, or
-    to all at the next Ctrl-C."""
-    alive = [p for p in processes if p.poll() is None]
-    for process in alive:
-        process.terminate()
-    try:
-        until = time.monotonic() + patience
-        for process in alive:
-            process.wait(max(0.0, until - time.monotonic()))
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        for process in alive:
-            process.kill()
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # they end in a moment, and the table is still to be written
-    try:
-        for process in alive:
-            process.wait()
-    finally:
-        signal.signal(signal.SIGINT, before)
+class ProcessLauncher(JobLauncher):
+    """jobs: how many run at a time. threads: of each job; None divides the machine's by ``jobs``. script: what a job
+    runs; None = the script that was called."""
+
+    __module__ = "hydra_plugins.hvlm"
+
+    def __init__(self, jobs: int = 1, threads: int | None = None, script: str | None = None) -> None:
+        super().__init__(jobs, script)
+        self.threads = threads or max(1, usable_processors() // jobs)
+
+    def make_engine(self) -> Engine:
+        return Processes(self.threads)
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A map of a launcher's or a sweeper's settings as a dict; null as an empty one."""
+    return dict(OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config or {})
 
 
 def _exit_on_sigterm(signum: int, frame: Any) -> None:
     raise SystemExit(128 + signum)
-
-
-def _last_line(path: Path) -> str:
-    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return textwrap.shorten(lines[-1], 240, placeholder=" ...") if lines else "no output"
 
 
 def as_a_single_run(given: Sequence[Override], chosen: Sequence[str]) -> list[str]:
@@ -313,7 +394,7 @@ def as_a_single_run(given: Sequence[Override], chosen: Sequence[str]) -> list[st
         chosen: what the sweeper made of it for this job. Keys that do not stand on the command line (``sweep=<name>``
             sets some) come first, as there.
     """
-    values = {o.split("=", 1)[0]: o for o in chosen}
+    values = {o.split("=", 1)[0]: o for o in chosen if key_of(o) != "launcher"}
     keys = [o.get_key_element() for o in given]
     for override, key in zip(given, keys, strict=True):
         if override.is_sweep_override() and keys.count(key) > 1:
@@ -322,28 +403,18 @@ def as_a_single_run(given: Sequence[Override], chosen: Sequence[str]) -> list[st
     return [o for key, o in values.items() if key not in keys] + own
 
 
-def job_name(overrides: Sequence[str], common: Sequence[str]) -> str:
-    """``connector-mean_seed-2``: a folder name from the overrides that the sweep varies (all but ``common``).
-
-    When characters had to go, eight digits of a hash keep two jobs apart.
-    """
-    varied = [o for o in overrides if o not in common] or list(overrides)
-    text = "_".join(f"{key_of(o)}-{text_of(o)}" if "=" in o else o for o in varied) or "only"
-    name = re.sub(r"[^\w.+-]", "-", text)[:100].strip(".")
-    if name != text:
-        name += "-" + hashlib.sha256(text.encode()).hexdigest()[:8]
-    return name
-
-
-def _register() -> None:
-    """Makes this file importable as ``hydra_plugins.hvlm``, beside whatever plugins are really installed there."""
+def register(*plugins: Callable[..., Plugin]) -> None:
+    """Make these classes importable from ``hydra_plugins.hvlm``, beside whatever plugins are really installed there."""
     try:
         package = importlib.import_module("hydra_plugins")
     except ModuleNotFoundError:
         package = sys.modules["hydra_plugins"] = types.ModuleType("hydra_plugins")
         package.__path__ = []
-    package.hvlm = sys.modules["hydra_plugins.hvlm"] = sys.modules[__name__]
-    Plugins.instance().register(ProcessLauncher)
+    module = sys.modules.setdefault("hydra_plugins.hvlm", sys.modules[__name__])
+    vars(package)["hvlm"] = module
+    for plugin in plugins:
+        setattr(module, plugin.__name__, plugin)
+        Plugins.instance().register(plugin)  # type: ignore[arg-type]
 
 
-_register()
+register(ProcessLauncher)

@@ -13,12 +13,16 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
+from hvlm.errors import UserError
 from hvlm.io.files import FINISHED, write_atomically
 
 COLUMNS = ("overrides", "status", "accuracy", "±", "val/loss", "time", "note")
 SEEDS = ("overrides", "seeds", "accuracy", "±", "val/loss", "±")
 MEANS = ("accuracy_mean", "accuracy_macro", "normalised_macro", "cider_d_macro")  # of benchmarks; may go on _without_x
-COLOURS = {"done": "green", "failed": "red", "killed": "red", "busy": "yellow", "running": "cyan", "waiting": "dim"}
+COLOURS = {
+    "done": "green", "failed": "red", "killed": "red", "pruned": "yellow", "busy": "yellow", "running": "cyan",
+    "waiting": "dim",
+}  # fmt: skip
 
 
 class Numbers(NamedTuple):
@@ -41,6 +45,26 @@ def read_numbers(folder: Path) -> Numbers:
     stages = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(f"*/{FINISHED}")]
     last = max(stages, key=lambda stage: stage["finished_at"], default={})
     return found._replace(val_loss=last.get("metrics", {}).get("val/loss"))
+
+
+def read_values(folder: Path, names: Sequence[str]) -> dict[str, float]:
+    """Of the finished job in ``folder``: ``accuracy`` and ``val/loss`` as in ``read_numbers``, any other name as the
+    metric of results.json that the model itself has (prefill_flops, kv_bytes, latency_ms).
+
+    Raises:
+        UserError: there is no such number.
+    """
+    numbers = read_numbers(folder)
+    path = folder / "results.json"
+    records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    known = {r["metric"]: r["value"] for r in reversed(records) if r["variant"] != "blind"}
+    known |= {"accuracy": numbers.accuracy, "val/loss": numbers.val_loss}
+    found = {name: known.get(name) for name in names}
+    missing = [name for name, value in found.items() if value is None]
+    if missing:
+        there = ", ".join(sorted(name for name, value in known.items() if value is not None)) or "nothing"
+        raise UserError(f"hydra.sweeper.objectives: {folder} has no {missing[0]}; it has {there}")
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 def read_rows(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
