@@ -250,3 +250,13 @@ def test_a_search_from_the_command_line_is_killed_and_goes_on(tmp_path: Path) ->
 def ran(folder: Path) -> list[Any]:
     path = folder / "ran.txt"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_front_is_measured_by_what_it_dominates() -> None:
+    search = pytest.importorskip("experiments.search.__main__")
+    assert search.hypervolume([]) == 0 and search.hypervolume([[0, 0, 0]]) == 1
+    assert search.hypervolume([[0.5, 0.5]]) == 0.25
+    assert search.hypervolume([[0.5, 0.0], [0.0, 0.75], [0.75, 0.9]]) == pytest.approx(0.5 + 0.125)
+    done = {"trials": [{"values": {"a": 3.0, "b": 1.0}}, {"values": {}}, {"values": {"a": 1.0, "b": 0.0}}]}
+    points = search.points_of(done, {"a": "maximize", "b": "minimize"})
+    assert search.scaled(points, points) == [[0, 1], [1, 0]]

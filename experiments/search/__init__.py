@@ -1,0 +1,1 @@
+"""Is a search better than chance with as many trials?"""
