@@ -81,3 +81,53 @@ def test_a_killed_job_does_not_take_the_others_with_it(
     assert "continues from step-" in (folder / "seed-2" / "log.txt").read_text(), "not from the beginning"
     one, two = (json.loads((folder / f"seed-{s}" / "sft" / "finished.json").read_text()) for s in (1, 2))
     assert one["weights_sha256"] != two["weights_sha256"]
+
+
+@pytest.mark.slow
+def test_a_preempted_job_is_queued_again_and_comes_to_the_same_weights(
+    needles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """python train.py -m launcher=submitit, of whose two equal jobs one is warned by the cluster while it trains."""
+    pytest.importorskip("submitit", reason="submitit is not installed (pip install 'hvlm[submitit]')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    # logger.tags cannot change a result: two jobs that must come to the same weights.
+    arguments = [
+        "-m", "logger.tags=[alone],[warned]", "run=mine", "stage=sft", "stage.steps=40", "stage.batch_size=4",
+        "trainer.checkpoint_every=100", "trainer.log_every=1", "evaluate=false", "launcher=submitit",
+        "hydra.launcher.cluster=local", "hydra.launcher.jobs=1", "hydra.launcher.threads=1", *needles,
+    ]  # fmt: skip
+
+    def warn() -> None:
+        """SIGUSR2 to submitit's process of the second job, once it has made some steps."""
+        metrics = "sft/metrics.jsonl"
+        while code is None:
+            time.sleep(0.01)
+            found = [p for p in (tmp_path / "runs" / "mine").glob("*warned*/" + metrics) if len(_lines(p)) >= 5]
+            if found:
+                status = json.loads((found[0].parent.parent / "status.json").read_text())
+                controller = int(status["place"].split()[-1])
+                (worker,) = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
+                os.kill(int(worker), signal.SIGUSR2)
+                return
+
+    code: int | None = None
+    killer = threading.Thread(target=warn, daemon=True)
+    killer.start()
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *arguments])
+    try:
+        train.train()
+        code = 0
+    except SystemExit as stopped:
+        code = stopped.code
+    killer.join()
+    (alone,), (warned,) = (list((tmp_path / "runs" / "mine").glob(f"*{name}*")) for name in ("alone", "warned"))
+    said = (warned / "log.txt").read_text()
+    assert code == 0, said
+    assert "SIGTERM: step" in said and "continues from stopped" in said, said
+    one, two = (json.loads((job / "sft" / "finished.json").read_text()) for job in (alone, warned))
+    assert two["steps_here"] < 40 and one["weights_sha256"] == two["weights_sha256"]
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines()

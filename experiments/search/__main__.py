@@ -1,6 +1,7 @@
 """Does a search find a better front than chance with as many trials?
 
-    python -m experiments.search [--trials 24] [--seeds 1 2 3] [--samplers nsga2 tpe random] [--steps 80] [--collect]
+    python -m experiments.search [--trials 24] [--seeds 1 2 3] [--samplers nsga2 tpe random] [--steps 80] [--clips 60]
+        [--jobs 2] [--collect]
 
 conf/sweep/rooms.yaml (connector, merger and its share, attention, two learning rates) on the demo's data, every trial
 a short ``stage=sft`` from the demo's encoder, which is trained first where it is not there. Objectives: accuracy,
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=SAMPLERS)
     parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--clips", type=int, default=60, help="that the benchmark asks about")
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time")
     parser.add_argument("--collect", action="store_true", help="train nothing: write down what is finished")
     options = parser.parse_args()
@@ -60,10 +62,13 @@ def search(sampler: str, seed: int, options: argparse.Namespace) -> None:
     """One search; what ends it early is left for the next start."""
     words = [
         "-m", "sweep=rooms", "stage=sft", f"init_from={RUNS / START}", f"stage.steps={options.steps}",
-        "stage.warmup=0.1", "stage.trainable.vision=0", "vision.cache_gb=2", "dataset.set=easy", "trainer.val_every=20",
-        "trainer.limit_val_batches=4", "benchmark.tries=1", "benchmark.blind=false", "callback.media=0",
+        "stage.warmup=0.1", "stage.trainable.vision=0", "vision.cache_gb=2", "dataset.set=easy",
+        f"trainer.val_every={max(1, options.steps // 4)}",
+        "trainer.limit_val_batches=4", f"benchmark.limit={options.clips}", "benchmark.tries=1",
+        "benchmark.blind=false", "callback.media=0",
         f"run={name(sampler, seed)}",
         f"hydra.sweeper.sampler={sampler}", f"hydra.sweeper.seed={seed}", f"hydra.sweeper.trials={options.trials}",
+        f"hydra.sweeper.prune.start={options.steps // 2}",
         f"hydra.launcher.jobs={options.jobs}", "hydra.launcher.threads=1",
     ]  # fmt: skip
     folder = RUNS / name(sampler, seed)
