@@ -13,6 +13,7 @@ finished is not done again, what was stopped goes on. Further words are settings
 from __future__ import annotations
 
 import argparse
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -75,6 +76,11 @@ def of_seed(seed: int) -> Iterator[results.Record]:
         if (folder(seed, cell) / RESULTS).exists():
             for record in results.read(folder(seed, cell) / RESULTS):
                 yield record | {"question": QUESTION, "command": COMMAND, "variant": cell}
+            for of, metric in (("seconds", "train_minutes"), ("cpu_seconds", "train_cpu_minutes")):
+                stages = [json.loads(path.read_text()) for path in folder(seed, cell).glob("*/finished.json")]
+                took = sum(stage[of] for stage in stages) / 60
+                label = results.Label(QUESTION, cell, seed, COMMAND)
+                yield label.record(metric, took, n=1, seconds=0)
 
 
 def counted(data: EasyVQA) -> list[results.Record]:
