@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import importlib.util
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from hvlm.config.compose import compose
 from hvlm.io.processors import usable_processors
 from hvlm.sweep.engine import Task, stop
 from hvlm.sweep.job import job_name, last_line
+from hvlm.sweep.launcher import JobLauncher
 from hvlm.sweep.processes import Child
 from hvlm.sweep.table import read_numbers
 from hvlm.training.identity import config_id
@@ -119,6 +121,47 @@ def test_sweep_survives_its_jobs_and_runs_what_is_missing(tmp_path: Path, sweep:
     rows = list(csv.DictReader((folder / "sweep.csv").read_text().splitlines()))
     assert [(r["status"], r["accuracy"]) for r in rows] == [("done", "0.600"), ("done", "0.700"), ("done", "0.800")]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["job.py", "runs"]
+
+
+def test_every_launcher_ends_with_the_same_table(
+    tmp_path: Path, sweep: Callable[..., Sweep], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four jobs, one failing and one killed, by each launcher; and what one began, another finishes."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(JobLauncher, "_report", lambda self: None)  # seconds of imports
+    launchers = {"process": (), "submitit": ("hydra.launcher.cluster=local",), "ray": ("hydra.launcher.cpus=2",)}
+    launchers = {word: more for word, more in launchers.items() if word == "process" or importlib.util.find_spec(word)}
+    if len(launchers) == 1:
+        pytest.skip("neither submitit nor Ray is installed (pip install 'hvlm[submitit,ray]')")
+    tables = {}
+    for word, more in launchers.items():
+        (tmp_path / "broken").touch()
+        arguments = (
+            f"launcher={word}",
+            *more,
+            "stage.steps=3",
+            "seed=1,2,3,4",
+            f"run={word}",
+            "hydra.launcher.threads=1",
+        )
+        first = sweep(*arguments)
+        assert first.code == 1 and "error: 2 of 4 jobs did not finish" in first.err, first.err
+        assert sorted(job["seed"] for job in ran(tmp_path)) == ["1", "2", "3", "4"]
+        rows = json.loads((tmp_path / "runs" / word / "sweep.json").read_text())
+        tables[word] = [{k: v for k, v in r.items() if k not in ("place", "seconds", "log", "config")} for r in rows]
+        (tmp_path / "broken").unlink()
+    assert [r["status"] for r in tables["process"]] == ["done", "failed", "killed", "done"]
+    for word, table in tables.items():
+        assert table == tables["process"], word
+    done = sweep("stage.steps=3", "seed=1,2,3,4", f"run={word}")
+    assert done.code == 0 and sorted(job["seed"] for job in ran(tmp_path)) == ["2", "3"], "of another launcher's sweep"
+
+
+def test_a_launcher_without_a_sweep_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(sys, "argv", ["entry.py", "launcher=submitit", "stage=sft"])
+    with pytest.raises(SystemExit):
+        entry()
+    assert "launcher=submitit: says where the jobs of a sweep run; add -m" in capsys.readouterr().err
 
 
 @pytest.mark.fault(112)

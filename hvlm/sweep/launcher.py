@@ -151,7 +151,8 @@ class JobLauncher(Launcher):
         self.folder.mkdir(parents=True, exist_ok=True)
         engine = self.make_engine()
         together = "all" if self.jobs is None else self.jobs
-        self.console.print(f"sweep {self.folder}: {what}, {together} at a time, {engine.threads} threads each")
+        said = f"sweep {self.folder}: {what}, {together} at a time, {engine.threads} threads each"
+        self.console.print(said, soft_wrap=True)
         before = signal.signal(signal.SIGTERM, _exit_on_sigterm)
         try:
             self._run(engine, source, jobs)

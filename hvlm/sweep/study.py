@@ -151,6 +151,7 @@ class Search:
         self.jobs: list[Job] = []  # of all trials, for the table
         self._running: dict[str, Any] = {}  # job's name: its trial
         self._curves: dict[str, dict[tuple[int, int], float]] = {}  # of finished trials, by job
+        self._read: dict[str, int] = {}  # bytes of a running job's metrics that were looked at
         self._again = self._left_over()
 
     # ------------------------------------------------------------------------------------------- of earlier calls
@@ -265,6 +266,11 @@ class Search:
         """Whether the trial goes on; its job says why not."""
         if self.prune is None:
             return True
+        paths = [self.folder / job.name / stage / METRICS for stage in job.stages]
+        size = sum(path.stat().st_size for path in paths if path.exists())
+        if size == self._read.get(job.name):
+            return True
+        self._read[job.name] = size
         curve = read_curve(self.folder / job.name, job.stages)
         job.stopping = self.prune.stops(curve, list(self._curves.values()))
         return not job.stopping
