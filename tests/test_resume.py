@@ -17,6 +17,7 @@ from hvlm.data.datamodule import DataModule
 from hvlm.data.views import Questions
 from hvlm.dataset.shards import Shards
 from hvlm.errors import UserError
+from hvlm.training.resume_callbacks import OtherParts
 from hvlm.types import InputSpec
 
 STEPS, STOP = 25, 7
@@ -70,7 +71,7 @@ def fit(
         num_workers=workers, seed=5, interleave=0.2,
     )  # fmt: skip
     module = Tiny()
-    callbacks = [ModelCheckpoint(folder, every_n_train_steps=1, save_last=True)] + [Stop()] * stop
+    callbacks = [ModelCheckpoint(folder, every_n_train_steps=1, save_last=True), OtherParts()] + [Stop()] * stop
     trainer = lightning.Trainer(
         accelerator="cpu", max_steps=STEPS, max_epochs=1, accumulate_grad_batches=accumulate, callbacks=callbacks,
         logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
@@ -117,6 +118,19 @@ def test_state_counts_finished_optimiser_steps(data, tmp_path):
     whole = fit(data, tmp_path / "whole", 0, accumulate=2)
     rest = fit(data, tmp_path, 0, accumulate=2, resume=True)
     assert rest.seen == whole.seen[STOP * 2 :] and rest.digest() == whole.digest()
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_a_run_goes_on_in_other_parts_of_a_step(data, whole, tmp_path, caplog, before, after):
+    """Samples of each step, and where the run ends, are those of a run that nobody stopped."""
+
+    def steps(seen: list[list[str]], parts: int) -> list[list[str]]:
+        return [sum(seen[i : i + parts], []) for i in range(0, len(seen), parts)]
+
+    first = fit(data, tmp_path, 0, accumulate=before, stop=True)
+    second = fit(data, tmp_path, 0, accumulate=after, resume=True)
+    assert steps(first.seen, before) + steps(second.seen, after) == whole.seen
+    assert f"trainer.accumulate was {before} and is {after}" in caplog.text
 
 
 @pytest.mark.fault(8)

@@ -220,14 +220,15 @@ class DataModule(lightning.LightningDataModule):
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        return {"consumed": self.trainer.global_step * self.batch_size, **self._identity()}
+        consumed = self.trainer.global_step * self.batch_size
+        return {"consumed": consumed, "accumulate": self.accumulate, **self._identity()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = dict(state_dict)
 
     def _identity(self) -> dict[str, Any]:
         """What the order of samples depends on; a resumed run must agree with it."""
-        order = {name: getattr(self, name) for name in ("batch_size", "accumulate", "seed", "interleave", "mixture")}
+        order = {name: getattr(self, name) for name in ("batch_size", "seed", "interleave", "mixture")}
         if self.dataset.access == "stream":
             return order
         if takes_all_alike(self._manifest.split("train").domains, self.mixture):

@@ -42,7 +42,7 @@ from hvlm.training.guard import Guard
 from hvlm.training.identity import default_run
 from hvlm.training.preflight import check_room
 from hvlm.training.ranks import a_lost_process_is_one_line, refuse_left_over_rank
-from hvlm.training.resume_callbacks import GracefulStop, RngState
+from hvlm.training.resume_callbacks import GracefulStop, OtherParts, RngState
 from hvlm.training.run_dir import RunDir
 from hvlm.training.trainer import (
     make_trainer,
@@ -455,6 +455,7 @@ def callbacks(cfg: Mapping[str, Any], folder: RunDir, deadline: float | None = N
         Throughput(),
         Norms(),
         RngState(),
+        OtherParts(),
         GracefulStop(deadline),
         Guard(cfg["trainer"]["spike"], cfg["trainer"]["max_skipped"], folder.path),
         GatePicture(folder.path),

@@ -39,6 +39,7 @@ IGNORED = (
     "vision.frames_at_once",
     "vision.cache_gb",
     "trainer.accelerator",
+    "trainer.accumulate",
     "trainer.devices",
     "trainer.num_nodes",
     "trainer.strategy",
@@ -118,7 +119,13 @@ def config_id(*configs: Mapping[str, Any]) -> str:
         flat = _counted(config)
         if "dataset.root" in flat and flat["dataset.root"] is None:
             flat["dataset.root"] = "data"  # what it was called before: a run's name does not depend on the machine
-        return flat | {k: str(Path(flat[k])) for k in PLACES if isinstance(flat.get(k), str) and "://" not in flat[k]}
+        # A run may go on in other parts, but what is not named begins anew, as it always did.
+        parts = {k: v for k, v in flatten(config).items() if k == "trainer.accumulate"}
+        return (
+            flat
+            | parts
+            | {k: str(Path(flat[k])) for k in PLACES if isinstance(flat.get(k), str) and "://" not in flat[k]}
+        )
 
     text = json.dumps([named(c) for c in configs], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,4 +1,5 @@
-"""Two callbacks about processes: random states that survive a restart, and a polite end when asked for one."""
+"""Callbacks about going on: random states that survive a restart, steps cut into other parts than before, and a polite
+end when asked for one."""
 
 from __future__ import annotations
 
@@ -75,6 +76,29 @@ class RngState(L.Callback):
         if self._pending is not None:
             set_rng_state(self._pending)
             self._pending = None
+
+
+class OtherParts(L.Callback):
+    """A run goes on in other parts of a step (``trainer.accumulate``) than it was stopped with.
+
+    Lightning counts batches, which are these parts, and finds the end of a step and of the run by their number; what it
+    has stored is therefore counted again in the parts of now.
+    """
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        now = trainer.accumulate_grad_batches
+        before = checkpoint.get("DataModule", {}).get("accumulate", now)
+        if before == now or trainer.state.fn != "fit":
+            return
+        log.warning(
+            f"trainer.accumulate was {before} and is {now}: steps have the same samples, but what a part computes by "
+            "itself (running statistics of the connector, contrasts of retrieve and match) differs from here on"
+        )
+        further = checkpoint["global_step"] * (now - before)
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            for name in ("ready", "started", "processed", "completed"):
+                counts[name] += further
 
 
 class GracefulStop(L.Callback):
