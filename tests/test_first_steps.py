@@ -13,7 +13,7 @@ import yaml
 import train
 from hvlm.config.compose import compose
 from hvlm.dataset.needles import Needles
-from hvlm.interop.hf_export import figures_of
+from hvlm.interop.hf_card import figures_of
 from hvlm.stage.sft import SFT
 from hvlm.training.chain import run
 from hvlm.training.identity import config_id

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import shutil
 import subprocess
@@ -13,9 +12,10 @@ import pytest
 import torch
 from _small import once
 from _tiny import ROOT
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoProcessor, AutoTokenizer
 
 import eval as evaluation
 import hvlm
@@ -32,7 +32,7 @@ from hvlm.training.chain import find_start, run
 
 SCRIPT = """
 import hvlm.interop.hf_export, torch, sys
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoProcessor, AutoTokenizer
 model = AutoModel.from_pretrained(sys.argv[1])
 torch.manual_seed(0)
 frames = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
@@ -121,7 +121,26 @@ def test_no_argument_is_swallowed(exported: Path) -> None:
         AutoModel.from_pretrained(exported, no_such_argument=3)
     with pytest.raises((OSError, ValueError)):
         AutoModel.from_pretrained(exported, subfolder="nowhere")
-    assert not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(HvlmModel.from_pretrained).parameters.values())
+    with pytest.raises(TypeError, match="no_such_argument"):
+        AutoProcessor.from_pretrained(exported, no_such_argument=3)
+
+
+def test_the_card_stays_with_the_weights_whose_figures_it_has(
+    trained: tuple[Path, list[str]], exported: Path, tmp_path: Path
+) -> None:
+    model = HvlmModel.from_pretrained(exported)
+    model.save_pretrained(tmp_path / "again")
+    card = (tmp_path / "again" / "README.md").read_text()
+    assert card == (exported / "README.md").read_text() and "accuracy_mean" in card and ModelCard(card).data.tags
+    model.train()
+    model.save_pretrained(tmp_path / "trained")
+    card = (tmp_path / "trained" / "README.md").read_text()
+    assert "# trained" in card and "No figures" in card and ModelCard(card).data.library_name == "transformers"
+    (tmp_path / "again" / "README.md").write_text("mine")
+    model.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "README.md").read_text() == "mine"
+    hvlm.load(trained[0] / "runs" / "tiny").save(tmp_path / "held")
+    assert "# held" in (tmp_path / "held" / "README.md").read_text()
 
 
 @pytest.mark.fault(94)

@@ -6,6 +6,7 @@ import base64
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -13,7 +14,10 @@ from threading import Thread
 import pytest
 import torch
 from _small import once
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, TextIteratorStreamer
+from transformers.generation import BaseStreamer
+from transformers.processing_utils import ProcessorMixin
 
 import hvlm
 from hvlm import tasks
@@ -164,6 +168,76 @@ def test_a_video_file_becomes_an_answer_in_ten_lines(exported: Path, video: Path
     assert all(torch.equal(again[name], inputs[name]) for name in inputs)
 
 
+def test_the_processor_is_called_as_others_are(exported: Path, video: Path) -> None:
+    """Texts that the template wrote, with videos or pictures; and several videos, one for each."""
+    processor, model = HvlmProcessor.from_pretrained(exported), HvlmModel.from_pretrained(exported)
+    assert isinstance(processor, ProcessorMixin)
+    other = video.parent / "b.mp4"
+
+    def about(path: Path) -> list[dict]:
+        return [{"role": "user", "content": [{"type": "video", "path": path}, {"type": "text", "text": QUESTION}]}]
+
+    whole = processor.apply_chat_template(
+        about(video), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    text = processor.apply_chat_template(about(video), add_generation_prompt=True, tokenize=False)
+    inputs = processor(text=text, videos=str(video), return_tensors="pt", padding=True)
+    assert inputs.keys() == whole.keys() - {"answer_at"} and all(torch.equal(inputs[n], whole[n]) for n in inputs)
+    assert torch.equal(processor.apply_chat_template(about(video), return_dict=False), whole["input_ids"])
+    ids = model.generate(**inputs.to(model.device))
+    assert processor.decode(ids[0], skip_special_tokens=True) == model.answer(video, QUESTION)
+    assert processor.batch_decode(ids) == [model.answer(video, QUESTION)]
+
+    both = processor(text=[text, text], videos=[str(video), str(other)])
+    assert both["pixel_values_videos"].shape == (2, 4, 3, 32, 32)
+    answers = [model.answer(path, QUESTION) for path in (video, other)]
+    assert processor.batch_decode(model.generate(**both)) == answers
+    again = processor.apply_chat_template([about(video), about(other)])
+    assert all(torch.equal(again[name], both[name]) for name in both)
+    assert torch.equal(both["pixel_values_videos"][:1], inputs["pixel_values_videos"])
+
+    picture = Image.new("RGB", (40, 30), (200, 0, 0))
+    seen = processor(images=picture, text=text)
+    assert torch.equal(seen["pixel_values_videos"], processor(videos=[picture])["pixel_values_videos"])
+    assert len(processor(images=[picture, picture], text=[text, text])["pixel_values_videos"]) == 2
+    for wrong, message in (
+        ({}, "expected text, videos or images"),
+        ({"text": text, "images": picture, "videos": video}, "one of images and videos"),
+        ({"text": [text] * 3, "videos": [str(video), str(other)]}, "2 videos for 3 texts"),
+        ({"text": text, "return_tensors": "np"}, "expected 'pt'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            processor(**wrong)
+    with pytest.raises(UserError, match="2 videos; expected one"):
+        processor.apply_chat_template([[about(video)[0], {"role": "assistant", "content": "x"}, about(other)[0]]])
+
+
+def test_a_streamer_gets_the_words_as_they_come(exported: Path, video: Path) -> None:
+    processor, model = HvlmProcessor.from_pretrained(exported), HvlmModel.from_pretrained(exported)
+    turns = [{"role": "user", "content": [{"type": "video", "path": video}, {"type": "text", "text": QUESTION}]}]
+    inputs = processor.apply_chat_template(turns)
+    streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    ids = model.generate(**inputs, streamer=streamer, max_new_tokens=6)
+    pieces = list(streamer)
+    assert "".join(pieces).strip() == processor.decode(ids[0]) != ""
+
+    class Kept(BaseStreamer):
+        def __init__(self) -> None:
+            self.got: list[torch.Tensor | str] = []
+
+        def put(self, value: torch.Tensor) -> None:
+            self.got.append(value)
+
+        def end(self) -> None:
+            self.got.append("end")
+
+    kept = Kept()
+    assert torch.equal(model.generate(**inputs, streamer=kept, max_new_tokens=6), ids)
+    prompt, *words, end = kept.got
+    assert torch.equal(prompt, inputs["input_ids"]) and end == "end"
+    assert torch.equal(torch.stack(words, 1), ids) and len(words) == ids.shape[1]
+
+
 def test_generated_answers_are_those_of_task_generate(
     run: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,13 +261,25 @@ def test_generated_answers_are_those_of_task_generate(
     assert seen == len(written) > 0
 
 
-@pytest.fixture()
-def hub() -> Iterator[tuple[str, dict[str, bytes], list[tuple[str, bytes]]]]:
-    """(address, files, what was asked for as (path, body)) of a stand-in for the hub that takes one commit."""
-    files: dict[str, bytes] = {}
-    asked: list[tuple[str, bytes]] = []
+@dataclass
+class Hub:
+    """A stand-in for the hub that takes one commit.
 
-    class Hub(BaseHTTPRequestHandler):
+    files: that were uploaded. asked: for what, as (path, body). refuses: {part of a path: the status it is refused with}.
+    """
+
+    address: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)
+    asked: list[tuple[str, bytes]] = field(default_factory=list)
+    refuses: dict[str, int] = field(default_factory=dict)
+
+
+@pytest.fixture()
+def hub() -> Iterator[Hub]:
+    made = Hub()
+    files, asked = made.files, made.asked
+
+    class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             asked.append((self.path, body))
@@ -216,7 +302,10 @@ def hub() -> Iterator[tuple[str, dict[str, bytes], list[tuple[str, bytes]]]]:
             self.answer({"id": "me/demo", "sha": "a" * 40, "siblings": []})
 
         def answer(self, reply: dict) -> None:
-            self.send_response(200)
+            status = next((status for part, status in made.refuses.items() if part in self.path), 200)
+            self.send_response(status)
+            if status != 200:
+                self.send_header("X-Error-Message", "You may not.")
             self.send_header("Content-Type", "application/json")
             self.end_headers()
             self.wfile.write(json.dumps(reply).encode())
@@ -224,35 +313,32 @@ def hub() -> Iterator[tuple[str, dict[str, bytes], list[tuple[str, bytes]]]]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    address = f"http://127.0.0.1:{server.server_port}"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    made.address = address = f"http://127.0.0.1:{server.server_port}"
     Thread(target=server.serve_forever, daemon=True).start()
-    yield address, files, asked
+    yield made
     server.shutdown()
     server.server_close()
 
 
-def test_push_to_hub_uploads_what_save_pretrained_writes(
-    exported: Path, video: Path, tmp_path: Path, hub: tuple[str, dict[str, bytes], list[tuple[str, bytes]]]
-) -> None:
-    address, files, asked = hub
+def test_push_to_hub_uploads_what_save_pretrained_writes(exported: Path, video: Path, tmp_path: Path, hub: Hub) -> None:
+    address, files, asked = hub.address, hub.files, hub.asked
     model = HvlmModel.from_pretrained(exported)
     said = model.push_to_hub("me/demo", endpoint=address, token="hf_x")
     assert re.fullmatch(address + "/me/demo/commit/a{40}", said)
     assert any(path.endswith("/repos/create") for path, _ in asked)
     assert any(path.endswith("/commit/main") for path, _ in asked)
+    assert b"accuracy_mean" in files["README.md"], "the card has the run's own figures"
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     assert HvlmModel.from_pretrained(tmp_path).answer(video, QUESTION) == model.answer(video, QUESTION)
     files.clear()
     HvlmProcessor.from_pretrained(exported).push_to_hub("me/demo", endpoint=address, token="hf_x")
-    assert {"config.json", "tokenizer.json"} <= files.keys() and "model.safetensors" not in files
+    assert {"config.json", "tokenizer.json"} <= files.keys() and not {"model.safetensors", "README.md"} & files.keys()
 
 
-def test_push_to_hub_honours_revision_private_and_message(
-    exported: Path, hub: tuple[str, dict[str, bytes], list[tuple[str, bytes]]]
-) -> None:
-    address, files, asked = hub
+def test_push_to_hub_honours_revision_private_and_message(exported: Path, hub: Hub) -> None:
+    address, files, asked = hub.address, hub.files, hub.asked
     processor = HvlmProcessor.from_pretrained(exported)
     processor.push_to_hub(
         "me/demo", endpoint=address, token="hf_x", revision="v2", private=True, commit_message="A second one"
@@ -265,3 +351,17 @@ def test_push_to_hub_honours_revision_private_and_message(
     assert "models/me/demo/commit/main" not in sent and "config.json" in files
     header = json.loads(sent["models/me/demo/commit/v2"].splitlines()[0])
     assert header["value"]["summary"] == "A second one"
+
+
+@pytest.mark.parametrize(
+    ("part", "status", "said"),
+    [("/repos/create", 401, "log in with `hf auth login`"), ("/preupload/", 403, "a token= that may write there"),
+     ("/commit/", 403, "a token= that may write there"), ("/branch/", 400, "")],
+)  # fmt: skip
+def test_a_refusal_of_the_hub_is_one_line(exported: Path, hub: Hub, part: str, status: int, said: str) -> None:
+    hub.refuses[part] = status
+    processor = HvlmProcessor.from_pretrained(exported)
+    with pytest.raises(UserError) as error:
+        processor.push_to_hub("me/demo", endpoint=hub.address, token="hf_x", revision="v2")
+    assert re.match(rf"me/demo: {hub.address} refuses it \({status}: [^\n]*You may not\.[^\n]*\)", str(error.value))
+    assert said in str(error.value) and "\n" not in str(error.value) and not hub.files

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Several
 from functools import cache as once
 
@@ -68,12 +68,19 @@ def generate(model: VLM, chat: Chat, batch: Batch, max_new_tokens: int, choose: 
 
 
 @torch.inference_mode()
-def generate_ids(model: VLM, chat: Chat, batch: Batch, max_new_tokens: int, choose: Sampling = GREEDY) -> Tensor:
+def generate_ids(
+    model: VLM,
+    chat: Chat,
+    batch: Batch,
+    max_new_tokens: int,
+    choose: Sampling = GREEDY,
+    told: Callable[[Tensor], None] | None = None,
+) -> Tensor:
     """Ids [K, N], N <= max_new_tokens: what the model answers to every text row of ``batch``, whose own answer (if
     it has one) is cut off first.
 
     The prompt goes through once; every further token costs one position. What is kept for that is the matter of the
-    model's ``kvcache``. The model's mode (training or not), part by part, is the same afterwards.
+    model's ``kvcache``. The model's mode (training or not), part by part, is the same afterwards. told: see ``write``.
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -83,26 +90,38 @@ def generate_ids(model: VLM, chat: Chat, batch: Batch, max_new_tokens: int, choo
     h = model.hidden(sequence, cache)
     newest = h[torch.arange(len(h), device=h.device), last_true(sequence.mask_KL)]
     with model.adapting(_with_beams(batch, choose.num_beams)):
-        written_KN = write(model, chat, cache, newest, max_new_tokens, choose)
+        written_KN = write(model, chat, cache, newest, max_new_tokens, choose, told)
     for module, mode in modes.items():
         module.training = mode
     return written_KN
 
 
 def write(
-    model: VLM, chat: Chat, cache: PastKV, newest_KD: Tensor, max_new_tokens: int, choose: Sampling = GREEDY
+    model: VLM,
+    chat: Chat,
+    cache: PastKV,
+    newest_KD: Tensor,
+    max_new_tokens: int,
+    choose: Sampling = GREEDY,
+    told: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """One token after the other (or whole answers, with beams), until every row has ended: ids [K, N],
     N <= max_new_tokens.
 
     cache: of what was read so far; grows. newest_KD: the state at each row's last valid token. choose: which token.
+    told: is called with each token of the rows [K] as soon as it is chosen; not with beams, which choose last.
     Of a model with learned positions an answer ends where they do, which is said once.
     """
     if choose.num_beams > 1:
         ending = sorted(chat.end_ids), chat.end_id
         most = _room(model, cache, max_new_tokens)
         return beam_search(model, cache, newest_KD, most, choose.num_beams, *ending)
-    return torch.stack(list(words(model, chat, cache, newest_KD, max_new_tokens, choose)), 1)
+    written = []
+    for token_K in words(model, chat, cache, newest_KD, max_new_tokens, choose):
+        written.append(token_K)
+        if told is not None:
+            told(token_K)
+    return torch.stack(written, 1)
 
 
 def words(

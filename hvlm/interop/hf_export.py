@@ -6,6 +6,8 @@
     model.answer("clip.mp4", "what color is the ring ?")
     model.answer(frames, "what color is the ring ?")   # frames: uint8 [T, 3, H, W], or normalised floats
 
+``model(**inputs)`` and ``model.generate(**inputs)`` take what the processor gives (``hvlm.interop.hf_processor``).
+
 The folder holds config.json (the resolved rooms), model.safetensors, the tokenizer with its chat template,
 generation_config.json and README.md, a model card with the run's own figures.
 """
@@ -14,43 +16,49 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+from transformers.generation import BaseStreamer
+from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.modeling_outputs import CausalLMOutput
+from transformers.modeling_utils import ModuleUtilsMixin
+from transformers.utils.generic import can_return_tuple
 
 from hvlm import assembly
 from hvlm.config.rooms import OF_A_MODEL
-from hvlm.data.collate import Item, collate
-from hvlm.data.given import frames_given
-from hvlm.data.optical_flow import motion_energy
 from hvlm.errors import UserError
-from hvlm.evaluation import results
-from hvlm.evaluation.evaluate import RESULTS
 from hvlm.evaluation.generate import generate, generate_ids
-from hvlm.evaluation.report import table
 from hvlm.evaluation.sampling import GREEDY, Sampling
+from hvlm.interop.hf_card import CARD, figures_of, model_card
 from hvlm.interop.hf_config import HvlmConfig
-from hvlm.interop.hf_processor import HvlmProcessor, upload
+from hvlm.interop.hf_hub import FromHub, OnTheHub, hub_arguments
+from hvlm.interop.hf_inputs import Clip, Places, batch_of, clip_of, clips_of, rows_of
+from hvlm.interop.hf_processor import HvlmProcessor
 from hvlm.interop.hf_template import tokenizer_with_template
 from hvlm.io.checkpoint import load_into
 from hvlm.model import VLM
 from hvlm.rebuild import OFF, rebuild
 from hvlm.text.chat import ORDERS, Chat
 from hvlm.text.unknown import warn_of_question
-from hvlm.types import Batch
 
 WEIGHTS = "model.safetensors"
 NO_ADAPTER = {"_target_": "hvlm.adapter.none.NoAdapter"}
 MOST_FRAMES = 1 << 16  # of a clip
 
 
-class HvlmModel(nn.Module):
-    """The backbone with its tokenizer. ``vlm`` is the model, ``chat`` the tokenizer and template."""
+class HvlmModel(ModuleUtilsMixin, OnTheHub, nn.Module):
+    """The backbone with its tokenizer.
+
+    Attributes:
+        vlm: the model. chat: the tokenizer and template.
+        card: the text of README.md, with the figures of these weights; None: ``save_pretrained`` writes one without.
+    """
 
     config_class = HvlmConfig
 
@@ -60,6 +68,7 @@ class HvlmModel(nn.Module):
         self.config = config
         _check(config)
         self.chat = Chat.from_json(config.chat)
+        self.card: str | None = None
         if vlm is not None:
             self.vlm = vlm
             return
@@ -77,15 +86,8 @@ class HvlmModel(nn.Module):
         torch_dtype: torch.dtype | str | None = None,
         device_map: str | torch.device | dict[str, str | torch.device] | None = None,
         attn_implementation: str | None = None,
-        revision: str | None = None,
-        subfolder: str = "",
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-        trust_remote_code: bool | None = None,
         adapter_kwargs: dict[str, Any] | None = None,
-        _from_auto: bool = False,
+        **hub: Unpack[FromHub],
     ) -> HvlmModel:
         """Load an exported model from a folder or a hub id, in evaluation mode.
 
@@ -98,13 +100,12 @@ class HvlmModel(nn.Module):
             device_map: where the model goes: one device, ``{"": device}``, or ``auto`` (the GPU if there is one); None:
                 the CPU. A model is never split.
             attn_implementation: of the language model: ``auto`` (ours) or ``sdpa``; None: as configured.
-            revision: branch, tag or commit of a hub id, for configuration and weights alike.
-            subfolder, cache_dir, force_download, local_files_only, token: see ``transformers``.
-            trust_remote_code, adapter_kwargs, _from_auto: ``AutoModel`` passes these on. No code of a folder is ever
-                run, whatever the first says; there are no adapters of peft's.
+            adapter_kwargs: ``AutoModel`` passes it on; there are no adapters of peft's.
+            hub: where the folder is, ``hvlm.interop.hf_hub.FromHub``.
 
         Raises:
             UserError: weights that are missing, left over or of other shapes; rooms that are none of this package.
+            TypeError: an argument of another name.
             ValueError: an argument that cannot be honoured.
         """
         from safetensors.torch import load_file
@@ -112,24 +113,29 @@ class HvlmModel(nn.Module):
 
         if set(adapter_kwargs or ()) - {"revision", "token"}:  # which AutoModel adds itself where peft is installed
             raise ValueError(f"adapter_kwargs={adapter_kwargs}: adapters of peft cannot be loaded into this model")
-        hub = {
-            "revision": revision, "subfolder": subfolder, "cache_dir": cache_dir, "force_download": force_download,
-            "local_files_only": local_files_only, "token": token,
-        }  # fmt: skip
-        config = HvlmConfig.from_pretrained(path, **hub) if config is None else config
+        where = hub_arguments(hub)
+        config = HvlmConfig.from_pretrained(path, **where) if config is None else config
         wanted, device = _dtype(torch_dtype if dtype is None else dtype), _device(device_map)
         model = cls(_with_attention(config, attn_implementation or config._attn_implementation))
-        state = load_file(cached_file(str(path), WEIGHTS, **hub))
+        state = load_file(cached_file(str(path), WEIGHTS, **where))
         for name, source in _shared(model.vlm).items():
             state.setdefault(name, state[source])
         load_into(model.vlm, state, path)
         for name, parameter in model.vlm.named_parameters():  # buffers, as running statistics, keep their digits
             if parameter.is_floating_point():
                 parameter.data = parameter.data.to(wanted or state[name].dtype)
-        return model.to(device).eval()
+        card = cached_file(str(path), CARD, **where, _raise_exceptions_for_missing_entries=False)
+        model = model.to(device).eval()
+        model.card = None if card is None else Path(card).read_text(encoding="utf-8")
+        return model
+
+    def train(self, mode: bool = True) -> HvlmModel:
+        """Weights that are trained are no longer those whose figures the card has: a new one is written."""
+        self.card = None if mode else self.card
+        return super().train(mode)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Everything but the model card."""
+        """Write the whole folder. A README.md that is there already stays."""
         from safetensors.torch import save_file
 
         folder = Path(folder)
@@ -154,25 +160,9 @@ class HvlmModel(nn.Module):
         ends = sorted(self.chat.end_ids, key=lambda index: (index != end, index))
         settings = {"eos_token_id": end if len(ends) == 1 else ends, "pad_token_id": end}
         GenerationConfig(**settings, do_sample=False, max_new_tokens=32).save_pretrained(folder)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        token: str | None = None,
-        revision: str | None = None,
-        commit_message: str = "Upload model",
-        endpoint: str | None = None,
-    ) -> str:
-        """Upload what ``save_pretrained`` writes, as one commit. Returns its address.
-
-        Args:
-            repo_id: OWNER/NAME; made if it is not there.
-            private, token, revision, commit_message: see ``huggingface_hub``.
-            endpoint: another hub than Hugging Face's own, or than HF_ENDPOINT names.
-        """
-        return upload(self, repo_id, private, token, revision, commit_message, endpoint)
+        if not (folder / CARD).exists():
+            card = model_card(folder.resolve().name, self.config) if self.card is None else self.card
+            (folder / CARD).write_text(card, encoding="utf-8")
 
     def answer(self, video: Tensor | Any, question: str, max_new_tokens: int = 32, *, fps: float = 1.0) -> str:
         """What the model says about a clip, greedily.
@@ -191,10 +181,66 @@ class HvlmModel(nn.Module):
             UserError: a file or folder that cannot be read.
         """
         warn_of_question(self.chat, question)
-        frames, time = self._frames(video, fps)
-        batch = self._batch(frames, time, [(*self.chat.encode(question, "", order=self.config.order), {})])
+        rows = [(*self.chat.encode(question, "", order=self.config.order), {})]
+        batch = batch_of(self.vlm, self.chat.pad_id, [self._clip(video, fps)], rows)
         with self._computing():
             return generate(self.vlm, self.chat, batch, max_new_tokens)[0]
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        video_seconds: Tensor | None = None,
+        video_mask: Tensor | None = None,
+        answer_at: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> CausalLMOutput:
+        """Logits of every next token of conversations about videos, and the loss.
+
+        Args:
+            input_ids: int64 [K, S], conversations as the chat template writes them, with or without answers.
+            attention_mask: [K, S], 0 where a row is padding; None: nowhere.
+            pixel_values_videos: [1, T, 3, H, W], one video for all rows, or [K, T, 3, H, W], one for each, as
+                ``answer`` takes tensors; None: no row has one.
+            video_seconds, video_mask: of the frames, [1 or K, T]; 0 in the mask where a video is padding. None: a frame
+                each second, and no padding.
+            answer_at: int64 [K], how many ids stand before the header of each row's first answer; None: it is looked
+                for.
+            labels: int64 [K, S], ``input_ids`` where a token is to be learned, else -100. What is to be learned is
+                hidden from visual tokens, so that nothing leaks; without labels that is all after the first header.
+
+        Returns:
+            logits: float32 [K, S, vocabulary], of the token that follows each of ``input_ids``. The video stands among
+                them: what follows the last token before it was said without it, and is not learned, as in training.
+            loss: mean cross-entropy over the labels, None without them.
+
+        Raises:
+            ValueError: shapes that do not fit, rows without the header of an answer, or a model that does not write.
+        """
+        if not self.vlm.head.writes:
+            raise ValueError(f"{type(self.vlm.head).__name__} gives no logits of tokens; use head=text")
+        seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        rows = rows_of(self.places, input_ids, seen, labels, answer_at)
+        clips = self._clips(pixel_values_videos, video_seconds, video_mask, len(rows))
+        batch = batch_of(self.vlm, self.chat.pad_id, clips, rows)
+        seen_KS, read_KS = seen.bool().to(self.device), batch.attention_mask_KS
+        with self._computing():
+            sequence = self.vlm.sequence(batch)
+            states = self.vlm.hidden(sequence, None if self.training else self.vlm.forgetful())
+            place_KS = sequence.text_place_KS
+            states = states.gather(1, place_KS.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+            as_given = states.new_zeros(*input_ids.shape, states.shape[-1])
+            as_given[seen_KS] = states[read_KS]
+            logits = self.vlm.head.logits(as_given)
+        if labels is None:
+            return CausalLMOutput(logits=logits)
+        after_video_KS = place_KS == sequence.visual + batch.visual_at_K.unsqueeze(1)
+        unlearned_KS = ~seen_KS
+        unlearned_KS[seen_KS] = after_video_KS[read_KS]
+        learned = labels.to(self.device).masked_fill(unlearned_KS, -100)
+        return CausalLMOutput(loss=ForCausalLMLoss(logits, learned, logits.shape[-1]), logits=logits)
 
     def generate(
         self,
@@ -204,23 +250,28 @@ class HvlmModel(nn.Module):
         video: Tensor | Any = None,
         pixel_values_videos: Tensor | None = None,
         video_seconds: Tensor | None = None,
+        video_mask: Tensor | None = None,
+        answer_at: Tensor | None = None,
         fps: float = 1.0,
         max_new_tokens: int = 32,
         do_sample: bool = False,
         temperature: float = 1.0,
         top_p: float = 1.0,
         seed: int = 0,
+        streamer: BaseStreamer | None = None,
     ) -> Tensor:
-        """Token ids of the answers to several questions about one clip, without the questions.
+        """Token ids of the answers to questions about videos, without the questions.
 
         Args:
             input_ids: int64 [K, S], each row one question as the tokenizer's
                 ``apply_chat_template(turns, add_generation_prompt=True)`` writes it.
             attention_mask: [K, S], 0 where a row is padding; None: nowhere.
-            video, fps: as ``answer`` takes them; or, instead,
-            pixel_values_videos, video_seconds: [1, T, 3, H, W] and [1, T], as ``HvlmProcessor`` gives them.
+            video, fps: one for all rows, as ``answer`` takes it; or, instead,
+            pixel_values_videos, video_seconds, video_mask: as ``forward`` takes them.
+            answer_at: see ``forward``.
             max_new_tokens: where to stop at the latest.
             do_sample: draw words by ``temperature``, ``top_p`` and ``seed``; else the likeliest is taken.
+            streamer: of ``transformers``; gets ``input_ids``, then each word as it is chosen. Most take one row only.
 
         Returns:
             int64 [K, N], N <= ``max_new_tokens``; rows that ended earlier go on with the end token.
@@ -230,58 +281,37 @@ class HvlmModel(nn.Module):
         """
         if (video is None) == (pixel_values_videos is None):
             raise ValueError("expected one of video and pixel_values_videos")
-        if input_ids.dim() != 2 or (attention_mask is not None and attention_mask.shape != input_ids.shape):
-            raise ValueError(f"input_ids of shape {tuple(input_ids.shape)}: expected [K, S], with a mask of that shape")
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        rows = [self._asked(ids[seen.bool()].tolist()) for ids, seen in zip(input_ids, mask, strict=True)]
-        if pixel_values_videos is not None:
-            if pixel_values_videos.dim() != 5 or len(pixel_values_videos) != 1:
-                shape = tuple(pixel_values_videos.shape)
-                raise ValueError(f"pixel_values_videos of shape {shape}: expected one video, [1, T, 3, H, W]")
-            video = pixel_values_videos[0]
-        frames, time = self._frames(video, fps)
-        if video_seconds is not None:
-            if tuple(video_seconds.shape) != (1, len(frames)):
-                raise ValueError(f"video_seconds of shape {tuple(video_seconds.shape)}: expected [1, {len(frames)}]")
-            time = video_seconds[0].cpu().numpy()
-        choose = Sampling(temperature, top_p, seed) if do_sample else GREEDY
-        with self._computing():
-            return generate_ids(self.vlm, self.chat, self._batch(frames, time, rows), max_new_tokens, choose)
-
-    def _asked(self, ids: list[int]) -> tuple[list[int], list[bool], int, int, dict[str, Any]]:
-        """A row of ids, the visual tokens where training has them: before everything, or before the answer's header."""
-        order = self.config.order
-        probe, at = self.chat.encode_prompt("?", order)
-        header = probe[at:] if order == "question_first" else self.chat.encode_prompt("?", "question_first")[0][-1:]
-        if not header or ids[-len(header) :] != header:
+        rows = rows_of(self.places, input_ids, mask, None, answer_at)
+        if not all(self.places.asks(ids) for ids, *_ in rows):
             raise ValueError(
                 "input_ids: a row does not end with the header of an answer; use add_generation_prompt=True"
             )
-        return ids, [False] * len(ids), len(ids) - len(header) if order == "question_first" else at, 0, {}
+        rows = [(ids, [False] * len(ids), *rest) for ids, _, *rest in rows]  # all that is there may be known
+        clips = self._clips(pixel_values_videos, video_seconds, video_mask, len(rows)) or [self._clip(video, fps)]
+        batch = batch_of(self.vlm, self.chat.pad_id, clips, rows)
+        choose = Sampling(temperature, top_p, seed) if do_sample else GREEDY
+        if streamer is not None:
+            streamer.put(input_ids.cpu())
+        told = None if streamer is None else lambda token_K: streamer.put(token_K.cpu())
+        with self._computing():
+            written_KN = generate_ids(self.vlm, self.chat, batch, max_new_tokens, choose, told)
+        if streamer is not None:
+            streamer.end()
+        return written_KN
 
-    def _frames(self, video: Tensor | Any, fps: float) -> tuple[Tensor, np.ndarray]:
-        """[T, 3, H, W] as the encoder takes them, and their float32 seconds."""
-        side = self.vlm.vision.image_size
-        if not isinstance(video, Tensor):
-            frames, time = frames_given(video, self.config.num_frames, (side, side), fps)
-            return torch.from_numpy(frames), time
-        if video.dim() != 4 or tuple(video.shape[1:]) != (3, side, side) or not len(video):
-            raise ValueError(f"frames of shape {tuple(video.shape)}: expected [T, 3, {side}, {side}]")
-        if not (video.is_floating_point() or video.dtype == torch.uint8):
-            raise ValueError(f"frames of {video.dtype}: expected uint8, or floating point and normalised")
-        return video.cpu(), np.arange(len(video), dtype=np.float32)
+    @cached_property
+    def places(self) -> Places:
+        """Where a row's answer begins, and where its video stands."""
+        return Places(self.chat, self.config.order)
 
-    def _batch(self, frames: Tensor, time: np.ndarray, rows: list[Any]) -> Batch:
-        grid, normalised, size = assembly.motion_grid(self.vlm), frames.is_floating_point(), tuple(frames.shape[2:])
-        if grid is not None and normalised:
-            raise ValueError("frames that are normalised: this model's merger reads optical flow, which needs uint8")
-        motion = None if grid is None else motion_energy(frames.numpy(), grid)
-        pixels = torch.zeros(frames.shape, dtype=torch.uint8) if normalised else frames
-        item = Item(pixels.numpy(), time, rows, motion=motion)
-        batch = collate([item], pad_id=self.chat.pad_id, size=size, motion=grid)
-        if normalised:
-            batch = batch._replace(frames_BTCHW=frames.float().unsqueeze(0))
-        return batch.to(next(self.parameters()).device)
+    def _clip(self, video: Tensor | Any, fps: float) -> Clip:
+        return clip_of(video, self.config.num_frames, self.vlm.vision.image_size, fps)
+
+    def _clips(self, pixels: Tensor | None, seconds: Tensor | None, mask: Tensor | None, rows: int) -> list[Clip]:
+        if pixels is None:
+            return []
+        return clips_of(pixels, seconds, mask, rows, self.config.num_frames, self.vlm.vision.image_size)
 
     def _computing(self) -> torch.autocast:
         weight = next(self.parameters())
@@ -351,8 +381,9 @@ def export(path: str | Path, cfg: Mapping[str, Any], metadata: Mapping[str, Any]
     vlm, _ = rebuild(path, cfg)
     sources = assembly.source_configs(vlm)
     config = HvlmConfig(rooms, metadata["chat"], cfg["order"], frames, adapter, sources, architectures=["HvlmModel"])
-    HvlmModel(config, vlm).save_pretrained(out)
-    (out / "README.md").write_text(model_card(path, cfg, rooms), encoding="utf-8")
+    model, here = HvlmModel(config, vlm), Path(path)
+    model.card = model_card(here.name, config, cfg["seed"], figures_of(here))
+    model.save_pretrained(out)
     return out
 
 
@@ -379,36 +410,6 @@ def refuse_to_overwrite(out: Path) -> None:
     there = [name for name in (WEIGHTS, "config.json") if (out / name).exists()]
     if there:
         raise UserError(f"out={out}: holds {there[0]} already; name another folder, or delete that one")
-
-
-def figures_of(path: Path) -> Path | None:
-    """The results of the run that a checkpoint is from: what eval.py wrote beside the checkpoint, its stage or its run,
-    or what the training ended with. None where it was not evaluated."""
-    run = path if path.is_dir() else path.parent.parent.parent
-    folders = [path] if path.is_dir() else [path.parent, path.parent.parent, run]
-    found = [folder / "eval" / RESULTS for folder in folders[:-1]] + [run / RESULTS, run / "eval" / RESULTS]
-    return next((file for file in found if file.exists()), None)
-
-
-def model_card(path: str | Path, cfg: Mapping[str, Any], rooms: Mapping[str, Mapping[str, Any]]) -> str:
-    """The model card: rooms, how to load it, and the figures of the run that the checkpoint is from, if it has any."""
-    here = Path(path)
-    figures = figures_of(here)
-    words = [f"{name}={node['_target_'].split('.')[-2]}" for name, node in rooms.items()]
-    lines = ["---", "library_name: transformers", "pipeline_tag: video-text-to-text", "tags: [hvlm]", "---", ""]
-    lines += [f"# {here.name}", "", f"Made with hvlm: {' '.join(words)} order={cfg['order']} seed={cfg['seed']}.", ""]
-    lines += ["```python", "import hvlm.interop.hf_export", "from transformers import AutoModel", ""]
-    lines += ["model = AutoModel.from_pretrained(FOLDER)", "print(model.answer(VIDEO, QUESTION))", "```", ""]
-    side = cfg["vision"]["image_size"]
-    lines += [
-        f"`frames`: uint8 [T, 3, {side}, {side}], {cfg['dataset']['num_frames']} of them evenly over the clip.",
-        "",
-    ]
-    if figures is not None:
-        lines += ["## Figures of its own run", "", *table(results.read(figures)), ""]
-    else:
-        lines += ["This run was not evaluated.", ""]
-    return "\n".join(lines)
 
 
 def _shared(vlm: VLM) -> dict[str, str]:

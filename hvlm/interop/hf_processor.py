@@ -1,55 +1,48 @@
-"""From a video file and a conversation to what an exported model generates from, and from its ids to text."""
+"""From a video file and a conversation to what an exported model reads, and from its ids to text."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerFast
+from transformers.processing_utils import ProcessorMixin
 
 from hvlm.data.given import frames_given
 from hvlm.errors import UserError
 from hvlm.interop.hf_config import HvlmConfig
+from hvlm.interop.hf_hub import FromHub, OnTheHub, hub_arguments
+from hvlm.interop.hf_inputs import Places
+from hvlm.text.chat import Chat
 
 Turns = Sequence[Mapping[str, Any]]
 MEDIA = {"video": ("video", "path", "url"), "image": ("image", "path", "url")}
 
 
-class HvlmProcessor:
-    """Conversations as transformers writes them, about one video or picture.
+class HvlmProcessor(OnTheHub, ProcessorMixin):
+    """Conversations as transformers writes them, about videos or pictures.
 
     Attributes:
         config: the folder's; it says how many frames are read and of what size. tokenizer: with its chat template.
     """
 
+    pushed = "processor"
+
     def __init__(self, config: HvlmConfig, tokenizer: PreTrainedTokenizerFast):
-        self.config, self.tokenizer = config, tokenizer
+        super().__init__(tokenizer, chat_template=tokenizer.chat_template)
+        self.config = config
 
     @classmethod
-    def from_pretrained(
-        cls,
-        path: str | Path,
-        *,
-        revision: str | None = None,
-        subfolder: str = "",
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-        trust_remote_code: bool | None = None,
-        _from_auto: bool = False,
-    ) -> HvlmProcessor:
-        """Load from a folder or a hub id; the arguments are those of ``HvlmModel.from_pretrained``."""
-        hub = {
-            "revision": revision, "subfolder": subfolder, "cache_dir": cache_dir, "force_download": force_download,
-            "local_files_only": local_files_only, "token": token,
-        }  # fmt: skip
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **hub)
-        return cls(HvlmConfig.from_pretrained(path, **hub), tokenizer)
+    def from_pretrained(cls, path: str | Path, **hub: Unpack[FromHub]) -> HvlmProcessor:
+        """Load from a folder or a hub id; the arguments are ``hvlm.interop.hf_hub.FromHub``."""
+        where = hub_arguments(hub)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **where)
+        return cls(HvlmConfig.from_pretrained(path, **where), tokenizer)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and the tokenizer, which is all that ``from_pretrained`` reads."""
@@ -57,64 +50,152 @@ class HvlmProcessor:
         self.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
-    def push_to_hub(
+    def __call__(
         self,
-        repo_id: str,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        videos: Any = None,
         *,
-        private: bool | None = None,
-        token: str | None = None,
-        revision: str | None = None,
-        commit_message: str = "Upload processor",
-        endpoint: str | None = None,
-    ) -> str:
-        """Upload what ``save_pretrained`` writes; see ``HvlmModel.push_to_hub``."""
-        return upload(self, repo_id, private, token, revision, commit_message, endpoint)
-
-    def apply_chat_template(self, conversation: Turns | Sequence[Turns], *, fps: float = 1.0) -> BatchFeature:
-        """What ``HvlmModel.generate`` takes, of one conversation or of several about the same video.
+        fps: float = 1.0,
+        padding: bool = True,
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """What ``HvlmModel`` takes, of texts about videos or pictures.
 
         Args:
-            conversation: turns ``{"role", "content"}``, the last one the user's. A content is a text, or a list of
-                ``{"type": "text", "text": ...}`` and ``{"type": "video", "path": ...}`` (or ``image``): a file, or
-                whatever ``hvlm.data.given.KINDS`` lists.
+            text: one or several, as the chat template writes them (``apply_chat_template(..., tokenize=False)``).
+            videos: one for all texts or, in a list, one for each: files, or whatever ``hvlm.data.given.KINDS`` lists. A
+                list of pictures or of arrays [H, W, 3] is one video; of paths or arrays [T, H, W, 3], several.
+            images: instead of videos, one picture for all texts or one for each.
             fps: pictures a second of what carries no time.
+            padding: at the right, to the longest text.
+            return_tensors: ``pt``, as nothing else is read.
 
         Returns:
-            input_ids, attention_mask: int64 [K, S], padded at the right. pixel_values_videos: uint8 [1, T, 3, H, W].
-            video_seconds: float32 [1, T].
+            input_ids, attention_mask: int64 [K, S]. pixel_values_videos: uint8 [1 or K, T, 3, H, W]. video_seconds,
+            video_mask: float32 and bool [1 or K, T]. Without a text or without videos their part is left out.
 
         Raises:
-            UserError: no video or several, a content of another form, a video that cannot be read.
+            UserError: a video that cannot be read.
+            ValueError: another number of videos than of texts, or an argument of another form.
+        """
+        if return_tensors != "pt":
+            raise ValueError(f"return_tensors={return_tensors!r}: expected 'pt'")
+        if images is not None and videos is not None:
+            raise ValueError("expected one of images and videos: a text is about one of them")
+        if text is None and images is None and videos is None:
+            raise ValueError("expected text, videos or images")
+        given = _several(videos) if images is None else [[image] for image in _flat(images)]
+        texts = [text] if isinstance(text, str) else [] if text is None else list(text)
+        if texts and len(given) not in (0, 1, len(texts)):
+            raise ValueError(f"{len(given)} videos for {len(texts)} texts: expected one for all, or one for each")
+        found = {} if text is None else self._ids(texts, padding)
+        return BatchFeature(found | (self._pixels(given, fps) if given else {}))
+
+    def apply_chat_template(
+        self,
+        conversation: Turns | Sequence[Turns],
+        *,
+        add_generation_prompt: bool = True,
+        tokenize: bool = True,
+        return_dict: bool = True,
+        return_tensors: str = "pt",
+        padding: bool = True,
+        fps: float = 1.0,
+    ) -> BatchFeature | Tensor | str | list[str]:
+        """What ``HvlmModel`` takes, of one conversation or of several about the same video or one each.
+
+        Args:
+            conversation: turns ``{"role", "content"}``. A content is a text, or a list of
+                ``{"type": "text", "text": ...}`` and ``{"type": "video", "path": ...}`` (or ``image``): a file, or
+                whatever ``hvlm.data.given.KINDS`` lists.
+            add_generation_prompt: an answer is to follow: the last turn is the user's, and the header of the answer
+                stands behind it. Else the conversation ends as it is, for ``labels``.
+            tokenize: False: the text or texts alone, for ``__call__``; no video is read.
+            return_dict: False: ``input_ids`` alone.
+            return_tensors, padding, fps: see ``__call__``.
+
+        Returns:
+            What ``__call__`` does and answer_at, int64 [K]: how many ids stand before the header of the first answer.
+
+        Raises:
+            UserError: no video or another number of them, a content of another form, a video that cannot be read.
         """
         several = bool(conversation) and not isinstance(conversation[0], Mapping)
-        texts, videos = [], []
+        texts, first, each = [], [], []
         for turns in conversation if several else [conversation]:
+            videos: list[Any] = []
             said = [{"role": turn["role"], "content": _text(turn["content"], videos)} for turn in turns]
-            if not said or said[-1]["role"] != "user":
+            if add_generation_prompt and (not said or said[-1]["role"] != "user"):
                 raise UserError("conversation: its last turn is not the user's; nothing is asked")
-            texts.append(self.tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False))
-        distinct = [video for i, video in enumerate(videos) if not any(_same(video, other) for other in videos[:i])]
-        if len(distinct) != 1:
-            raise UserError(f"conversation: {len(distinct)} videos; expected one, that all questions are about")
-        return BatchFeature({**self._ids(texts), **self._pixels(distinct[0], fps)})
+            texts.append(self._written(said, add_generation_prompt))
+            first.append(self._written(_until_answered(said), True))
+            each.append(_distinct(videos))
+        if not tokenize:
+            return texts if several else texts[0]
+        shown = _distinct([video for videos in each for video in videos])
+        if len(shown) > 1 and all(len(videos) == 1 for videos in each):
+            shown = [videos[0] for videos in each]
+        elif len(shown) != 1:
+            raise UserError(
+                f"conversation: {len(shown)} videos; expected one, that all questions are about, or one in each"
+            )
+        found = self(text=texts, videos=shown, fps=fps, padding=padding, return_tensors=return_tensors)
+        if not return_dict:
+            return found["input_ids"]
+        asked = self.tokenizer(first, **PLAIN)["input_ids"]
+        found["answer_at"] = torch.tensor([len(ids) - len(self._header) for ids in asked])
+        return found
 
-    def batch_decode(self, ids: Tensor) -> list[str]:
-        """The texts of int64 [K, N] that ``generate`` gave, without special tokens."""
-        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    def batch_decode(self, ids: Tensor, *, skip_special_tokens: bool = True, **how: Any) -> list[str]:
+        """The texts of int64 [K, N] that ``generate`` gave. how: see the tokenizer's."""
+        return [self.decode(row, skip_special_tokens=skip_special_tokens, **how) for row in ids]
 
-    def _ids(self, texts: list[str]) -> dict[str, Tensor]:
-        rows = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-        longest = max(map(len, rows))
-        pad = self.tokenizer.pad_token_id or 0
-        return {
-            "input_ids": torch.tensor([row + [pad] * (longest - len(row)) for row in rows]),
-            "attention_mask": torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows]),
-        }
+    def decode(self, ids: Tensor, *, skip_special_tokens: bool = True, **how: Any) -> str:
+        """The text of int64 [N], one row of what ``generate`` gave. how: see the tokenizer's."""
+        return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, **how).strip()
 
-    def _pixels(self, video: Any, fps: float) -> dict[str, Tensor]:
+    @cached_property
+    def _header(self) -> list[int]:
+        return Places(Chat.from_json(self.config.chat), self.config.order).header
+
+    def _written(self, said: list[dict[str, str]], header: bool) -> str:
+        return self.tokenizer.apply_chat_template(said, add_generation_prompt=header, tokenize=False)
+
+    def _ids(self, texts: list[str], padding: bool) -> dict[str, Tensor]:
+        return dict(self.tokenizer(texts, padding=padding, padding_side="right", return_tensors="pt", **PLAIN))
+
+    def _pixels(self, videos: list[Any], fps: float) -> dict[str, Tensor]:
         side = self.config.rooms["vision"]["image_size"]
-        frames, seconds = frames_given(video, self.config.num_frames, (side, side), fps)
-        return {"pixel_values_videos": torch.from_numpy(frames)[None], "video_seconds": torch.from_numpy(seconds)[None]}
+        clips = [frames_given(video, self.config.num_frames, (side, side), fps) for video in videos]
+        frames, seconds = ([torch.from_numpy(part) for part in parts] for parts in zip(*clips, strict=True))
+        shown = [torch.ones(len(part), dtype=torch.bool) for part in seconds]
+        named = {"pixel_values_videos": frames, "video_seconds": seconds, "video_mask": shown}
+        return {name: pad_sequence(parts, batch_first=True) for name, parts in named.items()}
+
+
+PLAIN = {"add_special_tokens": False, "return_token_type_ids": False}
+
+
+def _several(videos: Any) -> list[Any]:
+    """A list of videos, of one or of several."""
+    if videos is None:
+        return []
+    if not isinstance(videos, list | tuple):
+        return [videos]
+    whole = [isinstance(v, str | Path | list | tuple) or getattr(v, "ndim", 3) == 4 for v in videos]
+    return list(videos) if all(whole) else [videos]
+
+
+def _flat(images: Any) -> list[Any]:
+    """A list of pictures, of one, of several, or of lists with one each."""
+    listed = images if isinstance(images, list | tuple) else [images]
+    return [one for image in listed for one in (image if isinstance(image, list | tuple) else [image])]
+
+
+def _until_answered(said: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The turns before the first answer."""
+    return said[: next((i for i, turn in enumerate(said) if turn["role"] == "assistant"), len(said))]
 
 
 def _text(content: Any, videos: list[Any]) -> str:
@@ -134,6 +215,10 @@ def _text(content: Any, videos: list[Any]) -> str:
     return "\n".join(texts)
 
 
+def _distinct(videos: list[Any]) -> list[Any]:
+    return [video for i, video in enumerate(videos) if not any(_same(video, other) for other in videos[:i])]
+
+
 def _same(one: Any, other: Any) -> bool:
     """The same object, or the same path."""
     if one is other:
@@ -141,31 +226,3 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other) == 1:
         return _same(one[0], other[0])
     return isinstance(one, str | Path) and isinstance(other, str | Path) and str(one) == str(other)
-
-
-class Saved(Protocol):
-    """What can be uploaded."""
-
-    def save_pretrained(self, folder: str | Path) -> None: ...
-
-
-def upload(
-    what: Saved,
-    repo_id: str,
-    private: bool | None,
-    token: str | None,
-    revision: str | None,
-    commit_message: str,
-    endpoint: str | None,
-) -> str:
-    """Upload the files of ``what`` as one commit; see ``HvlmModel.push_to_hub``. Returns the commit's address."""
-    from huggingface_hub import HfApi
-
-    hub = HfApi(endpoint=endpoint, token=token)
-    hub.create_repo(repo_id, private=private, exist_ok=True)
-    if revision is not None:
-        hub.create_branch(repo_id, branch=revision, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        what.save_pretrained(folder)
-        info = hub.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message)
-    return str(info.commit_url)

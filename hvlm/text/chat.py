@@ -134,6 +134,11 @@ class Chat:
         return None if self._jinja is None else self._jinja.source
 
     @property
+    def special_ids(self) -> set[int]:
+        """Ids that no text becomes, whatever is spelt out in it."""
+        return set(self._special.values())
+
+    @property
     def pad_id(self) -> int:
         """The id to fill up rows with. It is the end token (as in SmolLM2): what is padding, the masks say."""
         return self.end_id
