@@ -41,7 +41,7 @@ from hvlm.io.files import safe_name
 from hvlm.io.json_lines import read_lines, write_lines
 from hvlm.model import VLM
 from hvlm.precision import choose_precision
-from hvlm.rebuild import AUTO, OFF, Loaded, load, metadata_of
+from hvlm.rebuild import AUTO, OFF, Loaded, load, metadata_of, rebuild
 from hvlm.text.chat import Chat
 from hvlm.viz.gaze_maps import gaze_maps, write_maps
 from hvlm.viz.merge_maps import merge_maps, write_merging
@@ -229,6 +229,18 @@ def export(path: str | Path, cfg: Mapping[str, Any], out: Path) -> Path:
         raise UserError("domain=auto: an export holds no router; say whose specialist it is to be with domain=NAME")
     hf_export.export(path, cfg, metadata, out)
     log.info(f"{out}: load it with `import hvlm.interop.hf_export` and transformers' AutoModel.from_pretrained")
+    return out
+
+
+def gguf(path: str | Path, cfg: Mapping[str, Any], out: Path) -> Path:
+    """The checkpoint's language model alone, as one file; see ``hvlm.interop.gguf_file``."""
+    from hvlm.interop import gguf_file
+
+    out = out if out.suffix == ".gguf" else out / "language.gguf"
+    if cfg["domain"]["adapter"] == AUTO:
+        raise UserError("domain=auto: a GGUF holds no router; say whose specialist it is to be with domain=NAME")
+    gguf_file.write(*rebuild(path, cfg), out)
+    log.info(f"{out}: the language model without its video; llama.cpp and transformers (gguf_file=) read it")
     return out
 
 

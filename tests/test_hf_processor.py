@@ -14,6 +14,7 @@ from threading import Thread
 import pytest
 import torch
 from _small import once
+from _tiny import ROOT
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, TextIteratorStreamer
 from transformers.generation import BaseStreamer
@@ -168,6 +169,39 @@ def test_a_video_file_becomes_an_answer_in_ten_lines(exported: Path, video: Path
     assert all(torch.equal(again[name], inputs[name]) for name in inputs)
 
 
+def test_what_the_documentation_shows_runs(
+    exported: Path,
+    video: Path,
+    tmp_path: Path,
+    hub: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """Line for line, beside a folder runs/demo/hf and a file clip.mp4."""
+    part = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8").split("## A Hugging Face folder")[1]
+    ten, more = (block.split("```")[0] for block in part.split("\n## ")[0].split("```python\n")[1:])
+    assert len([line for line in ten.splitlines() if line]) <= 10
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    (tmp_path / "runs" / "demo" / "hf").symlink_to(exported)
+    (tmp_path / "clip.mp4").symlink_to(video)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    names: dict = {}
+    exec(ten, names)
+    model = names["model"]
+    said = model.answer(video, names["about"][1]["text"])
+    assert said and capsys.readouterr().out == said + "\n"
+    assert HvlmModel.from_pretrained("mine").answer(video, QUESTION) == model.answer(video, QUESTION)
+    card = (exported / "README.md").read_bytes()
+    assert "model.safetensors" in hub.files and hub.files["README.md"] == card
+    assert (tmp_path / "mine" / "README.md").read_bytes() == card
+    exec(more, names)
+    printed = capsys.readouterr().out.split()
+    assert printed[: len(said.split())] == said.split() and float(printed[-1]) == names["out"].loss.item() > 0
+    assert names["out"].logits.shape == (*names["inputs"]["input_ids"].shape, model.chat.vocab_size)
+
+
 def test_the_processor_is_called_as_others_are(exported: Path, video: Path) -> None:
     """Texts that the template wrote, with videos or pictures; and several videos, one for each."""
     processor, model = HvlmProcessor.from_pretrained(exported), HvlmModel.from_pretrained(exported)
@@ -265,7 +299,7 @@ def test_generated_answers_are_those_of_task_generate(
 class Hub:
     """A stand-in for the hub that takes one commit.
 
-    files: that were uploaded. asked: for what, as (path, body). refuses: {part of a path: the status it is refused with}.
+    files: that were uploaded. asked: for what, as (path, body). refuses: {part of a path: the status of its refusal}.
     """
 
     address: str = ""
@@ -290,7 +324,7 @@ def hub() -> Iterator[Hub]:
                 reply = {"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in paths]}
             elif "/commit/" in self.path:
                 for line in map(json.loads, body.splitlines()):
-                    if line["key"] == "file":
+                    if line["key"] == "file" and "/commit/" not in made.refuses:
                         files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
                 reply = {"commitUrl": f"{address}/me/demo/commit/{'a' * 40}", "commitOid": "a" * 40}
             else:
@@ -301,14 +335,18 @@ def hub() -> Iterator[Hub]:
             asked.append((self.path, b""))
             self.answer({"id": "me/demo", "sha": "a" * 40, "siblings": []})
 
-        def answer(self, reply: dict) -> None:
+        def do_HEAD(self) -> None:
+            self.answer(None)
+
+        def answer(self, reply: dict | None) -> None:
             status = next((status for part, status in made.refuses.items() if part in self.path), 200)
             self.send_response(status)
             if status != 200:
                 self.send_header("X-Error-Message", "You may not.")
             self.send_header("Content-Type", "application/json")
             self.end_headers()
-            self.wfile.write(json.dumps(reply).encode())
+            if reply is not None:
+                self.wfile.write(json.dumps(reply).encode())
 
         def log_message(self, *_: object) -> None:
             pass
@@ -359,9 +397,39 @@ def test_push_to_hub_honours_revision_private_and_message(exported: Path, hub: H
      ("/commit/", 403, "a token= that may write there"), ("/branch/", 400, "")],
 )  # fmt: skip
 def test_a_refusal_of_the_hub_is_one_line(exported: Path, hub: Hub, part: str, status: int, said: str) -> None:
-    hub.refuses[part] = status
+    hub.refuses |= {part: status} | ({"/models/me/demo": 404} if part == "/repos/create" else {})
     processor = HvlmProcessor.from_pretrained(exported)
     with pytest.raises(UserError) as error:
         processor.push_to_hub("me/demo", endpoint=hub.address, token="hf_x", revision="v2")
     assert re.match(rf"me/demo: {hub.address} refuses it \({status}: [^\n]*You may not\.[^\n]*\)", str(error.value))
     assert said in str(error.value) and "\n" not in str(error.value) and not hub.files
+
+
+def test_a_token_that_may_make_no_folder_writes_into_one_that_is_there(exported: Path, hub: Hub) -> None:
+    hub.refuses["/repos/create"] = 403
+    said = HvlmProcessor.from_pretrained(exported).push_to_hub("me/demo", endpoint=hub.address, token="hf_x")
+    assert said.startswith(f"{hub.address}/me/demo/commit/") and "config.json" in hub.files
+
+
+def test_what_is_nowhere_is_one_line(exported: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the model and of the processor: refused by the hub, without a hub, and no name of one."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+        hub.address + "/{repo_id}/resolve/{revision}/{filename}",
+    )
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for kind in (HvlmModel, HvlmProcessor):
+        for status in (401, 403, 404):
+            hub.refuses = {"/": status}
+            with pytest.raises(UserError) as error:
+                kind.from_pretrained("me/private", cache_dir=tmp_path)
+            said = str(error.value)
+            assert said.startswith("me/private: no such file or folder here, and no export of hvlm on the hub (")
+            assert str(status) in said and "hf auth login" in said and "\n" not in said, said
+        with pytest.raises(UserError, match="no such file or folder here") as error:
+            kind.from_pretrained(str(tmp_path / "gone"), local_files_only=True)
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="repo_id=a/b/c: .*expected OWNER/NAME"):
+        HvlmProcessor.from_pretrained(exported).push_to_hub("a/b/c", endpoint=hub.address, token="hf_x")

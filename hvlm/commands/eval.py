@@ -5,7 +5,8 @@ The model is rebuilt from the checkpoint (a file or a run folder) alone; what th
 ``dataset.set=hard``. ``task=score predictions=FILE`` scores a file of predictions, whoever made them, and so does
 ``predictions=FILE`` without a checkpoint; ``task=generate`` lets the model write its own answers; ``task=ask
 ask.video=FILE ask.question=...`` watches a video frame by frame; ``task=look`` draws where it looks and what its merger
-did; ``task=export`` writes a Hugging Face folder, ``task=release`` fVLM's own layout.
+did; ``task=export`` writes a Hugging Face folder, ``task=gguf`` its language model for llama.cpp, ``task=release``
+fVLM's own layout.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def _of_specialists(given: dict[str, Any], overrides: list[str]) -> dict[str, An
 
 @command(configure=configuration, folder="out")
 def evaluate(cfg: dict[str, Any], overrides: list[str]) -> Any:
-    """Returns the records or lines that it wrote (task=export, release, gather: the path)."""
+    """Returns the records or lines that it wrote (task=export, gguf, release, gather: the path)."""
     if cfg["task"] == "score":
         return score(cfg)
     return ask(cfg, by_domain=cfg["domain"]["name"] == "all" and any(key_of(o) == "domain" for o in overrides))
@@ -122,6 +123,7 @@ def ask(cfg: dict[str, Any], by_domain: bool = False) -> Any:
         "ask": tasks.watch,
         "look": tasks.look,
         "export": tasks.export,
+        "gguf": tasks.gguf,
         "release": tasks.release,
         "gather": tasks.gather,
         "domains": tasks.run_domains,
@@ -129,7 +131,7 @@ def ask(cfg: dict[str, Any], by_domain: bool = False) -> Any:
     file = find_checkpoint(path)
     if file != path:
         log.info(f"checkpoint={path}: {file}")
-    with folder_for(out.parent if task == "release" and out.suffix else out, "out"):
+    with folder_for(out.parent if task in ("gguf", "release") and out.suffix else out, "out"):
         return work[task](file, cfg, out)
 
 

@@ -25,6 +25,7 @@ TASKS = {
     "ask": "watch ask.video=FILE frame by frame and answer ask.question=...",
     "look": "draw where it looks and what its merger did",
     "export": "a Hugging Face folder, for transformers and hvlm.load",
+    "gguf": "the language model alone, for llama.cpp",
     "release": "fVLM's own layout, of its rooms",
     "gather": "one checkpoint of several specialists, with a router",
 }

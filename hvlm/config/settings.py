@@ -113,7 +113,9 @@ class RootConfig:
     resume: Literal["auto", "must", "never"]
     evaluate: bool
     processes: PositiveInt
-    task: Literal["benchmark", "score", "cost", "speed", "generate", "ask", "look", "export", "release", "gather"]
+    task: Literal[
+        "benchmark", "score", "cost", "speed", "generate", "ask", "look", "export", "gguf", "release", "gather"
+    ]
     predictions: str | None
     adapters: list[str] | None
     out: str | None

@@ -137,7 +137,7 @@ KEYS: dict[str, Answer] = {
     "data_dir": Answer(("dataset=shards dataset.path=FOLDER",)),
     "train_data": Answer(("dataset=shards dataset.path=FOLDER",)),
     "eval": Answer(("evaluate", "benchmark")),
-    "mode": Answer(("task",), "eval.py has benchmark, generate, ask, look, cost, score, export, release and gather"),
+    "mode": Answer(("task",), "eval.py has benchmark, generate, ask, look, cost, score, export, gguf, release, gather"),
     "wandb": Answer(("logger=wandb",)),
     "report_to": Answer(("logger=wandb",)),
     "use_wandb": Answer(("logger=wandb",)),

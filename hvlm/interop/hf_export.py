@@ -37,7 +37,7 @@ from hvlm.evaluation.generate import generate, generate_ids
 from hvlm.evaluation.sampling import GREEDY, Sampling
 from hvlm.interop.hf_card import CARD, figures_of, model_card
 from hvlm.interop.hf_config import HvlmConfig
-from hvlm.interop.hf_hub import FromHub, OnTheHub, hub_arguments
+from hvlm.interop.hf_hub import FromHub, OnTheHub, found, hub_arguments
 from hvlm.interop.hf_inputs import Clip, Places, batch_of, clip_of, clips_of, rows_of
 from hvlm.interop.hf_processor import HvlmProcessor
 from hvlm.interop.hf_template import tokenizer_with_template
@@ -104,7 +104,8 @@ class HvlmModel(ModuleUtilsMixin, OnTheHub, nn.Module):
             hub: where the folder is, ``hvlm.interop.hf_hub.FromHub``.
 
         Raises:
-            UserError: weights that are missing, left over or of other shapes; rooms that are none of this package.
+            UserError: no such folder, here or on the hub; weights that are missing, left over or of other shapes; rooms
+                that are none of this package.
             TypeError: an argument of another name.
             ValueError: an argument that cannot be honoured.
         """
@@ -114,10 +115,13 @@ class HvlmModel(ModuleUtilsMixin, OnTheHub, nn.Module):
         if set(adapter_kwargs or ()) - {"revision", "token"}:  # which AutoModel adds itself where peft is installed
             raise ValueError(f"adapter_kwargs={adapter_kwargs}: adapters of peft cannot be loaded into this model")
         where = hub_arguments(hub)
-        config = HvlmConfig.from_pretrained(path, **where) if config is None else config
         wanted, device = _dtype(torch_dtype if dtype is None else dtype), _device(device_map)
+        with found(path):
+            config = HvlmConfig.from_pretrained(path, **where) if config is None else config
         model = cls(_with_attention(config, attn_implementation or config._attn_implementation))
-        state = load_file(cached_file(str(path), WEIGHTS, **where))
+        with found(path):
+            weights = cached_file(str(path), WEIGHTS, **where)
+        state = load_file(weights)
         for name, source in _shared(model.vlm).items():
             state.setdefault(name, state[source])
         load_into(model.vlm, state, path)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypedDict
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from hvlm.errors import UserError
 
-ADVICE = {
-    401: "; log in with `hf auth login`, set HF_TOKEN, or give token=",
-    403: "; give a token= that may write there, or another repo_id",
-}
+LOG_IN = "log in with `hf auth login`, set HF_TOKEN, or give token="
+ADVICE = {401: f"; {LOG_IN}", 403: "; give a token= that may write there, or another repo_id"}
 
 
 class FromHub(TypedDict, total=False):
@@ -39,6 +39,29 @@ def hub_arguments(given: FromHub) -> dict[str, Any]:
     if unknown := given.keys() - FromHub.__annotations__.keys():
         raise TypeError(f"from_pretrained() got an unexpected keyword argument {min(unknown)!r}")
     return {name: value for name, value in given.items() if name not in ("trust_remote_code", "_from_auto")}
+
+
+@contextmanager
+def found(path: str | Path) -> Iterator[None]:
+    """UserError, in one line, where what the block reads of ``path`` is neither a folder here nor on the hub."""
+    try:
+        yield
+    except (OSError, HFValidationError) as error:
+        if Path(path).exists():
+            raise
+        answer = _answer_of(error)
+        why = " ".join(str(error).split(".\n")[0].split()) if answer is None else f"{answer.response.status_code}"
+        hint = "" if answer is None else f"; check the name and revision=, and where it is private {LOG_IN}"
+        raise UserError(
+            f"{path}: no such file or folder here, and no export of hvlm on the hub ({why}){hint}"
+        ) from error
+
+
+def _answer_of(error: BaseException | None) -> HfHubHTTPError | None:
+    """What the hub said, of an error that was made of it."""
+    while error is not None and not isinstance(error, HfHubHTTPError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 class OnTheHub:
@@ -73,17 +96,20 @@ class OnTheHub:
             endpoint: another hub than Hugging Face's own, or than HF_ENDPOINT names.
 
         Raises:
-            UserError: the hub refuses.
+            UserError: the hub refuses, or ``repo_id`` is no name of its.
         """
         hub, message = HfApi(endpoint=endpoint, token=token), commit_message or f"Upload {self.pushed}"
         with tempfile.TemporaryDirectory() as parent:
-            folder = Path(parent) / repo_id.split("/")[-1]  # after which a card is named
+            folder = Path(parent) / (repo_id.split("/")[-1] or "model")  # after which a card is named
             self.save_pretrained(folder)
             try:
-                hub.create_repo(repo_id, private=private, exist_ok=True)
+                with suppress(ValueError):  # from parsing another hub's address, where it is there and may not be made
+                    hub.create_repo(repo_id, private=private, exist_ok=True)
                 if revision is not None:
                     hub.create_branch(repo_id, branch=revision, exist_ok=True)
                 info = hub.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=message)
+            except HFValidationError as error:
+                raise UserError(f"repo_id={repo_id}: {' '.join(str(error).split())}; expected OWNER/NAME") from error
             except HfHubHTTPError as error:
                 status, said = error.response.status_code, " ".join((error.server_message or "").split())
                 why = f"{status}: {said}" if said else str(status)

@@ -16,7 +16,7 @@ from transformers.processing_utils import ProcessorMixin
 from hvlm.data.given import frames_given
 from hvlm.errors import UserError
 from hvlm.interop.hf_config import HvlmConfig
-from hvlm.interop.hf_hub import FromHub, OnTheHub, hub_arguments
+from hvlm.interop.hf_hub import FromHub, OnTheHub, found, hub_arguments
 from hvlm.interop.hf_inputs import Places
 from hvlm.text.chat import Chat
 
@@ -41,8 +41,10 @@ class HvlmProcessor(OnTheHub, ProcessorMixin):
     def from_pretrained(cls, path: str | Path, **hub: Unpack[FromHub]) -> HvlmProcessor:
         """Load from a folder or a hub id; the arguments are ``hvlm.interop.hf_hub.FromHub``."""
         where = hub_arguments(hub)
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **where)
-        return cls(HvlmConfig.from_pretrained(path, **where), tokenizer)
+        with found(path):
+            config = HvlmConfig.from_pretrained(path, **where)
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **where)
+        return cls(config, tokenizer)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and the tokenizer, which is all that ``from_pretrained`` reads."""

