@@ -108,12 +108,13 @@ class JobLauncher(Launcher):
         """UserError for a job that the engine cannot run, before any job starts."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.config, self.task = config, task_function
+        self.config = config
+        self.task: Any = task_function  # with what hvlm.cli has hung on it
         written = [
             o for o in as_written(config.hydra.overrides.task) if key_of(o) != "launcher"
         ]  # another: the same sweep
         self.given = OverridesParser.create().parse_overrides(written)
-        self.common = [o.input_line for o in self.given if not o.is_sweep_override()]
+        self.common = [said(o) for o in self.given if not o.is_sweep_override()]
         self.sweep = self._sweep_name()
         self.folder = ROOT / self.sweep
         self.finished: list[Job] = []  # of all batches: a sweeper may call launch many times
@@ -122,16 +123,16 @@ class JobLauncher(Launcher):
 
     def _sweep_name(self) -> str:
         """``run=NAME`` of the command line, else a name made from what is swept: the same command, the same folder."""
-        if self.task.folder == "out" and any(key_of(o.input_line) == "out" for o in self.given):
+        if self.task.folder == "out" and any(key_of(said(o)) == "out" for o in self.given):
             raise UserError("out=: each job of a sweep writes to runs/<sweep>/<job>; name the sweep with run=...")
-        runs = [o for o in self.given if key_of(o.input_line) == "run"]
+        runs = [o for o in self.given if key_of(said(o)) == "run"]
         if runs:
             if runs[-1].is_sweep_override():
                 raise UserError(f"{runs[-1].input_line}: a sweep has one folder; give one name, or none")
-            return text_of(runs[-1].input_line)
+            return text_of(said(runs[-1]))
         sweeper: Any = OmegaConf.to_container(self.config.hydra.sweeper, resolve=False)
         sweeper = {key: value for key, value in sweeper.items() if key not in OF_THE_SEARCH}
-        text = json.dumps([sorted(o.input_line for o in self.given), sweeper], sort_keys=True, default=str)
+        text = json.dumps([sorted(said(o) for o in self.given), sweeper], sort_keys=True, default=str)
         return f"sweep-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -151,8 +152,8 @@ class JobLauncher(Launcher):
         self.folder.mkdir(parents=True, exist_ok=True)
         engine = self.make_engine()
         together = "all" if self.jobs is None else self.jobs
-        said = f"sweep {self.folder}: {what}, {together} at a time, {engine.threads} threads each"
-        self.console.print(said, soft_wrap=True)
+        how = f"{what}, {together} at a time, {engine.threads} threads each"
+        self.console.print(f"sweep {self.folder}: {how}", soft_wrap=True)
         before = signal.signal(signal.SIGTERM, _exit_on_sigterm)
         try:
             self._run(engine, source, jobs)
@@ -294,7 +295,7 @@ class JobLauncher(Launcher):
     # ------------------------------------------------------------------------------------------------ all jobs
 
     def _run(self, engine: Engine, source: Source, jobs: list[Job]) -> None:
-        known, done, said = set(map(id, jobs)), 0, 0
+        known, done, told = set(map(id, jobs)), 0, 0
         running: list[Job] = []
         again: list[Job] = []  # busy in another process
         live = Live(console=self.console, auto_refresh=False, transient=True) if self.console.is_terminal else None
@@ -313,8 +314,8 @@ class JobLauncher(Launcher):
                         source.ended(job)
                     else:
                         ready.append(job)
-                if done > said:
-                    said = done
+                if done > told:
+                    told = done
                     self.console.print(f"{done} of {len(jobs)} jobs are already done")
                 if ready:
                     self._start(ready, engine)
@@ -375,9 +376,15 @@ class ProcessLauncher(JobLauncher):
         return Processes(self.threads)
 
 
+def said(override: Override) -> str:
+    """An override as it was written."""
+    return override.input_line or ""
+
+
 def plain(config: Any) -> dict[str, Any]:
     """A map of a launcher's or a sweeper's settings as a dict; null as an empty one."""
-    return dict(OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config or {})
+    found: Any = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    return dict(found or {})
 
 
 def _exit_on_sigterm(signum: int, frame: Any) -> None:
@@ -400,7 +407,7 @@ def as_a_single_run(given: Sequence[Override], chosen: Sequence[str]) -> list[st
     for override, key in zip(given, keys, strict=True):
         if override.is_sweep_override() and keys.count(key) > 1:
             raise UserError(f"{override.input_line}: {key} is given again; a key that is swept is given once")
-    own = [values[k] if o.is_sweep_override() else o.input_line for o, k in zip(given, keys, strict=True)]
+    own = [values[k] if o.is_sweep_override() else said(o) for o, k in zip(given, keys, strict=True)]
     return [o for key, o in values.items() if key not in keys] + own
 
 

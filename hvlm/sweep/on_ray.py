@@ -4,6 +4,7 @@ is a child process of Ray's worker there."""
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -41,7 +42,7 @@ class Ray:
         how: dict[str, Any] = {"address": address} if address else {"num_cpus": cpus, "include_dashboard": False}
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
         try:
-            ray.init(**how, log_to_driver=False, logging_level="ERROR")
+            ray.init(**how, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             said = " ".join(str(error).split())[:200]
             raise UserError(f"hydra.launcher.address={address}: Ray does not answer ({said})") from error

@@ -67,13 +67,13 @@ class OptunaSweeper(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
         assert isinstance(launcher, JobLauncher), launcher
-        self.launcher = launcher
+        self.job_launcher = launcher
         self.config = config
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the search, or the rest of it."""
         setup_globals()
-        launcher = self.launcher
+        launcher = self.job_launcher
         params, fixed = self._space()
         self._check(params, fixed)
         folder, name = launcher.folder, launcher.sweep
@@ -126,7 +126,7 @@ class OptunaSweeper(Sweeper):
                 params[key] = _param(override)
             else:
                 fixed.append(override.input_line or f"{key}={text}")
-        for override in self.launcher.given:
+        for override in self.job_launcher.given:
             if override.is_sweep_override():
                 params[override.get_key_element()] = _param(override)
         if not params:
@@ -145,7 +145,7 @@ class OptunaSweeper(Sweeper):
                     if param is changed or param.applies(chosen):
                         chosen.append(f"{param.key}={value if param is changed else self._first(param, changed)}")
                 if changed.applies(chosen):
-                    self.launcher.plan_job([*fixed, *chosen], "trial")
+                    self.job_launcher.plan_job([*fixed, *chosen], "trial")
 
     def _first(self, param: Param, changed: Param) -> str:
         """The value of another parameter while one is tried: one with which that counts at all."""
@@ -156,9 +156,9 @@ class OptunaSweeper(Sweeper):
         return param.ends()[0]
 
     def _write_wandb(self, params: Sequence[Param], fixed: Sequence[str]) -> None:
-        common = [o for o in self.launcher.common if not o.startswith("run=")]
+        common = [o for o in self.job_launcher.common if not o.startswith("run=")]
         text = wandb_sweep(params, list(self.objectives), [*_program(), *fixed, *common], self.sampler, self.trials)
-        write_atomically(self.launcher.folder / "wandb_sweep.yaml", lambda f: f.write(text.encode()))
+        write_atomically(self.job_launcher.folder / "wandb_sweep.yaml", lambda f: f.write(text.encode()))
 
 
 def _program() -> list[str]:

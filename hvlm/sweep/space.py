@@ -80,9 +80,7 @@ def with_conditions(params: Sequence[Param], only: Mapping[str, Sequence[str]]) 
                     f"hydra.sweeper.only.{param.key}: {override} is no choice of a key that stands before it in "
                     "hydra.sweeper.params"
                 )
-        found.append(
-            Param(**{**vars(param), "only": tuple(only[param.key])}) if param.key in only else param  # type: ignore[arg-type]
-        )
+        found.append(Param(**{**vars(param), "only": tuple(only[param.key])}) if param.key in only else param)
     return found
 
 

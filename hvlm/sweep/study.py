@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hvlm.errors import UserError
-from hvlm.io.files import METRICS, write_atomically
+from hvlm.io.files import METRICS
 from hvlm.sweep.job import Job
 from hvlm.sweep.space import Param
-from hvlm.sweep.table import read_values
+from hvlm.sweep.table import read_values, write_text
 
 DIRECTIONS = ("maximize", "minimize")
 SAMPLERS = ("tpe", "nsga2", "random")
@@ -332,5 +332,5 @@ class Search:
             ("search.json", json.dumps(goal, indent=1) + "\n"),
             ("search.md", "\n".join([*head, *lines]) + "\n"),
         ):
-            write_atomically(self.folder / name, lambda f, text=text: f.write(text.encode()))
+            write_text(self.folder / name, text)
         return lines

@@ -43,7 +43,7 @@ def read_numbers(folder: Path) -> Numbers:
                 found = Numbers(record["value"], record.get("stderr"))
                 break
     stages = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(f"*/{FINISHED}")]
-    last = max(stages, key=lambda stage: stage["finished_at"], default={})
+    last: dict[str, Any] = max(stages, key=lambda stage: stage["finished_at"], default={})
     return found._replace(val_loss=last.get("metrics", {}).get("val/loss"))
 
 
@@ -92,7 +92,7 @@ def over_seeds(jobs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     for job in jobs:
         if job["status"] == "done":
             groups.setdefault(tuple(o for o in job["overrides"] if not o.startswith("seed=")), []).append(job)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for overrides, same in groups.items():
         seeds = [o.removeprefix("seed=") for job in same for o in job["overrides"] if o.startswith("seed=")]
         accuracy, loss = (_mean([job[key] for job in same]) for key in ("accuracy", "val_loss"))
@@ -156,7 +156,12 @@ def write_table(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
         "sweep.json": json.dumps(list(jobs), indent=1) + "\n",
     }
     for name, content in files.items():
-        write_atomically(folder / name, lambda f, content=content: f.write(content.encode()))
+        write_text(folder / name, content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A small file, whole or not at all."""
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def _line(cells: Sequence[str]) -> str:
