@@ -28,6 +28,7 @@ from hvlm.sweep.space import Param, wandb_sweep, with_conditions
 from hvlm.sweep.study import DIRECTIONS, SAMPLERS, Prune, Search, open_study, optuna
 
 KEY = "hydra.sweeper"
+STUDY = "study.db"  # in the sweep's folder, where hydra.sweeper.storage names no other
 
 
 class OptunaSweeper(Sweeper):
@@ -75,8 +76,9 @@ class OptunaSweeper(Sweeper):
         setup_globals()
         launcher = self.job_launcher
         params, fixed = self._space()
-        self._check(params, fixed)
         folder, name = launcher.folder, launcher.sweep
+        if not (folder / STUDY).exists():  # it is made after this, and refuses another space
+            self._check(params, fixed)
         with locked(folder, f"run={name}"):
             made_with = {
                 "command": sorted([*launcher.common, *fixed]),
@@ -86,7 +88,7 @@ class OptunaSweeper(Sweeper):
                 "seed": self.seed,
                 "startup": self.startup,
             }
-            storage = self.storage or f"sqlite:///{folder}/study.db"
+            storage = self.storage or f"sqlite:///{folder}/{STUDY}"
             study = open_study(storage, name, self.objectives, made_with)
             self._write_wandb(params, fixed)
             search = Search(
