@@ -78,17 +78,18 @@ def ask(benchmark: Any, out: Path) -> tuple[dict[str, dict], list[dict]]:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [  # strict, letter_priority, first_letter, first_word, starts_with_letter
-        ("B", (1, 1, 1, 1, 1)),
-        ("b", (1, None, 1, 1, 1)),
-        ("B. blue", (1, 1, 1, 1, 1)),
-        ("(B) blue", (1, 1, 1, 1, None)),
-        ("a dog", (None, None, 0, 0, None)),  # the article
-        ("", (None, None, None, None, None)),
-        (")", (None, None, None, None, None)),
-        ("The answer is C.", (2, 2, 2, None, None)),
-        ("I saw (B) and then D", (None, 3, 1, None, None)),  # at the end beats brackets
-        ("E", (None, None, None, None, None)),  # not offered
+    [  # strict, letter_priority, first_letter, first_word, starts_with_letter, first_capital
+        ("B", (1, 1, 1, 1, 1, 1)),
+        ("b", (1, None, 1, 1, 1, None)),
+        ("B. blue", (1, 1, 1, 1, 1, 1)),
+        ("(B) blue", (1, 1, 1, 1, None, 1)),
+        ("a dog", (None, None, 0, 0, None, None)),  # the article
+        ("", (None, None, None, None, None, None)),
+        (")", (None, None, None, None, None, None)),
+        ("The answer is C.", (2, 2, 2, None, None, 2)),
+        ("I saw (B) and then D", (None, 3, 1, None, None, 1)),  # at the end beats brackets
+        ("Best option: (D", (3, 3, 3, None, None, 3)),  # "Best" has a B
+        ("E", (None, None, None, None, None, None)),  # not offered
     ],
 )
 def test_parsers_by_hand(text: str, expected: tuple) -> None:

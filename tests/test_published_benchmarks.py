@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from _tiny import CONF
@@ -32,7 +33,7 @@ ALL = (
 parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow reads the published tables")
 
 
-def made(name: str, path: Path | None, **changes: Any) -> Any:
+def made(name: str, path: Path | str | None, **changes: Any) -> Any:
     settings = yaml.safe_load((CONF / "benchmark" / f"{name}.yaml").read_text())
     kinds = {kind.__name__: kind for kind in (MVBench, Published, VideoMMEv2)}
     return kinds[settings.pop("_target_").rpartition(".")[2]](**{**settings, "path": path and str(path), **changes})
@@ -106,6 +107,52 @@ def test_longvideobench(tmp_path: Path) -> None:
     assert q.tries[0].gold == 1
     right = Prediction("u/1", "v", "T2E", 0, ("a", "b", "c"), 2, 2, None, "m")
     assert {r["metric"]: r["value"] for r in one.score([right])}["accuracy/duration_group=15"] == 1
+
+
+def test_longvideobenchs_subtitles_stand_between_the_frames(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By hand: which lines a frame falls into, and before which frame each stands."""
+    shared = {"question": "Who?", "question_category": "T2E", "duration_group": 15, "correct_choice": 0}
+    shared |= {"candidates": ["a cat", "a dog"], "duration": 20.0}
+    write(tmp_path / "lvb_val.json", [
+        {**shared, "video_path": "v.mp4", "subtitle_path": "v_en.json", "starting_timestamp_for_subtitles": 10.0},
+        {**shared, "video_path": "w.mp4", "subtitle_path": "w_en.json", "starting_timestamp_for_subtitles": 0},
+        {**shared, "video_path": "x.mp4", "subtitle_path": "x_en.json", "starting_timestamp_for_subtitles": 0},
+    ])  # fmt: skip
+    videos(*(tmp_path / "videos" / f"{name}.mp4" for name in "vwx"))
+    (tmp_path / "subtitles").mkdir()
+    write(tmp_path / "subtitles" / "v_en.json", [
+        {"start": "00:00:10.100", "end": "00:00:12.000", "line": "<i>from one</i> to two"},  # no frame in it
+        {"start": "00:00:14.000", "end": "00:00:17.000", "line": "around five"},
+        {"start": "00:00:19.900", "end": "00:00:20.000", "line": "short, about ten"},  # taken for a second
+    ])  # fmt: skip
+    write(tmp_path / "subtitles" / "w_en.json", [
+        {"timestamp": [1.0, 4.0], "text": "early"}, {"timestamp": [4.5, None], "text": "to the end"},
+    ])  # fmt: skip
+    benchmark = made("longvideobench", tmp_path, subtitles="subtitles")
+    plain = prompts(made("longvideobench", tmp_path))[0]
+    source = benchmark.source(None)
+
+    def said(index: int, of: Any = benchmark) -> str:
+        sample = samples.parse(source.read(index), source.keys[index], "general", source.uid(index))
+        (question,) = of.questions(sample | {"times": np.array([0.0, 5.0, 10.0])})
+        return str(question.tries[0].prompt).removesuffix(plain)
+
+    assert said(0) == "Frame 1\nFrame 2\naround five\nshort, about ten\nFrame 3\n"
+    assert said(1) == "Frame 1\nFrame 2\nFrame 3\nto the end\n"
+    assert said(2) == "", "no file: as without"
+    every = made("longvideobench", tmp_path, subtitles="subtitles", subtitle_lines="all")
+    assert said(1, every) == "early\nto the end\n"
+    benchmark.check(None)
+    assert "1 of 3 videos have none (x.mp4)" in caplog.text
+    assert benchmark.protocol()["subtitles"] == "lines between marks of frames"
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match="none: holds the subtitles of none of 3 videos, e.g. v.srt"):
+        made("longvideobench", tmp_path, subtitles="none").check(None)
+    with pytest.raises(UserError, match="gone: no such folder"):
+        made("longvideobench", tmp_path, subtitles="gone").check(None)
+    write(tmp_path / "subtitles" / "v_en.json", [{"start": "10.1", "end": "11", "line": "no clock"}])
+    with pytest.raises(ValueError, match="the subtitles v_en.json cannot be read"):
+        said(0)
 
 
 def test_lvbench_timescope_and_their_options_in_the_question(tmp_path: Path) -> None:
@@ -201,6 +248,13 @@ def test_videomme_v2_scores_groups(tmp_path: Path) -> None:
     videos(tmp_path / "videos" / "001.mp4", tmp_path / "videos" / "002.mp4")
     benchmark = made("videomme_v2", tmp_path)
     found = asked(benchmark)
+    prompt = found[0][1].tries[0].prompt
+    assert prompt.startswith("Question: Q1?\nA. option 0\n") and prompt.endswith("G, or H) of the correct option.")
+    words = [{"text": text, "start_time": i, "end_time": i + 0.4} for i, text in enumerate(["A", "red", "ball."])]
+    (tmp_path / "subtitle").mkdir()
+    (tmp_path / "subtitle" / "001.jsonl").write_text("".join(json.dumps(word) + "\n" for word in words))
+    spoken = prompts(made("videomme_v2", tmp_path, subtitles="subtitle"))
+    assert spoken[0] == f"This video's subtitles are listed below:\nA red ball.\n\n{prompt}" and spoken[4] == prompt
     assert len(found[0][1].tries[0].options) == 8 and found[0][1].tries[0].gold == 7
     # Of both groups questions 1, 3 and 4 are right, and what of the second was lost is wrong.
     answers = {q.id: 7 if q.text != "Q2?" else 0 for _, q in found}

@@ -17,6 +17,10 @@ from hvlm.prompts import LETTERS
 # Forms of a letter, the surest last; each finds the letter in its group. Of equals the last in the text counts.
 _FORMS = ("{x}", "{x} ", "{x})", "{x}:", "{x}.", "({x})")
 _PHRASE = re.compile(r"(?:answer|option|choice)\s*(?:is|:)?\s*:?\s*\(?([A-Z])\b")
+_BEFORE = (
+    "The best answer is", "The correct answer is", "The answer is", "The answer", "The best option is",
+    "The correct option is", "Final Answer:", "Best answer:", "Best option:", "Answer:", "Option:",
+)  # fmt: skip
 
 
 def strict(text: str, options: Sequence[str]) -> Reading:
@@ -82,10 +86,22 @@ def starts_with_letter(text: str, options: Sequence[str]) -> Reading:
     return Reading(LETTERS.index(text[0])) if text[0] in known and text[1:2] == "." else Reading(None, UNREAD)
 
 
+def first_capital(text: str, options: Sequence[str]) -> Reading:
+    """LongVideoBench's, Video-MME's first and Video-MME-v2's: the first capital letter of an option anywhere in the
+    text, behind phrases such as "The answer is". LongVideoBench's draws lots where there is none; here it is unread."""
+    if not text.strip():
+        return Reading(None, MISSING)
+    for phrase in _BEFORE:
+        text = text.replace(phrase, "")
+    found = re.search(f"[{LETTERS[: len(options)]}]", text)
+    return Reading(LETTERS.index(found[0])) if found else Reading(None, UNREAD)
+
+
 PARSERS: dict[str, Callable[[str, Sequence[str]], Reading]] = {
     "strict": strict,
     "letter_priority": letter_priority,
     "first_letter": first_letter,
     "first_word": first_word,
     "starts_with_letter": starts_with_letter,
+    "first_capital": first_capital,
 }

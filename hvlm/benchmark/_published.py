@@ -1,7 +1,8 @@
 """Public benchmarks of multiple choice whose questions are a table: a YAML says which column holds what.
 
-``path`` is a local copy in the published layout; nothing is downloaded. An answer that cannot be read is wrong, and
-counted. docs/benchmarks.md lists the benchmarks and where their protocols differ from published ones.
+``path`` is a copy in the published layout: a local one, or, where that is asked for, the hub's. An answer that cannot
+be read is wrong, and counted. docs/benchmarks.md lists the benchmarks and where their protocols differ from published
+ones.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ import hashlib
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from hvlm.benchmark import _hub, _subtitles
 from hvlm.benchmark._base import PREMISE, SCORINGS, QuestionBenchmark, from_text, question_of
 from hvlm.benchmark._breakdowns import by_value, said, tasks_asked
 from hvlm.benchmark._own import say_missing
 from hvlm.benchmark._parsers import PARSERS
 from hvlm.benchmark._pictures import Pictures
-from hvlm.benchmark._subtitles import read_subtitles, shown_at
 from hvlm.benchmark._table import COLUMNS, KINDS, Item, Layout, Table, files_of, read_table
 from hvlm.config.ranges import PositiveInt
 from hvlm.data.question_file import Row
@@ -35,12 +37,16 @@ CLIPS = ("cut", "whole", "precut")
 
 
 class PublishedTable(QuestionBenchmark):
-    """name: of the benchmark. path: of the local copy, or of its one table. tables: the files of questions in it, as
-    patterns, with ``{split}``. folder: of the videos, below ``path``. videos: another place of theirs. subtitles: a
-    folder of <video>.srt, None: without them.
-    columns: {id, video or picture, question, options, answer, task, context, start, end: the table's names}. ``a|b`` is
-        the first that a row has, ``a,b`` an option each; without options they are the question's last lines.
-        ``_part``, ``_file`` and ``_row`` are a row's folder, file and place.
+    """name: of the benchmark. path: of the local copy, or of its one table; ``hub``: that of the repository ``hub`` at
+    ``revision`` (None: as it is when it is fetched), of which ``download`` fetches the ``questions`` or ``all``; None:
+    nothing. tables: the files of questions in it, as patterns, with ``{split}``. folder: of the videos, below ``path``.
+    videos: another place of theirs.
+    subtitles: a folder of <video>.srt, .json or .jsonl, in the copy or elsewhere, None: without them. subtitle_lines:
+        those ``shown`` with a sampled frame, ``all``, or ``between`` the frames, by LongVideoBench's rule.
+    columns: {id, video or picture, question, options, answer, task, context, start, end, subtitles (their file),
+        subtitles_from (the second of theirs at which the video begins), duration: the table's names}. ``a|b`` is the
+        first that a row has, ``a,b`` an option each; without options they are the question's last lines. ``_part``,
+        ``_file`` and ``_row`` are a row's folder, file and place.
     answer: what its column holds; ``any`` is a letter or a text. by: columns by which accuracy is broken down, too.
     clips: ``cut`` asks about start to end of a video, ``whole`` about all of it, ``precut`` of files cut beforehand.
     prompt: of ``{question}`` and ``{options}``; option: a line of these, of ``{letter}`` and ``{text}``; context: what
@@ -65,6 +71,10 @@ class PublishedTable(QuestionBenchmark):
         folder: str = ".",
         videos: str | None = None,
         subtitles: str | None = None,
+        subtitle_lines: Literal["shown", "all", "between"] = "shown",
+        hub: str | None = None,
+        revision: str | None = None,
+        download: Literal["questions", "all"] | None = None,
         answer: Literal["any", "letter", "index", "text"] = "any",
         by: list[str] | None = None,
         clips: Literal["cut", "whole", "precut"] = "whole",
@@ -74,14 +84,16 @@ class PublishedTable(QuestionBenchmark):
         subtitled: str = "This video's subtitles are listed below: \n{subtitles}\n",
         system: str | None = None,
         scoring: Literal["loglik_mean", "loglik_sum", "loglik_letter", "pmi", "generate"] = "loglik_letter",
-        parser: Literal["strict", "letter_priority", "first_letter", "first_word", "starts_with_letter"] = "strict",
+        parser: Literal[
+            "strict", "letter_priority", "first_letter", "first_word", "starts_with_letter", "first_capital"
+        ] = "strict",
         max_new_tokens: PositiveInt = 16,
         **rest: Any,
     ) -> None:
         super().__init__(**rest)
         for setting, value, known in (
             ("scoring", scoring, SCORINGS), ("parser", parser, tuple(PARSERS)), ("answer", answer, KINDS),
-            ("clips", clips, CLIPS),
+            ("clips", clips, CLIPS), ("subtitle_lines", subtitle_lines, _subtitles.WHICH),
         ):  # fmt: skip
             if value not in known:
                 raise UserError(f"benchmark.{setting}={value}: expected one of {', '.join(known)}")
@@ -102,7 +114,12 @@ class PublishedTable(QuestionBenchmark):
                 f"benchmark.split={self.split}: the tables of {name} are of one split; name others by benchmark.tables"
             )
         self.name, self.path, self.patterns, self.columns = name, path, tuple(tables), columns
-        self.below, self.videos, self.subtitles = folder, videos, subtitles
+        if download and path != _hub.HUB:
+            raise UserError(f"benchmark.download={download}: only with benchmark.path=hub, found benchmark.path={path}")
+        if path == _hub.HUB and not hub:
+            raise UserError(f"benchmark.path=hub: say which data set, benchmark.hub=owner/name, for {name} names none")
+        self.hub, self.revision, self.download = hub, revision, download
+        self.below, self.videos, self.subtitles, self.subtitle_lines = folder, videos, subtitles, subtitle_lines
         self.answer, self.by, self.clips = answer, tuple(by or ()), clips
         self.prompt, self.option, self.context = prompt, option, context
         self.subtitled, self.system = subtitled, system
@@ -112,26 +129,46 @@ class PublishedTable(QuestionBenchmark):
 
     # -- the table -----------------------------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def root(self) -> Path:
-        """The local copy. UserError where nothing says it."""
+        """The copy. UserError where nothing says it, or where it would have to be fetched and nothing asks for it."""
         if not self.path:
+            here = f", or {self.hub} on the hub, benchmark.path=hub" if self.hub else ""
             raise UserError(
                 "benchmark.path= is missing: name the folder of your local copy of the benchmark, with "
-                f"{' or '.join(self.patterns)} in it"
+                f"{' or '.join(self.patterns)} in it{here}"
             )
+        if self.path == _hub.HUB:
+            assert self.hub is not None
+            return _hub.copy_of(self.hub, self.revision, self.download, self._wanted())
         return Path(self.path)
 
     @property
     def folder(self) -> Path:
-        """Of the videos."""
+        """Of the videos: where they are published, else anywhere in the copy."""
         if self.videos:
-            return Path(self.videos)
-        return self.root.parent if self.root.is_file() else self.root / self.below
+            return self._place(self.videos)
+        if self.root.is_file():
+            return self.root.parent
+        published = self.root / self.below
+        return published if published.is_dir() or self.path != _hub.HUB else self.root
+
+    def _wanted(self) -> list[str]:
+        return [pattern.replace("{split}", self.split) for pattern in self.patterns]
+
+    @property
+    def _spoken(self) -> Path | None:
+        """The folder of the subtitles."""
+        return self._place(self.subtitles) if self.subtitles else None
+
+    def _place(self, name: str) -> Path:
+        """A folder of this name, or one in the copy."""
+        here = Path(name)
+        return here if here.is_dir() or not self.path or not (self.root / here).is_dir() else self.root / here
 
     def tables(self) -> list[Path]:
         """The files of the questions."""
-        return files_of(self.root, [pattern.replace("{split}", self.split) for pattern in self.patterns])
+        return files_of(self.root, self._wanted())
 
     @property
     def kept(self) -> tuple[str, ...]:
@@ -161,10 +198,13 @@ class PublishedTable(QuestionBenchmark):
     def source(self, dataset: Any) -> Any:
         """The videos (or pictures) of the tables. UserError for what is not there, and for what is no such table."""
         table = self.table()
-        if self.subtitles and not Path(self.subtitles).is_dir():
-            raise UserError(f"benchmark.subtitles={self.subtitles}: no such folder; name the one of the .srt files")
         if "picture" in self.columns:
             return Pictures(self.root, table.items, self.name)
+        if self.path == _hub.HUB and not self.videos and _hub.marked(self.root)["download"] != _hub.ALL:
+            raise UserError(
+                f"benchmark.path=hub: of {self.hub} only the questions are here; name the videos with benchmark.videos="
+                "FOLDER, or fetch them with benchmark.download=all"
+            )
         rows = []
         for item in table.items:
             video, fps = self.place(item)
@@ -181,9 +221,13 @@ class PublishedTable(QuestionBenchmark):
 
     def check(self, dataset: Any) -> list[Question]:
         """See ``QuestionBenchmark.check``; says what is not there and what is not asked, too."""
+        table = self.table()
+        if self._spoken is not None:
+            videos = ((item.video, item.subtitles) for item in table.items)
+            if lacking := _subtitles.check(self._spoken, videos, f"benchmark.subtitles={self.subtitles}"):
+                log.warning("benchmark.subtitles=%s: %s", self.subtitles, lacking)
         found = super().check(dataset)
         say_missing(self.missing(self.source(dataset)), str(self.folder))
-        table = self.table()
         for count, why in (
             (table.unanswered, "no public answer"), (table.unclear, "a right option that stands there twice"),
         ):  # fmt: skip
@@ -195,12 +239,14 @@ class PublishedTable(QuestionBenchmark):
 
     def all_questions(self, sample: Mapping[str, Any]) -> list[Question]:
         """The questions about one video; its subtitles are those of the frames' seconds where the sample has them."""
-        said = self._subtitles_of(sample)
-        out = []
+        out, lines = [], {}
         for q in sample["questions"]:
             ((options, gold),) = ((tuple(one["options"]), one["gold"]) for one in q["tries"])
             by_text = self.scoring in BY_TEXT
-            words = said + (q["question"] if by_text else self._worded(q["question"], options))
+            where = self.table().subtitles.get(q["id"], _subtitles.ALONE) if self.subtitles else None
+            if where is not None and where not in lines:
+                lines[where] = self._subtitles_of(sample, where)
+            words = lines.get(where, "") + (q["question"] if by_text else self._worded(q["question"], options))
             prompt = Prompt(words, system=self.system) if self.system else words
             answers = options if by_text else tuple(LETTERS[: len(options)])
             tries = [Try(prompt, options, answers, gold)]
@@ -213,16 +259,16 @@ class PublishedTable(QuestionBenchmark):
         parts = {"{question}": question, "{options}": "\n".join(lines)}
         return re.sub(r"\{question\}|\{options\}", lambda found: parts[found[0]], self.prompt)
 
-    def _subtitles_of(self, sample: Mapping[str, Any]) -> str:
-        if not self.subtitles:
-            return ""
-        video = Path(str(sample.get("cluster", sample["key"]))).stem
+    def _subtitles_of(self, sample: Mapping[str, Any], where: _subtitles.Where) -> str:
+        folder = self._spoken
+        assert folder is not None
         times = sample.get("times")
         if times is not None:
             begin = sample["section"][0] if "section" in sample else 0.0
             times = [begin + float(t) for t in times]
-        said = shown_at(read_subtitles(Path(self.subtitles) / f"{video}.srt"), times)
-        return self.subtitled.replace("{subtitles}", said) if said else ""
+        path = _subtitles.find(folder, str(sample.get("cluster", sample["key"])), where)
+        found = _subtitles.said(_subtitles.read_subtitles(path, where), self.subtitle_lines, times)
+        return self.subtitled.replace("{subtitles}", found) if path is not None and found else ""
 
     # -- how it is answered --------------------------------------------------------------------------------------------
 
@@ -282,9 +328,12 @@ class PublishedTable(QuestionBenchmark):
         shown: dict[str, Any] = {"benchmark": self.name, "tasks": self.tasks or "all"}
         shown |= {name: getattr(self, name) for name in names}
         shown |= {"parser": self.parser if self.writes else "none", "unreadable": "wrong, counted"}
-        shown |= {"subtitles": "lines of the sampled frames" if self.subtitles else "none"}
+        lines = {"shown": "lines of the sampled frames", "all": "all lines", "between": "lines between marks of frames"}
+        shown |= {"subtitles": lines[self.subtitle_lines] if self.subtitles else "none"}
         shown |= {"frames": "nearest in time to the middles of equal parts of the clip"}
         shown |= {"means": "accuracy_macro: of tasks, accuracy_micro: of questions"}
+        if self.path == _hub.HUB:
+            shown |= {"hub": f"{self.hub}@{_hub.marked(self.root)['commit']}"}
         if self.path:
             table = self.table()
             digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in self.tables()]

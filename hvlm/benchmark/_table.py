@@ -12,11 +12,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hvlm.benchmark._subtitles import ALONE, Where
 from hvlm.data.question_file import listed, values_of
 from hvlm.errors import UserError
 from hvlm.prompts import LETTERS, bare_options
 
-COLUMNS = ("id", "video", "picture", "question", "options", "answer", "task", "context", "start", "end")
+COLUMNS = (
+    "id", "video", "picture", "question", "options", "answer", "task", "context", "start", "end", "subtitles",
+    "subtitles_from", "duration",
+)  # fmt: skip
 # Columns that every row has: its file's folder below the root or else the file's name; the file's name; its place.
 PART, FILE, PLACE = "_part", "_file", "_row"
 KINDS = ("any", "letter", "index", "text")  # what a column of answers may hold
@@ -39,7 +43,8 @@ class Layout(NamedTuple):
 
 class Item(NamedTuple):
     """A row that can be asked. question: as in a sample's JSON. video: its name in the table. section: of it, in
-    seconds, or None: all of it. about: what the kept columns say. picture: its bytes, where the table holds it."""
+    seconds, or None: all of it. about: what the kept columns say. picture: its bytes, where the table holds it.
+    subtitles: where they are."""
 
     file: Path
     number: int
@@ -48,6 +53,7 @@ class Item(NamedTuple):
     section: tuple[float, float] | None
     about: Mapping[str, str]
     picture: bytes | None
+    subtitles: Where = ALONE
 
 
 @dataclass
@@ -65,6 +71,11 @@ class Table:
     def about(self) -> Mapping[str, Mapping[str, str]]:
         """{id: what the kept columns say}."""
         return {item.question["id"]: item.about for item in self.items}
+
+    @cached_property
+    def subtitles(self) -> Mapping[str, Where]:
+        """{id: where its video's subtitles are}."""
+        return {item.question["id"]: item.subtitles for item in self.items}
 
 
 def files_of(root: Path, patterns: Sequence[str]) -> list[Path]:
@@ -174,13 +185,22 @@ def _item(
     }  # fmt: skip
     section = _section(given) if layout.cut else None
     about = {name: str(said) for name in layout.kept if (said := cell(value, name)) is not None}
-    return Item(file, number, question, str(given.get("video") or question["id"]).strip(), section, about, picture)
+    video = str(given.get("video") or question["id"]).strip()
+    return Item(file, number, question, video, section, about, picture, _subtitles(given))
 
 
 def cell(row: Mapping[str, Any], names: str | None) -> Any:
     """The value of the first column of ``a|b`` that the row has, None where it has none."""
     found = (row.get(name) for name in (names or "").split("|"))
     return next((value for value in found if value is not None and value != "" and value != []), None)
+
+
+def _subtitles(given: Mapping[str, Any]) -> Where:
+    file, begin, duration = (given.get(name) for name in ("subtitles", "subtitles_from", "duration"))
+    try:
+        return Where(file and str(file), float(begin or 0), None if duration is None else float(duration))
+    except (TypeError, ValueError):
+        raise ValueError(f"has subtitles from {begin!r} and the duration {duration!r}, expected seconds") from None
 
 
 def _section(given: Mapping[str, Any]) -> tuple[float, float] | None:

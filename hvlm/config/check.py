@@ -145,9 +145,11 @@ def check_files(checked: Mapping[str, Any]) -> None:
     for key, path in named.items():
         if path == "":
             raise UserError(f"{key}= is empty: name a file or folder, or leave {key}= out")
-        if published and key == "benchmark.videos" and path is not None:
+        if published and key in ("benchmark.videos", "benchmark.subtitles") and path is not None:
             copy = named["benchmark.path"]
-            if copy is None or (Path(copy) / path).exists():
+            if copy in (None, "hub") or (Path(copy) / path).exists():
                 continue  # without path= the benchmark says what is missing
+        if published and key == "benchmark.path" and path == "hub":
+            continue  # what is fetched, or was
         if path is not None and "://" not in path and not Path(path).exists():
             raise UserError(f"{key}={path}: no such file or folder")

@@ -141,7 +141,8 @@ ROOM_TEXTS: dict[str, frozenset[str]] = {
             "language.system",
             "dataset.root", "dataset.haystack", "dataset.domain", "dataset.source", "benchmark.split",
             "benchmark.path", "benchmark.questions", "benchmark.annotations", "benchmark.name", "benchmark.folder",
-            "benchmark.videos", "benchmark.instruction", "benchmark.subtitles", "benchmark.prompt", "benchmark.option",
+            "benchmark.videos", "benchmark.hub", "benchmark.revision",
+            "benchmark.instruction", "benchmark.subtitles", "benchmark.prompt", "benchmark.option",
             "benchmark.context", "benchmark.subtitled", "benchmark.system", "kvcache.pattern", "head.prompt",
             "head.only",
         }

@@ -1,0 +1,201 @@
+"""A benchmark's copy from the hub, of which a small server on this machine takes the place."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from test_published_benchmarks import made, parquet, prompts
+
+from hvlm.benchmark import _hub
+from hvlm.config.check import check_files
+from hvlm.config.compose import compose
+from hvlm.errors import UserError
+
+SHA = "c" * 40
+REPO = "lmms-lab/Video-MME"
+
+
+def table() -> bytes:
+    import pyarrow
+
+    row = {"duration": "short", "domain": "Sports", "sub_category": "x", "videoID": "-aB", "task_type": "OCR"}
+    row |= {"question": "What?", "options": ["A. Red.", "B. Blue."], "answer": "B"}
+    out = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist([{**row, "question_id": f"001-{i}"} for i in (1, 2, 3)]), out)
+    return out.getvalue()
+
+
+def zipped(**members: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name.replace("__", "/"), data)
+    return out.getvalue()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[dict[str, bytes], list[str]]]:
+    """({file: what is in it}, files that were fetched)."""
+    files: dict[str, bytes] = {}
+    fetched: list[str] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            path = unquote(urlsplit(self.path).path)
+            if path.startswith("/api/datasets/" + REPO):
+                said: Any = [{"rfilename": name, "size": len(data)} for name, data in files.items()]
+                said = {"id": REPO, "sha": SHA, "siblings": said}
+                if "/tree/" in path:
+                    said = [
+                        {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                        for name, data in files.items()
+                    ]
+                return self.answer(json.dumps(said).encode(), "application/json")
+            name = path.removeprefix(f"/datasets/{REPO}/resolve/{SHA}/")
+            if name not in files:
+                self.send_response(404)
+                self.send_header("X-Error-Code", "RepoNotFound")
+                return self.end_headers()
+            if self.command == "GET":
+                fetched.append(name)
+            return self.answer(files[name], "application/octet-stream")
+
+        def answer(self, data: bytes, kind: str) -> None:
+            self.send_response(200)
+            for key, value in {
+                "Content-Type": kind, "Content-Length": str(len(data)), "X-Repo-Commit": SHA,
+                "ETag": f'"{hashlib.sha1(data).hexdigest()}"',
+            }.items():  # fmt: skip
+                self.send_header(key, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    address = f"http://127.0.0.1:{server.server_port}"
+    for name in ("huggingface_hub.constants", "huggingface_hub.hf_api", "huggingface_hub.file_download"):
+        monkeypatch.setattr(f"{name}.ENDPOINT", address, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")  # fmt: skip  # noqa: E501
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HVLM_CACHE", str(tmp_path / "cache"))
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield files, fetched
+    server.shutdown()
+    server.server_close()
+
+
+def test_what_is_fetched_is_said_and_asked_for(hub: tuple[dict[str, bytes], list[str]], tmp_path: Path) -> None:
+    files, fetched = hub
+    files |= {"README.md": b"#", "videomme/test-00000-of-00001.parquet": table(), "other.bin": b"1" * 50}
+    files |= {"videos_chunked_01.zip": zipped(**{"data__-aB.mp4": b"a video"}), "subtitle.zip": zipped(a=b"")}
+    check_files(compose(["benchmark=videomme", "benchmark.path=hub", "benchmark.subtitles=subtitle"]))
+    size = _hub.size_in_words(len(files["videos_chunked_01.zip"]) + len(files["subtitle.zip"]))
+    with pytest.raises(UserError) as error:
+        made("videomme", "hub").source(None)
+    said = str(error.value)
+    assert said.startswith(f"benchmark.path=hub: {REPO} is not here yet: 1 file (") and "\n" not in said
+    assert f"and 2 files ({size}) of videos; benchmark.download=questions fetches the former" in said
+    assert not fetched and not (tmp_path / "cache").exists(), "nothing is fetched unasked"
+
+    with pytest.raises(UserError, match="of lmms-lab/Video-MME only the questions are here; name the videos with"):
+        made("videomme", "hub", download="questions").source(None)
+    assert fetched == ["videomme/test-00000-of-00001.parquet"]
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "-aB.mp4").write_bytes(b"a video")
+    assert len(prompts(made("videomme", "hub", videos=str(own)))) == 3
+
+    benchmark = made("videomme", "hub", download="all")
+    assert [Path(name).name for name in benchmark.source(None).shards] == ["-aB.mp4"]
+    assert sorted(fetched) == ["subtitle.zip", "videomme/test-00000-of-00001.parquet", "videos_chunked_01.zip"]
+    assert benchmark.folder == benchmark.root / "data" and not (benchmark.root / "subtitle.zip").exists()
+    assert benchmark.protocol()["hub"] == f"{REPO}@{SHA}"
+
+
+def test_a_copy_that_is_here_needs_no_hub(
+    hub: tuple[dict[str, bytes], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, fetched = hub
+    files |= {"videomme/test-00000-of-00001.parquet": table(), "v.zip": zipped(**{"data__-aB.mp4": b"a video"})}
+    made("videomme", "hub", download="all").source(None)
+    before = list(fetched)
+    files.clear()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.hf_api.ENDPOINT", "http://127.0.0.1:9", raising=False)
+    for download in (None, "questions", "all"):
+        assert len(made("videomme", "hub", download=download).source(None)) == 1
+    assert fetched == before
+    with pytest.raises(UserError, match=r"the Hugging Face hub cannot be reached \(.*; go online, or name your local"):
+        made("videomme", "hub", hub="someone/else").source(None)
+
+
+def test_what_was_unpacked_before_a_kill_is_not_fetched_again(
+    hub: tuple[dict[str, bytes], list[str]], tmp_path: Path
+) -> None:
+    files, fetched = hub
+    files |= {"videomme/test-0.parquet": table(), "a.zip": zipped(**{"data__-aB.mp4": b"a video"})}
+    files |= {"b.zip": b"no archive"}
+    with pytest.raises(UserError, match="benchmark.download: .*b.zip cannot be unpacked .File is not a zip"):
+        made("videomme", "hub", download="all").source(None)
+    (tmp_path / "cache" / "benchmarks" / "lmms-lab--Video-MME" / "b.zip").unlink()
+    files["b.zip"] = zipped(**{"data__b.mp4": b"a video"})
+    fetched.clear()
+    folder = made("videomme", "hub", download="all").folder
+    assert "a.zip" not in fetched and {file.name for file in folder.iterdir()} == {"-aB.mp4", "b.mp4"}
+
+
+def test_what_the_hub_does_not_have_is_one_line(hub: tuple[dict[str, bytes], list[str]]) -> None:
+    files, _ = hub
+    files |= {"README.md": b"#"}
+    with pytest.raises(UserError, match="benchmark.hub=lmms-lab/Video-MME: holds none of videomme/test"):
+        made("videomme", "hub").source(None)
+    with pytest.raises(UserError, match="benchmark.hub=me/none: .*; expected owner/name of a data set"):
+        made("videomme", "hub", hub="me/none").source(None)
+    with pytest.raises(UserError, match="benchmark.download=all: only with benchmark.path=hub"):
+        made("videomme", None, download="all")
+    files["videomme/test-0.parquet"] = table()
+    with pytest.raises(UserError, match="benchmark.download: .* are needed in .*, 10 B are free"), pytest.MonkeyPatch.context() as patch:  # fmt: skip  # noqa: E501
+        patch.setattr(_hub.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
+        made("videomme", "hub", download="questions").source(None)
+
+
+def test_archives_in_parts_are_one_and_nothing_leads_out_of_them(tmp_path: Path) -> None:
+    names = ["videos.tar.part.aa", "videos.tar.part.ab", "x/a.zip", "subtitles.tar", "b.parquet"]
+    assert _hub.archives(names) == {"videos.tar": names[:2], "x/a.zip": ["x/a.zip"], "subtitles.tar": ["subtitles.tar"]}
+    held = io.BytesIO()
+    with tarfile.open(fileobj=held, mode="w") as tar:
+        for name in ("videos/v.mp4", "videos/w.mp4"):
+            member = tarfile.TarInfo(name)
+            member.size = 3000
+            tar.addfile(member, io.BytesIO(name.encode() * 250))
+    (tmp_path / names[0]).write_bytes(held.getvalue()[:3333])
+    (tmp_path / names[1]).write_bytes(held.getvalue()[3333:])
+    _hub._unpack(tmp_path, "videos.tar", names[:2])
+    assert (tmp_path / "videos" / "w.mp4").read_bytes() == b"videos/w.mp4" * 250
+    evil = io.BytesIO()
+    with tarfile.open(fileobj=evil, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo("../out.mp4"))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "evil.tar").write_bytes(evil.getvalue())
+    with pytest.raises(UserError, match="evil.tar cannot be unpacked"):
+        _hub._unpack(tmp_path / "in", "evil.tar", ["evil.tar"])
+    (tmp_path / "in" / "evil.zip").write_bytes(zipped(**{"..__out.mp4": b"1"}))
+    _hub._unpack(tmp_path / "in", "evil.zip", ["evil.zip"])
+    assert not (tmp_path / "out.mp4").exists()
