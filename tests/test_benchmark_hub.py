@@ -17,9 +17,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from test_published_benchmarks import made, parquet, prompts
 
-from hvlm.benchmark import _hub
 from hvlm.config.check import check_files
 from hvlm.config.compose import compose
+from hvlm.data import hub_copy
 from hvlm.errors import UserError
 
 SHA = "c" * 40
@@ -106,7 +106,7 @@ def test_what_is_fetched_is_said_and_asked_for(hub: tuple[dict[str, bytes], list
     files |= {"README.md": b"#", "videomme/test-00000-of-00001.parquet": table(), "other.bin": b"1" * 50}
     files |= {"videos_chunked_01.zip": zipped(**{"data__-aB.mp4": b"a video"}), "subtitle.zip": zipped(a=b"")}
     check_files(compose(["benchmark=videomme", "benchmark.path=hub", "benchmark.subtitles=subtitle"]))
-    size = _hub.size_in_words(len(files["videos_chunked_01.zip"]) + len(files["subtitle.zip"]))
+    size = hub_copy.size_in_words(len(files["videos_chunked_01.zip"]) + len(files["subtitle.zip"]))
     with pytest.raises(UserError) as error:
         made("videomme", "hub").source(None)
     said = str(error.value)
@@ -172,13 +172,17 @@ def test_what_the_hub_does_not_have_is_one_line(hub: tuple[dict[str, bytes], lis
         made("videomme", None, download="all")
     files["videomme/test-0.parquet"] = table()
     with pytest.raises(UserError, match="benchmark.download: .* are needed in .*, 10 B are free"), pytest.MonkeyPatch.context() as patch:  # fmt: skip  # noqa: E501
-        patch.setattr(_hub.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
+        patch.setattr(hub_copy.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
         made("videomme", "hub", download="questions").source(None)
 
 
 def test_archives_in_parts_are_one_and_nothing_leads_out_of_them(tmp_path: Path) -> None:
     names = ["videos.tar.part.aa", "videos.tar.part.ab", "x/a.zip", "subtitles.tar", "b.parquet"]
-    assert _hub.archives(names) == {"videos.tar": names[:2], "x/a.zip": ["x/a.zip"], "subtitles.tar": ["subtitles.tar"]}
+    assert hub_copy.archives(names) == {
+        "videos.tar": names[:2],
+        "x/a.zip": ["x/a.zip"],
+        "subtitles.tar": ["subtitles.tar"],
+    }
     held = io.BytesIO()
     with tarfile.open(fileobj=held, mode="w") as tar:
         for name in ("videos/v.mp4", "videos/w.mp4"):
@@ -187,7 +191,7 @@ def test_archives_in_parts_are_one_and_nothing_leads_out_of_them(tmp_path: Path)
             tar.addfile(member, io.BytesIO(name.encode() * 250))
     (tmp_path / names[0]).write_bytes(held.getvalue()[:3333])
     (tmp_path / names[1]).write_bytes(held.getvalue()[3333:])
-    _hub._unpack(tmp_path, "videos.tar", names[:2])
+    hub_copy._unpack(tmp_path, "videos.tar", names[:2])
     assert (tmp_path / "videos" / "w.mp4").read_bytes() == b"videos/w.mp4" * 250
     evil = io.BytesIO()
     with tarfile.open(fileobj=evil, mode="w") as tar:
@@ -195,7 +199,7 @@ def test_archives_in_parts_are_one_and_nothing_leads_out_of_them(tmp_path: Path)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "evil.tar").write_bytes(evil.getvalue())
     with pytest.raises(UserError, match="evil.tar cannot be unpacked"):
-        _hub._unpack(tmp_path / "in", "evil.tar", ["evil.tar"])
+        hub_copy._unpack(tmp_path / "in", "evil.tar", ["evil.tar"])
     (tmp_path / "in" / "evil.zip").write_bytes(zipped(**{"..__out.mp4": b"1"}))
-    _hub._unpack(tmp_path / "in", "evil.zip", ["evil.zip"])
+    hub_copy._unpack(tmp_path / "in", "evil.zip", ["evil.zip"])
     assert not (tmp_path / "out.mp4").exists()

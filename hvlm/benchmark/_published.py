@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from hvlm.benchmark import _hub, _subtitles
+from hvlm.benchmark import _subtitles
 from hvlm.benchmark._base import PREMISE, SCORINGS, QuestionBenchmark, from_text, question_of
 from hvlm.benchmark._breakdowns import by_value, said, tasks_asked
 from hvlm.benchmark._own import say_missing
@@ -23,6 +23,7 @@ from hvlm.benchmark._parsers import PARSERS
 from hvlm.benchmark._pictures import Pictures
 from hvlm.benchmark._table import COLUMNS, KINDS, Item, Layout, Table, files_of, read_table
 from hvlm.config.ranges import PositiveInt
+from hvlm.data import hub_copy
 from hvlm.data.question_file import Row
 from hvlm.data.video_folder import VideoFolder
 from hvlm.errors import UserError, first_few
@@ -114,9 +115,9 @@ class PublishedTable(QuestionBenchmark):
                 f"benchmark.split={self.split}: the tables of {name} are of one split; name others by benchmark.tables"
             )
         self.name, self.path, self.patterns, self.columns = name, path, tuple(tables), columns
-        if download and path != _hub.HUB:
+        if download and path != hub_copy.HUB:
             raise UserError(f"benchmark.download={download}: only with benchmark.path=hub, found benchmark.path={path}")
-        if path == _hub.HUB and not hub:
+        if path == hub_copy.HUB and not hub:
             raise UserError(f"benchmark.path=hub: say which data set, benchmark.hub=owner/name, for {name} names none")
         self.hub, self.revision, self.download = hub, revision, download
         self.below, self.videos, self.subtitles, self.subtitle_lines = folder, videos, subtitles, subtitle_lines
@@ -138,9 +139,9 @@ class PublishedTable(QuestionBenchmark):
                 "benchmark.path= is missing: name the folder of your local copy of the benchmark, with "
                 f"{' or '.join(self.patterns)} in it{here}"
             )
-        if self.path == _hub.HUB:
+        if self.path == hub_copy.HUB:
             assert self.hub is not None
-            return _hub.copy_of(self.hub, self.revision, self.download, self._wanted())
+            return hub_copy.copy_of(self.hub, self.revision, self.download, self._wanted())
         return Path(self.path)
 
     @property
@@ -151,7 +152,7 @@ class PublishedTable(QuestionBenchmark):
         if self.root.is_file():
             return self.root.parent
         published = self.root / self.below
-        return published if published.is_dir() or self.path != _hub.HUB else self.root
+        return published if published.is_dir() or self.path != hub_copy.HUB else self.root
 
     def _wanted(self) -> list[str]:
         return [pattern.replace("{split}", self.split) for pattern in self.patterns]
@@ -200,7 +201,7 @@ class PublishedTable(QuestionBenchmark):
         table = self.table()
         if "picture" in self.columns:
             return Pictures(self.root, table.items, self.name)
-        if self.path == _hub.HUB and not self.videos and _hub.marked(self.root)["download"] != _hub.ALL:
+        if self.path == hub_copy.HUB and not self.videos and hub_copy.marked(self.root)["download"] != hub_copy.ALL:
             raise UserError(
                 f"benchmark.path=hub: of {self.hub} only the questions are here; name the videos with benchmark.videos="
                 "FOLDER, or fetch them with benchmark.download=all"
@@ -239,14 +240,16 @@ class PublishedTable(QuestionBenchmark):
 
     def all_questions(self, sample: Mapping[str, Any]) -> list[Question]:
         """The questions about one video; its subtitles are those of the frames' seconds where the sample has them."""
-        out, lines = [], {}
+        out: list[Question] = []
+        lines: dict[_subtitles.Where, str] = {}
         for q in sample["questions"]:
             ((options, gold),) = ((tuple(one["options"]), one["gold"]) for one in q["tries"])
             by_text = self.scoring in BY_TEXT
             where = self.table().subtitles.get(q["id"], _subtitles.ALONE) if self.subtitles else None
             if where is not None and where not in lines:
                 lines[where] = self._subtitles_of(sample, where)
-            words = lines.get(where, "") + (q["question"] if by_text else self._worded(q["question"], options))
+            before = "" if where is None else lines[where]
+            words = before + (q["question"] if by_text else self._worded(q["question"], options))
             prompt = Prompt(words, system=self.system) if self.system else words
             answers = options if by_text else tuple(LETTERS[: len(options)])
             tries = [Try(prompt, options, answers, gold)]
@@ -332,8 +335,8 @@ class PublishedTable(QuestionBenchmark):
         shown |= {"subtitles": lines[self.subtitle_lines] if self.subtitles else "none"}
         shown |= {"frames": "nearest in time to the middles of equal parts of the clip"}
         shown |= {"means": "accuracy_macro: of tasks, accuracy_micro: of questions"}
-        if self.path == _hub.HUB:
-            shown |= {"hub": f"{self.hub}@{_hub.marked(self.root)['commit']}"}
+        if self.path == hub_copy.HUB:
+            shown |= {"hub": f"{self.hub}@{hub_copy.marked(self.root)['commit']}"}
         if self.path:
             table = self.table()
             digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in self.tables()]
