@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile $(if $(LOCKED),,-c constraints.txt)
 .DEFAULT_GOAL := help
 
-.PHONY: help setup weights demo ui test test-ui test-all test-gpu test-lmms reliability lint tables bench bench-attention bench-kv
+.PHONY: help setup weights demo ui setup-ui ui-shot test test-ui test-all test-gpu test-lmms reliability lint tables bench bench-attention bench-kv
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,14 +42,25 @@ demo: setup  ## Make data, train vision, align, SFT and DPO, evaluate, print the
 	$(PY) train.py experiment=demo run=demo
 
 CHECKPOINT ?= runs/demo
+BESIDE ?= $(CHECKPOINT)/sft
 
 ui: setup  ## A page to ask about videos on (CHECKPOINT=runs/demo; hvlm ui --help says more)
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[ui]'
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile --no-warn-conflicts -c constraints.txt -e '.[ui]'
 	$(VENV)/bin/hvlm ui checkpoint=$(CHECKPOINT)
 
-test-ui: setup  ## The page in a real browser: needs chromium and chromedriver (apt install chromium chromium-driver)
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[ui]' selenium
-	$(PY) -m pytest -rs tests/test_ui.py
+# An environment of its own over .venv, whose Pillow is newer than what gradio takes.
+UI_PY := .venv-ui/bin/python
+setup-ui: setup
+	test -x $(UI_PY) || $(PYTHON) -m venv .venv-ui
+	$(PY) -c "import glob, sysconfig; print(sysconfig.get_path('purelib'), file=open(glob.glob('.venv-ui/lib/python3*/site-packages')[0] + '/over.pth', 'w'))"
+	$(UI_PY) -m pip install --quiet --disable-pip-version-check --no-compile --no-warn-conflicts -c constraints.txt -e '.[ui]' pytest selenium
+
+test-ui: setup-ui  ## The page in a real browser: needs chromium and chromedriver (apt install chromium chromium-driver)
+	$(UI_PY) -m pytest -rs tests/test_ui*.py
+
+ui-shot: setup-ui  ## How soon the page answers in a browser, and docs/ui.png of it (CHECKPOINT=runs/demo BESIDE=runs/demo/sft)
+	$(UI_PY) -m experiments.page --checkpoint $(CHECKPOINT)
+	$(UI_PY) -m experiments.page --checkpoint $(CHECKPOINT) --beside $(BESIDE) --asked 2 --picture docs/ui.png
 
 test: setup  ## All tests but the slow ones (a few minutes on 2 cores)
 	$(PY) -m pytest -n 2 --dist worksteal -m 'not slow'

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +13,7 @@ import torch
 from test_library import TEXTS, TINY
 
 import hvlm
+from experiments.page.window import Window, free_port, missing
 from hvlm import commands
 from hvlm.commands import ui
 from hvlm.errors import UserError
@@ -24,7 +22,6 @@ from hvlm.ui.drawing import SHOWN, strips
 from hvlm.ui.serve import Settings, check, videos_of
 
 QUESTION = "what color is the object ?"
-WAIT = 60  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -154,83 +151,17 @@ def test_settings_out_of_range_and_folders_without_videos_are_refused(tmp_path: 
 # In a browser.
 
 
-def missing() -> str:
-    """What is not installed, or ""."""
-    packages = [name for name in ("gradio", "selenium") if importlib.util.find_spec(name) is None]
-    programs = [name for name, found in (("chromium", browser()), ("chromedriver", driver())) if found is None]
-    return ", ".join(packages + programs)
-
-
-def browser() -> str | None:
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    return next((found for name in names if (found := shutil.which(name))), None)
-
-
-def driver() -> str | None:
-    return shutil.which("chromedriver")
-
-
 in_a_browser = pytest.mark.skipif(bool(missing()), reason=f"not installed: {missing()}")
-
-
-class Window:
-    """A browser window with the page."""
-
-    def __init__(self, address: str) -> None:
-        from selenium import webdriver
-
-        options = webdriver.ChromeOptions()
-        options.binary_location = browser()
-        # no-sandbox: root has none, in containers; dev/shm is small there.
-        for flag in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "window-size=1280,1400"):
-            options.add_argument(f"--{flag}")
-        self.driver = webdriver.Chrome(options, webdriver.ChromeService(driver()))
-        self.driver.get(address)
-        self.until(lambda: self.all("#ask"), "the page")
-
-    def all(self, css: str) -> list:
-        return self.driver.find_elements("css selector", css)
-
-    def until(self, holds: Callable[[], object], what: str) -> None:
-        ends = time.monotonic() + WAIT
-        while not holds():
-            assert time.monotonic() < ends, f"{what} did not come; status: {self.value('status')!r}"
-            time.sleep(0.05)
-
-    def value(self, name: str) -> str:
-        boxes = self.all(f"#{name} textarea, #{name} input")
-        return boxes[0].get_property("value") if boxes else ""
-
-    def upload(self, file: Path) -> None:
-        if self.all("#video button[aria-label*='Clear'], #video button[aria-label*='Remove']"):
-            self.driver.execute_script(
-                "document.querySelector(\"#video button[aria-label*='Clear'], #video button[aria-label*='Remove']\")"
-                ".click()"
-            )
-        self.until(lambda: self.all("#video input[type=file]"), "the place for a file")
-        self.all("#video input[type=file]")[0].send_keys(str(file))
-        # Gradio cuts long names in the middle, but keeps how they end.
-        self.until(lambda: file.stem[:6] in self.all("#video")[0].text, f"the upload of {file.name}")
-        self.until(lambda: not self.all("#video .progress-bar, #video .wrap.generating"), "the end of the upload")
-
-    def ask(self, question: str) -> None:
-        box = self.all("#question textarea, #question input")[0]
-        box.clear()
-        box.send_keys(question)
-        self.all("#ask")[0].click()
 
 
 @pytest.fixture(scope="module")
 def address(run: Path, videos: Path) -> Iterator[str]:
     import os
-    import socket
 
     from hvlm.ui.serve import served
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with served(Settings(str(run), str(run / "sft"), str(videos), port=port, upload_mb=1, max_new_tokens=4)) as url:
+    settings = Settings(str(run), str(run / "sft"), str(videos), port=free_port(), upload_mb=1, max_new_tokens=4)
+    with served(settings) as url:
         folder = Path(os.environ["GRADIO_TEMP_DIR"])
         yield url
     assert not folder.exists(), "temporary files go with the page"

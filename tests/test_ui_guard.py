@@ -21,9 +21,10 @@ import pytest
 import torch
 from _videos import video
 from test_library import TEXTS, TINY
-from test_ui import QUESTION, Window, in_a_browser
+from test_ui import QUESTION, in_a_browser
 
 import hvlm
+from experiments.page.window import Window, free_port
 from hvlm.data import decode as decoding
 from hvlm.errors import UserError
 from hvlm.ui import asking
@@ -260,16 +261,11 @@ class Visitor:
 @pytest.fixture(scope="module")
 def server(model: hvlm.Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """(address, folder of the uploads)."""
-    import socket
-
     from hvlm.ui import serve
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(serve, "_models", lambda settings: {"<b>tiny</b>": model})
-        with serve.served(serve.Settings("tiny", port=port, upload_mb=1, max_new_tokens=2)) as address:
+        with serve.served(serve.Settings("tiny", port=free_port(), upload_mb=1, max_new_tokens=2)) as address:
             yield address, Path(os.environ["GRADIO_TEMP_DIR"])
 
 

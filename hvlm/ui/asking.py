@@ -63,6 +63,7 @@ def tell(model: Model, video: str, question: str, num_frames: int | None, max_ne
     Raises:
         UserError: the video cannot be read within ``DECODE_S``, or is too long for the model.
     """
+    question = question.encode("utf-8", "replace").decode()  # JSON can say half a letter, and no tokenizer takes it
     model.vlm.eval()
     began = time.perf_counter()
     with autocast(model.device, model.precision), torch.inference_mode():

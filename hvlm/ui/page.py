@@ -19,8 +19,6 @@ log = logging.getLogger(__name__)
 
 CSS = ".figures td {padding: 1px 10px 1px 0}"
 WAITING = 32  # questions in the queue
-
-
 MAX_QUESTION = 2_000  # letters
 
 
@@ -59,7 +57,8 @@ def page(models: Mapping[str, Model], videos: Mapping[str, Path], max_new_tokens
                     shown[1 + 3 * i : 4 + 3 * i] = _shown(told)
                     yield list(shown)
             except UserError as error:
-                yield [str(error).replace(video, Path(video).name), *shown[1:]]
+                said = str(error).replace(video, Path(video).name)
+                yield [" ".join(said.split()), *shown[1:]]  # the name of a file may hold more lines than one
                 return
             except Exception as error:  # of one question: the page goes on for everybody else
                 log.exception("a question could not be answered")

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,13 +44,14 @@ def check(settings: Settings) -> None:
 
 
 def videos_of(folder: str | None) -> dict[str, Path]:
-    """{name: file} of the videos directly inside. UserError where there are none."""
+    """{name: file} of the videos directly inside, or links to them. UserError where there are none."""
     if folder is None:
         return {}
     where = Path(folder).expanduser()
     if not where.is_dir():
         raise UserError(f"videos={folder}: no such folder; expected one that holds video files")
-    found = {file.name: file for file in sorted(where.iterdir()) if file.suffix.lower().lstrip(".") in VIDEO_FIELDS}
+    files = (file for file in sorted(where.iterdir()) if file.suffix.lower().lstrip(".") in VIDEO_FIELDS)
+    found = {file.name: file for file in files if file.is_file()}
     if not found:
         raise UserError(f"videos={folder}: no video in it; expected files that end in {', '.join(VIDEO_FIELDS)}")
     return found
@@ -123,12 +124,16 @@ def _models(settings: Settings) -> dict[str, Any]:
     """{name: model}; two of one path are refused, as there would be nothing to compare."""
     from hvlm.api.load import load
 
-    paths: Sequence[str] = [p for p in (settings.checkpoint, settings.beside) if p]
-    if len(set(paths)) < len(paths):
+    given = {"checkpoint": settings.checkpoint, "beside": settings.beside}
+    paths = {key: path for key, path in given.items() if path}
+    if len({Path(path).expanduser().resolve() for path in paths.values()}) < len(paths):
         raise UserError(f"beside={settings.beside}: is the checkpoint itself; name another one, or leave it out")
     found = {}
-    for key, path in zip(("checkpoint", "beside"), paths, strict=False):
-        found[path] = load(path)
+    for key, path in paths.items():
+        try:
+            found[path] = load(path)
+        except UserError as error:  # which of the two
+            raise UserError(f"{key}={path}: {str(error).removeprefix(f'{path}: ')}") from error
         if not found[path].vlm.head.writes:
             raise UserError(f"{key}={path}: its head ({found[path].vlm.head.task}) writes no words; expected head=text")
     return found
