@@ -243,6 +243,7 @@ def test_a_search_from_the_command_line_is_killed_and_goes_on(tmp_path: Path) ->
         assert given[trial["job"]]["stage"] == "sft" and "sweep" in given[trial["job"]]
     rows = json.loads((folder / "sweep.json").read_text())
     assert [r["name"] for r in rows] == [f"trial-{n}" for n in range(5)] and {r["status"] for r in rows} == {"done"}
+    assert {r["error"] for r in rows} == {""}
     assert "front of accuracy (maximize)" in done.stdout
     assert yaml.safe_load((folder / "wandb_sweep.yaml").read_text())["parameters"]["connector"]["values"]
 

@@ -51,6 +51,7 @@ from hvlm.sweep.table import read_numbers, read_rows, seeds_table, table, write_
 from hvlm.training.identity import config_id
 
 ROOT = Path("runs")
+BUSY_SECONDS = 2.0  # between two looks at a job that another process still runs
 OF_THE_SEARCH = ("trials", "storage")  # of hydra.sweeper: a longer search is the same one
 
 
@@ -253,7 +254,7 @@ class JobLauncher(Launcher):
         for job, task, handle in zip(jobs, tasks, found, strict=True):
             job.handle = next(submitted) if handle is None else handle
             job.place, job.log = job.handle.place, str(task.folder / "log.txt")
-            job.status, job.started = "running", time.monotonic()
+            job.status, job.error, job.started = "running", "", time.monotonic()
             ended = job.handle.poll()
             if ended is not None and ended.busy:
                 job.status, job.error = "busy", ended.error
@@ -301,9 +302,10 @@ class JobLauncher(Launcher):
         live = Live(console=self.console, auto_refresh=False, transient=True) if self.console.is_terminal else None
         with live or contextlib.nullcontext():
             while True:
-                ready: list[Job] = []
-                while self.jobs is None or len(running) + len(ready) < self.jobs:
-                    job = again.pop(0) if again else source.next()
+                ready = [job for job in again if time.monotonic() - job.started >= BUSY_SECONDS]
+                again = [job for job in again if job not in ready]
+                while self.jobs is None or len(running) + len(again) + len(ready) < self.jobs:
+                    job = source.next()
                     if job is None:
                         break
                     if id(job) not in known:
