@@ -15,7 +15,7 @@ from hvlm.errors import UserError, first_few
 ENDINGS = (".srt", ".json", ".jsonl")
 WHICH = ("shown", "all", "between")
 FRAME = "Frame {number}"  # stands for a frame among the lines
-_TIME = r"(\d+):(\d\d):(\d\d)[,.](\d{1,3})"
+_TIME = r"(\d{1,6}):(\d\d):(\d\d)[,.](\d{1,3})"
 _SPAN = re.compile(rf"{_TIME}\s*-->\s*{_TIME}")
 _MARKUP = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")
 

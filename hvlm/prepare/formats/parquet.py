@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,12 @@ class Table:
         file, number = _open(self.path), 0
         for part in range(file.num_row_groups):
             first = 0
-            for batch in file.iter_batches(batch_size=64, row_groups=[part]):
-                for row in rows_of(batch, "parquet", str(self.path), part, first):
-                    number += 1
-                    yield self.path.name, number, row
-                first += batch.num_rows
+            with _readable(self.path):
+                for batch in file.iter_batches(batch_size=64, row_groups=[part]):
+                    for row in rows_of(batch, "parquet", str(self.path), part, first):
+                        number += 1
+                        yield self.path.name, number, row
+                    first += batch.num_rows
 
 
 def load(blob: Blob) -> bytes:
@@ -42,14 +44,23 @@ def load(blob: Blob) -> bytes:
 
 @lru_cache(maxsize=2)
 def _group(file: str, part: int, column: str) -> Any:
-    return _open(Path(file)).read_row_group(part, columns=[column]).column(0)
+    path = Path(file)
+    with _readable(path):
+        return _open(path).read_row_group(part, columns=[column]).column(0)
 
 
 def _open(path: Path) -> Any:
-    arrow = pyarrow()
+    pyarrow()
     from pyarrow.parquet import ParquetFile
 
-    try:
+    with _readable(path):
         return ParquetFile(path)
-    except (arrow.ArrowException, OSError) as error:
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Names the file where Arrow cannot read it: its index may be whole and its pages damaged."""
+    try:
+        yield
+    except (pyarrow().ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from error
