@@ -13,43 +13,81 @@ from hvlm.prepare.formats.published import Table
 
 TEN = [{"answer": "net" if i % 3 else "", "answer_confidence": "yes", "answer_id": i} for i in range(1, 11)]
 VQA = {
-    "info": {}, "license": {}, "data_subtype": "train2014", "data_type": "mscoco",
+    "info": {},
+    "license": {},
+    "data_subtype": "train2014",
+    "data_type": "mscoco",
     "annotations": [
-        {"question_type": "what", "answer_type": "other", "multiple_choice_answer": "net", "image_id": 458752,
-         "question_id": 458752000 + i, "answers": TEN} for i in range(2)
-    ] + [{"question_id": "x", "question": "what?", "video": "v.jpg", "answers": ["a", "b"]}],
-}  # fmt: skip
+        {
+            "question_type": "what",
+            "answer_type": "other",
+            "multiple_choice_answer": "net",
+            "image_id": 458752,
+            "question_id": 458752000 + i,
+            "answers": TEN,
+        }
+        for i in range(2)
+    ]
+    + [{"question_id": "x", "question": "what?", "video": "v.jpg", "answers": ["a", "b"]}],
+}
 ASKED = {"questions": [{"image_id": 458752, "question": f"what {i}?", "question_id": 458752000 + i} for i in range(2)]}
 GQA = {
     "201": {
-        "entailed": ["201", "202"], "question": "Is it red?", "imageId": "n161313", "isBalanced": True, "answer": "yes",
+        "entailed": ["201", "202"],
+        "question": "Is it red?",
+        "imageId": "n161313",
+        "isBalanced": True,
+        "answer": "yes",
         "types": {"detailed": "d", "semantic": "attr", "structural": "query"},
     }
-}  # fmt: skip
+}
 VIZWIZ = [
     {"image": "VizWiz_val_00000000.jpg", "question": "What?", "answers": TEN, "answer_type": "other", "answerable": 1},
-    {"image": "VizWiz_val_00000001.jpg", "question": "?", "answers": TEN, "answer_type": "unanswerable", "answerable": 0},
-]  # fmt: skip
+    {
+        "image": "VizWiz_val_00000001.jpg",
+        "question": "?",
+        "answers": TEN,
+        "answer_type": "unanswerable",
+        "answerable": 0,
+    },
+]
 TEXTVQA = {
     "dataset_type": "val",
     "data": [
-        {"question_id": 1, "question": "what is the brand?", "image_id": "003a8ae2ef43b901", "flickr_300k_url": "u",
-         "answers": ["nous"] * 10, "set_name": "val"}
+        {
+            "question_id": 1,
+            "question": "what is the brand?",
+            "image_id": "003a8ae2ef43b901",
+            "flickr_300k_url": "u",
+            "answers": ["nous"] * 10,
+            "set_name": "val",
+        }
     ],
-}  # fmt: skip
+}
 FLICKR = {
     "dataset": "flickr30k",
     "images": [
-        {"sentids": [0, 1], "imgid": 0, "split": "train", "filename": "1.jpg", "filepath": "val2014",
-         "sentences": [{"tokens": ["a"], "raw": "A dog .", "imgid": 0, "sentid": 0}]}
+        {
+            "sentids": [0, 1],
+            "imgid": 0,
+            "split": "train",
+            "filename": "1.jpg",
+            "filepath": "val2014",
+            "sentences": [{"tokens": ["a"], "raw": "A dog .", "imgid": 0, "sentid": 0}],
+        }
     ],
-}  # fmt: skip
+}
 TOKEN = b"1000092795.jpg#0\tTwo young guys .\n1000092795.jpg#1\tTwo guys .\n2.png#0\tA dog .\n"
 CSV = b"image_name| comment_number| comment\n1.jpg| 0| A dog .\n2199200615.jpg| 4   A dog runs .\n"
 FILES: dict[str, Any] = {
-    "v2_mscoco_train2014_annotations.json": VQA, "testdev_balanced_questions.json": GQA, "val.json": VIZWIZ,
-    "TextVQA_0.5.1_val.json": TEXTVQA, "dataset_flickr30k.json": FLICKR, "results_20130124.token": TOKEN, "results.csv": CSV,
-}  # fmt: skip
+    "v2_mscoco_train2014_annotations.json": VQA,
+    "testdev_balanced_questions.json": GQA,
+    "val.json": VIZWIZ,
+    "TextVQA_0.5.1_val.json": TEXTVQA,
+    "dataset_flickr30k.json": FLICKR,
+    "results_20130124.token": TOKEN,
+    "results.csv": CSV,
+}
 
 
 def _files() -> st.SearchStrategy[tuple[str, bytes]]:

@@ -26,11 +26,27 @@ from hvlm.evaluation.predictions import read_predictions
 from hvlm.evaluation.scores import Likelihood
 
 ROWS: list[dict[str, Any]] = [
-    {"id": "1", "video": "a.mp4", "question": "what?", "options": ["red", "blue"], "answer": "B", "task": "t", "start": 0.5,
-     "end": 2, "fps": 2},
-    {"id": "2", "video": "b", "question": "who?", "options": {"A": "he", "B": "she"}, "gold": 1, "answers": ["she", "her"]},
+    {
+        "id": "1",
+        "video": "a.mp4",
+        "question": "what?",
+        "options": ["red", "blue"],
+        "answer": "B",
+        "task": "t",
+        "start": 0.5,
+        "end": 2,
+        "fps": 2,
+    },
+    {
+        "id": "2",
+        "video": "b",
+        "question": "who?",
+        "options": {"A": "he", "B": "she"},
+        "gold": 1,
+        "answers": ["she", "her"],
+    },
     {"id": "3", "video": "c.jpg", "question": "why?", "answer": "so", "captions": ["a dog", "a cat"], "prompt": "say"},
-]  # fmt: skip
+]
 TABLE = [
     {
         "video": "a.mp4",
@@ -61,10 +77,14 @@ def _named(ending: str, files: st.SearchStrategy[bytes]) -> st.SearchStrategy[li
 
 
 own_files = st.one_of(
-    _named(".json", json_files(ROWS)), _named(".json", json_files({"questions": ROWS})), _named(".jsonl", line_files(ROWS)),
-    _named(".csv", csv_files(TABLE)), _named(".csv", csv_files(TABLE, ";")), _named(".tsv", csv_files(TABLE, "\t")),
+    _named(".json", json_files(ROWS)),
+    _named(".json", json_files({"questions": ROWS})),
+    _named(".jsonl", line_files(ROWS)),
+    _named(".csv", csv_files(TABLE)),
+    _named(".csv", csv_files(TABLE, ";")),
+    _named(".tsv", csv_files(TABLE, "\t")),
     _named(".csv", csv_files(COLUMNS)),
-)  # fmt: skip
+)
 
 
 def with_videos(place: Path) -> Path:
@@ -103,9 +123,12 @@ def test_own_questions(file: list[Any], kind: int) -> None:
         with_videos(place)
         where = {"questions": str(place / name), "videos": str(place)}
         made = (
-            Choices(**where), Choices(scoring="generate", **where), Open(**where), Captions(**where),
+            Choices(**where),
+            Choices(scoring="generate", **where),
+            Open(**where),
+            Captions(**where),
             Choices(scoring="pmi", **where),
-        )  # fmt: skip
+        )
         asked(made[kind])
 
 
@@ -113,29 +136,100 @@ def test_own_questions(file: list[Any], kind: int) -> None:
 
 SHARED: dict[str, Any] = {"video": "a.mp4", "question": "What is cut?", "answer": "B", "options": ["bread", "wood"]}
 PUBLISHED: dict[str, tuple[str, list[dict[str, Any]]]] = {
-    "mlvu": ("json/1_plotQA.json", [{**SHARED, "candidates": ["bread", "wood"], "question_type": "plotQA", "answer": "wood"}]),
-    "longvideobench": (
-        "lvb_val.json", [{"video_path": "a.mp4", "question": "Who?", "question_category": "T2E", "duration_group": 15,
-                          "candidates": ["a cat", "a dog"], "correct_choice": 1, "id": "x"}],
+    "mlvu": (
+        "json/1_plotQA.json",
+        [{**SHARED, "candidates": ["bread", "wood"], "question_type": "plotQA", "answer": "wood"}],
     ),
-    "egoschema": ("q.json", [{"q_uid": "a", "question": "Q", "option": ["a", "b", "c"], "answer": "1", "video_idx": "a"}]),
-    "nextqa": ("MC/test.csv", [{"video": "a", "question": "q", "a0": "x", "a1": "y", "a2": "z", "answer": "1", "qid": "0",
-                                "type": "CH"}]),
-    "mvbench": ("json/action_sequence.json", [{"video": "a.mp4", "question": "q", "candidates": ["x", "y"], "answer": "y",
-                                               "start": 1.5, "end": 3}]),
-    "videomme": ("videomme/test.parquet", [{"videoID": "a", "question": "q", "options": ["A. x", "B. y"], "answer": "B",
-                                            "task_type": "t", "duration": "short", "question_id": "001-1"}]),
-    "videomme_v2": ("test.parquet", [{"video_id": "a", "question_id": "a-1", "group_type": "logic", "question": "q",
-                                      "group_structure": "[1,[2,3],4]", "options": ["A. x", "B. y"], "answer": "B"}]),
-    "scienceqa": ("data/test.parquet", [{"image": {"bytes": b"x", "path": "p"}, "question": "q", "choices": ["x", "y"],
-                                         "answer": 1, "hint": "h", "subject": "s", "grade": "g"}]),
-    "lvbench": ("video_info.meta.jsonl", [{"video": "a.mp4", "question": "q\n(A) x\n(B) y", "answer": "A", "uid": 1,
-                                           "question_type": ["t"]}]),
-    "tempcompass": ("multi-choice/test.parquet", [{"video_id": "a", "question": "q\nA. x\nB. y", "answer": "A. x",
-                                                   "dim": "d"}]),
-    "timescope": ("test.parquet", [{"video": "a.mp4", "question": "q", "options": "['x', 'y']", "answer": "A", "task_name": "t",
-                                    "context_length": 60}]),
-}  # fmt: skip
+    "longvideobench": (
+        "lvb_val.json",
+        [
+            {
+                "video_path": "a.mp4",
+                "question": "Who?",
+                "question_category": "T2E",
+                "duration_group": 15,
+                "candidates": ["a cat", "a dog"],
+                "correct_choice": 1,
+                "id": "x",
+            }
+        ],
+    ),
+    "egoschema": (
+        "q.json",
+        [{"q_uid": "a", "question": "Q", "option": ["a", "b", "c"], "answer": "1", "video_idx": "a"}],
+    ),
+    "nextqa": (
+        "MC/test.csv",
+        [{"video": "a", "question": "q", "a0": "x", "a1": "y", "a2": "z", "answer": "1", "qid": "0", "type": "CH"}],
+    ),
+    "mvbench": (
+        "json/action_sequence.json",
+        [{"video": "a.mp4", "question": "q", "candidates": ["x", "y"], "answer": "y", "start": 1.5, "end": 3}],
+    ),
+    "videomme": (
+        "videomme/test.parquet",
+        [
+            {
+                "videoID": "a",
+                "question": "q",
+                "options": ["A. x", "B. y"],
+                "answer": "B",
+                "task_type": "t",
+                "duration": "short",
+                "question_id": "001-1",
+            }
+        ],
+    ),
+    "videomme_v2": (
+        "test.parquet",
+        [
+            {
+                "video_id": "a",
+                "question_id": "a-1",
+                "group_type": "logic",
+                "question": "q",
+                "group_structure": "[1,[2,3],4]",
+                "options": ["A. x", "B. y"],
+                "answer": "B",
+            }
+        ],
+    ),
+    "scienceqa": (
+        "data/test.parquet",
+        [
+            {
+                "image": {"bytes": b"x", "path": "p"},
+                "question": "q",
+                "choices": ["x", "y"],
+                "answer": 1,
+                "hint": "h",
+                "subject": "s",
+                "grade": "g",
+            }
+        ],
+    ),
+    "lvbench": (
+        "video_info.meta.jsonl",
+        [{"video": "a.mp4", "question": "q\n(A) x\n(B) y", "answer": "A", "uid": 1, "question_type": ["t"]}],
+    ),
+    "tempcompass": (
+        "multi-choice/test.parquet",
+        [{"video_id": "a", "question": "q\nA. x\nB. y", "answer": "A. x", "dim": "d"}],
+    ),
+    "timescope": (
+        "test.parquet",
+        [
+            {
+                "video": "a.mp4",
+                "question": "q",
+                "options": "['x', 'y']",
+                "answer": "A",
+                "task_name": "t",
+                "context_length": 60,
+            }
+        ],
+    ),
+}
 KINDS = {kind.__name__: kind for kind in (MVBench, Published, VideoMMEv2)}
 
 
@@ -196,10 +290,11 @@ def test_published_tables(file: list[Any], said: bytes | None) -> None:
 @target(
     ci=20,
     data=st.one_of(
-        broken(SRT), texts.map(lambda t: f"{t}\n00:00:01,000 --> {t}00:00:02,000\n{t}".encode("utf-8", "surrogatepass")),
+        broken(SRT),
+        texts.map(lambda t: f"{t}\n00:00:01,000 --> {t}00:00:02,000\n{t}".encode("utf-8", "surrogatepass")),
         st.integers(0, 6000).map(lambda n: b"1" * n + b":00:00,0 --> 00:00:02,000\na"),
     ),
-)  # fmt: skip
+)
 def test_subtitles(data: bytes) -> None:
     with folder() as place:
         (place / "a.srt").write_bytes(data)
@@ -210,14 +305,30 @@ def test_subtitles(data: bytes) -> None:
 
 NAMES = ["Alice", "Bob", "Mary", "Kate"]
 VNBENCH = [
-    {"video": "./VNBench/a.mp4", "question": "What is the word?", "options": NAMES, "gt": "Bob", "gt_option": "B",
-     "needle_time": [12.0], "length": 37.5, "type": "ret_edit1", "try": i}
+    {
+        "video": "./VNBench/a.mp4",
+        "question": "What is the word?",
+        "options": NAMES,
+        "gt": "Bob",
+        "gt_option": "B",
+        "needle_time": [12.0],
+        "length": 37.5,
+        "type": "ret_edit1",
+        "try": i,
+    }
     for i in range(2)
-]  # fmt: skip
+]
 BY_PATH = [
-    {"video_path": "./VNBench/a.mp4", "prompt": "Q\nA. a\nB. b\nC. c\nD. d", "pred": "B", "gt": "B", "task_type": "ret_edit1",
-     "try": i} for i in range(2)
-]  # fmt: skip
+    {
+        "video_path": "./VNBench/a.mp4",
+        "prompt": "Q\nA. a\nB. b\nC. c\nD. d",
+        "pred": "B",
+        "gt": "B",
+        "task_type": "ret_edit1",
+        "try": i,
+    }
+    for i in range(2)
+]
 BY_ID = [
     {"question_id": f"a_ret_edit1_{i}", "pred": "B", "gt": i, "type": "ret_edit1", "try": i, "prompt": "Q"}
     for i in (0, 1)
@@ -235,10 +346,25 @@ def test_vnbench(data: bytes, scoring: str) -> None:
 
 
 OURS = [
-    {"question_id": "q", "key": "k", "task": "t", "try": 0, "question": "?", "options": ["red", "blue"], "gold": 0, "pred": "B",
-     "scores": [0.5, None], "variant": "v", "text": "B", "problem": "unread", "depth": 0.5, "length": 9, "about": {"a": "b"}},
+    {
+        "question_id": "q",
+        "key": "k",
+        "task": "t",
+        "try": 0,
+        "question": "?",
+        "options": ["red", "blue"],
+        "gold": 0,
+        "pred": "B",
+        "scores": [0.5, None],
+        "variant": "v",
+        "text": "B",
+        "problem": "unread",
+        "depth": 0.5,
+        "length": 9,
+        "about": {"a": "b"},
+    },
     {"question_id": "o", "key": "k", "task": "t", "try": 0, "answer": ["a dog", "dog"], "text": "a dog"},
-]  # fmt: skip
+]
 
 
 @target(

@@ -19,24 +19,45 @@ from hvlm.data.views import Questions as QuestionRows
 
 ASKED = {"id": "q", "question": "what is it?", "options": ["red", "blue", "green"], "answer": "B", "task": "colour"}
 WHOLE = {
-    "key": "k", "domain": "d", "fps": "30000/1001", "section": [0.5, 2], "cluster": "c", "set": "easy", "outline": True,
+    "key": "k",
+    "domain": "d",
+    "fps": "30000/1001",
+    "section": [0.5, 2],
+    "cluster": "c",
+    "set": "easy",
+    "outline": True,
     "captions": ["one", {"prompt": "say", "text": "two", "evidence": [[0, 1]], "references": ["a", "b"]}],
     "questions": [
-        ASKED, {"question": "who?", "answers": {"he": 1.0, "she": 0.3}, "people": ["he", "she", ""]},
-        {"question": "which?", "tries": [{"options": ["a", "b"], "gold": 1}], "lettered": True, "context": "said before"},
-        {"question": "why?", "answer": "so", "rejected": "not so", "evidence": [[0.0, 1.5], [2, 3]],
-         "published": {"set": "vqav2", "kind": "other"}},
+        ASKED,
+        {"question": "who?", "answers": {"he": 1.0, "she": 0.3}, "people": ["he", "she", ""]},
+        {
+            "question": "which?",
+            "tries": [{"options": ["a", "b"], "gold": 1}],
+            "lettered": True,
+            "context": "said before",
+        },
+        {
+            "question": "why?",
+            "answer": "so",
+            "rejected": "not so",
+            "evidence": [[0.0, 1.5], [2, 3]],
+            "published": {"set": "vqav2", "kind": "other"},
+        },
     ],
-    "events": [{"start": 0, "end": 1, "label": "run"}], "pairs": [{"text": "a dog", "negatives": ["a cat"]}],
-}  # fmt: skip
+    "events": [{"start": 0, "end": 1, "label": "run"}],
+    "pairs": [{"text": "a dog", "negatives": ["a cat"]}],
+}
 TALK = {
     "messages": [
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "what?"}]},
-        {"role": "assistant", "content": "a dog"}, {"from": "human", "value": "<image>\nand?"}, {"from": "gpt", "value": "a cat"},
+        {"role": "assistant", "content": "a dog"},
+        {"from": "human", "value": "<image>\nand?"},
+        {"from": "gpt", "value": "a cat"},
     ],
-    "rejected_assistant": "a cow", "source": "s",
-}  # fmt: skip
+    "rejected_assistant": "a cow",
+    "source": "s",
+}
 TALKS = {
     "conversations": [{"id": "1", "task": "t", "messages": TALK["messages"]}, TALK["messages"]],
     "system": "be kind",

@@ -35,10 +35,16 @@ def _chat(template: str) -> Chat:
 
 
 @target(
-    ci=40, template=st.sampled_from(("tiny", "chatml", "vicuna", "plain")), prompt=words, answer=words,
-    before=st.lists(st.tuples(words, words).map(list), max_size=3), system=st.one_of(st.none(), words),
-    loss=st.sampled_from(LOSSES), order=st.sampled_from(ORDERS), context=st.integers(0, 80),
-)  # fmt: skip
+    ci=40,
+    template=st.sampled_from(("tiny", "chatml", "vicuna", "plain")),
+    prompt=words,
+    answer=words,
+    before=st.lists(st.tuples(words, words).map(list), max_size=3),
+    system=st.one_of(st.none(), words),
+    loss=st.sampled_from(LOSSES),
+    order=st.sampled_from(ORDERS),
+    context=st.integers(0, 80),
+)
 def test_chat(
     template: str, prompt: str, answer: str, before: list[Any], system: str | None, loss: str, order: str, context: int
 ) -> None:
@@ -61,16 +67,46 @@ def whole(text: str) -> str:
 
 
 PIECES = (
-    "{{ messages }}", "{% for m in messages %}", "{% endfor %}", "{{ m['content'] }}", "{{ m.content }}", "{{ bos_token }}",
-    "{% if add_generation_prompt %}", "{% endif %}", "{{ 9**9**9 }}", "{{ 'a' * 10**9 }}", "{{ raise_exception('no') }}",
-    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ range(10**9)|list }}", "{{ strftime_now('%d') }}", "{{ x.y.z }}",
-    "{{ ''.__class__.__mro__ }}", "{{ 'a'.format(1) }}", "{{ messages[5] }}", "{{ messages|tojson(indent=10**6) }}", "{% break %}",
-    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "{{ '%0999999999d' % 1 }}", "{{ 1/0 }}",
-    "{{ 'x'.center(10**9) }}", "{{ ('a' * 10000)|replace('a', 'a' * 100000) }}", "{% set a = 'b' * 9999999 %}{{ a * 99999 }}",
-    "{{ '{:>999999999}'.format('a') }}", "{{ messages|map(attribute='content')|join('x' * 10**8) }}", "{% generation %}", "{#",
-    "{{ lipsum(10**7) }}", "{{ 'a'|indent(10**9) }}", "{{ [0] * 10**9 }}", "{{ 'a'.ljust(10**9) }}", "{{ 2|pow(10**9) }}",
-    "{{ 10|round(10**9) }}", "{{ namespace(a=1) }}", "{{ messages|batch(10**9)|list }}", "{{ 'a'.zfill(10**10) }}",
-)  # fmt: skip
+    "{{ messages }}",
+    "{% for m in messages %}",
+    "{% endfor %}",
+    "{{ m['content'] }}",
+    "{{ m.content }}",
+    "{{ bos_token }}",
+    "{% if add_generation_prompt %}",
+    "{% endif %}",
+    "{{ 9**9**9 }}",
+    "{{ 'a' * 10**9 }}",
+    "{{ raise_exception('no') }}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "{{ range(10**9)|list }}",
+    "{{ strftime_now('%d') }}",
+    "{{ x.y.z }}",
+    "{{ ''.__class__.__mro__ }}",
+    "{{ 'a'.format(1) }}",
+    "{{ messages[5] }}",
+    "{{ messages|tojson(indent=10**6) }}",
+    "{% break %}",
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "{{ '%0999999999d' % 1 }}",
+    "{{ 1/0 }}",
+    "{{ 'x'.center(10**9) }}",
+    "{{ ('a' * 10000)|replace('a', 'a' * 100000) }}",
+    "{% set a = 'b' * 9999999 %}{{ a * 99999 }}",
+    "{{ '{:>999999999}'.format('a') }}",
+    "{{ messages|map(attribute='content')|join('x' * 10**8) }}",
+    "{% generation %}",
+    "{#",
+    "{{ lipsum(10**7) }}",
+    "{{ 'a'|indent(10**9) }}",
+    "{{ [0] * 10**9 }}",
+    "{{ 'a'.ljust(10**9) }}",
+    "{{ 2|pow(10**9) }}",
+    "{{ 10|round(10**9) }}",
+    "{{ namespace(a=1) }}",
+    "{{ messages|batch(10**9)|list }}",
+    "{{ 'a'.zfill(10**10) }}",
+)
 
 
 @st.composite
@@ -117,12 +153,22 @@ def test_stored_tokenizer(fields: bytes) -> None:
 
 options = st.lists(words, min_size=1, max_size=8)
 said = st.one_of(
-    words, st.tuples(words, words, words).map("".join), st.sampled_from("ABCDEFG").map(lambda a: f"The answer is ({a})."),
-    st.tuples(st.sampled_from(("<think>", "\\boxed{", "<answer>", "answer: ", "Option ", "(", "**", "final " * 400, "*" * 4000)), words)
-    .map("".join), st.integers(0, 4000).map(lambda n: "the best " * n), st.integers(0, 9000).map(lambda n: "_" * n + "a"),
-    st.integers(0, 3000).map(lambda n: "\\boxed{" * n), st.integers(0, 3000).map(lambda n: "<answer>" * n),
-    st.integers(0, 3000).map(lambda n: "answer " * n), st.integers(0, 3000).map(lambda n: "<think>" * n),
-)  # fmt: skip
+    words,
+    st.tuples(words, words, words).map("".join),
+    st.sampled_from("ABCDEFG").map(lambda a: f"The answer is ({a})."),
+    st.tuples(
+        st.sampled_from(
+            ("<think>", "\\boxed{", "<answer>", "answer: ", "Option ", "(", "**", "final " * 400, "*" * 4000)
+        ),
+        words,
+    ).map("".join),
+    st.integers(0, 4000).map(lambda n: "the best " * n),
+    st.integers(0, 9000).map(lambda n: "_" * n + "a"),
+    st.integers(0, 3000).map(lambda n: "\\boxed{" * n),
+    st.integers(0, 3000).map(lambda n: "<answer>" * n),
+    st.integers(0, 3000).map(lambda n: "answer " * n),
+    st.integers(0, 3000).map(lambda n: "<think>" * n),
+)
 
 
 @target(ci=60, written=said, offered=options, letters=st.booleans(), number=st.one_of(st.integers(), st.floats()))

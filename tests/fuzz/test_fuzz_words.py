@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-
 from _fuzz import folder, json_files, st, target, texts
 from _tiny import CONF
 
@@ -19,24 +18,88 @@ from hvlm.prepare.settings import read
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir())
 CHOICES = [f"{p.parent.name}={p.stem}" for p in sorted(CONF.glob("*/*.yaml"))]
 KEYS = (
-    "run", "seed", "out", "checkpoint", "init_from", "processes", "resume", "packages", "config_dir", "chain", "stage.steps",
-    "stage.batch_size", "stage.trainable", "stage.trainable.language", "stage.lr", "trainer.precision", "trainer.num_workers",
-    "dataset.num_frames", "dataset.path", "merger.keep", "connector._target_", "benchmark.tasks", "benchmark.limit", "ask.question",
-    "ask.video", "domain.prompt", "language.system", "sweep", "launcher", "hydra.run.dir", "hydra", "logger", "callback.x", "_target_",
-)  # fmt: skip
+    "run",
+    "seed",
+    "out",
+    "checkpoint",
+    "init_from",
+    "processes",
+    "resume",
+    "packages",
+    "config_dir",
+    "chain",
+    "stage.steps",
+    "stage.batch_size",
+    "stage.trainable",
+    "stage.trainable.language",
+    "stage.lr",
+    "trainer.precision",
+    "trainer.num_workers",
+    "dataset.num_frames",
+    "dataset.path",
+    "merger.keep",
+    "connector._target_",
+    "benchmark.tasks",
+    "benchmark.limit",
+    "ask.question",
+    "ask.video",
+    "domain.prompt",
+    "language.system",
+    "sweep",
+    "launcher",
+    "hydra.run.dir",
+    "hydra",
+    "logger",
+    "callback.x",
+    "_target_",
+)
 keys = st.one_of(
     st.sampled_from(KEYS), st.sampled_from(GROUPS), texts, st.tuples(st.sampled_from(GROUPS), texts).map(".".join)
 )
 values = st.one_of(
-    texts, st.sampled_from(("1", "0.5", "[1,2]", "{a:1}", "{a:{b:c}}", "1,2", "null", "???", "choice(1,2)", "range(0,3)", "'a'",
-                            "${seed}", "${nope}", "${seed:1}", "[", "{", "\\", "$", "@", "-1", "1e400", "inf", "nan", "true", "!!x")),
-    st.integers().map(str), st.text(max_size=8),
-)  # fmt: skip
+    texts,
+    st.sampled_from(
+        (
+            "1",
+            "0.5",
+            "[1,2]",
+            "{a:1}",
+            "{a:{b:c}}",
+            "1,2",
+            "null",
+            "???",
+            "choice(1,2)",
+            "range(0,3)",
+            "'a'",
+            "${seed}",
+            "${nope}",
+            "${seed:1}",
+            "[",
+            "{",
+            "\\",
+            "$",
+            "@",
+            "-1",
+            "1e400",
+            "inf",
+            "nan",
+            "true",
+            "!!x",
+        )
+    ),
+    st.integers().map(str),
+    st.text(max_size=8),
+)
 word = st.one_of(
-    st.tuples(st.sampled_from(("", "", "", "+", "++", "~", "-", "--")), keys, st.sampled_from(("=", "=", "=", "", "==")), values)
-    .map("".join),
-    st.sampled_from(CHOICES), texts,
-)  # fmt: skip
+    st.tuples(
+        st.sampled_from(("", "", "", "+", "++", "~", "-", "--")),
+        keys,
+        st.sampled_from(("=", "=", "=", "", "==")),
+        values,
+    ).map("".join),
+    st.sampled_from(CHOICES),
+    texts,
+)
 words = st.lists(word, min_size=1, max_size=3)
 TIME = 0.3  # seconds that composing takes
 
@@ -81,9 +144,30 @@ def test_stored_configuration(data: bytes, head: str) -> None:
 
 
 prepare_keys = st.one_of(
-    st.sampled_from(("src", "out", "split", "video", "options", "answers", "max_bad", "shard_mb", "seed", "workers", "dry_run",
-                     "frames", "decode_timeout", "corpus", "tokenizer", "moments", "id", "prompt")), texts,
-)  # fmt: skip
+    st.sampled_from(
+        (
+            "src",
+            "out",
+            "split",
+            "video",
+            "options",
+            "answers",
+            "max_bad",
+            "shard_mb",
+            "seed",
+            "workers",
+            "dry_run",
+            "frames",
+            "decode_timeout",
+            "corpus",
+            "tokenizer",
+            "moments",
+            "id",
+            "prompt",
+        )
+    ),
+    texts,
+)
 prepare_words = st.lists(
     st.one_of(st.tuples(prepare_keys, values).map("=".join), texts, st.just("out=x"), st.just("split=[0.5,0.5,.nan]")),
     max_size=5,
