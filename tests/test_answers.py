@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,13 @@ def test_other_texts_are_unread_and_never_guessed(written: str) -> None:
 @pytest.mark.parametrize("written", TWO)
 def test_what_could_mean_two_options_is_ambiguous(written: str) -> None:
     assert read_answer(written, OPTIONS) == (None, AMBIGUOUS)
+
+
+@pytest.mark.parametrize("said", ["answer " * 2765, "the best " * 4000, "<answer>" * 3000, "final " * 4000])
+def test_a_text_of_nothing_but_phrases_is_unread_and_takes_no_time(said: str) -> None:
+    began = time.process_time()
+    assert read_answer(said, ["red", "blue"]).problem == "unread"
+    assert time.process_time() - began < 3
 
 
 def test_options_that_are_letters_or_alike() -> None:

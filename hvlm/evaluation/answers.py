@@ -27,11 +27,12 @@ MISSING, UNREAD, AMBIGUOUS = "missing", "unread", "ambiguous"
 _THOUGHT = re.compile(r"^\s*<think>.*?</think>", re.DOTALL | re.IGNORECASE)
 _FRAMED = re.compile(r"<answer>(.*?)</answer>|\\boxed\{(?:\\text\{)?(.*?)\}?\}", re.DOTALL | re.IGNORECASE)
 _MARKS = re.compile(r"[*_`]{1,3}(?=\S)|(?<=\S)[*_`]{1,3}")  # Markdown's emphasis
+PHRASES = 8  # such as "the answer is" that may stand before each other; a text of nothing else means no option
 _QUOTES = "\"'“”‘’«»„"
 _INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u200c\u200d\u2060"))
 # "Answer: ", "The correct answer is ", "Best option: ", "Option "
 _PHRASE = re.compile(
-    r"(?:\b(?:the|my|final|correct|right|best)\s+)*\b(?:answer|option|choice)\b(?:\s+(?:is|would be))?\s*[:=]?\s*"
+    r"(?:\b(?:the|my|final|correct|right|best)\s+){0,6}\b(?:answer|option|choice)\b(?:\s+(?:is|would be))?\s*[:=]?\s*"
     r"(?:(?:option|choice)\b\s*:?\s*)?",
     re.IGNORECASE,
 )
@@ -52,14 +53,15 @@ def read_answer(written: str, options: Sequence[str], letters: bool = True) -> R
         options: what was offered, in the order of its letters.
         letters: whether a letter may stand for an option. False where the prompt showed none.
     """
-    text = plain(written)
-    if not text:
-        return Reading(None, MISSING)
-    meant = _by_text(text, options)
-    if letters:
-        meant |= _by_letter(text, options)
-    if not meant and (phrase := _PHRASE.match(text)) and phrase.end() < len(text):
-        return read_answer(text[phrase.end() :], options, letters)
+    text, meant = plain(written), set[int]()
+    for _ in range(PHRASES):
+        if not text:
+            return Reading(None, MISSING)
+        meant = _by_text(text, options) | (_by_letter(text, options) if letters else set())
+        phrase = None if meant else _PHRASE.match(text)
+        if phrase is None or phrase.end() == len(text):
+            break
+        text = plain(text[phrase.end() :])
     if len(meant) > 1:
         return Reading(None, AMBIGUOUS)
     return Reading(meant.pop()) if meant else Reading(None, UNREAD)

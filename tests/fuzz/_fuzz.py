@@ -32,7 +32,7 @@ import pytest
 
 pytest.importorskip("hypothesis", reason="fuzzing needs hypothesis: pip install 'hvlm[dev]'")
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from hvlm.errors import UserError
@@ -57,10 +57,19 @@ class Target:
         self.known: set[str] = set()
         self.last: dict[str, Any] = {}
 
-        def one(**given_values: Any) -> None:
-            self.run(given_values)
+        self.strategies = dict(strategies)
 
-        self.one = given(**strategies)(one)
+    def search(self, profile: settings, start: int | None = None) -> None:
+        """Draws examples and runs them, as the profile says. Raises what one of them fails with.
+
+        start: seed of what is drawn; None: the profile's own.
+        """
+
+        def one(**values: Any) -> None:
+            self.run(values)
+
+        drawn = profile(given(**self.strategies)(one))  # anew, for a function takes settings once
+        (drawn if start is None else seed(start)(drawn))()
 
     def run(self, values: Mapping[str, Any]) -> None:
         """One example, within the limits. Raises what it fails with, unless that is known."""
@@ -93,7 +102,7 @@ def target(ci: int = 20, **strategies: Any) -> Callable[[Callable[..., Any]], Ca
 
         def test() -> None:
             # hypothesis' wrapper shows pytest the arguments that it fills; this shows none.
-            settings(**SETTINGS, max_examples=ci, derandomize=True, database=None)(made.one)()  # type: ignore[arg-type]
+            made.search(settings(**SETTINGS, max_examples=ci, derandomize=True, database=None))
 
         functools.update_wrapper(test, body)
         del test.__wrapped__  # type: ignore[attr-defined]

@@ -50,7 +50,7 @@ def turn(name: str, seconds: float, seed: int, known: list[str]) -> dict[str, An
         seed += 1
         profile = hypothesis.settings(**SETTINGS, max_examples=BATCH, database=None, derandomize=False)
         try:
-            hypothesis.seed(seed)(profile(one.one))()
+            one.search(profile, seed)
         except Exception as error:
             place = place_of(error)
             one.known.add(place)
