@@ -165,7 +165,8 @@ def _item(
     picture = None
     if "picture" in columns:
         held = given["picture"]
-        picture = held.get("bytes") if isinstance(held, Mapping) else held if isinstance(held, bytes) else None
+        held = held.get("bytes") if isinstance(held, Mapping) else held
+        picture = held if isinstance(held, bytes) else None
         if picture is None:
             table.without_picture += 1
             return None

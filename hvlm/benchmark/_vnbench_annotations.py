@@ -153,7 +153,7 @@ def _gold(value: Mapping[str, Any], options: Sequence[str]) -> int:
     letter, text = value.get("gt_option"), value.get("gt")
     if letter is None and text is None:
         raise ValueError("lacks gt and gt_option; one of them says the right option")
-    if letter is not None and (letter not in LETTERS[: len(options)] or letter == ""):
+    if letter is not None and letter not in tuple(LETTERS[: len(options)]):  # "AB" is in the string, and is no letter
         raise ValueError(f"has gt_option {letter!r:.40}, expected a letter up to {LETTERS[len(options) - 1]}")
     if text is not None and str(text) not in options:
         raise ValueError(f"has gt {text!r:.40}, which is none of its options {list(options)!r:.80}")
