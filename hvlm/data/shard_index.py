@@ -166,6 +166,8 @@ def load_manifest(folder: Path, path: Path | None = None) -> Manifest:
         raise UserError(f"{path}: format is {found!r}, this version reads {FORMAT}; generate or index the data again")
     try:
         manifest = Manifest(Path(folder), value["spec"], value["shards"], value["quarantined"])
+        if type(manifest.spec) is not dict or not all(type(one) is dict for one in manifest.quarantined):
+            raise UserError(f"{path}: spec or quarantined has another form; generate or index the data again")
         for name, shard in manifest.shards.items():
             if "/" in name or "\\" in name or name in ("", "..") or "\0" in name:
                 raise UserError(f"{path}: shard name {name!r} is refused: it must be a plain file name")
@@ -176,9 +178,16 @@ def load_manifest(folder: Path, path: Path | None = None) -> Manifest:
 
 
 def _check_entry(shard: dict[str, Any], where: str) -> None:
-    """Names that may be read, and members that lie inside the shard and share no byte. Raises UserError."""
+    """Entries of the right kind, names that may be read, and members that lie inside the shard and share no byte.
+    Raises UserError."""
+    kinds = {"split": str, "sha256": str, "count": int, "bytes": int, "samples": list}
+    for name, kind in kinds.items():
+        if type(shard[name]) is not kind:
+            raise UserError(f"{where}: {name} is {shard[name]!r:.40}, expected {kind.__name__}; index the shard again")
     spans = []
     for sample in shard["samples"]:
+        if type(sample["key"]) is not str or type(sample["domain"]) is not str:
+            raise UserError(f"{where}: key or domain of {sample!r:.80} is no text; index the shard again")
         check_key(sample["key"], where)
         for field, (offset, size) in sample["members"].items():
             if not is_field(field):

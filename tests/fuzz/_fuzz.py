@@ -86,7 +86,12 @@ class Target:
                 raise
 
 
-SETTINGS = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": False}
+SETTINGS = {
+    "deadline": None,
+    "report_multiple_bugs": False,
+    "suppress_health_check": list(HealthCheck),
+    "print_blob": False,
+}
 TARGETS: dict[str, Target] = {}
 
 
@@ -432,7 +437,7 @@ def _other_type(value: Any) -> Any:
         return float(value) if value.isdecimal() and len(value) < 20 else [value]
     if isinstance(value, list):
         return {str(i): one for i, one in enumerate(value)}
-    return list(value.values())
+    return value.decode("latin-1") if isinstance(value, bytes) else list(value.values())
 
 
 @st.composite
