@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -192,7 +193,8 @@ class PublishedTable(QuestionBenchmark):
         """(the video's name from its folder on, the rate of a folder of frames): as published, or the file's name alone
         where the videos do not lie in its folders."""
         path = item.video.replace("\\", "/")
-        return (path if (self.folder / path).exists() else path.rpartition("/")[2]), None
+        # os.path: a name that no file system takes is not there
+        return (path if os.path.exists(self.folder / path) else path.rpartition("/")[2]), None
 
     # -- what is asked -------------------------------------------------------------------------------------------------
 
