@@ -117,7 +117,7 @@ def _holds_text(section: type, name: str) -> bool:
 def _parsed(override: str) -> Override | None:
     try:
         return OverridesParser.create().parse_override(override)
-    except HydraException:
+    except (HydraException, ValueError):  # of a number with thousands of digits, too
         return None
 
 

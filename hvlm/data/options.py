@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,8 @@ def gold_of(answer: Any, options: Sequence[Any]) -> int:
     """
     one = "exactly one of the options, its letter or its place (from 0)"
     if isinstance(answer, bool) or not isinstance(answer, str | int | float) or answer == "":
+        raise ValueError(one)
+    if isinstance(answer, float) and not math.isfinite(answer):
         raise ValueError(one)
     place = int(answer) if isinstance(answer, int | float) and answer == int(answer) else None
     for form in (str, _folded):

@@ -49,4 +49,7 @@ def frames(
 
 def natural(name: str) -> tuple:
     """A key to sort by in which numbers count as numbers: 2 before 10, whether or not they are padded."""
-    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)), name
+    parts = re.split(r"(\d+)", name)  # longer is larger: Python makes no number of thousands of digits
+    return tuple(
+        (len(part.lstrip("0")), part.lstrip("0")) if part.isdecimal() else (-1, part) for part in parts
+    ), name  # fmt: skip

@@ -241,7 +241,9 @@ class Chat:
         try:
             fields = json.loads(text)
             more = {name: fields[name] for name in ("chat_template", "named", "ends", "prompt") if name in fields}
-            return cls(Tokenizer.from_str(fields["tokenizer"]), fields["template"], fields["system"], **more)
+            made = cls(Tokenizer.from_str(fields["tokenizer"]), fields["template"], fields["system"], **more)
+            made._text("\u2603")  # a word that it does not know: some find only now that they have no token for it
+            return made
         except UserError:
             raise
         except Exception as error:  # the tokenizers' library in Rust has no class of its own

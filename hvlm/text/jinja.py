@@ -218,7 +218,10 @@ class ChatTemplate:
         return Laid(ids, targets, self._after_question(messages, ids), after_bos, context)
 
     def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            return self.tokenizer.encode(text, add_special_tokens=False).ids
+        except TypeError as error:  # Rust has no text for it
+            raise UserError(f"{KEY}={self.name}: what the chat template writes holds half a character") from error
 
     def _raises_to_powers(self) -> bool:
         try:
