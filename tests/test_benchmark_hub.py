@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -203,3 +204,81 @@ def test_archives_in_parts_are_one_and_nothing_leads_out_of_them(tmp_path: Path)
     (tmp_path / "in" / "evil.zip").write_bytes(zipped(**{"..__out.mp4": b"1"}))
     hub_copy._unpack(tmp_path / "in", "evil.zip", ["evil.zip"])
     assert not (tmp_path / "out.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    ("says", "member", "data"),
+    [
+        ("'l' is a symbolic link", {"name": "l", "type": tarfile.SYMTYPE, "linkname": "."}, b""),
+        ("'d' is a special file", {"name": "d", "type": tarfile.CHRTYPE}, b""),
+        ("linkname 'none' not found", {"name": "h", "type": tarfile.LNKTYPE, "linkname": "none"}, b""),
+        ("would link to", {"name": "h", "type": tarfile.LNKTYPE, "linkname": "../../out"}, b""),
+        ("null byte", {"name": "a", "pax_headers": {"path": "a\0b"}}, b"1"),
+        ("too long", {"name": "x" * 300}, b"1"),
+        ("out of range", {"name": "a", "pax_headers": {"mtime": "1e300"}}, b"1"),
+        ("hvlm.json in it is a name of hvlm's own", {"name": "hvlm.json/a"}, b"1"),
+        ("it unfolds to more than", {"name": "a.mp4"}, bytes(3_000_000)),
+    ],
+)
+def test_a_hostile_tar_is_refused_in_one_line(says: str, member: dict[str, Any], data: bytes, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    with tarfile.open(folder / "a.tar.gz", "w:gz", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo()
+        vars_of = {**member, "size": len(data)}
+        for name, value in vars_of.items():
+            setattr(info, name, value)
+        tar.addfile(info, io.BytesIO(data))
+    with pytest.raises(UserError, match=r"a.tar.gz cannot be unpacked \(.*benchmark.path=FOLDER$") as error:
+        hub_copy._unpack(folder, "a.tar.gz", ["a.tar.gz"])
+    assert says in str(error.value) and "\n" not in str(error.value)
+    assert sorted(tmp_path.rglob("*"))[:1] == [folder] and not any(path.is_symlink() for path in folder.rglob("*"))
+
+
+def test_a_hostile_zip_is_refused_in_one_line(tmp_path: Path) -> None:
+    def zipped_by(kind: int, data: bytes) -> bytearray:
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w", kind) as archive:
+            archive.writestr("a.mp4", data)
+        return bytearray(out.getvalue())
+
+    bomb = zipped_by(zipfile.ZIP_DEFLATED, bytes(3_000_000))
+    damaged, lzma = (zipped_by(kind, b"x" * 5000) for kind in (zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA))
+    damaged[37:45], lzma[45:60] = b"\xff" * 8, b"\xff" * 15
+    undeclared = bytearray(bomb)
+    at = undeclared.find(b"PK\x01\x02")
+    undeclared[at + 24 : at + 28] = (10).to_bytes(4, "little")
+    for data, says in (
+        (bomb, "it unfolds to more than"), (undeclared, "Bad CRC-32"), (damaged, "decompressing"), (lzma, "Corrupt"),
+        (zipped(**{"hvlm.json__a": b"1"}), "name of hvlm's own"),
+    ):  # fmt: skip
+        (tmp_path / "a.zip").write_bytes(data)
+        with pytest.raises(UserError, match=rf"a.zip cannot be unpacked \(.*{says}"):
+            hub_copy._unpack(tmp_path, "a.zip", ["a.zip"])
+    assert not (tmp_path / "a.mp4").exists() or (tmp_path / "a.mp4").stat().st_size <= 5000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1]", "[" * 100_000, '{"repo": "a", "commit": 1, "download": "all"}',
+        '{"repo": "a", "commit": "b", "download": "all", "unpacked": 5}',
+        '{"repo": "a", "commit": "b", "download": "all", "unpacked": [[]]}',
+    ],
+)  # fmt: skip
+def test_a_mark_that_somebody_edited_counts_as_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / hub_copy.MARK).write_text(text)
+    assert hub_copy.marked(tmp_path) == {}
+
+
+def test_a_mark_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / hub_copy.MARK)
+    assert hub_copy.marked(tmp_path) == {}
+
+
+def test_a_name_of_the_hub_that_leads_out_is_refused(hub: tuple[dict[str, bytes], list[str]]) -> None:
+    files, fetched = hub
+    files |= {"videomme/test-0.parquet": table(), "../../evil.mp4": b"1"}
+    with pytest.raises(UserError, match="holds the file '../../evil.mp4', which leads out of its copy"):
+        made("videomme", "hub", download="all").source(None)
+    assert not fetched

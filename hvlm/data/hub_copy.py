@@ -7,10 +7,13 @@ from __future__ import annotations
 import io
 import json
 import logging
+import lzma
+import os.path
 import re
 import shutil
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
@@ -20,6 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 from hvlm.data.tar import STILL_FIELDS, VIDEO_FIELDS
 from hvlm.errors import UserError
 from hvlm.io.files import write_text
+from hvlm.io.foreign import json_of
 from hvlm.io.pretrained import cache_folder, one_line
 
 log = logging.getLogger(__name__)
@@ -30,6 +34,12 @@ MARK = "hvlm.json"  # what is there: {repo, commit, download, unpacked}
 _ARCHIVE = re.compile(r"\.(zip|tar|tar\.gz|tgz)$")
 _PART = re.compile(r"(\.(?:zip|tar|tar\.gz|tgz))\.(?:part[._-]?)?(\w{2,3})$")  # videos.tar.part.aa
 _MEDIA = (*VIDEO_FIELDS, *STILL_FIELDS, "srt")
+UNFOLDS = 100  # times its bytes, to which an archive is unpacked at most: subtitles come to 5, videos to 1
+SMALL = 10_000  # bytes, as which a smaller archive counts
+_DAMAGED = (
+    OSError, ValueError, LookupError, ArithmeticError, RuntimeError, EOFError, zlib.error, lzma.LZMAError,
+    zipfile.BadZipFile, tarfile.TarError,
+)  # fmt: skip
 
 
 class Listing(NamedTuple):
@@ -89,10 +99,14 @@ def copy_of(repo: str, revision: str | None, download: str | None, patterns: Seq
 def marked(folder: Path) -> dict[str, Any]:
     """What the mark of a copy says, {} where there is none."""
     try:
-        found = json.loads((folder / MARK).read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) and {"repo", "commit", "download"} <= found.keys() else {}
-    except (OSError, ValueError):
+        found = json_of(folder / MARK, most=16 << 20)
+    except UserError:
         return {}
+    texts = {"repo", "commit", "download"}
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), str) for name in texts):
+        return {}
+    unpacked = found.get("unpacked", [])
+    return found if isinstance(unpacked, list) and all(isinstance(name, str) for name in unpacked) else {}
 
 
 def size_in_words(size: float) -> str:
@@ -124,6 +138,10 @@ def _listed(repo: str, revision: str | None, patterns: Sequence[str]) -> Listing
 
     info = _of_the_hub(repo, partial(HfApi().dataset_info, repo, revision=revision, files_metadata=True))
     sizes = {one.rfilename: int(one.size or 0) for one in info.siblings or []}
+    if outside := next((file for file in sizes if _leads_out(file)), None):
+        raise UserError(
+            f"benchmark.hub={repo}: holds the file {outside!r:.80}, which leads out of its copy; name another"
+        )
     questions = [file for file in sizes if any(_matches(file, pattern) for pattern in patterns)]
     if not questions:
         raise UserError(
@@ -139,6 +157,11 @@ def _matches(file: str, pattern: str) -> bool:
     """As ``Path.glob`` does: * is no folder."""
     ours, theirs = file.split("/"), pattern.split("/")
     return len(ours) == len(theirs) and all(map(fnmatchcase, ours, theirs))
+
+
+def _leads_out(file: str) -> bool:
+    """Whether a name of the hub's is one outside its folder."""
+    return os.path.isabs(file) or ".." in re.split(r"[/\\]", file)
 
 
 def _check_room(folder: Path, listing: Listing, wanted: Sequence[str]) -> None:
@@ -216,23 +239,57 @@ class _Joined(io.RawIOBase):
 
 
 def _unpack(folder: Path, name: str, parts: Sequence[str]) -> None:
-    """An archive beside itself. Nothing of it is written elsewhere. UserError for a damaged one."""
+    """An archive beside itself: plain files and folders, nothing of it elsewhere. UserError for one that is damaged,
+    holds anything else, or unfolds to more than ``UNFOLDS`` times its size or than there is room for."""
     target, paths = (folder / name).parent, [folder / part for part in parts]
     try:
+        most = min(UNFOLDS * max(SMALL, sum(path.stat().st_size for path in paths)), shutil.disk_usage(target).free)
         if not name.endswith(".zip"):
             with io.BufferedReader(_Joined(paths)) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
-                tar.extractall(target, filter="data")
+                tar.extractall(target, filter=_Allowed(most))
         elif len(paths) == 1:
-            with zipfile.ZipFile(paths[0]) as archive:
-                archive.extractall(target)  # names that lead out are cut by zipfile
+            _unzip(paths[0], target, most)
         else:
             whole = folder / f".{Path(name).name}"
-            with open(whole, "wb") as out:
-                shutil.copyfileobj(io.BufferedReader(_Joined(paths)), out)
-            with zipfile.ZipFile(whole) as archive:
-                archive.extractall(target)
-            whole.unlink()
-    except (OSError, zipfile.BadZipFile, tarfile.TarError, EOFError, RuntimeError) as error:
+            try:
+                with open(whole, "wb") as out:
+                    shutil.copyfileobj(io.BufferedReader(_Joined(paths)), out)
+                _unzip(whole, target, most)
+            finally:
+                whole.unlink(missing_ok=True)
+    except _DAMAGED as error:
         raise UserError(
-            f"benchmark.download: {folder / name} cannot be unpacked ({one_line(error)}); delete it and start again"
+            f"benchmark.download: {folder / name} cannot be unpacked ({one_line(error)}); delete it and start again, "
+            "or name a copy that you unpacked yourself with benchmark.path=FOLDER"
         ) from error
+
+
+def _unzip(path: Path, target: Path, most: int) -> None:
+    with zipfile.ZipFile(path) as archive:
+        allowed = _Allowed(most)
+        for member in archive.infolist():
+            allowed.count(member.filename, member.file_size)  # of which zipfile writes no byte more
+        archive.extractall(target)  # names that lead out are cut by zipfile, a link becomes a file with its text
+
+
+class _Allowed:
+    """The members of an archive that are unpacked; ValueError or TarError for another. most: bytes of all together."""
+
+    def __init__(self, most: int) -> None:
+        self._left = self._most = most
+
+    def __call__(self, member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
+        if member.issym():  # through which a later member may lead out
+            raise ValueError(f"{member.name!r:.80} is a symbolic link")
+        self.count(member.name, member.size)
+        return tarfile.data_filter(member, path)
+
+    def count(self, name: str, size: int) -> None:
+        """Take note of a member."""
+        if size < 0:
+            raise ValueError(f"{name!r:.80} has {size} bytes")
+        self._left -= size
+        if self._left < 0:
+            raise ValueError(f"it unfolds to more than {size_in_words(self._most)}")
+        if MARK in re.split(r"[/\\]", name):
+            raise ValueError(f"{MARK} in it is a name of hvlm's own")
