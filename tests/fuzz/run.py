@@ -67,20 +67,23 @@ def turn(name: str, seconds: float, seed: int, known: list[str]) -> dict[str, An
 
 def run(minutes: float, out: Path, names: list[str], seconds: float) -> int:
     """All turns; returns how many failures were found."""
-    begun, number, found = time.monotonic(), 0, 0
+    begun, found = time.monotonic(), 0
     before = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {"runs": [], "targets": {}}
     commit = subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True
+        ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     ).stdout.strip()
     this = {"begun": f"{datetime.now(UTC):%Y-%m-%d %H:%M}", "commit": commit, "seconds": 0.0}
     before["runs"].append(this)
     spent = dict.fromkeys(names, 0.0)
+    known: dict[str, list[str]] = {name: [] for name in names}  # of this run: what earlier ones found has been mended
     while (left := minutes * 60 - (time.monotonic() - begun)) > 1:
         name = min(names, key=lambda one: spent[one])
         told = before["targets"].setdefault(name, {"examples": 0, "refused": 0, "seconds": 0.0, "failures": []})
-        known = [one["place"] for one in told["failures"]] if number else []
-        made = _turn_apart(name, min(seconds, left), int(time.time()) % 10**6 * 1000, known)
-        number += 1
+        made = _turn_apart(name, min(seconds, left), int(time.time()) % 10**6 * 1000, known[name])
+        known[name] += [one["place"] for one in made["failures"]]
         spent[name] += max(made["seconds"], 1.0)
         for key in ("examples", "refused", "seconds"):
             told[key] = round(told[key] + made[key], 1)
