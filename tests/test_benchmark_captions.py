@@ -3,7 +3,6 @@ beams and by chance."""
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -115,7 +114,6 @@ def test_a_file_of_captions_is_written_about(tmp_path: Path) -> None:
 )
 def test_a_file_of_anybody_is_one_line(tmp_path: Path, name: str, text: str, said: str) -> None:
     (tmp_path / name).write_text(text)
-    csv.field_size_limit(128 << 10)  # Python's own; hvlm prepare, which may have run in this process, allows more
     with pytest.raises(UserError, match=said) as error:
         Captions(questions=str(tmp_path / name)).source(None)
     assert "\n" not in str(error.value)

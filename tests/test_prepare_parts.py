@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ from _tables import distinct, left_out, made, together, videos, write_csv, write
 
 from hvlm.data.sample_json import parse
 from hvlm.errors import UserError
+from hvlm.prepare.formats.delimited import Table
 from hvlm.prepare.seconds import as_seconds
 
 
@@ -92,3 +94,12 @@ def test_the_mark_between_cells_is_the_one_by_which_rows_fit_the_first_line(tmp_
     words = ["question=what is asked (who, where, when, why)"]
     (value,) = together(made(folder / "t.csv", tmp_path / "out", *words)).values()
     assert value["questions"] == [{"question": "q, r", "answer": "a"}]
+
+
+def test_long_cells_of_a_table_leave_the_limit_of_other_readers_as_it_was(tmp_path: Path) -> None:
+    before, text = csv.field_size_limit(), "a" * 200_000
+    write_csv(tmp_path / "t.csv", [{"video": "v0.mp4", "question": text}, {"video": "v1.mp4", "question": text}])
+    table = Table(tmp_path / "t.csv")
+    assert csv.field_size_limit() == before
+    for _, _, row in table.rows():
+        assert row["question"] == text and csv.field_size_limit() == before < len(text)

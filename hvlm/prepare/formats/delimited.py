@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hvlm.data.delimiter import delimiter
@@ -13,19 +14,30 @@ from hvlm.prepare.formats import Malformed, Row
 LONGEST_CELL = 16 << 20  # characters
 
 
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """Lets csv read cells of ``LONGEST_CELL`` characters. Its limit is the whole process's, and other readers mean
+    Python's own: hold this where cells are read, and not across a yield."""
+    before = csv.field_size_limit(LONGEST_CELL)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
 class Table:
     about = "CSV or TSV with column names in the first line"
     endings = (".csv", ".tsv")
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        csv.field_size_limit(LONGEST_CELL)
         try:
             with open(path, "rb") as file:
                 head = file.readline(LONGEST_CELL).decode("utf-8-sig")
-            self._mark = "\t" if path.suffix.lower() == ".tsv" else _mark(path, head)
-            with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-                names = next(csv.reader(file, delimiter=self._mark), [])
+            with _long_cells():
+                self._mark = "\t" if path.suffix.lower() == ".tsv" else _mark(path, head)
+                with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+                    names = next(csv.reader(file, delimiter=self._mark), [])
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: not UTF-8 ({error.reason}); save the table as UTF-8") from error
         except csv.Error as error:
@@ -43,11 +55,13 @@ class Table:
     def rows(self) -> Iterator[tuple[str, int, Row]]:
         with open(self.path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.reader(file, delimiter=self._mark)
-            next(reader)
+            with _long_cells():
+                next(reader)
             number = 0
             while True:
                 try:
-                    cells = next(reader)
+                    with _long_cells():
+                        cells = next(reader)
                 except StopIteration:
                     return
                 except csv.Error as error:
