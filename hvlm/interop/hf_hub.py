@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -64,7 +65,7 @@ def _answer_of(error: BaseException | None) -> HfHubHTTPError | None:
     return error
 
 
-class OnTheHub:
+class OnTheHub(ABC):
     """``push_to_hub`` for what has a ``save_pretrained``.
 
     It is not transformers' ``PushToHubMixin``, which writes the hub's card over the one that was saved, nor
@@ -73,8 +74,9 @@ class OnTheHub:
 
     pushed = "model"
 
+    @abstractmethod
     def save_pretrained(self, folder: str | Path) -> None:
-        raise NotImplementedError
+        """Write all that is pushed into a folder."""
 
     def push_to_hub(
         self,

@@ -23,6 +23,7 @@ import signal
 import sys
 import time
 import types
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -101,9 +102,9 @@ class JobLauncher(Launcher):
         self.script = script
         self.console = Console(highlight=False)
 
+    @abstractmethod
     def make_engine(self) -> Engine:
         """Where the jobs run; made after all of them were checked."""
-        raise NotImplementedError
 
     def check(self, job: Job) -> None:
         """UserError for a job that the engine cannot run, before any job starts."""
