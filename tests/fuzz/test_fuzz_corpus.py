@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import run
-from _fuzz import CORPUS, HERE, TARGETS, Target, check_message, kept, limited, place_of, quiet, st, values_of
+from _fuzz import CORPUS, HERE, TARGETS, Target, check_message, kept, limited, place_of, quiet, values_of
+from hypothesis import strategies as st
 
 from hvlm.errors import UserError
 

@@ -10,8 +10,11 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from _fuzz import broken, changed, csv_files, dumped, folder, json_files, line_files, st, target
+from _fuzz import folder, target
+from _fuzz_files import broken, csv_files, json_files, line_files
+from _fuzz_values import changed, dumped
 from _tables import distinct, still
+from hypothesis import strategies as st
 from test_fuzz_questions import as_parquet
 from test_fuzz_shards import archives
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from _fuzz import broken, folder, json_files, st, target
+from _fuzz import folder, target
+from _fuzz_files import broken, json_files
+from hypothesis import strategies as st
 
 from hvlm.data import published
 from hvlm.data.published import Entry

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from _fuzz import broken, changed, csv_files, folder, json_files, line_files, st, target, texts
+from _fuzz import folder, target
+from _fuzz_files import broken, csv_files, json_files, line_files
+from _fuzz_values import changed, texts
 from _tiny import CONF
+from hypothesis import strategies as st
 
 from hvlm.benchmark._subtitles import read_subtitles, shown_at
 from hvlm.benchmark._vnbench_annotations import read_annotations

@@ -6,7 +6,10 @@ import json
 from typing import Any
 
 import numpy as np
-from _fuzz import changed, dumped, json_files, st, target, texts
+from _fuzz import target
+from _fuzz_files import json_files
+from _fuzz_values import changed, dumped, texts
+from hypothesis import strategies as st
 
 from hvlm.benchmark.captions import Captions
 from hvlm.benchmark.choices import Choices

@@ -8,8 +8,11 @@ import json
 import tarfile
 from typing import Any
 
-from _fuzz import broken, folder, json_files, st, target, texts
+from _fuzz import folder, target
+from _fuzz_files import broken, json_files
+from _fuzz_values import texts
 from hypothesis import strategies
+from hypothesis import strategies as st
 
 from hvlm.data import samples
 from hvlm.data.quarantine import SampleError

@@ -7,8 +7,11 @@ import json
 from typing import Any
 
 import _templates
-from _fuzz import broken, changed, dumped, st, target, texts
+from _fuzz import target
+from _fuzz_files import broken
+from _fuzz_values import changed, dumped, texts
 from _tiny import chat
+from hypothesis import strategies as st
 
 from hvlm.benchmark._parsers import PARSERS
 from hvlm.benchmark._vnbench_lines import PARSERS as VNBENCH

@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from _fuzz import folder, json_files, st, target, texts
+from _fuzz import folder, target
+from _fuzz_files import json_files
+from _fuzz_values import texts
 from _tiny import CONF
+from hypothesis import strategies as st
 
 from hvlm.config.check import check
 from hvlm.config.compose import compose
