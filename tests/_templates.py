@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -234,6 +235,28 @@ GPT_4 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)"
     r"|\s+"
 )
+
+
+def byte_pairs(
+    texts: Sequence[str], size: int, special: Sequence[str] = (), cut: pre_tokenizers.PreTokenizer | None = None
+) -> Tokenizer:
+    """As GPT-2 has it, trained on the texts: ``size`` tokens at most, the first of them ``special``. cut: what parts a
+    text before GPT-2's own way does."""
+    tokenizer = Tokenizer(models.BPE())
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = level if cut is None else pre_tokenizers.Sequence([cut, level])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def smollm_pairs(texts: Sequence[str], size: int, special: Sequence[str] = ()) -> Tokenizer:
+    """``byte_pairs`` as SmolLM2 has it: every digit is a token of its own."""
+    return byte_pairs(texts, size, special, pre_tokenizers.Digits(individual_digits=True))
 
 
 @cache

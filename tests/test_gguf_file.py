@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from _templates import smollm_pairs
+from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import eval as evaluation
@@ -36,14 +37,8 @@ def model(**changes: object) -> hvlm.Model:
 
 def smollm() -> Chat:
     """A tokenizer of SmolLM2's kind; ids from 300 on are no tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator([TEXT], trainers.BpeTrainer(vocab_size=290, initial_alphabet=alphabet))
+    tokenizer = smollm_pairs([TEXT], 290)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return Chat(PreTrainedTokenizerFast(tokenizer_object=tokenizer), "chatml")
 

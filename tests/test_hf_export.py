@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from _small import once
+from _templates import byte_pairs
 from _tiny import ROOT
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModel, AutoProcessor, AutoTokenizer
 
 import eval as evaluation
@@ -164,13 +164,8 @@ def test_a_revision_is_that_revision(exported: Path, tmp_path: Path) -> None:
 
 
 def chatml(system: str | None) -> Chat:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(["user assistant system what happens ? a goal"] * 5, trainer)
+    texts = ["user assistant system what happens ? a goal"] * 5
+    tokenizer = byte_pairs(texts, 400, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     return Chat(tokenizer, "chatml", system)
 
 

@@ -6,8 +6,8 @@ from functools import cache
 
 import pytest
 import torch
+from _templates import byte_pairs
 from test_hf_export import chatml
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers.modeling_outputs import ModelOutput
@@ -180,12 +180,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 def plain(template: str) -> Chat:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(["what happens ?"], trainer)
+    tokenizer = byte_pairs(["what happens ?"], 300, ["<s>", "</s>"])
     return Chat(PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>"), template)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from _templates import smollm_pairs
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hvlm.errors import UserError
@@ -40,17 +40,8 @@ def tiny_chat() -> Chat:
 
 def bpe() -> PreTrainedTokenizerFast:
     """A byte-level BPE like SmolLM2's, trained on a few lines."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator([SYSTEM, "user\nassistant\nsystem\n", *TEXTS], trainer)
+    texts = [SYSTEM, "user\nassistant\nsystem\n", *TEXTS]
+    tokenizer = smollm_pairs(texts, 400, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=JINJA)
 
 
