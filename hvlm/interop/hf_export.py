@@ -14,7 +14,6 @@ generation_config.json and README.md, a model card with the run's own figures.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +34,7 @@ from hvlm.config.rooms import OF_A_MODEL
 from hvlm.errors import UserError
 from hvlm.evaluation.generate import generate, generate_ids
 from hvlm.evaluation.sampling import GREEDY, Sampling
+from hvlm.interop.hf_arguments import check_config, device_of, dtype_of, with_attention
 from hvlm.interop.hf_card import CARD, figures_of, model_card
 from hvlm.interop.hf_config import HvlmConfig
 from hvlm.interop.hf_hub import FromHub, OnTheHub, found, hub_arguments
@@ -44,12 +44,11 @@ from hvlm.interop.hf_template import tokenizer_with_template
 from hvlm.io.checkpoint import load_into
 from hvlm.model import VLM
 from hvlm.rebuild import OFF, rebuild
-from hvlm.text.chat import ORDERS, Chat
+from hvlm.text.chat import Chat
 from hvlm.text.unknown import warn_of_question
 
 WEIGHTS = "model.safetensors"
 NO_ADAPTER = {"_target_": "hvlm.adapter.none.NoAdapter"}
-MOST_FRAMES = 1 << 16  # of a clip
 
 
 class HvlmModel(ModuleUtilsMixin, OnTheHub, nn.Module):
@@ -66,7 +65,7 @@ class HvlmModel(ModuleUtilsMixin, OnTheHub, nn.Module):
         """vlm: the model where it is there already; else it is built, with random weights."""
         super().__init__()
         self.config = config
-        _check(config)
+        check_config(config)
         self.chat = Chat.from_json(config.chat)
         self.card: str | None = None
         if vlm is not None:
@@ -115,10 +114,10 @@ class HvlmModel(ModuleUtilsMixin, OnTheHub, nn.Module):
         if set(adapter_kwargs or ()) - {"revision", "token"}:  # which AutoModel adds itself where peft is installed
             raise ValueError(f"adapter_kwargs={adapter_kwargs}: adapters of peft cannot be loaded into this model")
         where = hub_arguments(hub)
-        wanted, device = _dtype(torch_dtype if dtype is None else dtype), _device(device_map)
+        wanted, device = dtype_of(torch_dtype if dtype is None else dtype), device_of(device_map)
         with found(path):
             config = HvlmConfig.from_pretrained(path, **where) if config is None else config
-        model = cls(_with_attention(config, attn_implementation or config._attn_implementation))
+        model = cls(with_attention(config, attn_implementation or config._attn_implementation))
         with found(path):
             weights = cached_file(str(path), WEIGHTS, **where)
         state = load_file(weights)
@@ -320,60 +319,6 @@ class HvlmModel(ModuleUtilsMixin, OnTheHub, nn.Module):
     def _computing(self) -> torch.autocast:
         weight = next(self.parameters())
         return torch.autocast(weight.device.type, weight.dtype, enabled=weight.dtype != torch.float32)
-
-
-def _check(config: HvlmConfig) -> None:
-    """UserError for a config.json of which a field is none that an export writes."""
-    frames, adapter = config.num_frames, config.adapter
-    wrong = {
-        "order": None if config.order in ORDERS else f"one of {', '.join(ORDERS)}",
-        "num_frames": None if type(frames) is int and 1 <= frames <= MOST_FRAMES else f"1 to {MOST_FRAMES}",
-        "adapter": None if isinstance(adapter, str) and adapter else "the name of a set of adapter weights",
-        "chat": None if isinstance(config.chat, str) else "a tokenizer as text",
-        "rooms": None if isinstance(config.rooms, Mapping) else "rooms with their settings",
-        "source_configs": None if isinstance(config.source_configs, Mapping) else "what rooms' sources said",
-    }
-    for field, expected in wrong.items():
-        if expected is not None:
-            raise UserError(f"config.json: {field} is {getattr(config, field)!r:.60}, expected {expected}")
-    if missing := [room for room in OF_A_MODEL if not isinstance(config.rooms.get(room), Mapping)]:
-        raise UserError(f"config.json: rooms holds no {missing[0]}; export the model again")
-
-
-def _dtype(given: torch.dtype | str | None) -> torch.dtype | None:
-    """None: as stored."""
-    found = getattr(torch, given.removeprefix("torch."), None) if isinstance(given, str) else given
-    if given in (None, "auto"):
-        return None
-    if found not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"dtype={given}: expected float32, bfloat16, float16 or auto")
-    return found
-
-
-def _device(given: str | torch.device | dict[str, str | torch.device] | None) -> torch.device:
-    if isinstance(given, dict):
-        if set(given) != {""}:
-            raise ValueError(f"device_map={given}: this model is not split; give one device, or {{'': device}}")
-        given = given[""]
-    if given == "auto":
-        given = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device("cpu" if given is None else given)
-    except RuntimeError as error:
-        raise ValueError(f"device_map={given}: expected one device, {{'': device}} or auto") from error
-    if device.type == "meta":
-        raise ValueError("device_map=meta: a model without weights cannot answer; use HvlmModel(config)")
-    return device
-
-
-def _with_attention(config: HvlmConfig, asked: str | None) -> HvlmConfig:
-    if asked is None:
-        return config
-    if asked not in ("auto", "sdpa"):
-        raise ValueError(f"attn_implementation={asked}: expected auto or sdpa")
-    config = copy.deepcopy(config)
-    config.rooms["language"]["attention"] = asked
-    return config
 
 
 def export(path: str | Path, cfg: Mapping[str, Any], metadata: Mapping[str, Any], out: Path) -> Path:
