@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -304,6 +305,10 @@ def test_a_local_copy_is_named_by_its_folder_alone(tmp_path: Path, name: str) ->
     check_files(compose([f"benchmark={name}", f"benchmark.path={tmp_path}"]))
     with pytest.raises(UserError, match="benchmark.videos=.*none: no such file or folder"):
         check_files(compose([f"benchmark={name}", f"benchmark.path={tmp_path}", f"benchmark.videos={tmp_path}/none"]))
+    (tmp_path / "subtitle").mkdir()
+    said = f"benchmark.subtitles=subtitles: no such file or folder, here or in {tmp_path}; did you mean 'subtitle'?"
+    with pytest.raises(UserError, match=re.escape(said)):
+        check_files(compose([f"benchmark={name}", f"benchmark.path={tmp_path}", "benchmark.subtitles=subtitles"]))
 
 
 def test_equal_options_are_asked_where_the_right_one_is_another(tmp_path: Path) -> None:

@@ -135,6 +135,12 @@ def files_of_the_benchmark(checked: Mapping[str, Any]) -> dict[str, str | None]:
     }
 
 
+def _folders(copy: Path, name: str) -> str:
+    """Which folder of a local copy was probably meant, or those that it has."""
+    there = sorted(inner.name for inner in copy.iterdir() if inner.is_dir() and not inner.name.startswith("."))
+    return did_you_mean(name, there) if there else " the copy has no folders"
+
+
 def check_files(checked: Mapping[str, Any]) -> None:
     """``UserError`` for a file of the command's that does not exist. Only for a command that starts: a stage of a chain
     may name what an earlier one is going to write."""
@@ -149,6 +155,8 @@ def check_files(checked: Mapping[str, Any]) -> None:
             copy = named["benchmark.path"]
             if copy in (None, "hub") or (Path(copy) / path).exists():
                 continue  # without path= the benchmark says what is missing
+            if Path(copy).is_dir() and not Path(path).is_absolute() and not Path(path).exists():
+                raise UserError(f"{key}={path}: no such file or folder, here or in {copy};{_folders(Path(copy), path)}")
         if published and key == "benchmark.path" and path == "hub":
             continue  # what is fetched, or was
         if path is not None and "://" not in path and not Path(path).exists():
