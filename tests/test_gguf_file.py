@@ -63,6 +63,7 @@ def causal(tied: bool, vocabulary: int) -> LlamaForCausalLM:
 
 
 def test_a_run_is_written_and_read_back(trained: tuple[Path, list[str]], tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO")
     out = tmp_path / "tiny.gguf"
     run = trained[0] / "runs" / "tiny"
     assert evaluation.evaluate(["task=gguf", f"checkpoint={run}", f"out={out}"]) == out
@@ -78,6 +79,7 @@ def test_a_run_is_written_and_read_back(trained: tuple[Path, list[str]], tmp_pat
     assert said["general.architecture"] == "llama" and said["llama.vocab_size"] == config.vocab_size
     assert said["llama.block_count"] == config.num_hidden_layers and said["tokenizer.ggml.model"] == "none"
     assert [file.name for file in tmp_path.iterdir()] == ["tiny.gguf"]
+    assert caplog.records and not [line for line in caplog.records if line.name.startswith("gguf.")]
     with pytest.raises(UserError, match=r"tiny.gguf: is there already; name another file"):
         evaluation.evaluate(["task=gguf", f"checkpoint={run}", f"out={out}"])
 

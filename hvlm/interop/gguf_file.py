@@ -28,6 +28,7 @@ CUTS = {"smollm": {"type": "Sequence", "pretokenizers": [DIGITS, BYTES]}, "gpt-2
 PLAIN = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}  # of Llama's layout, all that GGUF has
 
 log = logging.getLogger(__name__)
+logging.getLogger("gguf.gguf_writer").setLevel(logging.WARNING)  # endianness, and a name that the file does not keep
 
 
 def check(vlm: VLM) -> PreTrainedConfig:
