@@ -97,6 +97,15 @@ def duration(seconds: float) -> str:
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
 
 
+def size_in_words(number: float) -> str:
+    """Bytes as people write them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
 @contextmanager
 def error_line() -> Iterator[None]:
     """Prints a ``UserError``, and what a disk, a folder or the memory refuses, as one line on stderr and exits 1; after

@@ -20,6 +20,7 @@ from test_published_benchmarks import made, parquet, prompts
 
 from hvlm.config.check import check_files
 from hvlm.config.compose import compose
+from hvlm.console import size_in_words
 from hvlm.data import hub_copy
 from hvlm.errors import UserError
 
@@ -107,7 +108,7 @@ def test_what_is_fetched_is_said_and_asked_for(hub: tuple[dict[str, bytes], list
     files |= {"README.md": b"#", "videomme/test-00000-of-00001.parquet": table(), "other.bin": b"1" * 50}
     files |= {"videos_chunked_01.zip": zipped(**{"data__-aB.mp4": b"a video"}), "subtitle.zip": zipped(a=b"")}
     check_files(compose(["benchmark=videomme", "benchmark.path=hub", "benchmark.subtitles=subtitle"]))
-    size = hub_copy.size_in_words(len(files["videos_chunked_01.zip"]) + len(files["subtitle.zip"]))
+    size = size_in_words(len(files["videos_chunked_01.zip"]) + len(files["subtitle.zip"]))
     with pytest.raises(UserError) as error:
         made("videomme", "hub").source(None)
     said = str(error.value)

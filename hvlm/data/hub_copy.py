@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from hvlm.console import size_in_words
 from hvlm.data.tar import STILL_FIELDS, VIDEO_FIELDS
 from hvlm.errors import UserError
 from hvlm.io.files import write_text
@@ -107,15 +108,6 @@ def marked(folder: Path) -> dict[str, Any]:
         return {}
     unpacked = found.get("unpacked", [])
     return found if isinstance(unpacked, list) and all(isinstance(name, str) for name in unpacked) else {}
-
-
-def size_in_words(size: float) -> str:
-    """Bytes as people write them."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            break
-        size, unit = size / 1000, {"B": "kB", "kB": "MB", "MB": "GB", "GB": "TB"}[unit]
-    return f"{size:.3g} {unit}"
 
 
 def archives(files: Iterable[str]) -> dict[str, list[str]]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hvlm.console import size_in_words
 from hvlm.data.shard_folder import tars_of
 from hvlm.data.shard_index import MANIFEST, load_manifest
 from hvlm.errors import UserError
@@ -106,6 +107,6 @@ def _room_for(plan: Plan, out: Path) -> None:
     free, needed = shutil.disk_usage(out).free, plan.size - there
     if needed * (1 + work.FULL) > free:
         raise UserError(
-            f"out={out}: {show.size(needed)} are to be written, and {show.size(free)} are free on this disk; name a "
-            "folder on another one"
+            f"out={out}: {size_in_words(needed)} are to be written, and {size_in_words(free)} are free on this disk; "
+            "name a folder on another one"
         )

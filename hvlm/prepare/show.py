@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from hvlm.console import size_in_words
 from hvlm.data.shard_folder import TEXT
 from hvlm.prepare.formats import Blob
 from hvlm.prepare.plan import Bad, Plan, Sample
@@ -58,7 +59,7 @@ def counts(samples: Sequence[Sample], shards: Counter[str], sizes: dict[str, int
         said = [[part for _, _, part in sample.parts] for sample in mine]
         numbers = [len(mine), len({s.group for s in mine}) if split != TEXT else 0, sum(map(len, said))]
         numbers += [sum(len(together(p, name)) for p in said) for name in ("captions", "questions", "conversations")]
-        table.add_row(split, *(f"{n:,}" for n in numbers), f"{shards[split]:,}", size(sizes[split]))
+        table.add_row(split, *(f"{n:,}" for n in numbers), f"{shards[split]:,}", size_in_words(sizes[split]))
     to.print(table, soft_wrap=False)
 
 
@@ -83,9 +84,8 @@ def progress(plan: Plan, to: Console) -> Iterator[Any]:
             if now - last >= EVERY_S:
                 last = now
                 left = (now - started) * (total - done) / max(done, 1)
-                to.print(
-                    f"{rows:,} of {plan.rows:,} rows, {size(done)} of {size(total)}, {bad:,} bad, {left:.0f} s left"
-                )
+                of = f"{size_in_words(done)} of {size_in_words(total)}"
+                to.print(f"{rows:,} of {plan.rows:,} rows, {of}, {bad:,} bad, {left:.0f} s left")
 
         yield line
         return
@@ -97,15 +97,6 @@ def progress(plan: Plan, to: Console) -> Iterator[Any]:
             bar.update(task, completed=done, description=f"{rows:,} of {plan.rows:,} rows, {bad:,} bad")
 
         yield show
-
-
-def size(number: float) -> str:
-    """Bytes in words."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} TB"
 
 
 def next_step(settings: Settings, kinds: set[str]) -> str:
