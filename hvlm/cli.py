@@ -111,7 +111,8 @@ def _run(
             setup_logging()
             result.append(function(checked, overrides))
 
-    vars(task).update(configure=configure, folder=folder)  # what a sweep needs to know of the script whose jobs it runs
+    # What a sweep needs to know of the script whose jobs it runs; these shall end in a line, too, unless it was set.
+    vars(task).update(configure=configure, folder=folder, environment={name: before or "0"})
     # With this set, Hydra lets exceptions through instead of printing them: the only way to say it in our words.
     os.environ[name] = "1"
     version.setbase("1.3")

@@ -40,7 +40,8 @@ import json, os, pathlib, signal, sys
 given = dict(a.split("=", 1) for a in sys.argv[1:])
 seed, run = given["seed"], given["run"].strip("'")
 with open("ran.txt", "a") as f:
-    f.write(json.dumps({**given, "run": run, "threads": os.environ["OMP_NUM_THREADS"]}) + "\\n")
+    tracebacks = os.environ.get("HYDRA_FULL_ERROR")
+    f.write(json.dumps({**given, "run": run, "threads": os.environ["OMP_NUM_THREADS"], "full": tracebacks}) + "\\n")
 if pathlib.Path("broken").exists():
     if seed == "2":
         raise ValueError("the job's own mistake")
@@ -68,6 +69,7 @@ class Sweep(NamedTuple):
 def sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture) -> Callable[..., Sweep]:
     """``python entry.py -m ...`` in ``tmp_path``, with job.py in the place of the script."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     (tmp_path / "job.py").write_text(JOB)
 
     def call(*arguments: str) -> Sweep:
@@ -101,6 +103,7 @@ def test_sweep_survives_its_jobs_and_runs_what_is_missing(tmp_path: Path, sweep:
     assert folder.name.startswith("sweep-")
     assert {j["run"] for j in jobs} == {f"{folder.name}/seed-{s}" for s in "123"}
     assert {j["logger.group"].strip("'") for j in jobs} == {folder.name} and {j["threads"] for j in jobs} == {"1"}
+    assert {j["full"] for j in jobs} == {"0"}, "a job's own mistakes are told in a line, not by a traceback"
 
     records = {r["overrides"][-1]: r for r in json.loads((folder / "sweep.json").read_text())}
     assert [records[f"seed={s}"]["status"] for s in "123"] == ["done", "failed", "killed"]

@@ -244,7 +244,7 @@ class JobLauncher(Launcher):
             overrides.append(f"logger.group={quoted(self.sweep)}")
         where = str(folder) if self.task.folder == "out" else f"{self.sweep}/{job.name}"
         overrides.append(f"{self.task.folder}={quoted(where)}")
-        environment = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+        environment = {**self.task.environment, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
         return Task(job.name, [*program(self.script), *overrides], folder, environment, job.needs)
 
     def _start(self, jobs: Sequence[Job], engine: Engine) -> None:
