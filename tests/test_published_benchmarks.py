@@ -13,7 +13,7 @@ import pytest
 import yaml
 from _tiny import CONF
 
-from hvlm.benchmark import _table
+from hvlm.benchmark import _subtitles, _table
 from hvlm.benchmark._parsers import PARSERS
 from hvlm.benchmark._published import PublishedTable
 from hvlm.benchmark.mvbench import MVBench
@@ -154,6 +154,35 @@ def test_longvideobenchs_subtitles_stand_between_the_frames(tmp_path: Path, capl
     write(tmp_path / "subtitles" / "v_en.json", [{"start": "10.1", "end": "11", "line": "no clock"}])
     with pytest.raises(ValueError, match="the subtitles v_en.json cannot be read"):
         said(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.json", '[{"timestamp": [NaN, 2], "text": "x"}]', "'x' is shown from nan to 2.0 s"),
+        ("a.json", '[{"timestamp": [0, 1e999], "text": "x"}]', "'x' is shown from 0.0 to inf s"),
+        ("a.json", f'[{{"timestamp": [{"9" * 400}, 2], "text": "x"}}]', "too large"),
+        ("a.json", f'[{{"start": "{"9" * 400}:0:0", "end": "0:0:1", "line": "x"}}]', "too large"),
+        ("a.json", "[" * 100_000, "recursion"),
+        ("a.jsonl", '{"text": "x", "start_time": "nan", "end_time": 1}', "'x' is shown from nan to 1.0 s"),
+        ("a.srt", "1\n" * 100, "at most 99 are read"),
+    ],
+)
+def test_hostile_subtitles_are_refused_by_name(
+    name: str, text: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).write_text(text)
+    if name.endswith("srt"):
+        monkeypatch.setattr(_subtitles, "LARGEST", 99)
+    with pytest.raises(ValueError, match=f"the subtitles {name} cannot be read .*{says}"):
+        _subtitles.read_subtitles(tmp_path / name)
+
+
+def test_subtitles_of_half_a_character_or_a_name_too_long_do_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"timestamp": [0, 1], "text": "a\\ud800b"}]')
+    assert _subtitles.read_subtitles(tmp_path / "a.json") == [_subtitles.Line(0.0, 1.0, "a?b")]
+    assert _subtitles.find(tmp_path, "v.mp4", _subtitles.Where(file="x" * 300)) is None
+    assert _subtitles.find(tmp_path, "x" * 300, _subtitles.ALONE) is None
 
 
 def test_lvbench_timescope_and_their_options_in_the_question(tmp_path: Path) -> None:

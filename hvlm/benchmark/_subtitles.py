@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from hvlm.errors import UserError, first_few
 
 ENDINGS = (".srt", ".json", ".jsonl")
 WHICH = ("shown", "all", "between")
+LARGEST = 64 << 20  # bytes of a file
 FRAME = "Frame {number}"  # stands for a frame among the lines
 _TIME = r"(\d{1,6}):(\d\d):(\d\d)[,.](\d{1,3})"
 _SPAN = re.compile(rf"{_TIME}\s*-->\s*{_TIME}")
@@ -44,9 +46,16 @@ def find(folder: Path, video: str, where: Where) -> Path | None:
     """The file with a video's subtitles, None where there is none; video: its file's name."""
     if where.file:
         path = folder / where.file.replace("\\", "/").rpartition("/")[2]
-        return path if path.is_file() else None
+        return path if _is_there(path) else None
     stem = Path(video).stem
-    return next((path for ending in ENDINGS if (path := folder / f"{stem}{ending}").is_file()), None)
+    return next((path for ending in ENDINGS if _is_there(path := folder / f"{stem}{ending}")), None)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for any file
+        return False
 
 
 def check(folder: Path, videos: Iterable[tuple[str, Where]], setting: str) -> str:
@@ -68,13 +77,18 @@ def read_subtitles(path: Path | None, where: Where = ALONE) -> list[Line]:
     ValueError for a file that cannot be read."""
     if path is None or not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8-sig", errors="replace").replace("\r\n", "\n")
     try:
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"has {path.stat().st_size:,} bytes, at most {LARGEST:,} are read")
+        text = path.read_text(encoding="utf-8-sig", errors="replace").replace("\r\n", "\n")
         found = _srt(text) if path.suffix.lower() == ".srt" else _json(path.suffix.lower(), text, where)
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"the subtitles {path.name} cannot be read ({type(error).__name__}: {error})") from error
-    moved = [Line(one.start - where.begin, one.end - where.begin, _plain(one.text)) for one in found]
-    return [one for one in moved if one.text]
+        found = [Line(one.start - where.begin, one.end - where.begin, _plain(one.text)) for one in found]
+        if bad := next((one for one in found if not (math.isfinite(one.start) and math.isfinite(one.end))), None):
+            raise ValueError(f"{bad.text!r:.40} is shown from {bad.start} to {bad.end} s")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"the subtitles {path.name} cannot be read ({type(error).__name__}: {why})") from error
+    return [one for one in found if one.text]
 
 
 def said(lines: Sequence[Line], which: str, seconds: Sequence[float] | None) -> str:
@@ -145,4 +159,5 @@ def _seconds(clock: str) -> float:
 
 
 def _plain(text: str) -> str:
-    return " ".join(html.unescape(_MARKUP.sub("", text)).split())
+    whole = text.encode("utf-8", "replace").decode()  # JSON may spell half a character
+    return " ".join(html.unescape(_MARKUP.sub("", whole)).split())
