@@ -415,6 +415,21 @@ def test_a_table_without_rows_and_shards_among_the_videos_are_refused(tmp_path: 
         made(src, tmp_path / "o")
 
 
+def test_damaged_pages_inside_a_whole_parquet_file_are_named(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    path = tmp_path / "t.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([{"video": "v.mp4", "text": "a red ring"}] * 9), path)
+    data = bytearray(path.read_bytes())
+    data[4:40] = b"\xff" * 36
+    path.write_bytes(data)
+    assert parquet.ParquetFile(path).num_row_groups == 1, "its index is whole"
+    with pytest.raises(UserError, match="t.parquet: not a readable parquet file") as error:
+        planned(path)
+    assert "\n" not in str(error.value)
+
+
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     (tmp_path / "t.parquet").write_bytes(b"PAR1")

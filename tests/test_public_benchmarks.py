@@ -280,6 +280,13 @@ def test_videomme_subtitles_are_those_of_the_frames(tmp_path: Path) -> None:
     assert shown_at(lines, [1.1]) == ""
 
 
+def test_hours_of_a_subtitle_that_no_number_holds_are_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.srt"
+    spans = (f"{'9' * digits}:00:00,000 --> {'9' * digits}:00:01,000" for digits in (400, 5000))
+    path.write_text("".join(f"1\n{span}\nnever\n\n" for span in spans) + "3\n00:00:01,000 --> 00:00:02,000\nonce\n")
+    assert [line.text.splitlines()[-1] for line in read_subtitles(path)] == ["once"]
+
+
 # ---------------------------------------------------------------------------------------------------------- scienceqa
 
 

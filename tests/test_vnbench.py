@@ -260,6 +260,7 @@ def test_names_of_sources() -> None:
         (annotation(gt="Eve"), "row 1 has gt 'Eve', which is none of its options.*and 1 rows more"),
         (annotation()[:1] + annotation()[:1], "row 2 is try 0 of .* which stands there already"),
         ([annotation()[0] | {"gt_option": "C"}], "row 1 has gt_option C, which is 'Mary', and gt 'Bob'"),
+        ([annotation()[0] | {"gt_option": "AB", "gt": None}], "row 1 has gt_option 'AB', expected a letter up to D"),
         ([annotation()[0] | {"try": 9}], "row 1 has try 9, expected 0 to 3"),
         ([annotation()[0] | {"options": ["Bob", "Bob"], "gt_option": None}], "two of its options, and no gt_option"),
         ([annotation()[0] | {"options": ["Bob"]}], "expected 2 to 26"),
