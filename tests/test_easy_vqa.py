@@ -143,18 +143,18 @@ def test_shape_and_colour_are_what_the_questions_say_or_suppose(asked: list, see
 def test_stage_0_learns_from_what_stands_where_in_pictures_of_which_it_is_known(tmp_path: Path) -> None:
     source = with_shapes(package(tmp_path / "easy_vqa"), 0, 3)
     square = Image.new("RGB", (64, 64), (248, 240, 235))
-    square.paste((255, 0, 0), (16, 32, 48, 48))  # columns, then rows
+    square.paste((255, 0, 0), (16, 32, 40, 48))  # columns, then rows
     square.save(source / "data" / "train" / "images" / "0.png")
     path = source / "data" / "train" / "questions.json"  # "yes" to a circle would say it, too
     path.write_text(json.dumps([one for one in json.loads(path.read_text()) if one[1] != "yes"]))
     data = made(source, tmp_path / "data")
     found = {info["key"][-1]: info.get("seen") for info, _ in samples(data, "train")}
     assert [key for key, seen in found.items() if seen] == ["0", "3"], "of 1 and 2 nobody says the shape"
-    assert found["0"] == {"shape": "circle", "colour": "red", "where": [0] * 8 + [0b0000111111110000] * 4 + [0] * 4}
+    assert found["0"] == {"shape": "circle", "colour": "red", "where": [0] * 8 + [0b0000111111000000] * 4 + [0] * 4}
     labels = data.patch_labels({"seen": found["0"]}, np.zeros(2), (8, 8))
     assert labels["shape"].shape == (2, 8, 8) and set(np.unique(labels["shape"])) == {0, 1}
     assert np.argwhere(labels["shape"][1]).min(0).tolist() == [4, 2]
-    assert np.argwhere(labels["shape"][1]).max(0).tolist() == [5, 5]
+    assert np.argwhere(labels["shape"][1]).max(0).tolist() == [5, 4]
     assert (labels["colour"][labels["shape"] == 1] == 0).all() and (
         labels["colour"][labels["shape"] == 0] == -100
     ).all()
