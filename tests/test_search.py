@@ -170,6 +170,17 @@ def test_a_result_that_is_missing_is_named(tmp_path: Path) -> None:
         world.search.ended(job)
 
 
+def test_a_result_that_is_no_number_is_a_failed_trial(tmp_path: Path) -> None:
+    world = World(tmp_path, objectives={"accuracy": "maximize"}, trials=1)
+    job = world.search.next()
+    world.run(job)
+    path = tmp_path / job.name / "results.json"
+    path.write_text(json.dumps([{"variant": "v", "metric": "accuracy_mean", "value": math.nan, "stderr": 0.1}]))
+    world.search.ended(job)
+    assert (job.status, job.error) == ("failed", "accuracy is nan")
+    assert [(t["state"], t["values"], t["front"]) for t in written(world)] == [("fail", {}, False)]
+
+
 def test_conditions_name_what_stands_before_them() -> None:
     plain = [Param("merger", choices=("none", "tome")), Param("merger.keep", low=0.2, high=1.0)]
     assert with_conditions(plain, {"merger.keep": ["merger=tome"]})[1].only == ("merger=tome",)
