@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -14,11 +16,14 @@ from typing import Any
 
 import pytest
 import yaml
+from hydra.errors import InstantiationException
 
+from hvlm.config.compose import explain
 from hvlm.errors import UserError
-from hvlm.sweep.job import Job
+from hvlm.sweep.job import Job, read_status
 from hvlm.sweep.space import Param, wandb_sweep, with_conditions
 from hvlm.sweep.study import Prune, Search, open_study, read_curve
+from hvlm.sweep.table import read_rows, read_values
 
 ROOT = Path(__file__).parent.parent  # not from _tiny, which imports torch: nothing here needs it
 
@@ -272,3 +277,70 @@ def test_a_front_is_measured_by_what_it_dominates() -> None:
     done = {"trials": [{"values": {"a": 3.0, "b": 1.0}}, {"values": {}}, {"values": {"a": 1.0, "b": 0.0}}]}
     points = search.points_of(done, {"a": "maximize", "b": "minimize"})
     assert search.scaled(points, points) == [[0, 1], [1, 0]]
+
+
+@pytest.mark.parametrize("data", [b"hello" * 1000, None])
+def test_a_study_that_is_damaged_or_somebody_elses_is_one_line(data: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    if data is None:
+        with contextlib.closing(sqlite3.connect(path)) as base:
+            base.execute("create table studies(x int)")
+            base.commit()
+    else:
+        path.write_bytes(data)
+    with pytest.raises(UserError, match=r"^hydra.sweeper.storage: sqlite:.*study.db cannot be opened .*run=\.\.\.$"):
+        open_study(f"sqlite:///{path}", "mine", {"accuracy": "maximize"}, {})
+
+
+def test_a_storage_that_is_none_is_one_line_without_its_password() -> None:
+    with pytest.raises(UserError, match=r"foo://me:\*\*\*@host/x cannot be opened") as error:
+        open_study("foo://me:secret@host/x", "mine", {"accuracy": "maximize"}, {})
+    assert "secret" not in str(error.value)
+
+
+def test_damaged_lines_of_metrics_are_left_out_of_a_curve(tmp_path: Path) -> None:
+    (tmp_path / "sft").mkdir()
+    bad = ["5", "[1]", "[" * 100_000, '{"val/loss": 1}', '{"val/loss": "x", "step": 1}', '{"val/loss": 1, "step": []}']
+    good = '{"val/loss": 0.5, "step": 3}'
+    (tmp_path / "sft" / "metrics.jsonl").write_bytes("\n".join([*bad, good, ""]).encode() + b"\xff")
+    assert read_curve(tmp_path, ["sft"]) == {(0, 3): 0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("results.json", "{}"), ("results.json", "[1]"), ("results.json", "x"), ("results.json", "[" * 100_000),
+        ("results.json", '[{"metric": 1}]'), ("results.json", '[{"metric": "a", "variant": "v", "value": "x"}]'),
+        ("sft/finished.json", "[1]"), ("sft/finished.json", '{"finished_at": 1, "metrics": {"val/loss": "x"}}'),
+    ],
+)  # fmt: skip
+def test_damaged_results_of_a_job_are_named(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / "sft").mkdir()
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=rf"{name}: ") as error:
+        read_values(tmp_path, ["accuracy"])
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_record_of_a_job_is_named_and_a_damaged_table_made_anew(tmp_path: Path) -> None:
+    job = Job("a", ["seed=1"], "c").record()
+    path = tmp_path / "status.json"
+    for text in ("[]", "x", json.dumps({**job, "overrides": 5}), json.dumps({**job, "status": "x"})):
+        path.write_text(text)
+        with pytest.raises(UserError, match="status.json: "):
+            read_status(path)
+    path.write_text(json.dumps({**job, "val_loss": math.nan}))
+    assert read_status(path)["name"] == "a"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "sweep.json").write_text(json.dumps([5, {}, {"name": ["a"]}, {**job, "seconds": "x"}, job]))
+    assert read_rows(tmp_path, []) == [job]
+    (tmp_path / "sweep.json").write_text("5")
+    assert read_rows(tmp_path, []) == []
+
+
+def test_what_a_sweeper_or_launcher_refuses_is_said_in_its_own_words() -> None:
+    inner, given = UserError("hydra.sweeper.trials=x: expected a whole number of 1 or more"), ["hydra.launcher.jobs=x"]
+    for cause, says in ((inner, str(inner)), (TypeError("str"), "hydra.launcher.jobs=x: a value of another kind")):
+        error = InstantiationException("Error in call to target\nfull_key: hydra.launcher")
+        error.__cause__ = cause
+        assert str(explain(error, given)).startswith(says)

@@ -8,6 +8,7 @@ in ``hvlm.sweep.launcher``, and nowhere else.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast, get_origin
@@ -175,6 +176,11 @@ def explain(error: Exception, overrides: Sequence[str], config_name: str = "trai
         near = instead_of_word(group, word, options) or (alike if "did you mean" in alike else "")
         return UserError(f"{group}={word}: no such option;{near} options: {', '.join(options)}")
     cause = error.__cause__
+    if isinstance(cause, UserError):  # of a launcher's or sweeper's own constructor
+        return cause
+    if isinstance(cause, TypeError | ValueError) and (part := re.search(r"^full_key: (\S+)$", text, re.M)):
+        given = [o for o in overrides if o.lstrip("+~").startswith(f"{part[1]}.")]
+        return UserError(f"{' '.join(given) or part[1]}: a value of another kind than the setting takes ({cause})")
     for override in overrides:
         key = override.split("=", 1)[0].lstrip("+~")
         if f"'{key}'" not in text and override not in text:

@@ -8,9 +8,11 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from hvlm.config.words import key_of, text_of
+from hvlm.errors import UserError
+from hvlm.io.foreign import json_of, number, shown, wrong
 from hvlm.sweep.engine import Handle, Needs
 
 
@@ -41,6 +43,31 @@ class Job:
     def record(self) -> dict[str, Any]:
         unsaid = ("stages", "needs", "handle", "started", "stopping")
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in unsaid}
+
+
+# What a record must hold to be one: {field: (in words, whether a value is that)}.
+_NUMBER: tuple[str, Any] = ("a number or null", lambda value: value is None or isinstance(value, int | float))
+FIELDS: dict[str, tuple[str, Any]] = {
+    "name": ("the job's name", lambda value: isinstance(value, str)),
+    "overrides": ("a list of texts", lambda value: isinstance(value, list) and all(isinstance(o, str) for o in value)),
+    "config": ("a text", lambda value: isinstance(value, str)),
+    "status": ("what became of the job", lambda value: value in get_args(get_type_hints(Job)["status"])),
+    "seconds": ("a number", number),
+    "error": ("a text", lambda value: isinstance(value, str)),
+    "accuracy": _NUMBER,
+    "stderr": _NUMBER,
+    "val_loss": _NUMBER,
+    "place": ("a text", lambda value: value is None or isinstance(value, str)),
+}
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    """The record of a ``status.json``. UserError for a file that is none."""
+    found = json_of(path)
+    why = wrong(found, FIELDS) if isinstance(found, dict) else f"{shown(found)} is no object"
+    if why:
+        raise UserError(f"{path}: no record of a job ({why}); delete it, and the job is looked at anew")
+    return found
 
 
 def needs_of(stages: Mapping[str, Mapping[str, Any]]) -> Needs:

@@ -46,7 +46,7 @@ from hvlm.errors import UserError
 from hvlm.io.files import write_atomically
 from hvlm.io.processors import usable_processors
 from hvlm.sweep.engine import Engine, Task, stop
-from hvlm.sweep.job import Job, job_name, last_line, needs_of
+from hvlm.sweep.job import Job, job_name, last_line, needs_of, read_status
 from hvlm.sweep.processes import Processes
 from hvlm.sweep.table import read_numbers, read_rows, seeds_table, table, write_table
 from hvlm.training.identity import config_id
@@ -213,7 +213,7 @@ class JobLauncher(Launcher):
     def status_of(self, job: Job) -> dict[str, Any]:
         """What an earlier call wrote down of this very job; empty where there is nothing."""
         path = self.folder / job.name / "status.json"
-        old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        old = read_status(path) if path.exists() else {}
         same = old and old["overrides"] == job.overrides and old["config"] == job.config
         return old if same else {}
 

@@ -53,6 +53,8 @@ class OptunaSweeper(Sweeper):
         for name, value in (("trials", trials), ("startup", startup)):
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"{KEY}.{name}={value}: expected a whole number of 1 or more")
+        if not isinstance(seed, int):
+            raise UserError(f"{KEY}.seed={seed}: expected a whole number")
         self.objectives = plain(objectives)
         bad = next((n for n, d in self.objectives.items() if d not in DIRECTIONS), None)
         if bad is not None or not self.objectives:

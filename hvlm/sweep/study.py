@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from typing import Any, Literal
 
 from hvlm.errors import UserError
 from hvlm.io.files import METRICS
-from hvlm.sweep.job import Job
+from hvlm.io.foreign import number, whole
+from hvlm.sweep.job import Job, read_status
 from hvlm.sweep.space import Param
 from hvlm.sweep.table import read_values, write_text
 
@@ -70,14 +72,16 @@ def read_curve(folder: Path, stages: Sequence[str]) -> dict[tuple[int, int], flo
     found: dict[tuple[int, int], float] = {}
     for place, stage in enumerate(stages):
         path = folder / stage / METRICS
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []:
             try:
                 record = json.loads(line)
-            except ValueError:  # being written
+            except (ValueError, RecursionError):  # being written, or damaged
                 continue
-            if "val/loss" in record:
-                value = record["val/loss"]
-                found[place, int(record["step"])] = float("nan") if value is None else float(value)
+            if not isinstance(record, dict) or not whole(record.get("step")):
+                continue
+            value = record.get("val/loss", "")
+            if value is None or number(value):
+                found[place, record["step"]] = float("nan") if value is None else float(value)
     return found
 
 
@@ -96,23 +100,39 @@ def open_study(storage: str, name: str, objectives: Mapping[str, str], made_with
     """The study of this name in ``storage`` (a URL), made where it is not there.
 
     Raises:
-        UserError: it was made with other settings than ``made_with``.
+        UserError: it was made with other settings than ``made_with``, is damaged, or none of Optuna's.
     """
     package = optuna()
-    study = package.create_study(
-        storage=storage, study_name=name, directions=list(objectives.values()), load_if_exists=True
-    )
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        study = package.create_study(
+            storage=storage, study_name=name, directions=list(objectives.values()), load_if_exists=True
+        )
+        old = study.user_attrs.get("made_with")
+    except (SQLAlchemyError, package.exceptions.OptunaError, ImportError, RuntimeError, ValueError) as error:
+        why = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+        raise UserError(
+            f"hydra.sweeper.storage: {_shown(storage)} cannot be opened as a study of Optuna's ({why}); delete a file "
+            "that is damaged or somebody else's, or give another URL or another name with run=..."
+        ) from error
     now = json.loads(json.dumps(made_with))
-    old = study.user_attrs.get("made_with")
+    if old is not None and not isinstance(old, dict):
+        raise UserError(f"{_shown(storage)} holds a study {name!r} that is no search of hvlm's; give another run=...")
     if old is None:
         study.set_user_attr("made_with", now)
     elif old != now:
         key = next(k for k in [*old, *now] if old.get(k) != now.get(k))
         raise UserError(
-            f"{storage} holds a search with another {key} ({old.get(key)}, now {now.get(key)}); give this one another "
-            "name with run=..."
+            f"{_shown(storage)} holds a search with another {key} ({old.get(key)}, now {now.get(key)}); give this one "
+            "another name with run=..."
         )
     return study
+
+
+def _shown(storage: str) -> str:
+    """The URL without a password."""
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", storage)
 
 
 class Search:
@@ -183,9 +203,8 @@ class Search:
         overrides = list(trial.user_attrs.get(OVERRIDES, []))
         job = Job(self._name(trial), overrides, "", "done")
         if path.exists():
-            old = json.loads(path.read_text(encoding="utf-8"))
-            known = {k: v for k, v in old.items() if hasattr(job, k)}
-            vars(job).update(known)
+            old = read_status(path)
+            vars(job).update({k: v for k, v in old.items() if k in job.record()})
         if SAME_AS in trial.user_attrs:
             job.error = f"the same as trial-{trial.user_attrs[SAME_AS]}"
         if trial.state.name == "COMPLETE":

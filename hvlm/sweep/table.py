@@ -15,6 +15,8 @@ from rich.table import Table
 
 from hvlm.errors import UserError
 from hvlm.io.files import FINISHED, write_atomically
+from hvlm.io.foreign import json_of, number, shown, wrong
+from hvlm.sweep.job import FIELDS
 
 COLUMNS = ("overrides", "status", "accuracy", "±", "val/loss", "time", "note")
 SEEDS = ("overrides", "seeds", "accuracy", "±", "val/loss", "±")
@@ -38,13 +40,36 @@ def read_numbers(folder: Path) -> Numbers:
     the validation at the end of the stage that was finished last. None where there is none."""
     found = Numbers()
     if (folder / "results.json").exists():
-        for record in json.loads((folder / "results.json").read_text(encoding="utf-8")):
+        for record in _records(folder / "results.json"):
             if record["metric"].startswith(MEANS) and record["variant"] != "blind":
                 found = Numbers(record["value"], record.get("stderr"))
                 break
-    stages = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(f"*/{FINISHED}")]
+    stages = [_finished(path) for path in folder.glob(f"*/{FINISHED}")]
     last: dict[str, Any] = max(stages, key=lambda stage: stage["finished_at"], default={})
     return found._replace(val_loss=last.get("metrics", {}).get("val/loss"))
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    """Of results.json. UserError where it is none."""
+    found = json_of(path)
+    is_number = ("a number or null", lambda value: value is None or isinstance(value, int | float))
+    fields = {name: ("a text", lambda value: isinstance(value, str)) for name in ("variant", "metric")}
+    fields |= {"value": is_number, "stderr": is_number}
+    for record in found if isinstance(found, list) else [found]:
+        why = wrong(record, fields) if isinstance(record, dict) else f"{shown(record)} is no object"
+        if why or not isinstance(found, list):
+            raise UserError(f"{path}: no results of an evaluation ({why or 'expected a list'}); evaluate the run again")
+    return found
+
+
+def _finished(path: Path) -> dict[str, Any]:
+    """Of a stage that was finished. UserError where it is none."""
+    found = json_of(path)
+    metrics = found.get("metrics", {}) if isinstance(found, dict) else None
+    loss = metrics.get("val/loss") if isinstance(metrics, dict) else ""
+    if not (loss is None or isinstance(loss, int | float)) or not number(found.get("finished_at")):
+        raise UserError(f"{path}: not what a finished stage leaves; delete it, and the same command writes it again")
+    return found
 
 
 def read_values(folder: Path, names: Sequence[str]) -> dict[str, float]:
@@ -56,7 +81,7 @@ def read_values(folder: Path, names: Sequence[str]) -> dict[str, float]:
     """
     numbers = read_numbers(folder)
     path = folder / "results.json"
-    records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    records = _records(path) if path.exists() else []
     known = {r["metric"]: r["value"] for r in reversed(records) if r["variant"] != "blind"}
     known |= {"accuracy": numbers.accuracy, "val/loss": numbers.val_loss}
     found = {name: known.get(name) for name in names}
@@ -72,8 +97,13 @@ def read_rows(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> list[Mapping[s
     path, names = folder / "sweep.json", {job["name"] for job in jobs}
     try:
         earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    except ValueError:  # a file of somebody else's; it is written anew
+    except (ValueError, RecursionError):  # a file of somebody else's; it is written anew
         earlier = []
+    earlier = (
+        [job for job in earlier if isinstance(job, dict) and not wrong(job, FIELDS)]
+        if isinstance(earlier, list)
+        else []
+    )
     kept = [job for job in earlier if job["name"] not in names and (folder / job["name"]).is_dir()]
     return [*({"stderr": None, "val_loss": None, **job} for job in kept), *jobs]
 
