@@ -164,6 +164,9 @@ def test_the_nearest_texts_are_those_with_most_words_and_pairs_of_words_in_commo
     assert texts.near("a red ring", 2, without={"Ring! A red ..."}) == ["a red star", "a blue ring"]
     assert texts.near("RED", 1) == ["a red ring"], "of equals the first"
     assert texts.near("nothing here", 3) == texts.near("?", 3) == []
+    assert NearTexts(["ring", "a red star"]).near("a red ring", 2) == ["a red star", "ring"], "1 of 5, though all of it"
+    many = [f"red {i}" for i in range(99)]
+    assert NearTexts(many).near("red", 99) == many, "equals as they came"
 
 
 def paired(texts: tuple[str, ...] | list[str]) -> dict[str, Any]:
