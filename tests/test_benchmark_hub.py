@@ -107,6 +107,7 @@ def test_what_is_fetched_is_said_and_asked_for(hub: tuple[dict[str, bytes], list
     files, fetched = hub
     files |= {"README.md": b"#", "videomme/test-00000-of-00001.parquet": table(), "other.bin": b"1" * 50}
     files |= {"videos_chunked_01.zip": zipped(**{"data__-aB.mp4": b"a video"}), "subtitle.zip": zipped(a=b"")}
+    files["videomme/test-old/0.parquet"] = b"a table of another folder"
     check_files(compose(["benchmark=videomme", "benchmark.path=hub", "benchmark.subtitles=subtitle"]))
     size = size_in_words(len(files["videos_chunked_01.zip"]) + len(files["subtitle.zip"]))
     with pytest.raises(UserError) as error:

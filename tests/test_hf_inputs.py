@@ -127,6 +127,17 @@ def test_the_first_token_after_the_video_is_not_learned() -> None:
     assert whole == pytest.approx(same, abs=1e-6) and abs(whole - less) > 1e-4
 
 
+def test_visual_tokens_read_what_stands_before_them_and_is_not_learned() -> None:
+    model, processor = exported("question_first", "reading")
+    inputs = processor.apply_chat_template(said(video(0), QUESTION, ANSWER), add_generation_prompt=False)
+    hidden = learned(model, inputs)
+    with torch.inference_mode():
+        without, all_hidden, read = (
+            model(**inputs, labels=labels).logits for labels in (None, hidden, torch.full_like(hidden, -100))
+        )
+    assert (without - all_hidden).abs().max() <= 1e-5 and (read - all_hidden).abs().max() > 1e-4
+
+
 def test_a_step_of_training_lowers_the_loss() -> None:
     model, processor = exported()
     inputs = processor.apply_chat_template(said(video(0), QUESTION, ANSWER), add_generation_prompt=False)

@@ -160,6 +160,12 @@ def test_a_trial_that_learns_worse_than_the_others_is_stopped(tmp_path: Path) ->
     assert [t["state"] for t in written(world)] == ["complete", "complete", "pruned", "pruned"]
     assert World(tmp_path, trials=4).search.next() is None, "a pruned trial is not run again"
 
+    later = World(tmp_path, trials=5, sampler="random", prune=Prune(after=2))
+    job = later.search.next()
+    (tmp_path / job.name / "sft").mkdir(parents=True)
+    (tmp_path / job.name / "sft" / "metrics.jsonl").write_text('{"step": 5, "val/loss": 9.0}\n')
+    assert not later.search.watch(job), "a later call knows what those of the earlier one had reached"
+
 
 def test_a_study_of_other_settings_is_refused(tmp_path: Path) -> None:
     World(tmp_path)
