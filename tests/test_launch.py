@@ -299,6 +299,7 @@ def test_ctrl_c_twice_ends_a_sweep_in_one_line(tmp_path: Path) -> None:
         (("seed=1,2", "stage.steps=5,abc"), ["stage.steps=abc", "expected int"]),
         (("connector=foveated,men",), ["connector=men", "did you mean 'mean'?"]),
         (("seed=1,2", "stage.stepz=3"), ["did you mean 'stage.steps'?"]),
+        (("seed=1,2", "hydra.launcher.jobz=2"), ["did you mean 'hydra.launcher.jobs'?"]),
         (("seed=1,2", "run=a,b"), ["one folder"]),
     ],
 )

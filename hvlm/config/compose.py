@@ -77,13 +77,15 @@ ASKING, WRITING = "hvlm.benchmark.needles.Needles", "hvlm.head.text.TextHead"
 
 
 @functools.cache
-def _compose(overrides: tuple[str, ...], config_name: str, searched: tuple[Any, ...]) -> DictConfig:
+def _compose(
+    overrides: tuple[str, ...], config_name: str, searched: tuple[Any, ...], hydras: bool = False
+) -> DictConfig:
     """What Hydra makes of the files and the overrides; a third of a second, so kept. Nobody may change it."""
     # Hydra's global state is put aside and back: compose is also called in the middle of a run.
     before, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            return hydra.compose(config_name, list(overrides))
+            return hydra.compose(config_name, list(overrides), return_hydra_config=hydras)
     finally:
         GlobalHydra.instance().hydra = before
 
@@ -205,7 +207,8 @@ def _near_key(key: str, config_name: str, overrides: Sequence[str], bad: str) ->
     nothing: list[str] = []
     for others in ([o for o in overrides if o != bad], rooms, nothing):
         try:
-            cfg = _compose(tuple(others), config_name, contents())
+            # A sweep's own settings (hydra.sweeper.trials) stand in Hydra's part, which runs do not have.
+            cfg = _compose(tuple(others), config_name, contents(), hydras=key.startswith("hydra."))
             break
         except REFUSED:
             continue
