@@ -23,8 +23,10 @@ from hvlm.config.check import check_files
 from hvlm.config.compose import compose
 from hvlm.data import samples
 from hvlm.errors import UserError
+from hvlm.evaluation.evaluate import _stated
 from hvlm.evaluation.journal import Answer, Journal
 from hvlm.evaluation.predictions import read_predictions, write_predictions
+from hvlm.evaluation.results import Label
 from hvlm.evaluation.scores import Prediction, Question
 
 ALL = (
@@ -326,6 +328,14 @@ def test_every_published_table_has_one_contract(name: str) -> None:
         assert made(name, None, scoring="generate", parser=parser).protocol()["parser"] == parser
     stated = made(name, None, scoring="pmi").protocol()
     assert (stated["benchmark"], stated["scoring"], stated["parser"]) == (name, "pmi", "none")
+
+
+def test_what_was_shown_with_somebody_elses_answers_is_not_known(tmp_path: Path) -> None:
+    label = Label("score", "theirs", 1)
+    _stated(label, made("videomme", None), tmp_path)
+    assert json.loads((tmp_path / "protocol.json").read_text())["subtitles"] == "unknown"
+    _stated(label, made("videomme", None, subtitles="subtitle"), tmp_path)
+    assert json.loads((tmp_path / "protocol.json").read_text())["subtitles"] == "lines of the sampled frames"
 
 
 @pytest.mark.parametrize("name", ["mlvu", "mvbench"])

@@ -148,6 +148,8 @@ def _stated(label: results.Label, benchmark: Benchmark, out_dir: Path, loaded: L
     if not protocol:
         return label
     protocol |= {"num_frames": "unknown", "reader": "unknown"}
+    if loaded is None and protocol.get("subtitles") == "none":
+        protocol["subtitles"] = "unknown"  # not named now, which says nothing of what was shown when it was answered
     if loaded is not None:
         protocol["num_frames"] = benchmark.inputs(loaded.inputs).num_frames
         protocol["reader"] = getattr(loaded.data, "decoder", "pyav")
