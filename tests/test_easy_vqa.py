@@ -192,6 +192,24 @@ def test_what_is_missing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         made(source, tmp_path / "data")
 
 
+@pytest.mark.parametrize("show", ["both", "question"])
+def test_a_damaged_picture_of_the_package_is_named(show: str, tmp_path: Path) -> None:
+    source = package(tmp_path)
+    for path in source.glob("**/train/images/*.png"):
+        path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(UserError, match=r"\.png: no picture that can be read"):
+        made(source, tmp_path / "out", show=show)
+
+
+@pytest.mark.parametrize("item", ['["", "yes", 0]', '["is it?", "yes", Infinity]', "[" * 100_000])
+def test_a_hostile_question_of_the_package_is_refused(item: str, tmp_path: Path) -> None:
+    source = package(tmp_path)
+    for path in source.glob("**/train/questions.json"):
+        path.write_text(f"[{item}]")
+    with pytest.raises(UserError, match=r"questions.json: expected a list of \[question, answer, picture\]"):
+        made(source, tmp_path / "out")
+
+
 def test_one_command_trains_and_scores_the_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["experiment=easy_vqa", f"dataset.source={with_shapes(package(tmp_path / 'easy_vqa'), 0, 5)}"]

@@ -128,10 +128,11 @@ class EasyVQA(GeneratedSet):
         folder = where / ("test" if split == "test" else "train") / "images"
         pictures, files = list(splits[split]), []
         for picture in (pictures[number] for number in numbers):
+            path = f"{folder}/{picture}.png"
             try:
                 data = (folder / f"{picture}.png").read_bytes()
             except (OSError, KeyError) as error:
-                raise UserError(f"{folder}/{picture}.png: a picture that questions are about is not there") from error
+                raise UserError(f"{path}: a picture that questions are about is not there") from error
             questions = [
                 {"id": f"q{i}", "task": _task(asked), "question": asked if self.show != "picture" else ANYTHING}
                 | {"answer": answer}
@@ -142,10 +143,10 @@ class EasyVQA(GeneratedSet):
             if (
                 split != "test"
                 and self.show != "question"
-                and (seen := labels_of(splits[split][picture], _pixels(data)))
+                and (seen := labels_of(splits[split][picture], _pixels(data, path)))
             ):
                 info["seen"] = seen
-            files.append((key, {"png": _black(data) if self.show == "question" else data, "json": _json(info)}))
+            files.append((key, {"png": _black(data, path) if self.show == "question" else data, "json": _json(info)}))
         return write_shard(self.folder / name, files, split, [self.domain] * len(files))
 
     def _package(self) -> dict[str, dict[int, Asked]]:
@@ -196,8 +197,10 @@ def _questions(path: Any) -> dict[int, Asked]:
         for question, answer, picture in items:
             if answer not in ANSWERS:
                 raise ValueError(f"the answer {answer!r:.40} is none of easy-vqa's")
+            if not str(question).strip():
+                raise ValueError("a question without a word")
             found.setdefault(int(picture), []).append((str(question), str(answer)))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: expected a list of [question, answer, picture] ({error})") from error
     return dict(sorted(found.items()))
 
@@ -215,15 +218,18 @@ def _task(question: str) -> str:
     return "yes_no" if first not in ("what", "which") else "colour" if "color" in question else "shape"
 
 
-def _pixels(data: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(data)) as picture:
-        return np.array(picture.convert("RGB"))
+def _pixels(data: bytes, path: str) -> np.ndarray:
+    """uint8 [H, W, 3] of the picture at ``path``. UserError where it cannot be read."""
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            return np.array(picture.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: no picture that can be read ({' '.join(str(error).split())}); {GET}") from error
 
 
-def _black(data: bytes) -> bytes:
-    with Image.open(io.BytesIO(data)) as picture:
-        out = io.BytesIO()
-        Image.new("RGB", picture.size).save(out, "PNG")
+def _black(data: bytes, path: str) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.zeros_like(_pixels(data, path))).save(out, "PNG")
     return out.getvalue()
 
 
