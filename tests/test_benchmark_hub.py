@@ -177,6 +177,11 @@ def test_what_the_hub_does_not_have_is_one_line(hub: tuple[dict[str, bytes], lis
     with pytest.raises(UserError, match="benchmark.download: .* are needed in .*, 10 B are free"), pytest.MonkeyPatch.context() as patch:  # fmt: skip  # noqa: E501
         patch.setattr(hub_copy.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
         made("videomme", "hub", download="questions").source(None)
+    files["v.zip"] = zipped(**{"data__-aB.mp4": b"a video"})
+    free = sum(map(len, files.values()))
+    with pytest.raises(UserError, match="archives and what is in them"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hub_copy.shutil, "disk_usage", lambda _: type("Usage", (), {"free": free}))
+        made("videomme", "hub", download="all").source(None)
 
 
 def test_archives_in_parts_are_one_and_nothing_leads_out_of_them(tmp_path: Path) -> None:

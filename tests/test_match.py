@@ -165,6 +165,7 @@ def test_the_nearest_texts_are_those_with_most_words_and_pairs_of_words_in_commo
     assert texts.near("RED", 1) == ["a red ring"], "of equals the first"
     assert texts.near("nothing here", 3) == texts.near("?", 3) == []
     assert NearTexts(["ring", "a red star"]).near("a red ring", 2) == ["a red star", "ring"], "1 of 5, though all of it"
+    assert NearTexts(["ring red a", "a red ring now"]).near("a red ring", 1) == ["a red ring now"], "by its pairs"
     many = [f"red {i}" for i in range(99)]
     assert NearTexts(many).near("red", 99) == many, "equals as they came"
 
