@@ -171,3 +171,16 @@ def test_what_is_not_written_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(UserError, match="needs the package gguf: pip install"):
         check(model().vlm)
     assert not list(tmp_path.iterdir()) and "gguf" in sys.modules
+
+
+def test_nothing_is_written_through_a_link_or_below_a_file(tmp_path: Path) -> None:
+    built = model()
+    (tmp_path / "file").write_text("x")
+    for name in ("here.gguf", ".other.gguf.part"):
+        (tmp_path / name).symlink_to(tmp_path / "victim")
+    for name, says in (("here.gguf", "is there already"), ("file/a.gguf", "cannot be made"), ("x" * 300, "too long")):
+        with pytest.raises(UserError, match=rf"^out=.*{says}"):
+            write(built.vlm, built.chat, tmp_path / name)
+    write(built.vlm, built.chat, tmp_path / "other.gguf")
+    assert (tmp_path / "other.gguf").is_file() and not (tmp_path / "other.gguf").is_symlink()
+    assert not (tmp_path / "victim").exists()

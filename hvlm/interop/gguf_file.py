@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,14 @@ def write(vlm: VLM, chat: Chat, path: Path) -> Path:
     config = check(vlm)
     import gguf
 
-    if path.exists():
-        raise UserError(f"out={path}: is there already; name another file, or delete that one")
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.part")
+    try:
+        if os.path.lexists(path):
+            raise UserError(f"out={path}: is there already; name another file, or delete that one")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.unlink(missing_ok=True)  # what lies there may be a link to somewhere else
+    except OSError as error:
+        raise UserError(f"out={path}: cannot be made ({error.strerror}); name another file") from error
     writer = gguf.GGUFWriter(draft, "llama")
     _sizes(writer, config, path.stem)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
