@@ -23,7 +23,7 @@ from hvlm.config.compose import compose
 from hvlm.io.processors import usable_processors
 from hvlm.sweep.engine import Task, stop
 from hvlm.sweep.job import job_name, last_line
-from hvlm.sweep.launcher import JobLauncher
+from hvlm.sweep.launcher import JobLauncher, ProcessLauncher
 from hvlm.sweep.processes import Child
 from hvlm.sweep.table import read_numbers
 from hvlm.training.identity import config_id
@@ -356,3 +356,7 @@ def test_a_job_never_runs_twice_at_once(tmp_path: Path, sweep: Callable[..., Swe
     done = sweep("seed=1", "run=mine")
     os.close(lock)
     assert done.code == 1 and "busy" in done.out and ran(tmp_path) == []
+
+
+def test_all_jobs_at_once_have_a_thread_each():
+    assert ProcessLauncher(jobs=None).threads == 1 and ProcessLauncher(jobs=None, threads=3).threads == 3

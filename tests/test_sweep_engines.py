@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -170,6 +172,27 @@ def slurm(folder: Path, patch: pytest.MonkeyPatch, **settings: Any) -> Any:
     launcher = SubmititLauncher(**settings)
     launcher.folder = folder
     return launcher.make_engine()
+
+
+@pytest.mark.parametrize("planted", ["writable by all", "a link", "a file"])
+def test_pickled_results_are_read_from_a_folder_of_ones_own_alone(
+    planted: str, task: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = slurm(tmp_path, monkeypatch)
+    engine.submit([task("a", "pass")])
+    assert stat.S_IMODE(engine.folder.stat().st_mode) == 0o700
+    shutil.rmtree(engine.folder)
+    if planted == "a link":
+        (tmp_path / "elsewhere").mkdir()
+        engine.folder.symlink_to(tmp_path / "elsewhere")
+    elif planted == "a file":
+        engine.folder.touch()
+    else:
+        engine.folder.mkdir()
+        engine.folder.chmod(0o777)
+    for use in (lambda: engine.submit([task("b", "pass")]), lambda: engine.adopt(task("c", "pass"), "slurm job 77_0")):
+        with pytest.raises(UserError, match="submitit: submitit reads pickled results there"):
+            use()
 
 
 def test_what_slurm_is_asked_for(task: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -366,14 +366,14 @@ class JobLauncher(Launcher):
 
 
 class ProcessLauncher(JobLauncher):
-    """jobs: how many run at a time. threads: of each job; None divides the machine's by ``jobs``. script: what a job
-    runs; None = the script that was called."""
+    """jobs: how many run at a time; None: all. threads: of each job; None divides the machine's by ``jobs``, of all by
+    itself. script: what a job runs; None = the script that was called."""
 
     __module__ = "hydra_plugins.hvlm"
 
-    def __init__(self, jobs: int = 1, threads: int | None = None, script: str | None = None) -> None:
+    def __init__(self, jobs: int | None = 1, threads: int | None = None, script: str | None = None) -> None:
         super().__init__(jobs, script)
-        self.threads = threads or max(1, usable_processors() // jobs)
+        self.threads = threads or max(1, usable_processors() // (jobs or usable_processors()))
 
     def make_engine(self) -> Engine:
         return Processes(self.threads)

@@ -2,7 +2,8 @@
 submitit's local executor, as processes of this machine that go the same way.
 
 A job that the cluster warns (preempted, or nearly out of time) saves through its own checkpoints and is put into the
-queue again by submitit; there the same command continues. What submitit writes lies in ``<sweep>/submitit``.
+queue again by submitit; there the same command continues. What submitit writes lies in ``<sweep>/submitit``, pickled:
+who can write there can run code, so it must be the user's own folder.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +33,20 @@ def package() -> Any:
     except ImportError as error:
         raise UserError(f"launcher=submitit needs submitit ({error}): pip install 'hvlm[submitit]'") from error
     return submitit
+
+
+def own(folder: Path) -> Path:
+    """The folder, made for its owner alone. UserError where it is a link, or somebody else may write there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise UserError(
+            f"{folder}: submitit reads pickled results there, and it is not a folder that you alone may write into; "
+            "remove it, or chmod go-w it if what it holds is yours"
+        )
+    return folder
 
 
 class Submitit:
@@ -70,7 +86,7 @@ class Submitit:
 
     def executor(self, needs: Needs) -> Any:
         """submitit's executor for jobs of these needs."""
-        folder = str(self.folder.resolve())
+        folder = str(own(self.folder).resolve())
         if self.cluster == "local":
             executor = self._submitit.LocalExecutor(folder, max_num_timeout=self.retries)
         else:
@@ -107,7 +123,7 @@ class Submitit:
         if self.cluster != "slurm" or kind != "slurm" or not number:
             return None
         ranks = list(range(task.needs.nodes * (task.needs.devices or 1)))
-        job = self._submitit.SlurmJob(folder=str(self.folder.resolve()), job_id=number, tasks=ranks)
+        job = self._submitit.SlurmJob(folder=str(own(self.folder).resolve()), job_id=number, tasks=ranks)
         alive = job.watcher.get_state(number, mode="force").split(" ")[0] in ALIVE and not job.done()
         return Submitted(task, job, place) if alive else None
 
