@@ -418,6 +418,37 @@ def test_a_second_process_in_one_folder_is_refused_and_a_killed_one_leaves_it(tm
         pass
 
 
+def hold_and_fork(folder: Path, pipe: Any) -> None:
+    """The owner of a folder, with a process of its own that lives on when it is killed."""
+    with locked(folder, "run=a"):
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        pipe.send(child)
+        time.sleep(60)
+
+
+def test_a_process_that_reads_does_not_keep_the_folder_of_a_killed_run(tmp_path: Path) -> None:
+    """It outlives the run as long as its decoder hangs, up to dataset.decode_timeout."""
+    context = multiprocessing.get_context("fork")
+    mine, theirs = context.Pipe()
+    owner = context.Process(target=hold_and_fork, args=(tmp_path / "a", theirs))
+    owner.start()
+    assert mine.poll(20)
+    reads = mine.recv()
+    try:
+        with pytest.raises(UserError, match="has been writing"), locked(tmp_path / "a", "run=a"):
+            pass
+        owner.kill()
+        owner.join()
+        os.kill(reads, 0)  # it is still there
+        with locked(tmp_path / "a", "run=a"):
+            pass
+    finally:
+        os.kill(reads, signal.SIGKILL)
+
+
 # ---------------------------------------------------------------------------------------------------- callbacks
 
 

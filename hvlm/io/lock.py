@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 from hvlm.console import duration
 from hvlm.errors import UserError
@@ -33,7 +34,7 @@ def locked(folder: Path, key: str) -> Iterator[None]:
         UserError: another process holds it; the message says which one, on what machine, and for how long.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "a+", encoding="utf-8") as file:
+    with open(folder / LOCK, "a+", encoding="utf-8") as file, _not_for_children(file):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -60,6 +61,31 @@ def _owner(folder: Path) -> str:
 @contextmanager
 def waiting(path: Path) -> Iterator[None]:
     """Hold the lock of a file, made if it does not exist, once it is free: who comes second waits for the first."""
-    with open(path, "wb") as file:
+    with open(path, "wb") as file, _not_for_children(file):
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+_held: list[IO[Any]] = []
+
+
+@contextmanager
+def _not_for_children(file: IO[Any]) -> Iterator[None]:
+    """A process that is forked inside the block, such as one that reads, does not hold the lock as well: it may live on
+    for a while (a decoder hangs) where its owner was killed, and the same command must be able to continue at once."""
+    _held.append(file)
+    try:
+        yield
+    finally:
+        if file in _held:
+            _held.remove(file)
+
+
+def _let_go() -> None:
+    for file in _held:
+        file.close()  # the lock stays with the parent, whose file this is, too
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
