@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile $(if $(LOCKED),,-c constraints.txt)
 .DEFAULT_GOAL := help
 
-.PHONY: help setup weights demo ui setup-ui ui-shot test test-ui test-all test-gpu test-lmms fuzz reliability lint tables bench bench-attention bench-kv
+.PHONY: help setup weights demo ui setup-ui ui-shot test test-ui test-all test-gpu test-lmms fuzz soak reliability lint tables bench bench-attention bench-kv
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,7 @@ demo: setup  ## Make data, train vision, align, SFT and DPO, evaluate, print the
 CHECKPOINT ?= runs/demo
 BESIDE ?= $(CHECKPOINT)/sft
 MINUTES ?= 10
+SEED ?= 0
 
 ui: setup  ## A page to ask about videos on (CHECKPOINT=runs/demo; hvlm ui --help says more)
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile --no-warn-conflicts -c constraints.txt -e '.[ui]'
@@ -71,6 +72,9 @@ test-gpu: setup  ## Tests that need CUDA (without it each is skipped with its re
 
 fuzz: setup  ## Damaged and hostile input for MINUTES minutes, in turn over all readers; adds to tests/fuzz/results.json
 	$(PY) tests/fuzz/run.py minutes=$(MINUTES)
+
+soak: setup  ## Kill, starve and move training about for MINUTES minutes, and compare it with a run that nobody disturbed (SEED)
+	$(PY) -m experiments.soak --minutes $(MINUTES) --seed $(SEED)
 
 reliability: setup  ## Run the tests of known faults and print docs/reliability.md from them
 	$(PY) -m pytest -n 2 --dist worksteal -m 'fault and not slow' --reliability=docs/reliability.md
