@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 # Forward + backward of attention under bf16 autocast on a CPU with AMX (Xeon, torch 2.13, one thread, milliseconds):
 #   rows x heads x queries x keys x width     SDPA bf16   SDPA fp32   matmul bf16
@@ -225,3 +227,36 @@ def with_causal(mask: Tensor | None, queries: int, keys: int, device: torch.devi
     if mask.dtype == torch.bool:
         return mask & seen
     return mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
+
+
+def scored_in_parts(
+    logits: Callable[[Tensor], Tensor], states_MD: Tensor, ids_M: Tensor, at_once: int
+) -> tuple[Tensor, Tensor]:
+    """How likely tokens are, without the logits of more than ``at_once`` of them at a time: going back, a part's logits
+    are computed again. (``torch.nn.functional.linear_cross_entropy`` knows a weight and a bias; here logits may be
+    scaled and capped, and whoever calls weighs every token, as DPO does.)
+
+    Args:
+        logits: states [..., D] -> float32 [..., vocabulary].
+        states_MD: one place before each token.
+        ids_M: the tokens.
+        at_once: tokens of a part; as many as there are, or more, is the plain way.
+
+    Returns:
+        log p of each token, float32 [M], and whether it is the likeliest of all, bool [M].
+    """
+
+    def part(states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        found = logits(states)
+        return -F.cross_entropy(found, ids, reduction="none"), found.detach().argmax(-1) == ids
+
+    if len(ids_M) <= at_once:
+        return part(states_MD, ids_M)
+    parts = -(-len(ids_M) // at_once)
+    pairs = zip(states_MD.tensor_split(parts), ids_M.tensor_split(parts), strict=True)
+    if torch.is_grad_enabled():
+        each = [checkpoint(part, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs]
+    else:
+        each = [part(*pair) for pair in pairs]
+    logp, likeliest = zip(*each, strict=True)
+    return torch.cat(logp), torch.cat(likeliest)

@@ -288,7 +288,7 @@ class VLM(nn.Module):
         return Alone(self.language.hidden(self.language.embed(ids_MS), mask_MS), mask_MS)
 
     def targets(self, batch: Batch, cache: PastKV | None = None) -> Targets:
-        """Logits for every token under ``loss_mask_KS``. ValueError where the head is not one for text."""
+        """Every token under ``loss_mask_KS``, and its logits. ValueError where the head is not one for text."""
         if not self.head.writes:
             raise ValueError(f"{type(self.head).__name__} gives no logits of tokens; use head=text")
         return self.output(batch, cache)
@@ -296,9 +296,10 @@ class VLM(nn.Module):
     def token_logprobs(self, batch: Batch, cache: PastKV | None = None) -> Tensor:
         """log p(token | everything before it), float32 [K, S]; 0 where the token is not a target. cache: an empty one,
         of what was before it (``hidden``)."""
-        logits, ids, row, place = self.targets(batch, cache)
-        logp = logits.log_softmax(-1).gather(1, ids.unsqueeze(1)).squeeze(1)
-        return torch.zeros(batch.input_ids_KS.shape, device=logp.device).index_put((row, place), logp)
+        targets = self.targets(batch, cache)
+        logp, _ = targets.scored()
+        places = (targets.row_M, targets.place_M)
+        return torch.zeros(batch.input_ids_KS.shape, device=logp.device).index_put(places, logp)
 
     def next_token_logprobs(self, batch: Batch, cache: PastKV | None = None) -> Tensor:
         """The distribution over the first target token of every row, float32 [K, vocabulary]."""

@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from hvlm.functional import scored_in_parts
+
 KV = list[tuple[Tensor, Tensor]]  # per layer: keys and values, each [frames, heads, patches (+ CLS), head width]
 
 
@@ -339,12 +341,29 @@ class Term(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """Logits of every text token that is scored, M of them in all, in row order: what the text head gives.
+    """Every text token that is scored, M of them in all, in row order: what the text head gives.
 
-    logits_MV float32, ids_M the tokens themselves, row_M the text row and place_M the position in it.
+    states_MD: of the language model, each one place before its token. ids_M: the tokens themselves, row_M: the text
+    row, place_M: the position in it. logits: states [..., D] -> float32 [..., vocabulary]. at_once: bytes of logits
+    that ``scored`` holds at a time, None: all.
     """
 
-    logits_MV: Tensor
+    states_MD: Tensor
     ids_M: Tensor
     row_M: Tensor
     place_M: Tensor
+    logits: Callable[[Tensor], Tensor]
+    at_once: int | None = None
+
+    @property
+    def logits_MV(self) -> Tensor:
+        """All of them, float32: with a large vocabulary the largest tensor of a step. ``scored`` needs less."""
+        return self.logits(self.states_MD)
+
+    def scored(self) -> tuple[Tensor, Tensor]:
+        """(log p of each token, float32 [M]; whether it is the likeliest, bool [M])."""
+        tokens = len(self.ids_M)
+        if self.at_once is not None:
+            each = 4 * self.logits(self.states_MD[:0]).shape[-1]  # bytes
+            tokens = max(1, self.at_once // each)
+        return scored_in_parts(self.logits, self.states_MD, self.ids_M, tokens)

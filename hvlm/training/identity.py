@@ -38,6 +38,7 @@ IGNORED = (
     "vision.gradient_checkpointing",
     "vision.frames_at_once",
     "vision.cache_gb",
+    "head.logits_mb",
     "trainer.accelerator",
     "trainer.accumulate",
     "trainer.devices",

@@ -1,0 +1,1 @@
+"""What batches cost: logits in parts, batches by frames and tokens, texts packed in rows."""
