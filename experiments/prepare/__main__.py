@@ -1,13 +1,14 @@
 """What do the checks of ``hvlm prepare`` cost, beside decoding alone, and beside decoding and writing alone?
 
-    python -m experiments.prepare [--videos 2000] [--rows 10000] [--workers 2] [--repeats 2]
+    python -m experiments.prepare [--videos 1000] [--rows 10000] [--workers 2] [--repeats 6]
+    python -m experiments.prepare.kills                             # the same rows, killed at random moments
 
 The table has ``--rows`` rows about ``--videos`` videos, one in a hundred broken: a missing file, no bytes, no UTF-8, an
 id that stands there already, a path that leads out, as often each. All ways go through the same videos with as many
 processes, in turns. ``prepare`` is the whole command: table, columns, splits, decoding under a deadline in a process
 that can be killed, texts read as the reader reads them, shards and their sums. ``decode`` is given the finished plan
 and decodes the same frames in its own processes, with no deadline; ``floor`` does so and writes the shards. Writes
-results.json beside this file: rows a second, and CPU seconds, which other programs disturb less.
+results.json beside this file after every repeat: rows a second, and CPU seconds, which other programs disturb less.
 """
 
 from __future__ import annotations
@@ -61,10 +62,10 @@ BROKEN: tuple[tuple[str, Callable[[list[str]], list[str]]], ...] = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--videos", type=int, default=2000)
+    parser.add_argument("--videos", type=int, default=1000)
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--ways", default="decode,floor,prepare")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
@@ -94,24 +95,35 @@ def main() -> None:
                 print(f"{name:8s} {wall[name][-1]:.1f} s, {cpu[name][-1]:.1f} CPU s", flush=True)
                 if name == "prepare":
                     check(folder / "out", options.rows)
-        records = [record(name, wall, cpu, options, statistics.median(loads)) for name in ways]
-        results.write(HERE / "results.json", records)
+            load = statistics.median(loads)
+            results.write(HERE / "results.json", [record(name, wall, cpu, options, load) for name in ways])
 
 
 def record(
     name: str, wall: dict[str, list[float]], cpu: dict[str, list[float]], options: argparse.Namespace, load: float
 ) -> results.Record:
-    """Medians of the repeats; the shares of decoding alone are medians over neighbours in time. load: of the machine
-    while they ran."""
-    rate, used = options.rows / statistics.median(wall[name]), statistics.median(cpu[name])
+    """Means of the repeats and their standard errors; the shares of decoding alone are of each repeat, whose ways are
+    neighbours in time. load: of the machine while they ran."""
+    rate, error = mean([options.rows / seconds for seconds in wall[name]])
+    used, used_error = mean(cpu[name])
     columns: dict[str, Any] = {"videos": options.videos, "rows": options.rows, "workers": options.workers}
-    columns |= {"cpu_s": round(used, 2), "load": round(load, 1)}
+    columns |= {"cpu_s": round(used, 2), "cpu_s_stderr": rounded(used_error), "load": round(load, 1)}
     for clock, seconds in (("wall", wall), ("cpu", cpu)):
-        shares = [alone / ours for alone, ours in zip(seconds["decode"], seconds[name], strict=True)]
-        columns[f"{clock}_of_decode"] = round(statistics.median(shares), 3)
-    print(f"{name:8s} {rate:8.1f} rows/s  {columns}")
-    return results.make("prepare", name, "rows_per_s", rate, stderr=None, n=options.repeats, chance=None, seeds=[1],
+        share, doubt = mean([alone / ours for alone, ours in zip(seconds["decode"], seconds[name], strict=True)])
+        columns |= {f"{clock}_of_decode": round(share, 3), f"{clock}_of_decode_stderr": rounded(doubt)}
+    print(f"{name:8s} {rate:8.1f} rows/s  {columns}", flush=True)
+    return results.make("prepare", name, "rows_per_s", rate, stderr=error, n=len(wall[name]), chance=None, seeds=[1],
                         seconds=sum(wall[name]), command=as_started(COMMAND), columns=columns)  # fmt: skip
+
+
+def mean(values: list[float]) -> tuple[float, float | None]:
+    """With its standard error, None of one value."""
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    return statistics.fmean(values), error
+
+
+def rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
 
 
 def make(folder: Path, videos: int, rows: int) -> Path:

@@ -221,8 +221,11 @@ def prepare() -> list[str]:
     }
 
     def row(r: Record) -> list[str]:
-        rates = [f"{r['value']:.0f}", f"{r['wall_of_decode']:.2f}", f"{r['cpu_s']:.1f}", f"{r['cpu_of_decode']:.2f}"]
-        return [names[r["variant"]], *rates]
+        shares = [plus_minus(r[f"{clock}_of_decode"], r[f"{clock}_of_decode_stderr"]) for clock in ("wall", "cpu")]
+        return [names[r["variant"]], f"{r['value']:.0f}", shares[0], f"{r['cpu_s']:.1f}", shares[1]]
+
+    def plus_minus(share: float, error: float) -> str:
+        return f"{share:.3f} ± {error:.3f}" if error else f"{share:.2f}"
 
     head = ("", "rows a second", "of the first", "CPU seconds", "of the first")
     return table(head, map(row, read("prepare/results.json")))

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from hvlm.data.sample_fields import FieldError, as_rate
@@ -71,9 +72,9 @@ class Sample:
     cluster: str = ""
     parts: list[tuple[str, int, Said]] = field(default_factory=list)
 
-    @property
+    @cached_property
     def size(self) -> int:
-        """About how many bytes it takes in a shard."""
+        """About how many bytes it takes in a shard, once its rows are together."""
         texts = sum(
             len(str(part.captions) + str(part.questions) + str(part.conversations)) for _, _, part in self.parts
         )

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hvlm.data.quarantine import SampleError
-from hvlm.data.sample_json import parse
+from hvlm.data.sample_json import MAX_BYTES, parse
 from hvlm.data.shard_index import write_manifest, write_shard
 from hvlm.errors import UserError
 from hvlm.io.files import clean_parts, write_atomically
@@ -71,11 +71,12 @@ def make_shard(job: Job) -> dict[str, Any]:
 def _good(job: Job, bad: list[Bad], domains: list[str]) -> Iterator[tuple[str, dict[str, bytes | Path]]]:
     for sample in job.shard.samples:
         name = sample.medium.name if sample.medium else ""
-        texts = _readable(sample, bad)
+        whole = _is_readable(sample)
+        texts = [part for _, _, part in sample.parts] if whole else _readable(sample, bad)
         try:
             if texts:
                 members, more = _shown(sample, job)
-                fields = members | {"json": _whole(sample, texts, more)}
+                fields = members | {"json": _whole(sample, texts, more, whole)}
                 domains.append(sample.domain)
                 yield sample.key, fields
         except Problem as problem:
@@ -101,16 +102,34 @@ def _shown(sample: Sample, job: Job) -> tuple[dict[str, bytes | Path], dict[str,
         members = sample.medium.members()
     except OSError as error:
         raise Problem("cannot be read", error.strerror or str(error), sample.medium.name) from error
-    name = sample.medium.name.encode("utf-8", "backslashreplace").decode()
     seconds = check(sample.medium, members, job.frames, fps, job.timeout)
-    more: dict[str, Any] = {"file": name, "duration": round(seconds, 3), "domain": sample.domain}
+    more = _about(sample, round(seconds, 3))
+    if sample.section is not None and sample.section[0] >= seconds:
+        reason = f"it starts at {sample.section[0]:g} s, the video lasts {seconds:.2f} s"
+        raise Problem("wrong part", reason, more["file"])
+    return members, more
+
+
+def _about(sample: Sample, seconds: float) -> dict[str, Any]:
+    """What the JSON says of a medium that lasts so long."""
+    assert sample.medium is not None
+    name = sample.medium.name.encode("utf-8", "backslashreplace").decode()
+    more: dict[str, Any] = {"file": name, "duration": seconds, "domain": sample.domain}
     if sample.section is not None:
-        if sample.section[0] >= seconds:
-            raise Problem("wrong part", f"it starts at {sample.section[0]:g} s, the video lasts {seconds:.2f} s", name)
         more["section"] = list(sample.section)
     if sample.cluster:
         more["cluster"] = sample.cluster
-    return members, more if sample.medium.is_video or sample.fps is None else more | {"fps": sample.fps}
+    return more if sample.medium.is_video or sample.fps is None else more | {"fps": sample.fps}
+
+
+def _is_readable(sample: Sample) -> bool:
+    """Whether the reader takes the texts of all rows together, as it then takes those of each: one reading for both."""
+    try:
+        data = sample_json([part for _, _, part in sample.parts], _about(sample, 0.0) if sample.medium else {})
+        parse({"json": data}, sample.key, "general")
+    except SampleError:
+        return False
+    return True
 
 
 def _readable(sample: Sample, bad: list[Bad]) -> list[Said]:
@@ -131,11 +150,16 @@ def _readable(sample: Sample, bad: list[Bad]) -> list[Said]:
     return out
 
 
-def _whole(sample: Sample, texts: list[Said], more: dict[str, Any]) -> bytes:
-    """The sample's JSON. Raises Problem where its texts are only together more than the reader takes."""
+def _whole(sample: Sample, texts: list[Said], more: dict[str, Any], readable: bool) -> bytes:
+    """The sample's JSON. Raises Problem where its texts are only together more than the reader takes.
+
+    readable: they were read together already, with another number of seconds.
+    """
     if sample.medium is None:
         return chat_json(texts[0])
     data = sample_json(texts, more)
+    if readable and len(data) <= MAX_BYTES:
+        return data
     try:
         parse({"json": data}, sample.key, "general")
     except SampleError as error:
