@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import signal
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from hvlm.errors import UserError
 from hvlm.evaluation import processes, progress
 from hvlm.evaluation.ask import BY_LIKELIHOOD, ask
 from hvlm.evaluation.evaluate import evaluate
-from hvlm.evaluation.journal import journal_of
+from hvlm.evaluation.journal import Journal, count_clips, journal_of
 from hvlm.evaluation.results import Label
 from hvlm.evaluation.speed import measure
 from hvlm.rebuild import Loaded
@@ -106,19 +107,21 @@ def in_a_fork(work: Callable[[], Any]) -> int:
 
 
 class Counted:
-    """A way to answer that writes the ids of what it answers into a file, and dies in its n-th call."""
+    """A way to answer that writes the ids of what it answers into a file, dies in its n-th call, and takes so many
+    seconds longer."""
 
     open_questions = False
 
-    def __init__(self, file: Path, dies: int = 0) -> None:
-        self._file, self._dies = file, dies
+    def __init__(self, file: Path, dies: int = 0, rest: float = 0.0) -> None:
+        self._file, self._dies, self._rest = file, dies, rest
 
     def __call__(self, loaded: Any, benchmark: Any, clips: Any, variant: str) -> Any:
         self._dies -= 1
         if self._dies == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         with open(self._file, "a") as file:
-            file.writelines(f"{variant} {q.id}\n" for clip in clips for q in clip.questions)
+            file.write("".join(f"{variant} {q.id}\n" for clip in clips for q in clip.questions))
+        time.sleep(self._rest)
         return BY_LIKELIHOOD(loaded, benchmark, clips, variant)
 
 
@@ -162,6 +165,82 @@ def test_what_a_kill_tears_off_is_asked_again_as_it_was(
         assert (again / "predictions.jsonl").read_bytes() == whole[0], cut
         assert names(again) == whole[2] != [], cut
     assert len(asked.read_text().splitlines()) < 2 * 3 * VIDEOS, "of the whole journal nothing is asked again"
+
+
+def test_a_kill_at_any_moment_costs_at_most_the_pass_that_was_under_way(
+    questions: Path, whole: tuple, tmp_path: Path, one_identity: None
+) -> None:
+    asked = tmp_path / "asked.txt"
+    own = benchmark(questions, batch_size=1, blind=False)  # a pass is a clip
+    drawn, kept = random.Random(5), set()
+    for _ in range(kills := 4):
+        child = os.fork()
+        if child == 0:
+            try:
+                evaluate(loaded(), own, LABEL, tmp_path, answer=Counted(asked, rest=0.03), contact_sheets=0)
+            finally:
+                os._exit(0)
+        until, waited = len(lines_of(asked)) + drawn.choice((3, 6)), time.monotonic() + 60
+        while len(lines_of(asked)) < until and time.monotonic() < waited:
+            assert os.waitpid(child, os.WNOHANG)[0] == 0, "it ended before it was killed"
+            time.sleep(0.001)
+        time.sleep(drawn.uniform(0, 0.08))
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        known = journaled(tmp_path)
+        lost = set(lines_of(asked)) - known
+        assert known >= kept and len({line.rpartition("/")[0] for line in lost}) <= 1, lost
+        kept = known
+    evaluate(loaded(), own, LABEL, tmp_path, answer=Counted(asked), contact_sheets=0)
+    lines = lines_of(asked)
+    again = len(lines) - len(set(lines))
+    print(f"{kills} kills: {again} of {len(set(lines))} questions asked again")
+    assert len(set(lines)) == len(ASKED) * VIDEOS and kept and again <= kills * len(ASKED)
+    once = tmp_path / "once"
+    evaluate(loaded(), own, LABEL, once, contact_sheets=0)
+    assert (tmp_path / "predictions.jsonl").read_bytes() == (once / "predictions.jsonl").read_bytes()
+
+
+def test_a_journal_that_is_cut_anywhere_holds_whole_passes_and_names_what_it_drops(
+    questions: Path, tmp_path: Path, one_identity: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = benchmark(questions, blind=False)
+    in_a_fork(lambda: evaluate(loaded(), own, LABEL, tmp_path, answer=Counted(tmp_path / "x", 4)))
+    file = tmp_path / "answered.jsonl"
+    written = file.read_bytes()
+    lines = [json.loads(line) for line in written.splitlines()]
+    assert [(line.get("question") or "").rpartition("/")[2] for line in lines[1:5]] == ["0-0", "0-1", "0-2", "1-0"], (
+        "a line for each question"
+    )
+    passes, held = [], 0
+    for line, end in zip(lines, ends_of(written), strict=True):
+        held += len(line.get("predictions", ()))
+        passes += [(end, held)] if "end" in line else []
+    assert [n for _, n in passes] == [6, 9, 15], "the broken clip shares the second pass"
+    for cut in [*range(len(lines[0]), len(written), 211), *(end + n for end in ends_of(written) for n in (-1, 0))]:
+        file.write_bytes(written[:cut])
+        caplog.clear()
+        found = Journal(tmp_path, "the same").found.values()
+        assert sum(len(one.predictions) for one in found) == max([n for end, n in passes if end <= cut], default=0), cut
+    file.write_bytes(written[: ends_of(written)[-2] - 1])
+    Journal(tmp_path, "the same")
+    assert "no whole line" in caplog.text and "3-1" in caplog.text, "the questions that are asked again are named"
+
+
+def journaled(folder: Path) -> set[str]:
+    """``variant question`` of each line of whole passes."""
+    rows = [json.loads(line) for line in lines_of(folder / "answered.jsonl")]
+    last = max((i for i, row in enumerate(rows) if "end" in row), default=0)
+    return {f"{row['variant']} {row['question']}" for row in rows[:last] if "question" in row}
+
+
+def lines_of(file: Path) -> list[str]:
+    """Those that are whole."""
+    return file.read_text().split("\n")[:-1] if file.exists() else []
+
+
+def ends_of(data: bytes) -> list[int]:
+    return [i + 1 for i, c in enumerate(data) if c == ord("\n")]
 
 
 def test_pictures_of_what_was_answered_before_the_kill_are_made_after_it(
@@ -248,8 +327,12 @@ def test_two_processes_answer_all_and_the_evaluation_asks_nothing_more(
     questions: Path, whole: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_identity: None
 ) -> None:
     together(questions, tmp_path, monkeypatch)
-    shares = [sum(b'"name"' in line for line in f.read_bytes().split(b"\n")) for f in tmp_path.glob("answered.*.jsonl")]
-    assert sorted(shares) == [3, 4], "batches of two clips, by turns; the broken one is nobody's"
+    shares = [
+        sum(b'"times"' in line for line in f.read_bytes().split(b"\n")) for f in tmp_path.glob("answered.*.jsonl")
+    ]
+    assert sorted(shares) == [3, 4] and count_clips(tmp_path, "mean") == VIDEOS, (
+        "batches of two clips, by turns; the broken one is nobody's"
+    )
     asked = tmp_path / "asked.txt"
     records = evaluate(loaded(), benchmark(questions), LABEL, tmp_path, answer=Counted(asked))
     assert all(line.startswith("blind") for line in asked.read_text().splitlines())

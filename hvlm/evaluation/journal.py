@@ -1,10 +1,11 @@
 """What was answered already, so that an evaluation that was killed asks only what is missing.
 
-``answered.jsonl`` (with several processes ``answered.<n>.jsonl``, one each) grows by a group of lines with every
-forward pass: a line for each clip with its predictions, then a line that ends the group. What a kill leaves of a group
-without its end does not count, so that the clips of a pass are asked again together and the scores come out to the last
-digit as they would have. The first line says whose answers these are; a file of another model, benchmark or way to
-answer is put away. The finished evaluation takes the files away.
+``answered.jsonl`` (with several processes ``answered.<n>.jsonl``, one each) holds a line for each question. The answers
+of a forward pass become known together: its lines are written at once, with one that ends the pass, and are on the disk
+before the next pass begins. A pass without its end does not count, so that its clips are asked again together and the
+scores come out to the last digit as they would have; what is dropped so is named. The first line says whose answers
+these are; a file of another model, benchmark or way to answer is put away. The finished evaluation takes the files
+away.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from hvlm.contracts import Benchmark
+from hvlm.errors import first_few
 from hvlm.evaluation.scores import Prediction
 from hvlm.rebuild import Loaded
 
@@ -27,6 +31,7 @@ log = logging.getLogger(__name__)
 
 STEM = "answered"
 SAMPLED = 4096  # values of each weight that tell one model from another
+_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"')
 NOT_ASKED_BY = ("batch_size", "blind")  # settings of a benchmark that change no answer
 
 
@@ -57,11 +62,13 @@ class Journal:
         self.found: dict[tuple[str, str], Answer] = {}
         self._goes_on = False
         for path in files_of(self.folder) if keep else ():
-            head, groups, _ = _read(path)
-            if head.get("identity") == identity:
-                self.found |= groups
+            read = _read(path)
+            if read.head.get("identity") == identity:
+                self.found |= read.answers
                 self._goes_on |= path == self.path
-            elif head:
+                if read.dropped:
+                    log.warning(f"{path}: {read.dropped}: asked again")
+            elif read.head:
                 log.info(f"{path}: answers of another evaluation; they are not used")
         self.kept = len(self.found)
         self._file: Any = None
@@ -73,10 +80,10 @@ class Journal:
         """Keep what one forward pass answered; on the disk when this returns."""
         answers = list(answers)
         self.found |= {(variant, answer.name): answer for answer in answers}
-        lines = [_line({"variant": variant, **_plain(answer)}) for answer in answers] + [_line({"end": len(answers)})]
+        lines = [_line({"variant": variant, **line}) for answer in answers for line in _plain(answer)]
         if self._file is None:
             self._open()
-        self._file.write("".join(lines).encode())
+        self._file.write("".join([*lines, _line({"end": len(lines)})]).encode())
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -94,9 +101,9 @@ class Journal:
     def _open(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self._goes_on:
-            *_, whole = _read(self.path)
+            whole = _read(self.path).whole
             self._file = open(self.path, "r+b")
-            self._file.truncate(whole)  # half a line that a kill left
+            self._file.truncate(whole)  # what a kill left of a pass
             self._file.seek(whole)
         else:
             self._file = open(self.path, "wb")
@@ -126,10 +133,9 @@ def files_of(folder: Path) -> list[Path]:
 
 def count_clips(folder: Path, variant: str) -> int:
     """How many clips stand in the journals of a folder, for a progress bar."""
-    mark = json.dumps(variant).encode()
-    return sum(
-        line.startswith(b'{"variant": ' + mark) for p in files_of(folder) for line in p.read_bytes().split(b"\n")
-    )
+    start = f'{{"variant": {json.dumps(variant)}, "name": '.encode()
+    lines = (line for path in files_of(folder) for line in path.read_bytes().split(b"\n"))
+    return len({_name_at(line, len(start)) for line in lines if line.startswith(start)})
 
 
 def journal_of(loaded: Loaded, benchmark: Benchmark, answer: Any, folder: Path, process: int | None = None) -> Journal:
@@ -176,23 +182,47 @@ def _named(value: Any) -> Any:
     return [type(value).__name__, plain]
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, str], Answer], int]:
-    """(first line, answers of all whole groups, bytes up to the end of the last of them)."""
+class _Read(NamedTuple):
+    """head: the first line. answers: of all whole passes. whole: bytes up to the end of the last of them. dropped: what
+    stands behind that, in words."""
+
+    head: dict[str, Any]
+    answers: dict[tuple[str, str], Answer]
+    whole: int
+    dropped: str
+
+
+def _read(path: Path) -> _Read:
     head: dict[str, Any] = {}
     answers: dict[tuple[str, str], Answer] = {}
-    group: dict[tuple[str, str], Answer] = {}
+    lines: list[dict[str, Any]] = []
     read = whole = 0
     for value, size in _lines(path):
         read += size
         if not head:
             head, whole = value, read
         elif "end" in value:
-            answers |= group
-            group, whole = {}, read
+            if value["end"] != len(lines):
+                break
+            answers |= _gathered(lines)
+            lines, whole = [], read
         else:
-            answer = _answer(value)
-            group[value["variant"], answer.name] = answer
-    return head, answers, whole
+            lines.append(value)
+    names = [str(line.get("question") or line["name"]) for line in lines]
+    torn = path.stat().st_size - read
+    dropped = [f"a pass that was not written to its end ({first_few(names, 'questions')})"] if names else []
+    dropped += [f"{torn} bytes that are no whole line"] if torn else []
+    return _Read(head, answers, whole, " and ".join(dropped))
+
+
+def _gathered(lines: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Answer]:
+    """The lines of each clip as one answer; the first of them says its times."""
+    found: dict[tuple[str, str], Answer] = {}
+    for line in lines:
+        key = line["variant"], line["name"]
+        before = found.get(key) or Answer(line["name"], tuple(line["times"]), [])
+        found[key] = before._replace(predictions=[*before.predictions, *map(_prediction, line["predictions"])])
+    return found
 
 
 def _lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
@@ -211,12 +241,20 @@ def _line(value: Mapping[str, Any]) -> str:
     return json.dumps(value) + "\n"
 
 
-def _plain(answer: Answer) -> dict[str, Any]:
-    return {"name": answer.name, "times": answer.times, "predictions": [p._asdict() for p in answer.predictions]}
+def _plain(answer: Answer) -> Iterator[dict[str, Any]]:
+    """A line for each question; the clip's times stand in the first."""
+    first: dict[str, Any] = {"times": answer.times}
+    for question, predictions in groupby(answer.predictions, key=lambda p: p.question_id):
+        yield {"name": answer.name, "question": question, **first, "predictions": [p._asdict() for p in predictions]}
+        first = {}
+    if first:
+        yield {"name": answer.name, "question": None, **first, "predictions": []}
 
 
-def _answer(value: Mapping[str, Any]) -> Answer:
-    return Answer(value["name"], tuple(value["times"]), [_prediction(p) for p in value["predictions"]])
+def _name_at(line: bytes, place: int) -> bytes:
+    """The JSON text that begins at a place of the line."""
+    found = _TEXT.match(line, place)
+    return b"" if found is None else found.group()
 
 
 def _prediction(value: Mapping[str, Any]) -> Prediction:
