@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FOUND = next((path for name in NAMES if (path := shutil.which(name))), None)
-needs_browser = pytest.mark.skipif(FOUND is None, reason="no chromium: apt-get install chromium")
+from experiments.report.browser import INSTALL, Browser, browser
+
+needs_browser = pytest.mark.skipif(browser() is None, reason=f"no chromium: {INSTALL}")
+NARROW, WIDE = 400, 1280  # pixels of a window
 
 
-def look(
-    page: Path, folder: Path, picture: Path | None = None, size: tuple[int, int] = (1200, 900)
-) -> tuple[str, list]:
-    """(the page's text as the browser built it, what its console complained of). No network: names are not found.
-
-    Args:
-        page: a file.
-        folder: for the browser's own files.
-        picture: where a screenshot goes.
-        size: of the window.
-    """
-    command = [
-        str(FOUND), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-extensions",
-        "--disable-dev-shm-usage", "--disable-background-networking", "--hide-scrollbars",
-        "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder}", "--enable-logging=stderr", "--v=0",
-        f"--window-size={size[0]},{size[1]}", "--virtual-time-budget=2000",
-    ]  # fmt: skip
-    asked = ["--dump-dom"] if picture is None else [f"--screenshot={picture}"]
-    done = subprocess.run([*command, *asked, page.resolve().as_uri()], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout, re.findall(r"CONSOLE[^\n]*", done.stderr)
+def faults(window: Browser) -> list[str]:
+    """What is wrong with the page that a window shows, on light and dark, narrow and wide screens, everything
+    unfolded."""
+    found = [f"asked for {address}" for address in window.requests if not address.startswith(("file:", "data:"))]
+    found += [f"complained: {text}" for text in window.complaints]
+    window.unfold()
+    for wide in (NARROW, WIDE):
+        for dark in (False, True):
+            window.window(wide, dark=dark)
+            fits = window.overflow()
+            assert fits["window"] == wide
+            if fits["page"] > wide or fits["elements"]:
+                found.append(f"does not fit {wide} pixels: {fits}")
+            seen = window.legible()
+            found += [f"hard to read at {wide}, dark={dark}: {how}: {text}" for how, text in seen["bad"].items()]
+        found += [f"no picture: {p}" for p in window.pictures() if not (p["whole"] and p["wide"] > 0 and p["high"] > 0)]
+    return found

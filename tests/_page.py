@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 
 
@@ -19,3 +20,8 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+def leads_away(attributes: dict[str, str | None]) -> bool:
+    """Whether a link goes to another place than one of the page's own headings."""
+    return re.fullmatch(r"#s\d+", attributes.get("href", "#s1") or "") is None

@@ -6,16 +6,19 @@ import json
 import re
 import sys
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from _browser import look, needs_browser
-from _page import Page
+from _browser import faults, needs_browser
+from _page import Page, leads_away
 from _runs import answers, write_run
+from PIL import Image
 
+from experiments.report.browser import Browser
 from hvlm import commands
-from hvlm.evaluation import report_runs
+from hvlm.evaluation import html, report_runs
 from hvlm.evaluation.report import write_report
 from hvlm.evaluation.report_runs import over_seeds, write
 from hvlm.evaluation.runs import find
@@ -61,13 +64,15 @@ def test_several_runs_are_one_page_that_needs_nothing_else(folder: Path) -> None
     text = page_file.read_text()
     page = Page(text)
     tags = [tag for tag, _ in page.tags]
-    assert not {"script", "link", "iframe", "a", "form"} & set(tags), "nothing is loaded, and nothing of the data runs"
-    assert not [a for _, a in page.tags if any(name.startswith("on") or name in ("href", "srcset") for name in a)]
+    assert not {"script", "link", "iframe", "form"} & set(tags), "nothing is loaded, and nothing of the data runs"
+    assert not [
+        a for _, a in page.tags if any(name.startswith("on") or name == "srcset" for name in a) or leads_away(a)
+    ]
     assert all(a["src"].startswith("data:image/png;base64,") for tag, a in page.tags if tag == "img")
     assert tags.count("img") == 3, "a contact sheet, a gaze and a map of what was merged"
     heads = re.findall(r"<h2>(.*?)</h2>", text)
     assert heads == [
-        "accuracy_macro", "Worth and cost", "Against a, question by question", "How they learned",
+        "accuracy_macro", "Worth and cost", "Against a, question by question", "Not in the tables", "How they learned",
         "What they looked at", "Clips", "How it was made",
     ]  # fmt: skip
     pictures = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
@@ -77,6 +82,10 @@ def test_several_runs_are_one_page_that_needs_nothing_else(folder: Path) -> None
     bands = [picture for picture in pictures if 'class="band"' in picture]
     assert len(bands) == 2 and "Shaded: one standard error of the mean over seeds." in page.text
     assert "c is left out: failed" in page.text and EVIL in page.text
+    seeds = re.search(r"Seeds and intervals</h3>.*?<td>a</td>(.*?)</tr>", text, re.DOTALL)
+    assert seeds is not None and "1: 87.5 %, 2: 87.5 %" in seeds[1] and " to 100.0 %" in seeds[1]
+    tasks = text[text.index("Task by task") :]
+    assert "<td>shape</td>" in tasks and "<td>way</td>" in tasks
     for words in (
         "python train.py connector=mean seed=1",
         "python train.py connector=mean seed=2",
@@ -143,25 +152,66 @@ def test_the_command_reports_one_run_in_its_folder_and_several_above(
     assert report_runs.NAME == "report"
 
 
+@pytest.fixture(scope="module")
+def window() -> Iterator[Browser]:
+    with Browser() as opened:
+        yield opened
+
+
 @needs_browser
-def test_a_browser_opens_the_pages_without_complaint(folder: Path, tmp_path: Path) -> None:
-    several = write(find([folder])[0], folder, "hvlm report")
+def test_a_browser_opens_the_pages_without_complaint(folder: Path, window: Browser, tmp_path: Path) -> None:
+    """Of several runs, and of one: nothing is asked for, all pictures are seen, nothing is cut off or hard to read."""
+    several = write(find([folder])[0], folder, "hvlm report", ["c is left out: failed"])
     one = write_report(folder / "a-seed1").with_suffix(".html")
     for page, words in ((several, "Against a, question by question"), (one, "Where it looked")):
-        dom, complaints = look(page, tmp_path / "browser")
-        assert not complaints and words in dom and "<script" not in dom, complaints
-    look(several, tmp_path / "browser", tmp_path / "page.png")
-    from PIL import Image
-
+        window.open(page)
+        assert words in window.value("document.body.innerText")
+        assert faults(window) == []
+        assert len(window.pictures()) > 3 and window.requests[0].startswith("file:")
+    window.keep(tmp_path / "page.png")
     shades = Image.open(tmp_path / "page.png").convert("L").getextrema()
     assert shades[0] < 100 and shades[1] > 200, "there is something on it"
 
 
 @needs_browser
-def test_a_browser_would_complain_of_what_is_loaded_or_run(tmp_path: Path) -> None:
-    from hvlm.evaluation.html import document
+def test_a_browser_opens_the_page_that_a_chain_ends_with(trained: tuple[Path, list[str]], window: Browser) -> None:
+    page = trained[0] / "runs" / "tiny" / "report.html"
+    window.open(page)
+    assert faults(window) == [] and page.stat().st_size < 5_000_000
+    text = window.value("document.body.innerText")
+    for words in ("without the video", "thanks to the video", "vision → align → sft → dpo", "Where it looked"):
+        assert words in text, "the figure beside its controls, what was trained, and what it saw"
 
+
+@needs_browser
+def test_a_browser_would_find_what_is_wrong_with_a_page(window: Browser, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    page.write_text(document("x", ["<script>document.title = 'ran'</script><img src='http://localhost/x.png'>"]))
-    dom, complaints = look(page, tmp_path / "browser")
-    assert len(complaints) >= 2 and "<title>x</title>" in dom, "the page's own policy forbids it"
+    hard = [
+        "<script>document.title = 'ran'</script><img src='http://localhost/x.png'>",
+        '<p style="width: 900px">wide</p><p style="color: #999">pale</p><p style="font-size: 8px">small</p>',
+    ]
+    page.write_text(html.document("x", hard))
+    window.open(page)
+    found = faults(window)
+    assert window.value("document.title") == "x", "the page's own policy forbids it"
+    for words in ("complained: ", "does not fit 400 ", "pale", "small", "no picture"):
+        assert [line for line in found if words in line], words
+    page.write_text(html.document("x", hard).replace("default-src 'none'; img-src data:", "img-src *"))
+    window.open(page)
+    assert "asked for http://localhost/x.png" in faults(window), "without it the picture would be fetched"
+
+
+def test_a_page_is_small_enough_to_send(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (8, 3, 64, 64), dtype=np.uint8)
+    names = [f"{i}.png" for i in range(5)]
+    for name in names:
+        contact_sheet(noise, tmp_path / name, scale=1)
+    contact_sheet(noise[:1], tmp_path / "small.png", scale=1)
+    before = (tmp_path / "0.png").stat().st_size
+    assert before > html.LIGHT_ENOUGH and len(html.image(tmp_path, "0.png")) < 0.7 * before, "256 colours"
+    monkeypatch.setattr(html, "MOST_OF_PICTURES", 4 * len(html.image(tmp_path, "0.png")))
+    page = html.document("x", [html.image(tmp_path, name) for name in [*names, "small.png"]])
+    assert 'alt="small.png"' in page and 'alt="0.png"' in page, "the smallest stay, and the first"
+    assert page.count("is left out to keep the page small") == 2 and len(page) < 5 * len(html.image(tmp_path, "0.png"))
+    (tmp_path / "0.png").write_bytes((tmp_path / "0.png").read_bytes()[:70_000])
+    assert 'alt="0.png"' in html.image(tmp_path, "0.png"), "a damaged one stays as it is"

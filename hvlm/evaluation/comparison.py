@@ -116,13 +116,19 @@ def paired_cells(differences: Sequence[Difference]) -> list[tuple[str, ...]]:
     for d in differences:
         share = is_share(d.metric) or d.metric.startswith("share")
         scale, unit = (100, " points") if share else (1, "")
-        error = "" if d.stderr is None else f" ± {scale * d.stderr:.2g}"
-        interval = "" if d.interval is None else " to ".join(f"{scale * end:+.3g}" for end in d.interval)
+        digits = digits_of(d) if share else ".3g"
+        error = "" if d.stderr is None else f" ± {scale * d.stderr:{digits}}"
+        interval = "" if d.interval is None else " to ".join(f"{scale * end:+{digits}}" for end in d.interval)
         same = all(a == b for a, b in d.seeds)
         seeds = ", ".join(str(a) if same else f"{a} with {b}" for a, b in d.seeds if (a, b) != (-1, -1))
-        value = f"{scale * d.value:+.3g}{error}{unit}"
+        value = f"{scale * d.value:+{digits}}{error}{unit}"
         rows.append((d.first, d.second, value, interval, str(d.n), str(d.other) if d.other else "", seeds))
     return rows
+
+
+def digits_of(d: Difference) -> str:
+    """How a difference of shares is written in points: with a second digit where its error has one."""
+    return ".1f" if d.stderr is None or d.stderr >= 0.005 else ".2f"
 
 
 def pareto(lines: Sequence[Line]) -> dict[str, str]:
@@ -142,17 +148,18 @@ def pareto(lines: Sequence[Line]) -> dict[str, str]:
     return plots
 
 
-def sections(found: Comparison) -> list[str]:
-    """The parts of the page: table, bars, plots, differences."""
+def sections(found: Comparison, more: Sequence[str] = ()) -> list[str]:
+    """The parts of the page: table, bars, plots, differences. more: parts behind the table and the bars."""
     metric, lines = escape(found.metric), found.lines
     parts = [f"<h2>{metric}</h2>", html.table(HEAD, cells(found), numbers_from=2)]
     parts.append(f'<p class="small">{" ".join(map(escape, legend(found)))}</p>')
     if is_share(found.metric):
-        parts.append(bars([bar(line) for line in lines]))
+        parts.append(html.plots([bars([bar(line) for line in lines])]))
+    parts += more
     if any(line.settings for line in lines):
         parts += ["<h3>What differs</h3>", html.table(("run", "settings"), settings(lines))]
     if plots := pareto(lines):
-        parts += ["<h2>Worth and cost</h2>", f'<div class="plots">{"".join(plots.values())}</div>']
+        parts += ["<h2>Worth and cost</h2>", html.plots(list(plots.values()))]
         parts.append(
             '<p class="small">Filled: no other run is as good and as cheap, and better in one (by the means, whatever '
             "their errors).</p>"
@@ -166,7 +173,7 @@ def sections(found: Comparison) -> list[str]:
 
 
 def made_by(command: str) -> list[str]:
-    return ["<h2>How it was made</h2>", f"<p><code>{escape(command)}</code></p>"]
+    return ["<h2>How it was made</h2>", html.command(command)]
 
 
 def markdown(found: Comparison, pictures: Sequence[str], command: str) -> list[str]:

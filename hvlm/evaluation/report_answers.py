@@ -13,6 +13,7 @@ from hvlm.evaluation.predictions import read_predictions
 from hvlm.evaluation.report_data import BLIND, pictures
 from hvlm.evaluation.scores import Prediction
 
+OPEN = 3  # contact sheets of a kind that are seen at once
 WRONG = 50  # wrong answers that are listed, beside those with pictures
 PREDICTIONS = "predictions.jsonl"
 Shown = dict[tuple[str, str], Prediction]  # of (clip, question)
@@ -30,16 +31,24 @@ def answers(run_dir: Path) -> list[str]:
     listed = _wrong_answers(predictions)
     if wrong or listed:
         parts.append("<h2>Wrong answers</h2>")
-        parts += _sheets(run_dir / "clips", wrong, "wrong", by_clip)
+        parts += _folded(list(_sheets(run_dir / "clips", wrong, "wrong", by_clip)))
     if listed:
         head = ("task", "video", "question", "options", "right", "answered", "without video")
         first = f"the first {WRONG} of them" if len(listed) > WRONG else "all of them"
-        parts.append(f'<p class="small">{len(listed)} questions were answered wrongly with the video; {first}:</p>')
+        parts.append(f'<p class="small">{len(listed)} questions were answered wrongly with the video; {first}.</p>')
         rows = [(*_told(p), _said(by_try.get((p.question_id, p.attempt)))) for p in listed[:WRONG]]
-        parts.append(table(head, rows))
+        parts.append(f"<details><summary>The questions</summary>{table(head, rows)}</details>")
     if right:
-        parts += ["<h2>Some clips with right answers</h2>", *_sheets(run_dir / "clips", right, "right", by_clip)]
+        seen = _folded(list(_sheets(run_dir / "clips", right, "right", by_clip)))
+        parts += ["<h2>Some clips with right answers</h2>", *seen]
     return parts
+
+
+def _folded(parts: Sequence[str]) -> list[str]:
+    """All but the first few, folded."""
+    more = "".join(parts[OPEN:])
+    clips = f"{len(parts) - OPEN} more clip{'s' * (len(parts) - OPEN != 1)}"
+    return [*parts[:OPEN], *([f"<details><summary>{clips}</summary>{more}</details>"] if more else [])]
 
 
 def sheets_of(run_dir: Path) -> dict[str, list[dict[str, Any]]]:

@@ -218,7 +218,7 @@ def _stage(folder: Path) -> Stage:
         finished.get("steps"),
         finished.get("seconds"),
         finished.get("weights_sha256"),
-        {room: _word(config[room]) for room in OF_A_MODEL if isinstance(config.get(room), Mapping)},
+        {room: word_of(config[room]) for room in OF_A_MODEL if isinstance(config.get(room), Mapping)},
         config.get("order"),
         config.get("seed"),
         curves,
@@ -227,7 +227,7 @@ def _stage(folder: Path) -> Stage:
     )
 
 
-def _word(node: Mapping[str, Any]) -> str:
+def word_of(node: Mapping[str, Any]) -> str:
     """The file a room was built from: ``hvlm.connector.mean.Mean`` -> ``mean``."""
     parts = str(node.get("_target_", "?")).split(".")
     return parts[-2] if len(parts) > 1 else parts[-1]

@@ -25,8 +25,8 @@ def gaze(run_dir: Path, most: int = MOST) -> list[str]:
         "over layers, then layer by layer). The second picture is the way of its middle, from black to white.</p>"
     )
     for line in lines[:most]:
-        path = image(folder, line["gaze_path"]) if line.get("gaze_path") else ""
-        parts.append(f"<p>{_said(line)}</p>{image(folder, line['gaze'])}{path}")
+        path = image(folder, line["gaze_path"], "way") if line.get("gaze_path") else ""
+        parts.append(_figure(line, f"{image(folder, line['gaze'])}{path}"))
     return parts
 
 
@@ -42,7 +42,7 @@ def merging(run_dir: Path, most: int = MOST) -> list[str]:
     )
     for line in lines[:most]:
         budget = image(folder, line["budget"]) if line.get("budget") else ""
-        parts.append(f"<p>{_said(line)}</p>{image(folder, line['merged'])}{budget}")
+        parts.append(_figure(line, f"{image(folder, line['merged'])}{budget}"))
     return parts
 
 
@@ -56,6 +56,10 @@ def gates(stage: Path) -> list[str]:
 def _when(folder: Path, line: Mapping[str, Any]) -> str:
     split = escape(str(line.get("split", "")))
     return f"After step {line['step']} of {escape(folder.parent.name)}, clips of the split {split}"
+
+
+def _figure(line: Mapping[str, Any], pictures: str) -> str:
+    return f"<figure><p>{_said(line)}</p>{pictures}</figure>"
 
 
 def _said(line: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hvlm.evaluation import comparison, html
+from hvlm.evaluation import report_tables as tables
 from hvlm.evaluation.comparison import Comparison
 from hvlm.evaluation.leaderboard import Line
 from hvlm.evaluation.markdown import plain
@@ -62,15 +63,14 @@ def write(
     groups += [Group(run.name, [run]) for run in runs if not run.records]
     notes = [*notes, *(f"{run.name} has no results yet" for run in runs if not run.records)]
     title = out.resolve().name
-    parts = [f"<h1>{escape(title)}</h1>"]
+    parts = tables.top(title, found, runs, notes)
     lines = [f"# {plain(title)}", ""]
     if found is not None:
-        found = found._replace(notes=[*notes, *found.notes])
-        parts += comparison.sections(found)
-        lines += comparison.markdown(found, [], command)
+        parts += comparison.sections(found, [*tables.by_seed(found.lines), *tables.by_task(found.lines)])
+        lines += comparison.markdown(found._replace(notes=[*notes, *found.notes]), [], command)
     else:
-        parts += [f'<p class="small">{escape(note)}.</p>' for note in notes]
         lines += [f"{plain(note)}." for note in notes]
+    parts += tables.left_out_of_it(notes)
     parts += _learning(groups)
     parts += _seen(groups)
     if found is not None:
@@ -94,7 +94,7 @@ def _learning(groups: Sequence[Group]) -> list[str]:
     several = False
     for stage in stages:
         logged = {g.name: [read_curves(run.trained / stage) for run in g.runs if stage in run.stages] for g in drawn}
-        plots = []
+        pictures = []
         for name in dict.fromkeys(name for names in PLOTS.values() for name in names):
             series: dict[str, list[tuple[float, float]]] = {}
             bands: dict[str, Band] = {}
@@ -102,8 +102,8 @@ def _learning(groups: Sequence[Group]) -> list[str]:
                 series[group], band = over_seeds([one[name] for one in of if name in one])
                 bands |= {group: band} if band else {}
             several = several or bool(bands)
-            plots.append(curves(f"{stage}: {name}", series, bands=bands, legend=False))
-        parts.append(f'<div class="plots">{"".join(plots)}</div>')
+            pictures.append(curves(f"{stage}: {name}", series, bands=bands, legend=False))
+        parts.append(html.plots(pictures))
     said = ["Shaded: one standard error of the mean over seeds."] if several else []
     left = len([g for g in groups if any(run.stages for run in g.runs)]) - len(drawn)
     said += [f"The best {MOST} are drawn; {left} more are in the table."] if left > 0 else []
@@ -125,7 +125,7 @@ def over_seeds(curves_of: Sequence[Series]) -> tuple[list[tuple[float, float]], 
 
 
 def _legend(names: Sequence[str]) -> str:
-    words = [f'<span style="color:{COLOURS[i % len(COLOURS)]}">■ {escape(name)}</span>' for i, name in enumerate(names)]
+    words = [f'<span class="c{i % len(COLOURS)}">■ {escape(name)}</span>' for i, name in enumerate(names)]
     return f"<p>{' &nbsp; '.join(words)}</p>"
 
 
@@ -142,7 +142,7 @@ def _seen(groups: Sequence[Group]) -> list[str]:
             drawn += [*gaze(run.trained, GAZES), *merging(run.trained, GAZES)]
             drawn += [part for stage in run.stages for part in gates(run.trained / stage)]
         if drawn:
-            inside = "".join(drawn).replace("<h2>", "<h4>").replace("</h2>", "</h4>")
+            inside = "".join(drawn).replace("<h2>", "<h3>").replace("</h2>", "</h3>")
             parts.append(f"<details><summary>{escape(group.name)}</summary>{inside}</details>")
     return ["<h2>What they looked at</h2>", *parts] if parts else []
 

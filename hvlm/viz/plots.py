@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 Series = Sequence[tuple[float, float]]  # (x, y), ascending in x
 Band = Sequence[tuple[float, float, float]]  # (x, lowest, highest), ascending in x
-COLOURS = ("#2266bb", "#cc5522", "#338844", "#884499", "#886622", "#447788", "#bb3377", "#555555")
+COLOURS = ("#2266bb", "#b84a17", "#2c7a3c", "#884499", "#80601c", "#3f6f80", "#b02f70", "#555555")
 WIDTH, HEIGHT = 560, 240
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 28, 34  # margins
 MOST_POINTS = 300  # of a curve; more are means of neighbours
