@@ -37,6 +37,7 @@ class TrainerConfig:
     devices: PositiveInt | Literal["auto"]
     num_nodes: PositiveInt
     strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true", "fsdp"]
+    checkpoint: Literal["whole", "sharded"]
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
     accumulate: PositiveInt
     gradient_clip_val: NonNegativeFloat | None  # null or 0: as it is

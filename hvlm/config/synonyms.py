@@ -29,7 +29,7 @@ FOLDER = Answer(("run",), "the folder is runs/<run>; eval.py writes to out=")
 VALIDATE = Answer(("trainer.val_every",), "in optimiser steps")
 LOG = Answer(("trainer.log_every",), "in optimiser steps")
 PRECISION = Answer(("trainer.precision",), "auto, 32-true, bf16-mixed or 16-mixed")
-DEVICES = Answer(("trainer.devices",), "with trainer=ddp for several, trainer=gpu for one GPU")
+DEVICES = Answer(("trainer.devices",), "with trainer=ddp or fsdp for several, trainer=gpu for one GPU")
 PROFILE = Answer((), "samples_per_s is logged while training, and task=cost measures an answer")
 
 # The last part of a dotted key that is not there -> what is meant.
@@ -237,7 +237,7 @@ WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "trainer": {
         **dict.fromkeys(("cuda", "single", "default"), ("gpu",)),
-        **dict.fromkeys(("fsdp", "deepspeed"), ("trainer=ddp trainer.strategy=fsdp",)),
+        **dict.fromkeys(("fsdp2", "deepspeed"), ("fsdp",)),
         **dict.fromkeys(("multi_gpu", "distributed"), ("ddp",)),
     },
     "logger": {**dict.fromkeys(("tensorboard", "tb", "none", "jsonl"), ("csv",)), "wb": ("wandb",)},

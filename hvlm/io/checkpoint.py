@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from hvlm.io.files import (
     known_sums,
     verify,
 )
-from hvlm.io.pretrained import one_line
+from hvlm.io.shards import is_index, load_archive, problem_of, without_pieces
 
 log = logging.getLogger(__name__)
 
@@ -59,24 +58,14 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[
     refuse_unsafe_loading()
     path = find_checkpoint(path)
     _check_sum(path)
-    return _load(path, map_location)
+    return without_pieces(load_archive(path, map_location), path)
 
 
 def _check_sum(path: Path) -> None:
     if not known_sums(path):
         log.warning(f"{path}: no {path.name}{SIDECAR} beside it, so damage would go unnoticed")
-    elif problem := verify(path):
+    elif problem := verify(path):  # of pieces the sums are looked at when they are opened
         raise UserError(f"{path}: {problem}; use another checkpoint of that run")
-
-
-def _load(path: Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
-    try:
-        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
-    except Exception as e:  # unpickling raises whatever the bytes lead to
-        reason = one_line(e)  # torch's own words end with how to let such a file run code
-        if not zipfile.is_zipfile(path):  # torch's own words are about its options
-            reason = "it is no zip archive, as torch.save writes them"
-        raise UserError(f"{path} is not a readable checkpoint of tensors and plain values: {reason}") from e
 
 
 _READ: dict[Path, tuple[tuple[int, int, int], dict[str, Any]]] = {}  # the file read last: ((its state), its content)
@@ -93,9 +82,10 @@ def read_checkpoint(path: str | os.PathLike) -> Mapping[str, Any]:
     if path not in _READ or _READ[path][0] != state:
         _check_sum(path)
         _READ.clear()
-        content = _load(path, mmap=True)
+        content = load_archive(path, mmap=True)
         if not isinstance(content, dict):
             raise UserError(f"{path}: holds no mapping; expected a checkpoint that training wrote")
+        content = without_pieces(content, path, ("state_dict",))
         _READ[path] = (state, content)
     return _READ[path][1]
 
@@ -104,7 +94,7 @@ def stored_step(path: Path) -> int:
     """The optimiser step that a checkpoint holds, not verified; -1 where it cannot be read."""
     refuse_unsafe_loading()
     try:
-        step = _load(path, mmap=True).get("global_step", -1)
+        step = load_archive(path, mmap=True).get("global_step", -1)
     except UserError:
         return -1
     return step if isinstance(step, int) else -1
@@ -123,10 +113,15 @@ def furthest_checkpoint(folder: Path) -> Path | None:
     for path in sorted(steps, key=lambda p: (steps[p], p.name == LAST, p.name), reverse=True):
         if steps[path] < 0:
             continue
-        if (problem := verify(path)) is None:
+        if (problem := verify(path) or _wrong_pieces(path)) is None:
             return path
         log.warning(f"{path} skipped: {problem}")
     return None
+
+
+def _wrong_pieces(path: Path) -> str | None:
+    content = load_archive(path, mmap=True)
+    return problem_of(path, content) if is_index(content) else None
 
 
 def find_checkpoint(path: str | os.PathLike) -> Path:
@@ -254,10 +249,14 @@ def load_into(
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and bytes, in the order of the names: equal if and only if the weights are."""
+    """sha256 over names, types, shapes and bytes, in the order of the names: equal if and only if the weights are.
+
+    Tensors that are divided among processes are put together one by one, so that all processes have to call it.
+    """
     digest = hashlib.sha256()
     for name in sorted(state):
-        value = state[name].detach().cpu().contiguous()
+        held: Any = state[name].detach()
+        value = (held.full_tensor() if hasattr(held, "full_tensor") else held).cpu().contiguous()  # a DTensor has it
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -49,6 +49,7 @@ from hvlm.training.trainer import (
     make_trainer_kwargs,
     max_seconds,
     no_group_of_one_is_left,
+    refuse_pieces_of_nothing,
     refuse_processes_without_a_strategy,
     val_batches,
 )
@@ -92,6 +93,7 @@ def _run(overrides: Sequence[str], command: str | None) -> Outcome:
             )
         refuse_left_over_rank(cfg["trainer"])
         refuse_processes_without_a_strategy(cfg["trainer"])
+        refuse_pieces_of_nothing(cfg["trainer"])
         max_seconds(cfg["trainer"])
         if cfg["trainer"]["devices"] != "auto":
             world = cfg["trainer"]["devices"] * cfg["trainer"]["num_nodes"]
@@ -282,12 +284,13 @@ def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None, 
         trainer.limit_val_batches = val_batches(cfg["trainer"])  # 0 while fitting unless trainer.val_every asks for it
         trainer.save_checkpoint(folder.last)  # before the validation, so that stopping there loses nothing
         validated = validate(trainer, stage, reading)
-    whole = trainer.strategy.lightning_module_state_dict()  # of all processes: sharded weights are put together
+    if trainer.is_global_zero or stage.device_mesh is not None:  # divided weights are put together by all processes
+        state = trainer.strategy.lightning_module_state_dict()
+        digest = weights_hash({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
     if trainer.is_global_zero:
-        state = {k.removeprefix("model."): v for k, v in whole.items() if k.startswith("model.")}
         metrics = {k: float(v) for v in validated for k, v in v.items()}
         save_adapters(stage, folder.path / ADAPTERS)  # first: a stage that is finished has everything
-        folder.finish(weights_hash(state), trainer.global_step, took, metrics)
+        folder.finish(digest, trainer.global_step, took, metrics)
         shown = [f"done in {took['seconds']:.0f} s", *(f"{k} {v:.4g}" for k, v in metrics.items())]
         log.info(f"{folder.path.name}: {', '.join(shown)}")
     stage.model.features = None  # many gigabytes, and what comes next may need them
@@ -473,7 +476,7 @@ def callbacks(cfg: Mapping[str, Any], folder: RunDir, deadline: float | None = N
     if settings["progress"]:
         made.append(progress(folder.path.name))
     if settings["media"] and cfg["trainer"]["strategy"] == "fsdp":
-        log.info("callback.media: no clips are shown with trainer.strategy=fsdp, for no process has the whole model")
+        log.info("callback.media: no clips are shown with trainer=fsdp, for no process has the whole model")
     elif settings["media"]:
         made.append(ClipTable(folder.path / "clips", settings["media"]))
     return made

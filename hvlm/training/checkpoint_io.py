@@ -13,6 +13,7 @@ from lightning.fabric.plugins import CheckpointIO
 from hvlm.errors import UserError
 from hvlm.io.checkpoint import assert_plain, load_checkpoint, local
 from hvlm.io.files import PART, SIDECAR, clean_parts, file_sha256, known_sums, sync_folder, write_atomically
+from hvlm.io.shards import KEY, drop_others
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -40,6 +41,7 @@ class AtomicCheckpointIO(CheckpointIO):
             os.replace(part, path)
             sync_folder(path.parent)
             self._write_sums(path, [digest])
+            drop_others(path, {entry["name"] for entry in checkpoint.get(KEY, [])})  # of what stood here before
         except (OSError, RuntimeError) as e:  # torch.save reports a full disk as a RuntimeError
             part.unlink(missing_ok=True)
             free = shutil.disk_usage(path.parent).free >> 20
@@ -64,3 +66,4 @@ class AtomicCheckpointIO(CheckpointIO):
         path = local(path)
         path.unlink(missing_ok=True)
         path.with_name(path.name + SIDECAR).unlink(missing_ok=True)
+        drop_others(path, set())

@@ -44,6 +44,7 @@ IGNORED = (
     "trainer.devices",
     "trainer.num_nodes",
     "trainer.strategy",
+    "trainer.checkpoint",
     "trainer.threads",
     "trainer.deterministic",
     "trainer.num_workers",

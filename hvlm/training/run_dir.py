@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -14,6 +15,7 @@ import yaml
 from hvlm.errors import UserError
 from hvlm.io.checkpoint import furthest_checkpoint, stored_step
 from hvlm.io.files import FINISHED, LAST, clean_parts, write_atomically
+from hvlm.io.shards import clean_pieces
 from hvlm.precision import choose_precision
 from hvlm.training.identity import counts, differences, identity
 
@@ -76,6 +78,7 @@ class RunDir:
             return
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         clean_parts(self.checkpoints)
+        clean_pieces(self.checkpoints)
         self._write(self.identity_file, json.dumps(new, indent=1) + "\n")
         self._write(self.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
@@ -155,7 +158,10 @@ class RunDir:
             if self.writes:
                 self.finished_file.unlink(missing_ok=True)
                 for path in self.checkpoints.glob("*.ckpt*"):
-                    path.unlink(missing_ok=True)
+                    if path.is_dir():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink(missing_ok=True)
             return None
         path = self.latest_checkpoint()
         if path is None and resume == "must":

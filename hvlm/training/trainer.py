@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,31 +12,17 @@ import lightning
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies import ModelParallelStrategy
 
 from hvlm.errors import UserError
 from hvlm.precision import choose_precision
 from hvlm.training.checkpoint_io import AtomicCheckpointIO
+from hvlm.training.sharded import Sharded
 
 log = logging.getLogger(__name__)
 
 
-class Sharded(ModelParallelStrategy):
-    """``trainer.strategy=fsdp``: FSDP2 over all processes, on GPUs or on CPUs; checkpoints are whole, in one file.
-
-    (Lightning's own ``fsdp`` is the first FSDP, which needs GPUs and flattens parameters of one unit together.)
-    """
-
-    def __init__(self) -> None:
-        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
-
-    def _setup_distributed(self) -> None:
-        super()._setup_distributed()
-        self._data_parallel_size = self.world_size
-
-
 # Plain DDP stops at the first batch that leaves a parameter without a gradient, as frozen parts and text alone do.
-STRATEGIES: dict[str, Callable[[], Any]] = {"fsdp": Sharded, "ddp": lambda: "ddp_find_unused_parameters_true"}
+DDP = "ddp_find_unused_parameters_true"
 
 
 def max_seconds(trainer: Mapping[str, Any]) -> float | None:
@@ -50,6 +36,22 @@ def max_seconds(trainer: Mapping[str, Any]) -> float | None:
         )
     days, hours, minutes, seconds = map(int, asked.split(":"))
     return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def make_strategy(word: str, checkpoint: str) -> Any:
+    """What ``lightning.Trainer`` takes for ``trainer.strategy`` and ``trainer.checkpoint``."""
+    if word == "fsdp":
+        return Sharded(checkpoint)
+    return DDP if word == "ddp" else word
+
+
+def refuse_pieces_of_nothing(trainer: Mapping[str, Any]) -> None:
+    """``UserError`` for checkpoints in pieces where every process has everything."""
+    if trainer["checkpoint"] == "sharded" and trainer["strategy"] != "fsdp":
+        raise UserError(
+            f"trainer.checkpoint=sharded with trainer.strategy={trainer['strategy']}: nothing is divided among "
+            "processes there; use trainer=fsdp, or trainer.checkpoint=whole"
+        )
 
 
 def refuse_processes_without_a_strategy(trainer: Mapping[str, Any]) -> None:
@@ -111,7 +113,7 @@ def make_trainer_kwargs(trainer: Mapping[str, Any], steps: int) -> dict[str, Any
         "accelerator": trainer["accelerator"],
         "devices": trainer["devices"],
         "num_nodes": trainer["num_nodes"],
-        "strategy": STRATEGIES.get(trainer["strategy"], lambda: trainer["strategy"])(),
+        "strategy": make_strategy(trainer["strategy"], trainer["checkpoint"]),
         "precision": precision,
         "max_steps": steps if limit is None else min(steps, limit),
         "max_epochs": -1,
