@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from _many_runs import together
+import torch.distributed as dist
 from _small import once
+from _tiny import ROOT
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from test_ddp import logged, train
+from test_stages import start
+from torch.distributed.device_mesh import init_device_mesh
 
+from experiments.strategies.held import held_bytes
+from experiments.strategies.processes import held, together
+from hvlm.config.compose import compose
 from hvlm.errors import UserError
 from hvlm.io.checkpoint import furthest_checkpoint, load_checkpoint, load_weights, weights_hash
 from hvlm.io.files import verify
 from hvlm.io.shards import KEY, Pieces, folder_of, stand_in, write_piece
+from hvlm.stage._base import Stage
 from hvlm.training.chain import run
 from hvlm.training.checkpoint_io import AtomicCheckpointIO
+from hvlm.training.ranks import refuse_left_over_rank
+from hvlm.training.sharded import Sharded
+from hvlm.training.trainer import make_trainer, make_trainer_kwargs
 
 SMALL_RUN = [
     "stage=sft", "connector=mean", "connector.standardise=false", "trainer.precision=32-true", "stage.steps=6",
@@ -131,8 +146,7 @@ def test_two_processes_lose_what_one_loses(name: str, side_by_side: Path) -> Non
 @pytest.mark.slow
 def test_two_processes_hold_half_each(side_by_side: Path) -> None:
     for rank in (0, 1):
-        held = json.loads((side_by_side / f"held_{rank}.json").read_text())
-        whole, part = held["ddp/sft"], held["fsdp/sft"]
+        whole, part = (held(side_by_side, rank)[name] for name in ("ddp/sft", "fsdp/sft"))
         assert whole["optimiser"] > 1.9 * whole["parameters"] > 0
         assert part["parameters"] + part["optimiser"] <= 0.6 * (whole["parameters"] + whole["optimiser"])
         assert part["gradients"] <= 0.6 * whole["gradients"]
@@ -184,9 +198,9 @@ def test_rows_are_read_from_whatever_pieces(ranks: int, tmp_path: Path) -> None:
     AtomicCheckpointIO().save_checkpoint(index, path)
     assert torch.equal(load_checkpoint(path)["state_dict"]["w"], tensor)
     pieces = Pieces(path, index)
-    for start in range(7):
-        for stop in range(start, 8):
-            assert torch.equal(pieces.rows(index["state_dict"]["w"], start, stop), tensor[start:stop])
+    for first in range(7):
+        for stop in range(first, 8):
+            assert torch.equal(pieces.rows(index["state_dict"]["w"], first, stop), tensor[first:stop])
     if ranks > 1:
         short = {**index, KEY: entries[:-1]}
         AtomicCheckpointIO().save_checkpoint(short, path)
@@ -209,3 +223,115 @@ def test_a_wrong_index_is_one_line(wrong: dict[str, Any], tmp_path: Path) -> Non
     torch.save(wrong, tmp_path / "x.ckpt")
     with pytest.raises(UserError, match="x.ckpt: "):
         load_checkpoint(tmp_path / "x.ckpt")
+
+
+def test_of_two_processes_each_holds_half(needles: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in one of two, of which the other is only said to be there; the figures of real ones are slow."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    def bytes_of(stage: Stage) -> dict[str, int]:
+        optimizer = stage.configure_optimizers()["optimizer"]
+        for parameter in stage.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        optimizer.step()
+        return held_bytes(stage, [optimizer])
+
+    stages = [start(needles, "stage=sft", "merger=tome", "adapter=lora", "adapter.alone=false")[0] for _ in range(2)]
+    for stage in stages:
+        stage.freeze()
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        whole = bytes_of(stages[0])
+        stages[1]._device_mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
+        stages[1].configure_model()
+        part = bytes_of(stages[1])
+    finally:
+        dist.destroy_process_group()
+    for what in ("parameters", "gradients", "optimiser"):
+        assert 0 < part[what] <= 0.6 * whole[what], what
+    assert part["buffers"] <= 0.01 * part["parameters"]  # these are whole
+
+
+def node_commands(page: str) -> list[str]:
+    """The lines of a page that start training on several machines, each as one."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    return [line for line in text.splitlines() if line.startswith(("torchrun ", "srun ", "#SBATCH"))]
+
+
+def environment_of_slurm(header: str, task: int, port: int) -> dict[str, str]:
+    """What srun sets for a task of a job with such a header, on this machine."""
+    asked = dict(word.removeprefix("--").split("=", 1) for word in header.split()[1:] if "=" in word)
+    nodes, each = int(asked["nodes"]), int(asked["ntasks-per-node"])
+    return {
+        "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": str(nodes * each),
+        "SLURM_NTASKS_PER_NODE": str(each), "SLURM_NNODES": str(nodes), "SLURM_NODELIST": "127.0.0.1",
+        "SLURM_PROCID": str(task), "SLURM_LOCALID": str(task % each), "SLURM_NODEID": str(task // each),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+
+
+def test_the_commands_for_several_machines_fit_what_they_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the launchers' environments are understood by the trainer: eight processes, this one in its place."""
+    lines = node_commands("training.md")
+    (torchrun,) = (line for line in lines if line.startswith("torchrun"))
+    (header,) = (line for line in lines if line.startswith("#SBATCH"))
+    (srun,) = (line for line in lines if line.startswith("srun"))
+    options = dict(word.removeprefix("--").split("=", 1) for word in torchrun.split() if word.startswith("--"))
+    assert int(options["nnodes"]) == 2 and options["rdzv-backend"] == "c10d"
+    world = int(options["nnodes"]) * int(options["nproc-per-node"])
+    elastic = {
+        "TORCHELASTIC_RUN_ID": options["rdzv-id"], "RANK": "6", "LOCAL_RANK": "2", "GROUP_RANK": "1",
+        "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": options["nproc-per-node"], "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29500",
+    }  # fmt: skip
+    slurm = environment_of_slurm(header, 6, 29500)
+    for line, environment, kind in ((torchrun, elastic, TorchElasticEnvironment), (srun, slurm, SLURMEnvironment)):
+        overrides = line[line.index("train.py") :].split()[1:]
+        trainer = compose([*overrides, "stage=sft", "trainer.accelerator=cpu"])["trainer"]
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            refuse_left_over_rank(trainer)
+            made = make_trainer(make_trainer_kwargs(trainer, 4))
+            assert isinstance(made.strategy, Sharded) and made.strategy.in_pieces
+            place = made.strategy.cluster_environment
+            assert isinstance(place, kind) and place.creates_processes_externally
+            assert (made.num_nodes, made.num_devices, made.world_size) == (2, 4, world) == (2, 4, 8)
+            assert (place.global_rank(), place.local_rank(), place.node_rank()) == (6, 2, 1)
+            with pytest.raises(UserError, match="trainer.devices"):
+                make_trainer(make_trainer_kwargs({**trainer, "devices": 3}, 4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "srun"])
+def test_two_machines_of_one_process_each_lose_what_one_loses(
+    launcher: str, side_by_side: Path, needles: list[str], tmp_path: Path
+) -> None:
+    """Both on this machine: what torchrun does with a meeting point at localhost, and what SLURM's variables do."""
+    train_py = [str(ROOT / "train.py"), *stage_run("sft", needles, "trainer=fsdp", "trainer.accelerator=cpu")]
+    train_py += ["trainer.devices=1", "trainer.num_nodes=2", "run=it"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    usual = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | {"PYTHONPATH": str(ROOT)}
+    meet = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-id=it", "--rdzv-backend=c10d"]
+    meet.append(f"--rdzv-endpoint=localhost:{port}")
+    children = []
+    for node in range(2):
+        more = environment_of_slurm("#SBATCH --nodes=2 --ntasks-per-node=1", node, port)
+        run_it, more = (meet, {}) if launcher == "torchrun" else ([], more)
+        with open(tmp_path / f"{node}.log", "w") as log:
+            children.append(
+                subprocess.Popen(
+                    [sys.executable, *run_it, *train_py], cwd=tmp_path, env=usual | more, stdout=log, stderr=log
+                )
+            )
+    try:
+        codes = [child.wait(timeout=400) for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    assert codes == [0, 0], "".join((tmp_path / f"{node}.log").read_text()[-3000:] for node in range(2))
+    one, two = logged(side_by_side / "runs/one/sft/sft"), logged(tmp_path / "runs/it/sft")
+    assert two["train/loss"] == pytest.approx(one["train/loss"], abs=1e-5, rel=0)
+    assert len(list((tmp_path / "runs/it/sft/checkpoints/last.ckpt.shards").iterdir())) == 2

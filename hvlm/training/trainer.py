@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -38,7 +38,7 @@ def max_seconds(trainer: Mapping[str, Any]) -> float | None:
     return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
-def make_strategy(word: str, checkpoint: str) -> Any:
+def make_strategy(word: str, checkpoint: Literal["whole", "sharded"]) -> Any:
     """What ``lightning.Trainer`` takes for ``trainer.strategy`` and ``trainer.checkpoint``."""
     if word == "fsdp":
         return Sharded(checkpoint)
@@ -83,12 +83,20 @@ def val_batches(trainer: Mapping[str, Any]) -> int | float:
 
 
 def make_trainer(arguments: Mapping[str, Any]) -> lightning.Trainer:
-    """``lightning.Trainer``, whose refusals are a ``UserError`` of one line."""
+    """``lightning.Trainer``, whose refusals are a ``UserError`` of one line.
+
+    Lightning compares devices and nodes with what torchrun or SLURM started only where it starts processes itself; here
+    it is done always, for processes that wait for others which nobody starts wait long.
+    """
     try:
-        return lightning.Trainer(**arguments)
+        made = lightning.Trainer(**arguments)
+        place = getattr(made.strategy, "cluster_environment", None)
+        if place is not None:
+            place.validate_settings(num_devices=made.num_devices, num_nodes=made.num_nodes)
+        return made
     except (ValueError, RuntimeError, TypeError, MisconfigurationException) as e:
         reason = " ".join(str(e).split())
-        raise UserError(f"trainer.strategy, trainer.devices, trainer.accelerator: {reason}") from e
+        raise UserError(f"trainer.strategy, trainer.devices, trainer.num_nodes, trainer.accelerator: {reason}") from e
 
 
 def make_trainer_kwargs(trainer: Mapping[str, Any], steps: int) -> dict[str, Any]:
