@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node=2 -m experiments.strategies.processes RUNS.json
 
-RUNS.json: a list of lists of overrides. Starting Python and torch is what costs; one start serves all. Each process leaves
-``held_RANK.json`` beside it: {run: {what: bytes}} of what it held when its last step's gradients were there, and
+RUNS.json: a list of lists of overrides. Starting Python and torch is what costs; one start serves all. Each process
+leaves ``held_RANK.json`` beside it: {run: {what: bytes}} of what it held when its last step's gradients were there, and
 ``resident`` and ``peak``, of the whole process in bytes.
 """
 
