@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lightning.fabric.utilities.rank_zero
+import lightning.pytorch.utilities.rank_zero
 import pytest
 import torch
 import torch.distributed as dist
@@ -289,6 +291,8 @@ def test_the_commands_for_several_machines_fit_what_they_start(monkeypatch: pyte
         overrides = line[line.index("train.py") :].split()[1:]
         trainer = compose([*overrides, "stage=sft", "trainer.accelerator=cpu"])["trainer"]
         with monkeypatch.context() as patch:
+            for module in (lightning.fabric.utilities.rank_zero, lightning.pytorch.utilities.rank_zero):
+                patch.setattr(module.rank_zero_only, "rank", 0)  # a trainer of rank 6 sets it
             for name, value in environment.items():
                 patch.setenv(name, value)
             refuse_left_over_rank(trainer)
