@@ -2,7 +2,13 @@
 
 import json
 import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import _wandb_server
 import pytest
 import wandb
 from lightning.pytorch.loggers import WandbLogger
@@ -11,7 +17,7 @@ from hvlm.config.compose import compose
 from hvlm.errors import UserError
 from hvlm.training import chain
 from hvlm.training.chain import closing
-from hvlm.training.wandb_logger import wandb_logger
+from hvlm.training.wandb_logger import tags, wandb_logger, write_summary
 
 
 @pytest.fixture(autouse=True)
@@ -115,3 +121,54 @@ def test_training_fills_it(tmp_path, needles, monkeypatch):
     assert videos and videos <= staged, "what `wandb sync` uploads for the table lies in the run folder"
     assert list(stage.glob("wandb/offline-run-*/files/media/images/gaze*.png")), "sheets of where the gaze went"
     assert (stage / "metrics.csv").exists() and (stage / "metrics.jsonl").exists()
+
+
+def test_its_tags_are_the_words_of_its_rooms(tmp_path):
+    chosen = ["connector=mean", "merger=tome", "language=smollm2_135m", "vision=dinov2_small"]
+    cfg = compose(["logger=wandb", *chosen, "run=demo", "logger.group=sweep-1"])
+    folder = tmp_path / "demo" / "sft"
+    folder.mkdir(parents=True)
+    logger = wandb_logger(cfg, folder, fresh=True)
+    with closing([logger]):
+        run = logger.experiment
+        assert set(chosen) <= set(run.tags) and len(set(run.tags)) == len(run.tags)
+        assert not [tag for tag in run.tags if tag.endswith("=none") or tag.startswith(("stage=", "benchmark="))]
+        assert (run.group, run.job_type) == ("sweep-1", "sft")
+    own = tags(compose(["logger=wandb", f"logger.tags=[mine,{'x' * 65},{'x' * 66}]"]))
+    assert own[0] == "mine" and len(own) == 3 == len(set(own)) and max(map(len, own)) == 64
+
+
+@pytest.mark.skipif(shutil.which("wandb", path=str(Path(sys.executable).parent)) is None, reason="no wandb command")
+def test_synced_twice_it_is_one_run(tmp_path, monkeypatch):
+    """A stage that was stopped and continues, and the results of its benchmark: three folders of W&B's, one run, whose
+    curve goes on where it stopped. (wandb's own program, against a server of this test.)"""
+    cfg = compose(["logger=wandb", "run=demo", "logger.group=sweep-1"])
+    stage = tmp_path / "runs" / "demo" / "sft"
+    stage.mkdir(parents=True)
+    record = {"variant": "sft", "metric": "accuracy", "value": 0.5, "stderr": 0.1}
+    for k in range(2):
+        logger = wandb_logger(cfg, stage, fresh=k == 0)
+        with closing([logger]):
+            for i in range(2):
+                logger.log_metrics({"train/loss": 1.0 - k / 2 - i / 10}, step=2 * k + i)
+        time.sleep(1.1)  # W&B names its folders by the second
+    write_summary(cfg, stage, [record])
+    wandb.teardown()
+    parts = sorted(stage.glob("wandb/offline-run-*"))
+    assert len(parts) == 3
+    program = Path(sys.executable).with_name("wandb")
+    with _wandb_server.running() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        said = ""
+        for given in (parts[:1], parts, parts):  # after the first part; all; all once more
+            done = subprocess.run([program, "sync", "--yes", *given], capture_output=True, text=True, timeout=60)
+            assert done.returncode == 0, done.stderr[-500:]
+            said = done.stderr
+        (run,) = server.made
+        assert run == (stage / "wandb-id").read_text().strip() and list(server.runs) == [run] and not server.unknown
+        losses = [(line["trainer/global_step"], line["train/loss"]) for line in server.history(run)]
+        assert [step for step, _ in losses] == [0, 1, 2, 3] and losses[2][1] == 0.5, losses
+        assert "Finished" not in said, "what was uploaded is not uploaded again"
+        assert server.summary(run)["eval/sft/accuracy"] == 0.5
+        assert server.runs[run]["groupName"] == "sweep-1" and server.runs[run]["jobType"] == "sft"

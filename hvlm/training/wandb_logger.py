@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,8 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from hvlm.config.chosen import words
+from hvlm.config.search_path import CONF, folders
 from hvlm.errors import UserError
 from hvlm.evaluation.needle_map import PICTURE
 from hvlm.viz.media import keep_wandb_media_in
@@ -19,14 +22,17 @@ from hvlm.viz.media import keep_wandb_media_in
 log = logging.getLogger(__name__)
 
 ID = "wandb-id"
+LONGEST_TAG = 64  # characters; W&B refuses a run with a longer one
+UNTOLD = ("benchmark", "stage")  # the stage is the job type
 
 
 def wandb_logger(cfg: Mapping[str, Any], folder: Path, fresh: bool = False) -> WandbLogger:
     """A started W&B run for the stage in ``folder`` (runs/<run>/<stage>), with the resolved ``cfg`` as its config.
 
-    It is called <run>/<stage>; its group is the sweep's (``logger.group``), else the run's name. Everything W&B keeps
-    lies in ``folder``: ``wandb/`` and, for the files of tables, ``wandb-data/``. A stage that continues (not ``fresh``)
-    has the same W&B id as before, which stands in ``folder/wandb-id``, so that W&B shows one curve.
+    It is called <run>/<stage>, its job type is the stage; its group is the sweep's (``logger.group``), else the run's
+    name; its tags are ``tags``. Everything W&B keeps lies in ``folder``: ``wandb/`` and, for the files of tables,
+    ``wandb-data/``. A stage that continues (not ``fresh``) has the same W&B id as before, which stands in
+    ``folder/wandb-id``, so that W&B shows one curve.
     Raises ``UserError`` when the folder is not writable or W&B cannot start (no login, no network).
     """
     keep_wandb_media_in(folder)
@@ -53,6 +59,23 @@ def write_summary(cfg: Mapping[str, Any], folder: Path, records: Sequence[Mappin
     run.finish()
 
 
+def tags(cfg: Mapping[str, Any]) -> list[str]:
+    """``logger.tags``, else ``connector=mean`` and so on of what a run is told apart by: rooms that change nothing and
+    the benchmark are left out. Cut to what W&B takes."""
+    given = cfg["logger"]["tags"]
+    if not given:
+        chosen = words(cfg, (CONF, *folders()))
+        given = [f"{group}={word}" for group, word in chosen.items() if word != "none" and group not in UNTOLD]
+    return list(dict.fromkeys(shortened(tag) for tag in given if tag))
+
+
+def shortened(tag: str, most: int = LONGEST_TAG) -> str:
+    """The same text where it has at most ``most`` characters; else its beginning and eight digits that stand for it."""
+    if len(tag) <= most:
+        return tag
+    return f"{tag[: most - 9]}-{hashlib.sha256(tag.encode()).hexdigest()[:8]}"
+
+
 @rank_zero_only
 def _start(cfg: Mapping[str, Any], folder: Path, fresh: bool) -> wandb.Run:
     settings = cfg["logger"]
@@ -66,7 +89,8 @@ def _start(cfg: Mapping[str, Any], folder: Path, fresh: bool) -> wandb.Run:
             project=settings["project"],
             entity=settings["entity"],
             group=settings["group"] or folder.parent.name,
-            tags=settings["tags"],
+            job_type=folder.name,
+            tags=tags(cfg),
             config=dict(cfg),
             settings=wandb.Settings(silent=True),  # what is worth saying is said below, in one line
         )
