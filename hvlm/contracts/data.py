@@ -24,7 +24,8 @@ class Dataset(Room, ABC, group="dataset"):
     one is a bad sample, or is cut. allow_inexact_resume: whether a stream may go on in the middle of a run.
     decoder: of videos (``hvlm.data.decode``). decode_timeout: seconds, after which a clip whose decoder hangs is a bad
     sample. text_only: its samples have no video. text_ratio: share of the training batches that are text-only chats;
-    None: as the stage says."""
+    None: as the stage says. batch: what a training batch may hold (``hvlm.data.budget.Budget``), in place of
+    ``stage.batch_size`` clips; None: these."""
 
     access: str
     num_frames: int
@@ -36,6 +37,7 @@ class Dataset(Room, ABC, group="dataset"):
     decode_timeout: float = 60.0
     text_only: bool = False
     text_ratio: float | None = None
+    batch: Any = None
 
     @abstractmethod
     def prepare(self) -> None:

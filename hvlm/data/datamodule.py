@@ -8,7 +8,8 @@ with another number of workers or processes as long as the global batch stays th
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +18,11 @@ from typing import Any, Literal
 import lightning
 
 from hvlm.data import samples
+from hvlm.data.budget import Budget, Planned, lengths_of
 from hvlm.data.loader import Loader, StreamLoader, Units
 from hvlm.data.notes import Notes
 from hvlm.data.optical_flow import opencv
-from hvlm.data.order import InOrder, Order, check_shares, takes_all_alike
+from hvlm.data.order import InOrder, Order, SampleRef, check_shares, takes_all_alike
 from hvlm.data.quarantine import Quarantine, SampleError
 from hvlm.data.reader import Reader, SampleSpec
 from hvlm.data.shard_index import Manifest, ShardSplit
@@ -150,12 +152,27 @@ class DataModule(lightning.LightningDataModule):
             start=self._start(),
             accumulate=self.accumulate,
             repeat=self.overfit_batches,
+            plan=None if self.dataset.batch is None else self._plan(self.dataset.batch, show, clips, texts),
         )
         if sampler.drawn is not None and self._shares is not None:
             said = (f"{n} {self._shares[n]:.1%} ({e:.3g} epochs)" for n, e in sampler.drawn.epochs().items())
             log.info("mixture: %s; %.0f%% of the batches are text alone", ", ".join(said), 100 * self.interleave)
         reader = Reader(clips, texts, show, self.quarantine, replace=True, cache_bytes=self.cache_bytes)
         return Loader(reader, sampler, **self._loading())
+
+    def _plan(self, budget: Budget, show: SampleSpec, clips: ShardSplit, texts: ShardSplit | None) -> Callable:
+        """What ``Order`` is to cut its batches with."""
+        began = time.monotonic()
+        lengths = {text: lengths_of(s, show, budget, text) for text, s in ((False, clips), (True, texts)) if s}
+        count = sum(len(found.frames_N) for found in lengths.values())
+        log.info("%s: the lengths of %d samples took %.1f s", budget, count, time.monotonic() - began)
+
+        def plan(nominal: Callable[[int], list[SampleRef]], *, text: bool, **how: Any) -> Planned:
+            split = texts if text else clips
+            name = lambda i: f"{split.folder}: {split.uid(i)}"  # noqa: E731
+            return Planned(nominal, lengths=lengths[text], budget=budget, name=name, text=text, **how)
+
+        return plan
 
     def val_dataloader(self) -> Loader | list:
         """The first ``val_clips`` clips of the val split in the mixture's domains; [] if there is no such split."""
@@ -234,6 +251,8 @@ class DataModule(lightning.LightningDataModule):
         if takes_all_alike(self._manifest.split("train").domains, self.mixture):
             order["mixture"] = None
         order["shares"] = None if self._shares is None else dict(self._shares)
+        if self.dataset.batch is not None or (self._restored or {}).get("batch"):
+            order["batch"] = self.dataset.batch and self.dataset.batch._asdict()
         return order | {"clips": sum(s["count"] for s in self._manifest.shards.values() if s["split"] == "train")}
 
     def _start(self) -> int:

@@ -7,12 +7,14 @@ rank takes its block of rows out of each global batch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
+from hvlm.data.budget import Planned, window_of
 from hvlm.data.shares import Drawn
 from hvlm.errors import UserError
 
@@ -38,6 +40,8 @@ class Order:
     texts: number of text-only chats; interleave: probability that a whole batch is made of them.
     accumulate: in how many parts, one after the other, each batch is handed out.
     shares: {domain: probability}, by which each clip's domain is drawn (``hvlm/data/shares.py``), in place of mixture.
+    plan: makes batches of another size of the same draws (``hvlm/data/budget.py``), of clips and of texts; called with
+        what it takes beside lengths and budget. None: all have ``batch_size``, and else none has more.
     repeat: the first so many batches come again and again, in the same frames and questions; None: every batch is new.
     start: the first batch to hand out; ``len`` is the length of the whole run, in parts, wherever it starts.
     """
@@ -58,6 +62,7 @@ class Order:
         start: int = 0,
         accumulate: int = 1,
         repeat: int | None = None,
+        plan: Callable[..., Planned] | None = None,
     ) -> None:
         check_shares(batch_size, world, accumulate)
         if interleave > 0 and not texts:
@@ -73,31 +78,43 @@ class Order:
             self._pools = _pools(domains, mixture)
             self._per_epoch = sum(take for _, take in self._pools)
         else:
-            self.drawn = Drawn(domains, shares, batch_size=batch_size, steps=steps, seed=seed)
+            # A plan sorts whole windows of batches, the last of which may go on behind the end of the run.
+            drawn = steps if plan is None else steps + window_of(len(domains), batch_size)
+            self.drawn = Drawn(domains, shares, batch_size=batch_size, steps=drawn, seed=seed)
         # The first k draws do not depend on how many follow, so a longer run begins like a shorter one.
         self._is_text = np.random.default_rng([seed, 0, _WHICH]).random(steps) < interleave
         self._texts_before = np.concatenate([[0], np.cumsum(self._is_text)])
         self._clip_epoch = lru_cache(2)(self._clip_permutation)
         self._text_epoch = lru_cache(2)(self._text_permutation)
+        self._planned: dict[bool, Planned] = {}
+        if plan is not None:
+            for text, epoch in ((False, len(domains)), (True, texts if interleave > 0 else 0)):
+                if epoch:
+                    nominal = partial(self._nominal, text=text)
+                    how = {"epoch": epoch, "most": batch_size, "least": world * accumulate, "seed": seed, "text": text}
+                    self._planned[text] = plan(nominal, **how)
 
     def __len__(self) -> int:
         return self.steps * self.accumulate
 
     def __iter__(self) -> Iterator[list[SampleRef]]:
-        share = self.batch_size // self.world
-        part = share // self.accumulate
+        first = self.rank * self.accumulate
         for step in range(self.start, self.steps):
-            own = self.at(step)[self.rank * share : (self.rank + 1) * share]
-            yield from (own[first : first + part] for first in range(0, share, part))
+            yield from in_parts(self.at(step), self.world * self.accumulate)[first : first + self.accumulate]
 
     def at(self, step: int) -> list[SampleRef]:
         """All picks of batch ``step``, of every rank."""
         step = step if self.repeat is None else step % self.repeat
         text = bool(self._is_text[step])
         before = int(self._texts_before[step])
+        number = before if text else step - before
+        return self._planned[text].batch(number) if self._planned else self._nominal(number, text)
+
+    def _nominal(self, number: int, text: bool) -> list[SampleRef]:
+        """The draws of the batch ``number`` of clips, or of texts."""
         if self.drawn is not None and not text:
-            return [SampleRef(epoch, index) for epoch, index in self.drawn.batch(step - before)]
-        first = (before if text else step - before) * self.batch_size
+            return [SampleRef(epoch, index) for epoch, index in self.drawn.batch(number)]
+        first = number * self.batch_size
         size, permutation = (self.texts, self._text_epoch) if text else (self._per_epoch, self._clip_epoch)
         places = (divmod(position, size) for position in range(first, first + self.batch_size))
         return [SampleRef(epoch, int(permutation(epoch)[place]), text) for epoch, place in places]
@@ -108,6 +125,12 @@ class Order:
 
     def _text_permutation(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, epoch, _TEXTS]).permutation(self.texts)
+
+
+def in_parts(picks: Sequence[SampleRef], parts: int) -> list[list[SampleRef]]:
+    """A batch in so many parts of equal size, or nearly so where it cannot be cut evenly."""
+    edges = [i * len(picks) // parts for i in range(parts + 1)]
+    return [list(picks[begin:end]) for begin, end in pairwise(edges)]
 
 
 def check_shares(batch_size: int, world: int, accumulate: int) -> None:

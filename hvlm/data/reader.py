@@ -181,6 +181,20 @@ class SampleSpec:
                 f"dataset.max_tokens={self.max_tokens}; shorten it, or raise dataset.max_tokens if memory allows"
             )  # fmt: skip
 
+    def tokens(self, row: Row) -> int:
+        """Of a text row as it would be written, before anything is cut; 0 for one that the template cannot write."""
+        try:
+            return len(self._written(row.prompt, row.answer, "last").ids)
+        except UserError:
+            return 0
+
+    @staticmethod
+    def characters(row: Row) -> int:
+        """Of a text row, with the conversation that it stands in."""
+        before = context(row.prompt)
+        turns = (text for exchange in before.get("before", ()) for text in exchange)
+        return len(row.prompt) + len(row.answer or "") + len(before.get("system") or "") + sum(map(len, turns))
+
     def _fits(self, prompt: str, answer: str | None) -> bool:
         return len(self._written(prompt, answer, "last").ids) <= self.max_tokens
 

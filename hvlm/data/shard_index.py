@@ -34,6 +34,7 @@ from hvlm.data.sources import Source, Span
 from hvlm.data.tar import (
     BLOCK,
     FIELDS,
+    TEXT_FIELDS,
     VIDEO_FIELDS,
     check_end,
     check_key,
@@ -320,6 +321,11 @@ class ShardSplit:
         """``split/shard/key``: the one name of a sample within its data. Keys alone may begin again in every shard;
         what outlives one set of data adds the manifest's ``identity``."""
         return uid_of(self.name, self.shards[index], self.keys[index])
+
+    def fields(self, index: int, media: bool = False) -> list[str]:
+        """The names of a sample's members in lower case; ``media``: of videos and stills alone."""
+        found = [field for field, _ in self._where(index, FIELDS)]
+        return [field for field in found if field.rsplit(".", 1)[-1] not in TEXT_FIELDS] if media else found
 
     def read(self, index: int, endings: Sequence[str] = FIELDS) -> dict[str, bytes]:
         """The members of sample ``index``: {"mp4": …, "json": …} or {"json": …, "000.jpg": …}. UserError if cut.

@@ -10,6 +10,7 @@ from typing import Literal
 
 from hvlm.config.ranges import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from hvlm.contracts import Dataset
+from hvlm.data.budget import Budget
 from hvlm.data.joined import Joined, joined
 from hvlm.data.shard_folder import TEXT, index_folder, manifest_of
 from hvlm.data.shares import shares_of
@@ -29,7 +30,7 @@ class Mixture(Dataset):
     temperature: 1: as the weights say; above: more even; below: the large ones even more.
     texts: sources whose text-only chats are mixed in. text_ratio: share of the training batches that are made of them
         (in place of ``stage.interleave``); null: as ``stage.interleave`` says.
-    num_frames, max_tokens, too_long, decoder, decode_timeout: as of ``dataset=shards``.
+    num_frames, max_tokens, too_long, decoder, decode_timeout, batch: as of ``dataset=shards``.
     """
 
     access = "index"
@@ -47,10 +48,12 @@ class Mixture(Dataset):
         too_long: Literal["refuse", "cut"] = "refuse",
         decoder: Literal["pyav", "decord"] = "pyav",
         decode_timeout: PositiveFloat = 60.0,
+        batch: dict[str, PositiveInt] | None = None,
     ) -> None:
         self.root, self.weights, self.folders = Path(root).expanduser(), dict(weights), dict(paths or {})
         self.temperature, self.text_ratio, self.text_sources = temperature, text_ratio, list(texts or [])
         self.num_frames, self.max_tokens, self.too_long = num_frames, max_tokens, too_long
+        self.batch = Budget.of(batch)
         self.decoder, self.decode_timeout, self.domain = decoder, decode_timeout, "general"
         self.taken = [name for name, weight in self.weights.items() if weight != 0]
         if not self.taken:

@@ -25,6 +25,7 @@ from typing import Annotated, Any, Literal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from hvlm.config.ranges import Fraction, Ge, Le, NonNegativeInt, PositiveFloat, PositiveInt, Seed
+from hvlm.data.budget import Budget
 from hvlm.data.shard_index import MANIFEST, write_manifest
 from hvlm.dataset._generated import GeneratedSet, Wanted
 from hvlm.dataset._haystack import PARTS, SEGMENTS, Stretch, Video, find_videos, part_of
@@ -73,6 +74,7 @@ class Needles(GeneratedSet):
     decoder: of videos; "decord" decodes what it is known to read rightly, and PyAV the rest.
     decode_timeout: seconds; a clip that is not decoded by then is a bad sample, and the decoder is killed. A video
         of the haystack, of which three parts are decoded, has three times as long, and is skipped.
+    batch: as of ``dataset=shards``.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class Needles(GeneratedSet):
         too_long: Literal["refuse", "cut"] = "refuse",
         decoder: Literal["pyav", "decord"] = "pyav",
         decode_timeout: PositiveFloat = 60.0,
+        batch: dict[str, PositiveInt] | None = None,
     ) -> None:
         self.root = Path(root or os.environ.get("HVLM_DATA") or "data")
         self.haystack, self.haystack_part, self.access = haystack, haystack_part, access
@@ -114,6 +117,7 @@ class Needles(GeneratedSet):
         self.kind, self.per_shard = f"needles-{set}", shard_clips
         self.max_bad, self.generate_workers = max_bad, generate_workers
         self.num_frames, self.seed, self.max_tokens, self.too_long = num_frames, seed, max_tokens, too_long
+        self.batch = Budget.of(batch, access)
         self.decoder, self.decode_timeout = decoder, decode_timeout
         self.recipe = Recipe(
             set, size, frames, float(fps), num_frames, outline, displacement, tuple(domains or DOMAINS), seed, crf,

@@ -11,6 +11,7 @@ from braceexpand import braceexpand
 
 from hvlm.config.ranges import PositiveFloat, PositiveInt
 from hvlm.contracts import Dataset
+from hvlm.data.budget import Budget
 from hvlm.data.shard_folder import index_folder, manifest_of, split_of, tars_of, way_to_shards
 from hvlm.data.shard_index import Manifest
 from hvlm.data.stream import check_url
@@ -35,6 +36,8 @@ class Shards(Dataset):
         named, counted, left out; ``cut`` leaves out the oldest exchanges of its conversation, then the answer's end.
     decoder: of videos; "decord" decodes what it is known to read rightly, and PyAV the rest.
     decode_timeout: seconds; a clip that is not decoded by then is a bad sample, and the decoder is killed.
+    batch: ``{frames: N, tokens: N}`` (or one of them): a step's batch holds clips of like length, as many as fit with
+        their padding, at most ``stage.batch_size``; null: ``stage.batch_size`` clips.
     allow_inexact_resume: whether a stream, which has no place to return to, may be resumed with other samples.
     """
 
@@ -48,12 +51,14 @@ class Shards(Dataset):
         too_long: Literal["refuse", "cut"] = "refuse",
         decoder: Literal["pyav", "decord"] = "pyav",
         decode_timeout: PositiveFloat = 60.0,
+        batch: dict[str, PositiveInt] | None = None,
         allow_inexact_resume: bool = False,
     ) -> None:
         if access not in ("index", "stream"):
             raise UserError(f"dataset.access={access!r}: expected index or stream")
         self.paths = [path] if isinstance(path, str) else list(path)
         self.access, self.num_frames, self.domain, self.max_tokens = access, num_frames, domain, max_tokens
+        self.batch = Budget.of(batch, access)
         self.decoder, self.decode_timeout, self.too_long = decoder, decode_timeout, too_long
         self.allow_inexact_resume = allow_inexact_resume
 

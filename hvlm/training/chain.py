@@ -261,10 +261,9 @@ def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None, 
     trainer.loggers = written = loggers(cfg, folder, fresh=resume is None)
     log.info(f"{folder.path.name}: {cfg['stage']['steps']} steps, {describe(stage)}")
     if trainer.is_global_zero:
-        inputs = reading.inputs
-        check_room(
-            stage, folder.checkpoints, cfg["trainer"], cfg["callback"]["keep"], inputs.num_frames, inputs.image_size
-        )
+        inputs, budget = reading.inputs, reading.dataset.batch
+        keep, most = cfg["callback"]["keep"], None if budget is None else budget.frames
+        check_room(stage, folder.checkpoints, cfg["trainer"], keep, inputs.num_frames, inputs.image_size, most)
     stage.prepare(lambda: every_pair(reading, stage))
     with closing(written), a_lost_process_is_one_line():
         before = 0 if resume is None else stored_step(resume)

@@ -69,6 +69,7 @@ LATER = {
     "domain.prompt": None,
     "dataset.min_seconds": 30.0,
     "dataset.max_seconds": 120.0,
+    "dataset.batch": None,
 }
 # What null is where it came later: as this value was before, which the usual configuration said in so many words.
 NULL_IS = {

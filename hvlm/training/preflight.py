@@ -18,7 +18,15 @@ log = logging.getLogger(__name__)
 MORE = 1.1  # of a checkpoint's tensors: what else it holds, and how the archive is laid out
 
 
-def check_room(stage: Stage, folder: Path, trainer: Mapping[str, Any], keep: int, frames: int, side: int) -> None:
+def check_room(
+    stage: Stage,
+    folder: Path,
+    trainer: Mapping[str, Any],
+    keep: int,
+    frames: int,
+    side: int,
+    most: int | None = None,
+) -> None:
     """Compare what the stage will need with what there is, and say both in the log.
 
     Of memory only what is known beforehand is counted (weights are there already; gradients, the optimiser's two
@@ -30,6 +38,7 @@ def check_room(stage: Stage, folder: Path, trainer: Mapping[str, Any], keep: int
         trainer: that section of the configuration.
         keep: checkpoints kept beside the last one; -1: all.
         frames, side: of a clip, and pixels of a frame's side.
+        most: frames of a step's batch (``dataset.batch``); None: no such limit.
 
     Raises:
         UserError: there is too little of one; the message says how much is needed, how much there is, and what to do.
@@ -45,7 +54,8 @@ def check_room(stage: Stage, folder: Path, trainer: Mapping[str, Any], keep: int
             f"{folder}: {kept + 2} checkpoints of {_size(one)} have to lie there, which takes {_size(needed)} more, "
             f"and {_size(free)} are free; make room, keep fewer (callback.keep), or make runs/ a link to a larger disk"
         )
-    more, pixels = optimiser_bytes(stage), step_bytes(-(-stage.batch_size // trainer["accumulate"]), frames, side)
+    clips = stage.batch_size if most is None else min(stage.batch_size, max(1, most // frames))
+    more, pixels = optimiser_bytes(stage), step_bytes(-(-clips // trainer["accumulate"]), frames, side)
     device, available = available_bytes(trainer["accelerator"])
     said = f"gradients and optimiser take {_size(more)}, the pixels of a step {_size(pixels)}"
     if available is not None and more + pixels > available:
