@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile $(if $(LOCKED),,-c constraints.txt)
 .DEFAULT_GOAL := help
 
-.PHONY: help setup weights demo ui setup-ui ui-shot test test-ui test-all test-gpu test-lmms fuzz soak reliability lint tables bench bench-attention bench-kv
+.PHONY: help setup weights demo ui setup-ui ui-shot report-shot test test-ui test-all test-gpu test-lmms fuzz soak reliability lint tables bench bench-attention bench-kv
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,12 @@ test-ui: setup-ui  ## The page in a real browser: needs chromium and chromedrive
 ui-shot: setup-ui  ## How soon the page answers in a browser, and docs/ui.png of it (CHECKPOINT=runs/demo BESIDE=runs/demo/sft)
 	$(UI_PY) -m experiments.page --checkpoint $(CHECKPOINT)
 	$(UI_PY) -m experiments.page --checkpoint $(CHECKPOINT) --beside $(BESIDE) --asked 2 --picture docs/ui.png
+
+RUN ?= runs/demo
+
+report-shot: setup  ## Is the report of RUN=runs/demo whole and legible in a browser? And docs/report.png of it (needs chromium)
+	$(PY) -m experiments.report --run $(RUN)
+	$(PY) -m experiments.report --run $(RUN) --picture docs/report.png
 
 test: setup  ## All tests but the slow ones (a few minutes on 2 cores)
 	$(PY) -m pytest -n 2 --dist worksteal -m 'not slow'

@@ -7,6 +7,7 @@ import fcntl
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from _runs import write_run
 from _tiny import ROOT
 
 from hvlm.cli import main
@@ -23,7 +25,7 @@ from hvlm.config.compose import compose
 from hvlm.io.processors import usable_processors
 from hvlm.sweep.engine import Task, stop
 from hvlm.sweep.job import job_name, last_line
-from hvlm.sweep.launcher import JobLauncher, ProcessLauncher
+from hvlm.sweep.launcher import ProcessLauncher
 from hvlm.sweep.processes import Child
 from hvlm.sweep.table import read_numbers
 from hvlm.training.identity import config_id
@@ -36,7 +38,7 @@ def entry(cfg: dict, overrides: list[str]) -> None:
 
 # What each job runs instead of train.py: seed 1 is well, 2 raises and 3 is killed while the file `broken` exists.
 JOB = """
-import json, os, pathlib, signal, sys
+import json, os, pathlib, shutil, signal, sys
 given = dict(a.split("=", 1) for a in sys.argv[1:])
 seed, run = given["seed"], given["run"].strip("'")
 with open("ran.txt", "a") as f:
@@ -56,6 +58,9 @@ for stage, loss in (("sft", float(seed)), ("align", 9.0)):
     folder.mkdir(exist_ok=True)
     done = {"metrics": {"val/loss": loss}, "finished_at": {"align": 1, "sft": 2}[stage]}
     (folder / "finished.json").write_text(json.dumps(done))
+made = pathlib.Path("made", seed)  # a whole run of this seed, for those who want a report of it
+if made.exists():
+    shutil.copytree(made, pathlib.Path("runs", run), dirs_exist_ok=True)
 """
 
 
@@ -126,17 +131,18 @@ def test_sweep_survives_its_jobs_and_runs_what_is_missing(tmp_path: Path, sweep:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["job.py", "runs"]
 
 
-def test_every_launcher_ends_with_the_same_table(
+def test_every_launcher_ends_with_the_same_table_and_report(
     tmp_path: Path, sweep: Callable[..., Sweep], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four jobs, one failing and one killed, by each launcher; and what one began, another finishes."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr(JobLauncher, "_report", lambda self: None)  # seconds of imports
+    for seed in range(1, 5):
+        write_run(tmp_path / "made" / str(seed), [True, seed > 2, True, True, False, True], seed=seed)
     launchers = {"process": (), "submitit": ("hydra.launcher.cluster=local",), "ray": ("hydra.launcher.cpus=2",)}
     launchers = {word: more for word, more in launchers.items() if word == "process" or importlib.util.find_spec(word)}
     if len(launchers) == 1:
         pytest.skip("neither submitit nor Ray is installed (pip install 'hvlm[submitit,ray]')")
-    tables = {}
+    tables, pages = {}, {}
     for word, more in launchers.items():
         (tmp_path / "broken").touch()
         arguments = (
@@ -144,19 +150,24 @@ def test_every_launcher_ends_with_the_same_table(
             *more,
             "stage.steps=3",
             "seed=1,2,3,4",
-            f"run={word}",
+            f"run=of-{word}",
             "hydra.launcher.threads=1",
         )
         first = sweep(*arguments)
         assert first.code == 1 and "error: 2 of 4 jobs did not finish" in first.err, first.err
         assert sorted(job["seed"] for job in ran(tmp_path)) == ["1", "2", "3", "4"]
-        rows = json.loads((tmp_path / "runs" / word / "sweep.json").read_text())
+        rows = json.loads((tmp_path / "runs" / f"of-{word}" / "sweep.json").read_text())
         tables[word] = [{k: v for k, v in r.items() if k not in ("place", "seconds", "log", "config")} for r in rows]
+        assert f"report: runs/of-{word}/report.html" in first.out
+        pages[word] = (tmp_path / "runs" / f"of-{word}" / "report.html").read_text().replace(f"of-{word}", "NAME")
         (tmp_path / "broken").unlink()
     assert [r["status"] for r in tables["process"]] == ["done", "failed", "killed", "done"]
+    page = pages["process"]
+    assert "seed-2 is left out: failed: ValueError: the job&#x27;s own mistake" in page
+    assert "seed-3 is left out: killed" in page and re.search(r">1: \d+\.\d %, 4: \d+\.\d %<", page)
     for word, table in tables.items():
-        assert table == tables["process"], word
-    done = sweep("stage.steps=3", "seed=1,2,3,4", f"run={word}")
+        assert table == tables["process"] and pages[word] == page, word
+    done = sweep("stage.steps=3", "seed=1,2,3,4", f"run=of-{word}")
     assert done.code == 0 and sorted(job["seed"] for job in ran(tmp_path)) == ["2", "3"], "of another launcher's sweep"
 
 

@@ -177,18 +177,13 @@ class Browser:
         """Open everything that is folded."""
         self.value("document.querySelectorAll('details').forEach(e => { e.open = true })")
 
-    def keep(self, picture: Path, height: int | None = None) -> None:
-        """A PNG of the page from its top.
-
-        Args:
-            picture: where it goes.
-            height: pixels; None: all of it.
-        """
+    def picture(self, height: int | None = None) -> bytes:
+        """The page from its top as a PNG. height: pixels; None: all of it."""
         wide, high = self.value("[document.documentElement.clientWidth, document.documentElement.scrollHeight]")
         high = min(high, height or TALLEST)
         clip = {"x": 0, "y": 0, "width": wide, "height": high, "scale": 1}
         made = self.ask("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)
-        picture.write_bytes(base64.b64decode(made["data"]))
+        return base64.b64decode(made["data"])
 
     def ask(self, method: str, **params: Any) -> dict[str, Any]:
         """One command of the protocol, and its result."""
