@@ -131,6 +131,8 @@ def test_each_kind_has_its_own_statistics() -> None:
     room = connector().train()
     came = patches((12, 4))
     room(came._replace(summary_BTLD=came.summary_BTLD + 100), None, None)
+    for statistics in room.project.standardise.values():
+        statistics.end_step()
     assert (room.project.standardise["summaries"].mean > 50).all()
     assert (room.project.standardise["patches"].mean < 50).all()
 

@@ -267,9 +267,9 @@ def test_standardise_is_the_mean_and_variance_of_what_it_saw() -> None:
         out = room(torch.where(mask.unsqueeze(-1), x, torch.tensor(1e6)), mask)  # what is masked must not be counted
         seen.append(x[mask])
         batches.append(((x[mask] - x[mask].mean(0)) ** 2).mean(0))
-        # The numbers that normalise are those that it ends up with, in training and after.
+        # Training and evaluation compute the same.
         torch.testing.assert_close(room.eval()(x, mask)[mask], out[mask])
-        room.train()
+        room.train().end_step()
     means = torch.stack([x.mean(0) for x in seen])
     torch.testing.assert_close(room.mean, means.mean(0), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(room.var, torch.stack(batches).mean(0), rtol=1e-3, atol=0)
@@ -278,13 +278,29 @@ def test_standardise_is_the_mean_and_variance_of_what_it_saw() -> None:
     before = {name: value.clone() for name, value in room.state_dict().items()}
     room(torch.full((4, 6, 3), 7.0), torch.zeros(4, 6, dtype=torch.bool))  # nothing to see
     room.eval()(torch.full((4, 6, 3), 7.0), torch.ones(4, 6, dtype=torch.bool))
+    room.end_step()
     assert all(torch.equal(before[name], value) for name, value in room.state_dict().items())
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_standardise_moves_once_a_step_in_however_many_parts(parts: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    whole, divided = Standardise(3).train(), Standardise(3).train()
+    for _ in range(3):
+        x, mask = 5 + torch.randn(4, 6, 3, generator=g), torch.rand(4, 6, generator=g) > 0.3
+        pieces = [divided(*piece) for piece in zip(x.chunk(parts), mask.chunk(parts), strict=True)]
+        torch.testing.assert_close(torch.cat(pieces), whole(x, mask), rtol=1e-5, atol=1e-6)
+        whole.end_step()
+        divided.end_step()
+        torch.testing.assert_close(divided.state_dict(), whole.state_dict(), rtol=1e-5, atol=1e-6)
+    assert int(divided.updates) == 3
 
 
 def test_standardise_forgets_exponentially_after_its_first_updates() -> None:
     room = Standardise(1, momentum=0.5).train()
     for value in (0.0, 0.0, 0.0, 8.0, 8.0):
         room(torch.full((2, 1), value), torch.ones(2, dtype=torch.bool))
+        room.end_step()
     assert float(room.mean) == pytest.approx(6.0)
 
 

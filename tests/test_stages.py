@@ -464,6 +464,11 @@ def gradients(stage: Stage, batches: list[Batch], folder: Path) -> tuple[dict[st
     return seen.found, {"train/reward_accuracy": 0.5} | logged
 
 
+def statistics(stage: Stage) -> dict[str, torch.Tensor]:
+    """The running statistics of the connector's features."""
+    return {name: value for name, value in stage.state_dict().items() if ".standardise." in name}
+
+
 @pytest.mark.fault(70)
 @pytest.mark.parametrize("name", ["vision", "align", "sft", "dpo", "task", "duo"])
 def test_a_step_in_parts_is_the_step_at_once(needles: list[str], tmp_path: Path, name: str) -> None:
@@ -472,7 +477,7 @@ def test_a_step_in_parts_is_the_step_at_once(needles: list[str], tmp_path: Path,
         "task": ["head=classify", f"head.labels=[{','.join(ANSWERS)}]"],
         "duo": ["kvcache=duo", "connector=patches", "stage.sink=1", "stage.recent=2"],
     }
-    settings = [f"stage={name}", *more.get(name, []), "connector.standardise=false", "stage.batch_size=6"]
+    settings = [f"stage={name}", *more.get(name, []), "stage.batch_size=6"]
     stage, reading = start(needles, *settings)
     spec = reading._show(reading.view, 3)
     clips, texts = reading._manifest.split("train"), reading._manifest.split("text")
@@ -485,6 +490,7 @@ def test_a_step_in_parts_is_the_step_at_once(needles: list[str], tmp_path: Path,
     if name in ("align", "sft"):
         groups[1] = [read._item(SampleRef(0, index, text=True)) for index in range(2)]
     whole, one = gradients(stage, [spec.collate([item for group in groups for item in group])], tmp_path)
+    at_once = statistics(stage)
     stage, _ = start(needles, *settings)
     parts, other = gradients(stage, [spec.collate(group) for group in groups], tmp_path)
     assert whole.keys() == parts.keys()
@@ -492,7 +498,10 @@ def test_a_step_in_parts_is_the_step_at_once(needles: list[str], tmp_path: Path,
     for parameter, value in whole.items():
         assert float((parts[parameter] - value).abs().max()) <= 1e-6 * max(1.0, scale), parameter
     del one["train/reward_accuracy"], other["train/reward_accuracy"]  # before the first step all pairs are ties
-    assert other == pytest.approx(one, rel=1e-5, abs=1e-6) and "train/loss" in one
+    assert other == pytest.approx(one, rel=1e-6, abs=1e-6) and "train/loss" in one
+    moved = {name: value for name, value in statistics(stage).items() if name.endswith(".updates")}
+    assert bool(moved) == (name != "vision") and all(value == (name not in ("dpo", "duo")) for value in moved.values())
+    torch.testing.assert_close(statistics(stage), at_once, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.fault(70)

@@ -13,13 +13,16 @@ class Standardise(nn.Module):
     """x -> (x − mean) / std per channel, with running statistics.
 
     Training normalises with the running statistics too (as constants), so that training and evaluation compute the
-    same function, a padded token changes nothing, and a batch of one clip works. The first 1/momentum updates average
-    all that was seen; later ones move exponentially. Under DDP the sums are reduced over the ranks.
+    same function, a padded token changes nothing, and a batch of one clip works. They are those of all optimiser steps
+    before (0 and 1 in the first), and move once at the end of each by what all its parts and processes saw: a step is
+    the same however it is divided. The first 1/momentum updates average all that was seen; later ones move
+    exponentially.
     """
 
     mean: Tensor
     var: Tensor
     updates: Tensor
+    seen: Tensor
 
     def __init__(self, dim: int, momentum: float = 0.01, eps: float = 1e-5):
         super().__init__()
@@ -27,29 +30,36 @@ class Standardise(nn.Module):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("var", torch.ones(dim))
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+        # Of the step under way: how many, their sum and sum of squares, shifted by the running mean, so that the
+        # difference of sums of squares stays exact in float32.
+        self.register_buffer("seen", torch.zeros(1 + 2 * dim), persistent=False)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x [..., D], mask [...] (False: not counted); returns float32 of x's shape."""
         x = x.float()
         if self.training:
-            self._update(x.detach(), mask)
+            self._see(x.detach(), mask)
         return (x - self.mean) * torch.rsqrt(self.var + self.eps)
 
     @torch.no_grad()
-    def _update(self, x: Tensor, mask: Tensor) -> None:
+    def _see(self, x: Tensor, mask: Tensor) -> None:
         weight = mask.unsqueeze(-1).to(x.dtype)
-        # Shifted by the running mean, so that the difference of sums of squares stays exact in float32.
-        shifted = (x - self.mean) * weight
+        shifted = torch.where(mask.unsqueeze(-1), x - self.mean, 0.0)
         axes = tuple(range(x.ndim - 1))
-        sums = torch.cat([weight.sum().reshape(1), shifted.sum(axes), (shifted * shifted).sum(axes)])
+        self.seen += torch.cat([weight.sum().reshape(1), shifted.sum(axes), (shifted * shifted).sum(axes)])
+
+    @torch.no_grad()
+    def end_step(self) -> None:
+        """Move by what was seen since the last step, over all processes; by nothing where nothing was seen."""
+        sums = self.seen.clone()
+        self.seen.zero_()
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(sums)
         count, first, second = sums[0], *sums[1:].chunk(2)
-        if count < 1:
-            return
-        first, second = first / count, second / count
-        self.updates += 1
-        rate = torch.clamp(1.0 / self.updates, min=self.momentum)
+        any_seen = (count > 0).to(count)  # no branch: a GPU would have to wait for it
+        first, second = first / count.clamp(min=1), second / count.clamp(min=1)
+        self.updates += any_seen.long()
+        rate = any_seen * torch.clamp(1.0 / self.updates.clamp(min=1), min=self.momentum)
         self.var += rate * ((second - first * first).clamp(min=0) - self.var)
         self.mean += rate * first
 

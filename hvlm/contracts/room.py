@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -34,6 +34,19 @@ class Module(Room, nn.Module):
     nested: ClassVar[tuple[str, ...]] = ()
     part: ClassVar[str]
     fixed: str = ""
+
+
+@runtime_checkable
+class MovesByStep(Protocol):
+    """A module, in a room or the room itself, with numbers of its own that move once with every optimiser step.
+
+    They stay what they are while the parts of a step (``trainer.accumulate``) are computed, so that a step is the same
+    in however many parts. Who trains the room without a stage calls ``end_step`` before ``optimizer.step()``.
+    """
+
+    def end_step(self) -> None:
+        """Move by what the parts of the step have shown. Called once a step, by all processes, after its last backward
+        pass; what was shown in a step that is left out has been taken back before (``training/guard.py``)."""
 
 
 class FromSource(Module):

@@ -14,6 +14,7 @@ from torchmetrics import SumMetric
 
 from hvlm import contracts
 from hvlm.config.ranges import Fraction, NonNegativeFloat, PositiveInt, Probability
+from hvlm.contracts.room import MovesByStep
 from hvlm.data.views import View
 from hvlm.model import VLM, Encoder, named_parts, parts_of_modules
 from hvlm.stage._sharding import shard
@@ -263,6 +264,12 @@ class Stage(contracts.Stage, lightning.LightningModule):
             fusion.metrics.clear()
             fusion.monitor = False
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """After the callbacks', of which one may have taken back what this step would move."""
+        for module in self._moving:
+            if module.training:
+                module.end_step()
+
     def _units_of_step(self, counts: dict[str, Tensor] | None, batch: Batch) -> dict[str, Tensor]:
         """{term: units of the whole optimiser step, per process}: gradients are averaged over processes, and are then
         those of one process. ``counts``: of this batch, where it is the whole step."""
@@ -304,6 +311,7 @@ class Stage(contracts.Stage, lightning.LightningModule):
 
     def on_train_start(self) -> None:
         self._parts_done, self._step = 0, {}
+        self._moving = [module for module in self.modules() if isinstance(module, MovesByStep)]
 
     def on_validation_epoch_start(self) -> None:
         self._validated = {}

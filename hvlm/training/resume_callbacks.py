@@ -92,7 +92,7 @@ class OtherParts(L.Callback):
             return
         log.warning(
             f"trainer.accumulate was {before} and is {now}: steps have the same samples, but what a part computes by "
-            "itself (running statistics of the connector, contrasts of retrieve and match) differs from here on"
+            "itself (dropout, contrasts of retrieve and match) differs from here on"
         )
         further = checkpoint["global_step"] * (now - before)
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
