@@ -205,7 +205,7 @@ def test_torch_is_the_release_of_the_constraints():
 def test_imports_are_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirements = [*project["dependencies"], *project["optional-dependencies"]["flow"]]
-    for extra in ("data", "ui", "optuna", "submitit", "ray"):
+    for extra in ("data", "ui", "optuna", "submitit", "ray", "dashboard"):
         requirements += project["optional-dependencies"][extra]
     declared = {re.match(r"[\w-]+", requirement)[0] for requirement in requirements}
     providers = importlib.metadata.packages_distributions()

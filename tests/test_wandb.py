@@ -17,7 +17,7 @@ from hvlm.config.compose import compose
 from hvlm.errors import UserError
 from hvlm.training import chain
 from hvlm.training.chain import closing
-from hvlm.training.wandb_logger import tags, wandb_logger, write_summary
+from hvlm.training.wandb_logger import summary, tags, wandb_logger, write_summary
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +105,10 @@ def test_its_summary_holds_the_results_of_the_benchmark(tmp_path, needles, monke
     for record in outcome.records:
         assert f"eval/{record['variant']}/{record['metric']}".encode() in written
     assert {r["variant"] for r in outcome.records} > {"blind"}
+    for name in ("eval/score", "eval/score/stderr", "eval/blind", "cost/prefill_flops", "cost/kv_bytes"):
+        assert name.encode() in written, name
+    first = outcome.records[0]
+    assert summary(outcome.records)["eval/score"] == first["value"] and first["variant"] != "blind"
 
 
 def test_training_fills_it(tmp_path, needles, monkeypatch):

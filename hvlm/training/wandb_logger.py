@@ -16,7 +16,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from hvlm.config.chosen import words
 from hvlm.config.search_path import CONF, folders
 from hvlm.errors import UserError
+from hvlm.evaluation.cost import Cost
 from hvlm.evaluation.needle_map import PICTURE
+from hvlm.evaluation.report_data import BLIND
 from hvlm.viz.media import keep_wandb_media_in
 
 log = logging.getLogger(__name__)
@@ -42,21 +44,39 @@ def wandb_logger(cfg: Mapping[str, Any], folder: Path, fresh: bool = False) -> W
 @rank_zero_only
 def write_summary(cfg: Mapping[str, Any], folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Put the benchmark's results into the summary of the W&B run of the stage in ``folder``, which has ended:
-    ``eval/<variant>/<metric>``, and ``.../stderr`` where a result has one; the map of depth and length, if any.
+    ``eval/<variant>/<metric>``, and ``.../stderr`` where a result has one; what is held against each other over runs
+    (``summary``); the map of depth and length, if any.
 
     Raises UserError where W&B cannot start.
     """
-    found: dict[str, float] = {}
+    run = _start(cfg, folder, fresh=False)
+    run.summary.update(summary(records))
+    if (picture := folder.parent / PICTURE).exists():
+        run.log({"eval/needles": wandb.Image(str(picture))})
+    run.finish()
+
+
+def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """{name in W&B: value} of a benchmark's records: each by its variant and metric; and, under names that all runs
+    have, the first figure with the video (``eval/score``; ``eval/metric`` says which), the same without
+    (``eval/blind``) and what an answer costs (``cost/<measure>``)."""
+    found: dict[str, Any] = {}
     for record in records:
         name = f"eval/{record['variant']}/{record['metric']}"
         found[name] = record["value"]
         if record["stderr"] is not None:
             found[f"{name}/stderr"] = record["stderr"]
-    run = _start(cfg, folder, fresh=False)
-    run.summary.update(found)
-    if (picture := folder.parent / PICTURE).exists():
-        run.log({"eval/needles": wandb.Image(str(picture))})
-    run.finish()
+        if record["variant"] != BLIND and record["metric"] in Cost._fields:
+            found[f"cost/{record['metric']}"] = record["value"]
+    scores = [r for r in records if r["variant"] != BLIND and r["metric"] not in Cost._fields]
+    if scores:
+        first = scores[0]
+        found |= {"eval/score": first["value"], "eval/metric": first["metric"]}
+        if first["stderr"] is not None:
+            found["eval/score/stderr"] = first["stderr"]
+        blind = [r["value"] for r in records if r["variant"] == BLIND and r["metric"] == first["metric"]]
+        found |= {"eval/blind": blind[0]} if blind else {}
+    return found
 
 
 def tags(cfg: Mapping[str, Any]) -> list[str]:
