@@ -189,7 +189,7 @@ def dry_build(cfg: Mapping[str, Any], stored: Mapping[str, Any] | None = None) -
     data, language = dataset(cfg), cfg["language"]
     if stage_name(cfg) == "vision":  # needs no language model, so it must not ask for one
         with torch.device("meta"):
-            encoder(cfg, stored, weights=False)
+            _check_stream(cfg, stage(cfg, encoder(cfg, stored, weights=False), data), data)
         return
     if stored is not None and stored["chat"] is not None:
         text = Chat.from_json(stored["chat"])
@@ -199,12 +199,18 @@ def dry_build(cfg: Mapping[str, Any], stored: Mapping[str, Any] | None = None) -
         text = chat(cfg, data)
     with torch.device("meta"):
         vlm = model(cfg, text, weights=False, stored=stored)
-        stage(cfg, vlm, data)
+        _check_stream(cfg, stage(cfg, vlm, data), data)
     if data.max_tokens > vlm.language.max_positions:
         raise UserError(
             f"dataset.max_tokens={data.max_tokens}: the language model reads {vlm.language.max_positions} positions, "
             "text and visual tokens together; use fewer"
         )
+
+
+def _check_stream(cfg: Mapping[str, Any], built: Stage, data: Any) -> None:
+    from hvlm.data.datamodule import check_stream
+
+    check_stream(data, built.interleave, cfg["trainer"]["overfit_batches"], view_of(built, built.model))
 
 
 def view_of(stage: type[Stage] | Stage, vlm: VLM | Encoder) -> View:

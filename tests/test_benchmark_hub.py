@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -16,6 +17,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from _memory import refused_within
 from test_published_benchmarks import made, parquet, prompts
 
 from hvlm.config.check import check_files
@@ -46,10 +48,29 @@ def zipped(**members: bytes) -> bytes:
     return out.getvalue()
 
 
+class Files(dict[str, bytes]):
+    """What is on the main branch, at the commit ``sha``. older: {commit: its files}."""
+
+    sha = SHA
+
+    def __init__(self) -> None:
+        self.older: dict[str, dict[str, bytes]] = {}
+
+    def moves(self, sha: str) -> None:
+        """Main goes on to another commit, empty at first."""
+        self.older[self.sha] = dict(self)
+        self.sha = sha
+        self.clear()
+
+    def at(self, revision: str) -> tuple[str, dict[str, bytes]]:
+        """(commit, its files) of a branch or commit."""
+        return (revision, self.older[revision]) if revision in self.older else (self.sha, self)
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[dict[str, bytes], list[str]]]:
     """({file: what is in it}, files that were fetched)."""
-    files: dict[str, bytes] = {}
+    files = Files()
     fetched: list[str] = []
 
     class Hub(BaseHTTPRequestHandler):
@@ -59,27 +80,30 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[dict[
         def do_GET(self) -> None:
             path = unquote(urlsplit(self.path).path)
             if path.startswith("/api/datasets/" + REPO):
-                said: Any = [{"rfilename": name, "size": len(data)} for name, data in files.items()]
-                said = {"id": REPO, "sha": SHA, "siblings": said}
+                of = path.partition("/revision/" if "/revision/" in path else "/tree/")[2].partition("/")[0]
+                sha, held = files.at(of)
+                said: Any = [{"rfilename": name, "size": len(data)} for name, data in held.items()]
+                said = {"id": REPO, "sha": sha, "siblings": said}
                 if "/tree/" in path:
                     said = [
                         {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                        for name, data in files.items()
+                        for name, data in held.items()
                     ]
                 return self.answer(json.dumps(said).encode(), "application/json")
-            name = path.removeprefix(f"/datasets/{REPO}/resolve/{SHA}/")
-            if name not in files:
+            of, _, name = path.removeprefix(f"/datasets/{REPO}/resolve/").partition("/")
+            sha, held = files.at(of)
+            if name not in held:
                 self.send_response(404)
                 self.send_header("X-Error-Code", "RepoNotFound")
                 return self.end_headers()
             if self.command == "GET":
                 fetched.append(name)
-            return self.answer(files[name], "application/octet-stream")
+            return self.answer(held[name], "application/octet-stream", sha)
 
-        def answer(self, data: bytes, kind: str) -> None:
+        def answer(self, data: bytes, kind: str, sha: str = "") -> None:
             self.send_response(200)
             for key, value in {
-                "Content-Type": kind, "Content-Length": str(len(data)), "X-Repo-Commit": SHA,
+                "Content-Type": kind, "Content-Length": str(len(data)), "X-Repo-Commit": sha,
                 "ETag": f'"{hashlib.sha1(data).hexdigest()}"',
             }.items():  # fmt: skip
                 self.send_header(key, value)
@@ -164,6 +188,71 @@ def test_what_was_unpacked_before_a_kill_is_not_fetched_again(
     assert "a.zip" not in fetched and {file.name for file in folder.iterdir()} == {"-aB.mp4", "b.mp4"}
 
 
+@pytest.mark.parametrize("revision", [None, "main"])
+@pytest.mark.parametrize("cut", ["while it comes", "while it is unpacked"])
+def test_a_copy_that_was_interrupted_goes_on_at_its_commit(
+    cut: str, revision: str | None, hub: tuple[Files, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, fetched = hub
+    asked = {"hub": REPO, **({} if revision is None else {"revision": revision})}
+    files |= {"videomme/test-0.parquet": table(), "a.zip": zipped(**{"data__a.mp4": b"a video"})}
+    files |= {"b.zip": zipped(**{"data__b.mp4": b"of the first commit"})}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if cut == "while it comes":
+            patch.setattr("huggingface_hub.snapshot_download", interrupted)
+        else:
+            unpack = hub_copy._unpack
+            patch.setattr(hub_copy, "_unpack", lambda *of: interrupted() if of[1] == "b.zip" else unpack(*of))
+        made("videomme", "hub", download="all", **asked).source(None)
+    files.moves("d" * 40)
+    files |= {"videomme/test-other.parquet": table(), "c.zip": zipped(**{"data__c.mp4": b"a later video"})}
+    with pytest.raises(UserError, match=f"{REPO} is not here yet"):
+        made("videomme", "hub", **asked).source(None)
+    benchmark = made("videomme", "hub", download="all", **asked)
+    assert {file.name: file.read_bytes() for file in benchmark.folder.iterdir()} == {
+        "a.mp4": b"a video", "b.mp4": b"of the first commit",
+    }  # fmt: skip
+    assert benchmark.protocol()["hub"].endswith(SHA) and not {"c.zip", "videomme/test-other.parquet"} & set(fetched)
+
+
+def interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("lost", ["videomme/test-0.parquet", "subtitle.zip", "data/-aB.mp4"])
+def test_a_file_that_did_not_come_is_named_and_comes_with_the_next_start(
+    lost: str, hub: tuple[Files, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    files, _ = hub
+    files |= {"videomme/test-0.parquet": table(), "data/-aB.mp4": b"a video", "subtitle.zip": zipped(a=b"1")}
+    fetch = huggingface_hub.snapshot_download
+
+    def all_but_one(*where: Any, local_dir: Path, **how: Any) -> None:
+        fetch(*where, local_dir=local_dir, **how)
+        (local_dir / lost).unlink()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface_hub, "snapshot_download", all_but_one)
+        with pytest.raises(UserError, match=f"{lost} did not come; start again to go on"):
+            made("videomme", "hub", download="all").source(None)
+    assert len(made("videomme", "hub", download="all").source(None)) == 1
+
+
+def test_names_that_look_like_patterns_are_names(hub: tuple[Files, list[str]]) -> None:
+    files, fetched = hub
+    odd = {f"data/{name}.mp4": name.encode() for name in ("v[1]", "w*", "x?", "[!a]", "-aB")}
+    files |= {"videomme/test-[0].parquet": table(), **odd}
+    folder = made("videomme", "hub", download="all").root
+    assert {f"data/{file.name}": file.read_bytes() for file in (folder / "data").iterdir()} == odd
+    assert sorted(fetched) == sorted(["videomme/test-[0].parquet", *odd])
+    fetched.clear()
+    files["data/wonder.mp4"] = b"0"
+    hub_copy._fetch(REPO, SHA, ["data/w*.mp4"], folder / "again")
+    assert fetched == ["data/w*.mp4"], "and not all that begin so"
+
+
 def test_what_the_hub_does_not_have_is_one_line(hub: tuple[dict[str, bytes], list[str]]) -> None:
     files, _ = hub
     files |= {"README.md": b"#"}
@@ -240,6 +329,18 @@ def test_a_hostile_tar_is_refused_in_one_line(says: str, member: dict[str, Any],
         hub_copy._unpack(folder, "a.tar.gz", ["a.tar.gz"])
     assert says in str(error.value) and "\n" not in str(error.value)
     assert sorted(tmp_path.rglob("*"))[:1] == [folder] and not any(path.is_symlink() for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_that_unfolds_is_refused_before_it_is_read(kind: bytes, tmp_path: Path) -> None:
+    info = tarfile.TarInfo("header")
+    info.type, info.size = kind, 64 << 20
+    with gzip.open(tmp_path / "a.tar.gz", "wb", compresslevel=1) as file:
+        file.write(info.tobuf(tarfile.USTAR_FORMAT))
+        for _ in range(64):
+            file.write(bytes(1 << 20))
+    with pytest.raises(UserError, match=r"an extended header claims 67,108,864 bytes.*benchmark.path=FOLDER$"):
+        refused_within(16 << 20, lambda: hub_copy._unpack(tmp_path, "a.tar.gz", ["a.tar.gz"]))
 
 
 def test_a_hostile_zip_is_refused_in_one_line(tmp_path: Path) -> None:

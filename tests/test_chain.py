@@ -252,6 +252,7 @@ def test_a_stage_starts_from_weights_in_fvlms_layout(
         (["connector=longvlm", "connector.groups=7"], "connector.groups=7"),
         (["connector.mode=autoregressive", "attention=full"], "connector.mode=autoregressive"),
         (["language.num_heads=5"], "language.num_heads=5"),
+        (["dataset.access=stream", "+chain.sft.stage.interleave=0.2"], "dataset.access=stream cannot interleave"),
     ],
 )
 def test_what_later_stages_cannot_do_is_heard_first(
@@ -262,6 +263,25 @@ def test_what_later_stages_cannot_do_is_heard_first(
     with pytest.raises(UserError, match=re.escape(key)):
         run(["experiment=demo", *overrides])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["stage=align", "stage.interleave=0.2"], "cannot interleave text-only batches"),
+        (["stage=vision", "trainer.overfit_batches=1"], "hands out no batch twice"),
+        (["stage=task", "head=match", "head.mined=1"], "cannot be searched for similar texts"),
+    ],
+)
+def test_what_a_stream_cannot_do_is_heard_before_needles_are_made(
+    overrides: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"dataset.access=stream {message}"):
+        run(["dataset=needles", "dataset.access=stream", f"dataset.root={tmp_path}", *overrides])
+    assert not list(tmp_path.iterdir())
+    (cfg,) = plan(["dataset=needles", "dataset.access=stream", overrides[0], *overrides[1:-1]]).values()
+    assembly.dry_build(cfg)
 
 
 def test_stage_0_is_rehearsed_without_its_language_model(tmp_path: Path) -> None:

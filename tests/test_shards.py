@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from _clips import VIDEO, FakeChat, dataset, encode, pictures
+from _memory import refused_within
 from _tiny import Case, Variant, model
 
 from hvlm import assembly
@@ -34,6 +35,7 @@ from hvlm.data.views import Captions, Pairs, Questions
 from hvlm.dataset.shards import Shards, split_of
 from hvlm.errors import UserError
 from hvlm.io.files import file_sha256, safe_name
+from hvlm.prepare.formats import _tar as tar_format
 from hvlm.stage.dpo import pair_key
 from hvlm.text.chat import Chat
 from hvlm.text.tokenizer import train_word_tokenizer
@@ -430,6 +432,33 @@ def sparse_tar(path: Path, size: int) -> Path:
 
 
 @pytest.mark.fault(79)
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_header_that_claims_gigabytes_is_refused_before_they_are_allocated(tmp_path, kind, place):
+    path = tar(tmp_path / "train-0.tar", clip("a"))
+    info = tarfile.TarInfo("header")
+    info.type, info.size = kind, 7 << 30
+    whole = path.read_bytes().rstrip(b"\0") if place else b""
+    whole += bytes(-len(whole) % 512) + info.tobuf(tarfile.GNU_FORMAT) + bytes(2048)
+    path.write_bytes(whole)
+    for read in (
+        lambda: index_shard(path, "train"),
+        lambda: list(samples_of(str(path))),
+        lambda: list(tar_format.samples(path)),
+    ):
+        with pytest.raises(UserError, match=r"train-0.tar: .*an extended header claims 7,516,192,768 bytes"):
+            refused_within(32 << 20, read)
+
+
+def test_a_member_that_claims_more_than_there_is_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "train-0.tar"
+    info = tarfile.TarInfo("a.jpg")
+    info.size = 7 << 30
+    path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
+    with pytest.raises(UserError, match=r"train-0.tar: .*a.jpg claims 7,516,192,768 bytes, more than there are"):
+        refused_within(32 << 20, lambda: list(tar_format.samples(path)))
+
+
 def test_a_sparse_member_is_refused(tmp_path):
     path = sparse_tar(tmp_path / "train-0.tar", 1_750_000_000)
     with tarfile.open(path) as file:

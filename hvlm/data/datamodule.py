@@ -38,6 +38,25 @@ INTERLEAVE = 0.14  # the usual share of text-only batches, where the data have t
 HASHED = 4 << 30  # bytes: up to this much data, sha256 is compared at every start (seconds); above, sizes only
 
 
+def check_stream(dataset: Any, interleave: float | None, overfit_batches: int | None, view: View) -> None:
+    """What only shards with an index can do. Known from the settings: asked before any data is made.
+
+    Args:
+        dataset, interleave, overfit_batches, view: as ``DataModule`` takes them.
+
+    Raises:
+        UserError: the dataset is a stream, and it is wanted.
+    """
+    if dataset.access != "stream":
+        return
+    ratio = dataset.text_ratio if view.has_text else None
+    if interleave if ratio is None else ratio:
+        raise UserError("dataset.access=stream cannot interleave text-only batches; set stage.interleave=0")
+    if overfit_batches is not None:
+        raise UserError("trainer.overfit_batches: dataset.access=stream hands out no batch twice; use access=index")
+    view.among(None)
+
+
 class DataModule(lightning.LightningDataModule):
     """Batches of clips with their texts.
 
@@ -309,10 +328,7 @@ class DataModule(lightning.LightningDataModule):
         return Loader(reader, sampler, num_workers=self.num_workers, timeout=self._wait(sampler.batch_size))
 
     def _stream(self, show: SampleSpec, rank: int, world: int) -> StreamLoader:
-        if self.interleave > 0:
-            raise UserError("dataset.access=stream cannot interleave text-only batches; set stage.interleave=0")
-        if self.overfit_batches is not None:
-            raise UserError("trainer.overfit_batches: dataset.access=stream hands out no batch twice; use access=index")
+        check_stream(self.dataset, self._interleave, self.overfit_batches, self.view)
         check_shares(self.batch_size, world, self.accumulate)
         start = self._start()
         if start and not self.dataset.allow_inexact_resume:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from hvlm.console import size_in_words
-from hvlm.data.tar import STILL_FIELDS, VIDEO_FIELDS
+from hvlm.data.tar import STILL_FIELDS, VIDEO_FIELDS, CheckedInfo
 from hvlm.errors import UserError
 from hvlm.io.files import write_text
 from hvlm.io.foreign import json_of
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 HUB = "hub"
 QUESTIONS, ALL = "questions", "all"
-MARK = "hvlm.json"  # what is there: {repo, commit, download, unpacked}
+MARK = "hvlm.json"  # what is there: {repo, commit, download (empty until all of it came), unpacked}
 _ARCHIVE = re.compile(r"\.(zip|tar|tar\.gz|tgz)$")
 _PART = re.compile(r"(\.(?:zip|tar|tar\.gz|tgz))\.(?:part[._-]?)?(\w{2,3})$")  # videos.tar.part.aa
 _MEDIA = (*VIDEO_FIELDS, *STILL_FIELDS, "srt")
@@ -70,9 +70,9 @@ def copy_of(repo: str, revision: str | None, download: str | None, patterns: Seq
     """
     folder = cache_folder() / "benchmarks" / (repo.replace("/", "--") + (f"@{revision}" if revision else ""))
     held = marked(folder)
-    if held and (download is None or held["download"] in (download, ALL)):
+    if held.get("download") and (download is None or held["download"] in (download, ALL)):
         return folder
-    listing = _listed(repo, revision or held.get("commit"), patterns)
+    listing = _listed(repo, held.get("commit") or revision, patterns)
     if download is None:
         raise UserError(
             f"benchmark.path=hub: {repo} is not here yet: {listing.said(listing.questions)} of questions, and "
@@ -84,8 +84,10 @@ def copy_of(repo: str, revision: str | None, download: str | None, patterns: Seq
     wanted = [file for file in wanted if file not in unpacked]
     _check_room(folder, listing, wanted)
     log.info("fetching %s of %s at %s from the hub into %s", listing.said(wanted), repo, listing.commit[:12], folder)
-    _fetch(repo, listing.commit, wanted, folder)
     mark = {"repo": repo, "commit": listing.commit, "download": held.get("download", ""), "unpacked": unpacked}
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder, mark)  # before anything comes: what goes on later goes on at this commit
+    _fetch(repo, listing.commit, wanted, folder)
     for name, parts in archives(wanted).items():
         log.info("unpacking %s", name)
         _unpack(folder, name, parts)
@@ -171,8 +173,7 @@ def _check_room(folder: Path, listing: Listing, wanted: Sequence[str]) -> None:
 def _fetch(repo: str, commit: str, files: Sequence[str], folder: Path) -> None:
     from huggingface_hub import snapshot_download
 
-    exactly = [file.replace("[", "[[]") for file in files]
-    folder.mkdir(parents=True, exist_ok=True)
+    exactly = [re.sub(r"([*?[])", r"[\1]", file) for file in files]
     _of_the_hub(repo, partial(snapshot_download, repo, repo_type="dataset", revision=commit, local_dir=folder, allow_patterns=exactly))  # fmt: skip  # noqa: E501
     if lacking := [file for file in files if not (folder / file).is_file()]:
         raise UserError(f"benchmark.hub={repo}: {lacking[0]} did not come; start again to go on")
@@ -237,7 +238,10 @@ def _unpack(folder: Path, name: str, parts: Sequence[str]) -> None:
     try:
         most = min(UNFOLDS * max(SMALL, sum(path.stat().st_size for path in paths)), shutil.disk_usage(target).free)
         if not name.endswith(".zip"):
-            with io.BufferedReader(_Joined(paths)) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
+            with (
+                io.BufferedReader(_Joined(paths)) as stream,
+                tarfile.open(fileobj=stream, mode="r|*", tarinfo=CheckedInfo) as tar,
+            ):
                 tar.extractall(target, filter=_Allowed(most))
         elif len(paths) == 1:
             _unzip(paths[0], target, most)

@@ -19,7 +19,26 @@ FIELDS = VIDEO_FIELDS + STILL_FIELDS + TEXT_FIELDS  # what a member may be; the 
 LONGEST_NAME = 255  # of a file, in characters; no file system has longer ones
 BLOCK = 512
 END_MARK = 2 * BLOCK  # zeros that close an archive
+LONGEST_HEADER = 1 << 20  # bytes of what stands before a member about it: long names, extended headers
+_BEFORE_A_MEMBER = (
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
+)  # fmt: skip
 _CHUNK = 1 << 20
+
+
+class CheckedInfo(tarfile.TarInfo):
+    """A member's header. An extended one is read into memory whole, so one that claims more than ``LONGEST_HEADER``
+    bytes is refused before: tarfile.ReadError."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> CheckedInfo:
+        """See ``tarfile.TarInfo.frombuf``."""
+        info = super().frombuf(buf, encoding, errors)
+        if info.type in _BEFORE_A_MEMBER and not 0 <= info.size <= LONGEST_HEADER:
+            raise tarfile.ReadError(
+                f"an extended header claims {info.size:,} bytes, at most {LONGEST_HEADER:,} are read"
+            )
+        return info
 
 
 class Member(NamedTuple):
@@ -63,7 +82,7 @@ def open_tar(file: IO[bytes], mode: str) -> tarfile.TarFile:
 
     Names are read the same way under every locale; bytes that are no UTF-8 become ``\\xNN``.
     """
-    return tarfile.open(fileobj=file, mode=mode, encoding="utf-8", errors="backslashreplace")
+    return tarfile.open(fileobj=file, mode=mode, encoding="utf-8", errors="backslashreplace", tarinfo=CheckedInfo)
 
 
 def members_of(tar: tarfile.TarFile, where: str, ignored: set[str]) -> Iterator[tuple[tarfile.TarInfo, Member]]:

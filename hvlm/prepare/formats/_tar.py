@@ -22,6 +22,8 @@ def samples(path: Path) -> Iterator[tuple[str, dict[str, Blob], dict[str, bytes]
     try:
         with open(path, "rb") as file, open_tar(file, "r:") as tar:
             for info, (name, field, offset, size) in members_of(tar, str(path), set()):
+                if offset + size > path.stat().st_size:
+                    raise tarfile.ReadError(f"{info.name} claims {size:,} bytes, more than there are")
                 if name != key and (shown or said):
                     yield key, shown, said
                     shown, said = {}, {}
