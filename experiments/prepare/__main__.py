@@ -5,7 +5,8 @@
 
 The table has ``--rows`` rows about ``--videos`` videos, one in a hundred broken: a missing file, no bytes, no UTF-8, an
 id that stands there already, a path that leads out, as often each. All ways go through the same videos with as many
-processes, in turns. ``prepare`` is the whole command: table, columns, splits, decoding under a deadline in a process
+processes, at the same time, so that whatever else the machine does slows all of them alike (``--turns``: one after the
+other). ``prepare`` is the whole command: table, columns, splits, decoding under a deadline in a process
 that can be killed, texts read as the reader reads them, shards and their sums. ``decode`` is given the finished plan
 and decodes the same frames in its own processes, with no deadline; ``floor`` does so and writes the shards. Writes
 results.json beside this file after every repeat: rows a second, and CPU seconds, which other programs disturb less.
@@ -28,6 +29,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
+from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
@@ -66,17 +68,18 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=6)
-    parser.add_argument("--ways", default="decode,floor,prepare")
+    parser.add_argument("--ways", default="decode,prepare", help="also: floor")
+    parser.add_argument("--turns", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         table = make(folder / "in", options.videos, options.rows)
-        words = [str(table), f"out={folder / 'out'}", f"workers={options.workers}"]
+        words = [str(table), f"out={folder / 'prepare'}", f"workers={options.workers}"]
         settings = read(words)
         shards = planning.make(source.find(settings)).shards
         ways: dict[str, Callable[[], Any]] = {
             "decode": lambda: decode(shards, options.workers, settings),
-            "floor": lambda: floor(shards, folder / "out", options.workers, settings),
+            "floor": lambda: floor(shards, folder / "floor", options.workers, settings),
             "prepare": lambda: quietly(words),
         }
         ways = {name: ways[name] for name in options.ways.split(",")}
@@ -85,16 +88,17 @@ def main() -> None:
         cpu: dict[str, list[float]] = {name: [] for name in ways}
         decode(shards[:1], options.workers, settings)  # imports
         for repeat in range(options.repeats):
-            for name, work in list(ways.items())[:: -1 if repeat % 2 else 1]:  # the machine's other work is no trend
-                shutil.rmtree(folder / "out", ignore_errors=True)
-                before, started = processor_seconds(), time.perf_counter()
-                work()
-                wall[name].append(time.perf_counter() - started)
-                cpu[name].append(processor_seconds() - before)
+            for name in ways:
+                shutil.rmtree(folder / name, ignore_errors=True)
+            order = list(ways.items())[:: -1 if repeat % 2 else 1]  # the machine's other work is no trend
+            for group in [[one] for one in order] if options.turns else [order]:
+                for name, (seconds, used) in at_once(dict(group)).items():
+                    wall[name].append(seconds)
+                    cpu[name].append(used)
+                    print(f"{name:8s} {seconds:.1f} s, {used:.1f} CPU s", flush=True)
                 loads.append(os.getloadavg()[0])
-                print(f"{name:8s} {wall[name][-1]:.1f} s, {cpu[name][-1]:.1f} CPU s", flush=True)
-                if name == "prepare":
-                    check(folder / "out", options.rows)
+            if "prepare" in ways:
+                check(folder / "prepare", options.rows)
             load = statistics.median(loads)
             results.write(HERE / "results.json", [record(name, wall, cpu, options, load) for name in ways])
 
@@ -212,10 +216,31 @@ def decoded(shard: Shard, frames: int) -> Iterator[tuple[str, dict[str, bytes | 
         yield sample.key, members | {"json": sample_json([part for _, _, part in sample.parts], more)}
 
 
-def processor_seconds() -> float:
-    """Of this process and of those that it has waited for."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+def at_once(ways: dict[str, Callable[[], Any]]) -> dict[str, tuple[float, float]]:
+    """{way: (seconds, CPU seconds)}, each in a process of its own; its workers and theirs are counted, too."""
+    started, names = time.perf_counter(), {}
+    for name, work in ways.items():
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                work()
+                status = 0
+            finally:
+                end_of_children()
+                os._exit(status)
+        names[child] = name
+    found = {}
+    while names:
+        child, status, used = os.wait4(-1, 0)
+        assert status == 0, f"{names[child]} failed"
+        found[names.pop(child)] = time.perf_counter() - started, used.ru_utime + used.ru_stime
+    return found
+
+
+def end_of_children() -> None:
+    """The process that decodes for this one ends, so that it is counted."""
+    util._exit_function()
 
 
 if __name__ == "__main__":
