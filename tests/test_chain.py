@@ -252,7 +252,6 @@ def test_a_stage_starts_from_weights_in_fvlms_layout(
         (["connector=longvlm", "connector.groups=7"], "connector.groups=7"),
         (["connector.mode=autoregressive", "attention=full"], "connector.mode=autoregressive"),
         (["language.num_heads=5"], "language.num_heads=5"),
-        (["dataset.access=stream", "+chain.sft.stage.interleave=0.2"], "dataset.access=stream cannot interleave"),
     ],
 )
 def test_what_later_stages_cannot_do_is_heard_first(

@@ -24,6 +24,7 @@ import hvlm
 from hvlm import tasks
 from hvlm.commands import eval as evaluation
 from hvlm.data.collate import Item, collate
+from hvlm.data.decode import decode
 from hvlm.errors import UserError
 from hvlm.evaluation.asking import clips_of, queries
 from hvlm.interop.hf_export import HvlmModel
@@ -127,9 +128,12 @@ def test_logits_of_task_export_are_those_of_the_trained_run(
         assert (before - logits(learned.use_adapter(None).vlm, learned.chat, learned.vlm.order)).abs().max() > 1e-4
 
 
-def test_the_seconds_of_the_frames_reach_the_model(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are the video's own, as the processor read them, and not the numbers of the frames."""
-    model = HvlmModel.from_pretrained(exported)
+def test_the_seconds_of_the_frames_reach_the_model(
+    exported: Path, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are the video's own, as the processor read them, and not the numbers of the frames; forward, generate and
+    answer pass them on, to each row those of its video."""
+    model, processor = HvlmModel.from_pretrained(exported), HvlmProcessor.from_pretrained(exported)
     frames = torch.zeros(1, 4, 3, 32, 32, dtype=torch.uint8)
     ids = torch.tensor([model.chat.encode_prompt(QUESTION)[0]])
     seen: list[torch.Tensor] = []
@@ -139,9 +143,22 @@ def test_the_seconds_of_the_frames_reach_the_model(exported: Path, monkeypatch: 
         "encode",
         lambda x, time, *more, **named: (seen.append(time), encode(x, time, *more, **named))[1],
     )
-    for seconds in ([0.5, 2.25, 7.0, 7.5], [0.0, 1.0, 2.0, 3.0]):
+    uneven = [[0.5, 2.25, 7.0, 7.5], [0.0, 1.0, 2.0, 3.0]]
+    for seconds in uneven:
         model.generate(ids, pixel_values_videos=frames, video_seconds=torch.tensor([seconds]), max_new_tokens=1)
         assert seen.pop().flatten().tolist() == seconds
+    two = {"pixel_values_videos": frames.expand(2, -1, -1, -1, -1), "video_seconds": torch.tensor(uneven)}
+    model(ids.expand(2, -1), **two)
+    assert seen.pop().reshape(2, 4).tolist() == uneven
+    turns = [{"role": "user", "content": [{"type": "video", "path": video}, {"type": "text", "text": QUESTION}]}]
+    inputs = processor.apply_chat_template(turns)
+    _, own = decode(Path(video), 4, name="it")
+    assert own.tolist() != [0, 1, 2, 3] and inputs["video_seconds"].tolist() == [own.tolist()]
+    seen.clear()
+    for ask in (lambda: model(**inputs), lambda: model.generate(**inputs), lambda: model.answer(video, QUESTION)):
+        ask()
+        assert [time.flatten().tolist() for time in seen] == [own.tolist()]
+        seen.clear()
 
 
 def test_a_video_file_becomes_an_answer_in_ten_lines(exported: Path, video: Path, tmp_path: Path) -> None:
