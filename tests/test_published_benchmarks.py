@@ -261,6 +261,23 @@ def test_points_of_a_group_of_four(rule: str, right: str, value: float) -> None:
     assert points((rule, [c == "1" for c in right])) == pytest.approx(value)
 
 
+@pytest.mark.parametrize("number", ["001-0", "001-5", "001-", " ", "first"])
+def test_a_question_has_one_of_four_places_in_its_group(number: str, tmp_path: Path) -> None:
+    row = {
+        "video_id": "001", "question_id": number, "group_type": "relevance", "group_structure": "[1,2,3,4]", "level": 1,
+        "second_head": "order", "third_head": "x", "question": "Q?", "options": "A. one\nB. two", "answer": "B",
+    }  # fmt: skip
+    write(tmp_path / "test.parquet", [row])
+    videos(tmp_path / "videos" / "001.mp4")
+    benchmark = made("videomme_v2", tmp_path)
+    answers = [
+        Prediction(q.id, q.key, q.task, 0, q.tries[0].options, q.tries[0].gold, 1, None, "m")
+        for _, q in asked(benchmark)
+    ]
+    with pytest.raises(UserError, match=f"question_id '{number}' of video '001': expected a number from 1 to 4"):
+        benchmark.score(answers)
+
+
 def test_chance_of_groups_is_the_published_one() -> None:
     assert [round(100 * _chance(rule), 2) for rule in POINTS] == [4.3, 1.15, 1.83, 2.57]
 

@@ -67,8 +67,13 @@ class VideoMMEv2(PublishedTable):
                     f"benchmark: question {number} is of a group {kind} {structure}, expected "
                     f"relevance, or logic with {', '.join(list(POINTS)[1:])}"
                 )
-            right = found.setdefault(str(video), (rule, [False] * 4))[1]
-            right[int(str(number).rpartition("-")[2]) - 1] = p.right
+            place = str(number).rpartition("-")[2]
+            if place not in ("1", "2", "3", "4"):
+                raise UserError(
+                    f"benchmark: question_id {str(number)!r} of video {str(video)!r}: expected a number from 1 to 4, "
+                    "the question's place in its group, alone or after a hyphen"
+                )
+            found.setdefault(str(video), (rule, [False] * 4))[1][int(place) - 1] = p.right
         return found
 
 

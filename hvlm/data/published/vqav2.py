@@ -34,6 +34,8 @@ def read(path: Path) -> Iterator[tuple[int, published.Entry | str]]:
 
 def rows_of(value: Any, path: Path) -> Iterator[tuple[int, published.Entry | str]]:
     """The same of a file that is read already."""
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected one object that holds {KEY}, found {type(value).__name__}")
     items = as_list(value[KEY], KEY) if value[KEY] else []
     without = any(isinstance(item, dict) and "question" not in item for item in items)
     texts, names = _questions_beside(path) if without else {}, set[str]()
