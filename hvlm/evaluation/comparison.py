@@ -21,7 +21,7 @@ from hvlm.evaluation.report_data import is_share, number, percent
 from hvlm.evaluation.runs import Run
 from hvlm.io.files import write_text
 from hvlm.viz.plots import Bar, bars
-from hvlm.viz.scatter import Point, scatter
+from hvlm.viz.scatter import Point, scatter, short
 
 NAME = "compare"  # of the files
 ON_FRONT = "*"
@@ -106,7 +106,7 @@ def cells(found: Comparison) -> list[tuple[str, ...]]:
         ]
         chance = "" if score["chance"] is None else percent(score["chance"])
         blind = number(line.blind) if line.blind else ""
-        rows.append((str(rank), line.name, seeds, number(score), chance, blind, str(score["n"]), *costs))
+        rows.append((str(rank), line.name, seeds, number(score), chance, blind, f"{score['n']:,}", *costs))
     return rows
 
 
@@ -122,7 +122,7 @@ def paired_cells(differences: Sequence[Difference]) -> list[tuple[str, ...]]:
         same = all(a == b for a, b in d.seeds)
         seeds = ", ".join(str(a) if same else f"{a} with {b}" for a, b in d.seeds if (a, b) != (-1, -1))
         value = f"{scale * d.value:+{digits}}{error}{unit}"
-        rows.append((d.first, d.second, value, interval, str(d.n), str(d.other) if d.other else "", seeds))
+        rows.append((d.first, d.second, value, interval, f"{d.n:,}", str(d.other) if d.other else "", seeds))
     return rows
 
 
@@ -141,7 +141,7 @@ def pareto(lines: Sequence[Line]) -> dict[str, str]:
             for line in lines
             if cost.metric in line.costs
         ]
-        if len(points) > 1 and len({p.x for p in points}) > 1:
+        if len({short(p.x) for p in points}) > 1:  # what is the same to three digits is no choice
             better = "less is better" if cost.less else "more is better"
             said = f"{cost.title} ({better})"
             plots[cost.metric] = scatter(metric, said, points, cost.less, percent=is_share(metric))
