@@ -260,6 +260,12 @@ class VLM(nn.Module):
                 "no longer knows the choice; train one set at a time, or without it"
             )
 
+        if torch.is_grad_enabled() and self.language.pack:
+            raise ValueError(
+                "adapter_K: rows cannot choose their adapter weights under language.pack=true, which reads several "
+                "rows as one; train one set at a time, or without it"
+            )
+
     def _adapted_frames(self, batch: Batch) -> Adapted:
         """For some of the B * T frames (None: all) a block inside which each uses its clip's adapter weights."""
         if batch.adapter_K is None or "vision" not in self.adapter.adapts:

@@ -14,7 +14,7 @@ from hvlm.functional import scored_in_parts
 from hvlm.head.text import TextHead
 from hvlm.language.causal import Causal
 from hvlm.stage._base import Stage
-from hvlm.types import Batch
+from hvlm.types import Batch, Targets
 
 M, DIM = 11, 32
 
@@ -48,11 +48,17 @@ def test_every_family_scores_in_parts_as_at_once(name: str, half: bool) -> None:
     room = Causal(None, config={k: v for k, v in config.items() if not isinstance(v, dict | list)}, vocab_size=420)
     states, ids, weight = torch.randn(M, DIM), torch.randint(420, (M,)), torch.randn(M)
     found = []
+    head = TextHead(logits=room.logits)
     for at_once in (M, 3):
+        targets = Targets(states, ids, ids, ids, head.logits, at_once * 4 * 420 + 5)
+        with torch.no_grad():
+            asked = targets.scored()[0]
         room.zero_grad()
         x = states.clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            logp, likeliest = scored_in_parts(lambda h: room.logits(h).float(), x, ids, at_once)
+            logp, likeliest = scored_in_parts(head.logits, x, ids, at_once)
+        if not half:
+            close(asked, logp.detach())
         (logp * weight).sum().backward()
         gradients = [p.grad for p in room.parameters() if p.grad is not None]
         assert gradients and logp.dtype == torch.float32

@@ -6,7 +6,7 @@ A set of stills is made: clips of 2 to 16 frames of 64 pixels, with a caption of
 clips. The others hold at most as many padded frames and text tokens as the largest of the plain ones (``same``), or as
 the plain ones on average (``mean``). Of one epoch's batches: the share of frames and of tokens that is padding, and
 clips a step. Then a small model learns captions (``stage=align``) from the first ``--steps`` batches of each, reading
-included, in turns in one process: clips a CPU second, one thread.
+included, in turns in one process: clips a CPU second, one thread; ``_packed`` is with ``language.pack=true``.
 
 Adds to results.json beside this file.
 """
@@ -64,6 +64,7 @@ def main() -> None:
             }
             records += [record(name, metric, value, shown, 0, options) for metric, value in values.items()]
             print(f"{name:6s} " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()), flush=True)
+        kinds |= {f"{name}_packed": budget for name, budget in kinds.items()}
         for name, (clips, seconds) in learned(folder, kinds, options.steps).items():
             records.append(record(name, "clips_a_cpu_s", clips / seconds, clips, seconds, options))
             print(f"{name:6s} clips a CPU second {clips / seconds:.4g}", flush=True)
@@ -90,12 +91,12 @@ def make(folder: Path, clips: int) -> None:
     write_manifest(folder, {}, {"train-000000.tar": entry}, [])
 
 
-def stage_of(folder: str, budget: dict[str, int] | None, steps: int) -> tuple:
+def stage_of(folder: str, budget: dict[str, int] | None, steps: int, pack: bool = False) -> tuple:
     most = CLIPS if budget is None else 8 * CLIPS
     cfg = compose([
         "stage=align", "dataset=shards", f"dataset.path={folder}", f"dataset.num_frames={FRAMES}",
         f"vision.image_size={SIDE}", f"stage.batch_size={most}", f"stage.steps={steps}", "stage.rows_per_clip=1",
-        "trainer.num_workers=0",
+        "trainer.num_workers=0", f"language.pack={pack}",
     ])  # fmt: skip
     cfg["dataset"]["batch"] = budget
     data = assembly.dataset(cfg)
@@ -126,7 +127,7 @@ def learned(folder: str, kinds: dict[str, dict[str, int] | None], steps: int) ->
     """{kind: (clips, CPU seconds)} of so many steps each, in turns."""
     runs = {}
     for name, budget in kinds.items():
-        stage, reading = stage_of(folder, budget, steps + 1)
+        stage, reading = stage_of(folder, budget, steps + 1, name.endswith("_packed"))
         runs[name] = (stage, stage.configure_optimizers()["optimizer"], iter(reading.train_dataloader()))
     found = dict.fromkeys(kinds, (0, 0.0))
     for i in range(steps + 1):

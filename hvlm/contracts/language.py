@@ -23,7 +23,7 @@ class Language(FromSource, ABC, group="language"):
     """A causal language model over embeddings.
 
     chat: its tokenizer and template, or None where ids come from outside. gradient_checkpointing: layers are computed
-    again in the backward pass.
+    again in the backward pass. pack: rows are read several in one while learning, without padding.
     max_positions: the longest sequence of text and visual tokens. learned_positions: each has an embedding of its own,
     so that none beyond can be read at all.
     windows: of the layers that look back by so many positions only. asks_cache: what a layer sees of the tokens that
@@ -42,6 +42,7 @@ class Language(FromSource, ABC, group="language"):
     learned_positions: bool = False
     asks_cache: bool = False
     gradient_checkpointing: bool = False
+    pack: bool = False
 
     @staticmethod
     @abstractmethod

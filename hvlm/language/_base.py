@@ -22,6 +22,7 @@ from hvlm.contracts import Language
 from hvlm.errors import UserError
 from hvlm.functional import visible, within
 from hvlm.language._attention import IMPLEMENTATION
+from hvlm.language._packing import Packed, packed
 from hvlm.language._rotation import Rotation
 from hvlm.text.chat import Chat
 
@@ -39,15 +40,16 @@ class CausalRoom(Language):
     A variant makes the model (its config with ``attention`` from ``implementation``) and calls ``take``; the sizes that
     other rooms ask for come from the model's own config.
 
+    pack: whether, while learning, rows are laid into fewer ones without padding.
     ours: attention is ``hvlm.functional.attend``. windows: of the layers that look back by so many positions only.
     """
 
     model: PreTrainedModel
     ours: bool
 
-    def __init__(self, chat: Chat | None, gradient_checkpointing: bool):
+    def __init__(self, chat: Chat | None, gradient_checkpointing: bool, pack: bool = False):
         super().__init__()
-        self.chat, self.gradient_checkpointing = chat, gradient_checkpointing
+        self.chat, self.gradient_checkpointing, self.pack = chat, gradient_checkpointing, pack
 
     def take(self, model: PreTrainedModel) -> None:
         """The room's model, once, when it stands."""
@@ -123,6 +125,8 @@ class CausalRoom(Language):
         rows, length, _ = x_KSD.shape
         if mask_KS is not None and mask_KS.shape != (rows, length):
             raise ValueError(f"mask {tuple(mask_KS.shape)}: expected ({rows}, {length})")
+        if self.pack and torch.is_grad_enabled() and mask_KS is not None and (fewer := packed(mask_KS)) is not None:
+            return self._packed(fewer, x_KSD, mask_KS, position_KS, log_size_KS)
         if self._looks_back_less_than(length, position_KS):
             return self._windowed(x_KSD, mask_KS, position_KS, log_size_KS)
         more = {}
@@ -146,6 +150,20 @@ class CausalRoom(Language):
             position_KS = torch.arange(length, device=x_KSD.device).unsqueeze(0)
         return self._states(x_KSD, seen, position_KS, **more)
 
+    def _packed(
+        self, fewer: Packed, x_KSD: Tensor, mask_KS: Tensor, position_KS: Tensor | None, log_size_KS: Tensor | None
+    ) -> Tensor:
+        """``hidden`` with several rows in one: none sees another, and positions are those of its own."""
+        if position_KS is None:
+            position_KS = (mask_KS.cumsum(1) - 1).clamp(min=0)
+        x, position, seen = fewer.lay(x_KSD), fewer.lay(position_KS), fewer.seen()
+        log_size = None if log_size_KS is None else fewer.lay(log_size_KS)
+        if self._looks_back_less_than(x.shape[1], position):
+            states = self._windowed(x, fewer.mask_RC, position, log_size, seen)
+        else:
+            states = self._states(x, self._added(_with_sizes(seen, log_size)), position)
+        return fewer.back(states, *mask_KS.shape)
+
     def logits(self, h: Tensor) -> Tensor:
         """States [..., dim] -> [..., vocabulary]. Pass only the places that are needed: the vocabulary is large."""
         return self.model.lm_head(h)
@@ -165,14 +183,20 @@ class CausalRoom(Language):
         return min(self.windows) < reach
 
     def _windowed(
-        self, x_KSD: Tensor, mask_KS: Tensor | None, position_KS: Tensor | None, log_size_KS: Tensor | None
+        self,
+        x_KSD: Tensor,
+        mask_KS: Tensor | None,
+        position_KS: Tensor | None,
+        log_size_KS: Tensor | None,
+        together: Tensor | None = None,
     ) -> Tensor:
-        """``hidden`` where a layer's mask depends on its window."""
+        """``hidden`` where a layer's mask depends on its window. together: what places see without one, where
+        rows hold several."""
         rows, length, _ = x_KSD.shape
         valid_KS = torch.ones(rows, length, dtype=torch.bool, device=x_KSD.device) if mask_KS is None else mask_KS
         if position_KS is None:
             position_KS = (valid_KS.cumsum(1) - 1).clamp(min=0)
-        everything = visible(valid_KS, length)
+        everything = visible(valid_KS, length) if together is None else together
 
         def seen(window: int | None) -> Tensor:
             return everything if window is None else everything & within(position_KS, length, window)
@@ -180,7 +204,7 @@ class CausalRoom(Language):
         if not self.ours:
             return self._states(x_KSD, self._by_layer(lambda w=None: _with_sizes(seen(w), log_size_KS)), position_KS)
         more: dict[str, Any] = {"masks": {window: seen(window) for window in (None, *self.windows)}}
-        if mask_KS is None or bool(mask_KS.all()):
+        if together is None and (mask_KS is None or bool(mask_KS.all())):
             more["masks"][None] = None  # plainly causal, which is faster without a mask
         if log_size_KS is not None:
             more["key_bias"] = log_size_KS if mask_KS is None else log_size_KS.masked_fill(~mask_KS, NOWHERE)

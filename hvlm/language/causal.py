@@ -34,6 +34,7 @@ class Causal(CausalRoom):
     dtype: in which weights are loaded and kept. Other rooms are handed float32 in any case.
     quantize: 8-bit or 4-bit weights through bitsandbytes. They cannot train, and a checkpoint holds none of them: they
         are read from the source again.
+    pack: several rows of a batch are read as one while learning: none sees another, and no padding is computed.
     vocab_size: rows of an untrained model's embedding, by default as many as the tokenizer has ids.
     weights: False builds the architecture alone, for a checkpoint to fill.
     source_config: the source's config as ``read_source_config`` gave it; None reads it where it is needed.
@@ -53,11 +54,12 @@ class Causal(CausalRoom):
         dtype: Literal["float32", "bfloat16"] = "float32",
         quantize: Literal["8bit", "4bit"] | None = None,
         gradient_checkpointing: bool = False,
+        pack: bool = False,
         vocab_size: PositiveInt | None = None,
         weights: bool = True,
         source_config: dict[str, Any] | None = None,
     ):
-        super().__init__(chat, gradient_checkpointing)
+        super().__init__(chat, gradient_checkpointing, pack)
         scratch = source == "scratch"
         check_quantizer(quantize)
         if scratch and not config:
@@ -135,7 +137,8 @@ class Causal(CausalRoom):
         # The same model, but for a decoder that has these states already: whatever comes after it is its own.
         given = copy.copy(self.model)
         given._modules = {**self.model._modules, self.model.base_model_prefix: _Given(states)}
-        return given.forward(inputs_embeds=states).logits.view(*h.shape[:-1], -1)
+        found = given.forward(inputs_embeds=states).logits
+        return found.view(*h.shape[:-1], found.shape[-1])  # of no states, too
 
 
 class _Given:

@@ -27,6 +27,7 @@ class SmolLM2(CausalRoom):
     vocab_size: rows of the embedding, by default as many as the tokenizer has ids.
     attention: ``auto`` is ours, the fastest exact way for the device (``hvlm.functional.attend``; on GPUs that is
         SDPA); ``sdpa`` is transformers' own.
+    pack: several rows of a batch are read as one while learning: none sees another, and no padding is computed.
     init_std: standard deviation of weights that start from nothing. 0.02 suits widths near 2,500 (1 / sqrt(width)); at
         width 128 it leaves every layer almost linear, and learning takes several times the steps.
     weights: False builds the architecture alone, for a checkpoint to fill.
@@ -50,11 +51,12 @@ class SmolLM2(CausalRoom):
         template: Literal["chatml", "tiny"] = "chatml",
         system: str | None = None,
         gradient_checkpointing: bool = False,
+        pack: bool = False,
         attention: Literal["auto", "sdpa"] = "auto",
         vocab_size: PositiveInt | None = None,
         weights: bool = True,
     ):
-        super().__init__(chat, gradient_checkpointing)
+        super().__init__(chat, gradient_checkpointing, pack)
         if hidden_size % num_heads or num_heads % num_kv_heads:
             raise UserError(
                 f"language.hidden_size={hidden_size} must divide by language.num_heads={num_heads}, and that by "

@@ -34,6 +34,7 @@ IGNORED = (
     "dataset.decode_timeout",
     "dataset.allow_inexact_resume",
     "language.gradient_checkpointing",
+    "language.pack",
     "attention.gradient_checkpointing",
     "vision.gradient_checkpointing",
     "vision.frames_at_once",
