@@ -25,12 +25,16 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from experiments.strategies.held import held_bytes
 from experiments.strategies.processes import held, together
+from hvlm.api.load import load
 from hvlm.config.compose import compose
 from hvlm.errors import UserError
 from hvlm.io.checkpoint import furthest_checkpoint, load_checkpoint, load_weights, weights_hash
 from hvlm.io.files import verify
-from hvlm.io.shards import KEY, Pieces, folder_of, stand_in, write_piece
+from hvlm.io.shards import KEY, Pieces, clean_pieces, folder_of, stand_in, write_piece
+from hvlm.rebuild import stored_config
 from hvlm.stage._base import Stage
+from hvlm.tasks import export
+from hvlm.training import preflight
 from hvlm.training.chain import run
 from hvlm.training.checkpoint_io import AtomicCheckpointIO
 from hvlm.training.ranks import refuse_left_over_rank
@@ -182,6 +186,17 @@ def test_a_run_in_one_piece_is_a_run(needles: list[str], tmp_path: Path, monkeyp
     assert load_checkpoint(LAST)["global_step"] == 3 and not folder_of(LAST).exists()
     run([*alone, "trainer.max_steps=1", "resume=never"])
     assert [path.name for path in LAST.parent.glob("*.ckpt")] == ["last.ckpt"] and folder_of(LAST).is_dir()
+    export(LAST, stored_config(LAST), tmp_path / "hf")
+    assert_same(load_weights(LAST), dict(load(tmp_path / "hf").vlm.state_dict()))
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    stood = {path: path.read_bytes() for path in LAST.parent.rglob("*") if path.is_file()}
+    monkeypatch.setattr("hvlm.training.sharded.write_piece", full)
+    with pytest.raises(UserError, match="not written .*No space left.*; the previous checkpoint is whole"):
+        run([*alone, "trainer.max_steps=2"])
+    assert stood == {path: path.read_bytes() for path in LAST.parent.rglob("*") if path.is_file()}
 
 
 def test_pieces_of_nothing_are_refused() -> None:
@@ -203,6 +218,11 @@ def test_rows_are_read_from_whatever_pieces(ranks: int, tmp_path: Path) -> None:
     for first in range(7):
         for stop in range(first, 8):
             assert torch.equal(pieces.rows(index["state_dict"]["w"], first, stop), tensor[first:stop])
+    write_piece(path, "b-0", {"w": (0, tensor + 1)})  # of a process that is killed before the index is there
+    assert torch.equal(load_checkpoint(path)["state_dict"]["w"], tensor)
+    clean_pieces(tmp_path)
+    assert len(list(folder_of(path).iterdir())) == ranks
+    assert torch.equal(load_checkpoint(path)["state_dict"]["w"], tensor)
     if ranks > 1:
         short = {**index, KEY: entries[:-1]}
         AtomicCheckpointIO().save_checkpoint(short, path)
@@ -252,6 +272,27 @@ def test_of_two_processes_each_holds_half(needles: list[str], monkeypatch: pytes
     for what in ("parameters", "gradients", "optimiser"):
         assert 0 < part[what] <= 0.6 * whole[what], what
     assert part["buffers"] <= 0.01 * part["parameters"]  # these are whole
+
+
+def test_what_is_divided_is_not_asked_of_each(
+    needles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that fits the GPUs only when it is divided is not refused; processes on CPUs share the memory."""
+    stage = start(needles, "stage=sft")[0]
+    stage.freeze()
+    trainer = {"checkpoint_every": 1, "accumulate": 1, "accelerator": "gpu", "devices": 4, "num_nodes": 2}
+    need = preflight.optimiser_bytes(stage)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(preflight, "available_bytes", lambda _: ("the GPU's memory", need // 2))
+    preflight.check_room(stage, tmp_path, {**trainer, "strategy": "fsdp"}, 1, 1, 1)
+    for wrong in ({"strategy": "ddp"}, {"strategy": "fsdp", "devices": 1, "num_nodes": 1}):
+        with pytest.raises(UserError, match="of the GPU's memory are available"):
+            preflight.check_room(stage, tmp_path, trainer | wrong, 1, 1, 1)
+    monkeypatch.setattr(preflight, "available_bytes", lambda _: ("memory", need * 3 // 2))
+    on_cpus = {**trainer, "accelerator": "cpu", "num_nodes": 1, "devices": 2}
+    preflight.check_room(stage, tmp_path, {**on_cpus, "strategy": "fsdp"}, 1, 1, 1)
+    with pytest.raises(UserError, match="of memory are available"):
+        preflight.check_room(stage, tmp_path, {**on_cpus, "strategy": "ddp"}, 1, 1, 1)
 
 
 def node_commands(page: str) -> list[str]:

@@ -14,14 +14,25 @@ import re
 import sys
 from pathlib import Path
 
-from experiments.tables import _accuracy, _adapters, _domains, _duo, _headlines, _heads, _hivilt, _page, _speed
+from experiments.tables import (
+    _accuracy,
+    _adapters,
+    _domains,
+    _duo,
+    _headlines,
+    _heads,
+    _hivilt,
+    _page,
+    _speed,
+    _strategies,
+)
 from experiments.tables._records import provenance, read
 
 ROOT = Path(__file__).parent.parent.parent
 TABLES = {"headlines": _headlines.headlines}
 # Tables, and the file of their records, which may not be there: what a full run writes down.
 UNWRITTEN = {_accuracy.DEMO: _accuracy.DEMO}
-for page in (_accuracy, _adapters, _domains, _duo, _heads, _hivilt, _page, _speed):
+for page in (_accuracy, _adapters, _domains, _duo, _heads, _hivilt, _page, _speed, _strategies):
     TABLES |= page.TABLES
     UNWRITTEN |= getattr(page, "FILES", {})
 UNWRITTEN |= {name: _accuracy.DEMO for name in TABLES if name.startswith("demo")}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from hvlm.errors import UserError
+from hvlm.io.shards import SHARDS
 from hvlm.stage._base import Stage
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,8 @@ def check_room(
     """Compare what the stage will need with what there is, and say both in the log.
 
     Of memory only what is known beforehand is counted (weights are there already; gradients, the optimiser's two
-    moments and the pixels of a step come): activations come on top.
+    moments and the pixels of a step come): activations come on top. Processes share the pixels of a step, and with
+    ``trainer.strategy=fsdp`` the rest; those of one machine have a GPU each, or its memory together.
 
     Args:
         stage: built, with what it does not train frozen.
@@ -46,7 +48,7 @@ def check_room(
     one = checkpoint_bytes(stage)
     made = -(-stage.steps // trainer["checkpoint_every"])
     kept = made if keep < 0 else min(keep, made)
-    there = sum(path.stat().st_size for path in folder.glob("*.ckpt"))
+    there = sum(path.stat().st_size for kind in ("*.ckpt", f"*{SHARDS}/*") for path in folder.glob(kind))
     needed = one * (kept + 2) - there  # last.ckpt, and the one that is being written
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -55,7 +57,10 @@ def check_room(
             f"and {_size(free)} are free; make room, keep fewer (callback.keep), or make runs/ a link to a larger disk"
         )
     clips = stage.batch_size if most is None else min(stage.batch_size, max(1, most // frames))
-    more, pixels = optimiser_bytes(stage), step_bytes(-(-clips // trainer["accumulate"]), frames, side)
+    on_gpus, here, world = processes(trainer)
+    together = 1 if on_gpus else here  # processes whose memory is one
+    more = together * optimiser_bytes(stage) // (world if trainer["strategy"] == "fsdp" else 1)
+    pixels = together * step_bytes(-(-clips // (trainer["accumulate"] * world)), frames, side)
     device, available = available_bytes(trainer["accelerator"])
     said = f"gradients and optimiser take {_size(more)}, the pixels of a step {_size(pixels)}"
     if available is not None and more + pixels > available:
@@ -64,6 +69,14 @@ def check_room(
             "use trainer.accumulate, or a smaller stage.batch_size or dataset.num_frames"
         )
     log.info(f"a checkpoint takes {_size(one)} ({_size(free)} free); {said}, activations not counted")
+
+
+def processes(trainer: Mapping[str, Any]) -> tuple[bool, int, int]:
+    """(whether each has a GPU, how many run on this machine, how many on all)."""
+    on_gpus = trainer["accelerator"] != "cpu" and torch.cuda.is_available()
+    devices = trainer["devices"]
+    here = int(devices) if devices != "auto" else torch.cuda.device_count() if on_gpus else 1
+    return on_gpus, here, here * int(trainer["num_nodes"])
 
 
 def checkpoint_bytes(stage: Stage) -> int:
