@@ -1,11 +1,12 @@
 """What does each of two processes hold, and do they lose what one loses, under trainer=ddp and trainer=fsdp?
 
-    python -m experiments.strategies [--steps 3]
+    python -m experiments.strategies [--steps 3] [--only losses memory]
 
 Every stage from nothing with the same seed and batches, by one process and by two (gloo, float32, on needles): the
 largest difference of a step's loss. Bytes of weights, gradients and optimiser states in the fuller of the two
-processes when a step's gradients are there, and the resident memory of the process then and at its most, for a language
-model of about 30 million weights. Writes results.json beside this file; needs Linux, and a few minutes.
+processes when a step's gradients are there, and by how much the process has grown then and at its most, for a language
+model of about 26 million weights. Writes results.json beside this file (with ``--only``, the other records stay); needs
+Linux, and a few minutes.
 """
 
 from __future__ import annotations
@@ -64,36 +65,54 @@ def losses(folder: Path) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=("losses", "memory"), default=("losses", "memory"))
     options = parser.parse_args()
     setup_logging()
-    began = time.monotonic()
+    records = []
     with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
-        folder = Path(place)
-        words = {name: [*TINY, f"stage.steps={options.steps}", *more] for name, more in STAGES.items()}
-        two = {
-            f"{trainer}/{folder_name(name)}": [*said, f"trainer={trainer}", "trainer.accelerator=cpu"]
-            for name, said in words.items()
-            for trainer in TWO
-        }
-        for trainer in TWO:
-            two[f"{trainer}/large"] = [*TINY, *LARGE, "stage.steps=2", f"trainer={trainer}", "trainer.accelerator=cpu"]
-        for name, said in words.items():
-            run([*said, f"run=one/{folder_name(name)}"])
-        together([[*said, f"run={name}"] for name, said in two.items()], folder, timeout=3000)
-        seconds = time.monotonic() - began
-        records = []
-        for name in STAGES:
-            alone = losses(folder / "runs" / "one" / folder_name(name))
-            for trainer in TWO:
-                both = losses(folder / "runs" / trainer / folder_name(name))
-                apart = max(abs(a - b) for a, b in zip(alone, both, strict=True))
-                records.append(record("losses", trainer, f"difference/{name}", apart, len(alone), seconds))
-        for trainer in TWO:
-            ranks = [held(folder, rank)[f"{trainer}/large"] for rank in (0, 1)]
-            for what in ranks[0]:
-                records.append(record("memory", trainer, what, max(r[what] for r in ranks) / 2**20, 1, seconds))
-    results.write(HERE / "results.json", records)
+        if "losses" in options.only:
+            records += compared(Path(place), options.steps)
+        if "memory" in options.only:
+            records += measured(Path(place))
+    results.update(HERE / "results.json", records)
     print("\n".join(table(records)))
+
+
+def compared(folder: Path, steps: int) -> list[results.Record]:
+    """Every stage, by one process and by two."""
+    began = time.monotonic()
+    words = {name: [*TINY, f"stage.steps={steps}", *more] for name, more in STAGES.items()}
+    for name, said in words.items():
+        run([*said, f"run=one/{folder_name(name)}"])
+    two = [
+        [*said, f"trainer={trainer}", "trainer.accelerator=cpu", f"run={trainer}/{folder_name(name)}"]
+        for name, said in words.items()
+        for trainer in TWO
+    ]
+    together(two, folder, timeout=3000)
+    records = []
+    for name in STAGES:
+        alone = losses(folder / "runs" / "one" / folder_name(name))
+        for trainer in TWO:
+            both = losses(folder / "runs" / trainer / folder_name(name))
+            apart = max(abs(a - b) for a, b in zip(alone, both, strict=True))
+            seconds = time.monotonic() - began
+            records.append(record("losses", trainer, f"difference/{name}", apart, len(alone), seconds))
+    return records
+
+
+def measured(folder: Path) -> list[results.Record]:
+    """A larger model, each trainer in processes of its own: what one run frees, the next would not take anew."""
+    records = []
+    for trainer in TWO:
+        began = time.monotonic()
+        said = [*TINY, *LARGE, "stage.steps=2", f"trainer={trainer}", "trainer.accelerator=cpu", f"run={trainer}/large"]
+        together([said], folder, timeout=3000)
+        ranks = [held(folder, rank)[f"{trainer}/large"] for rank in (0, 1)]
+        for what in ranks[0]:
+            seconds = time.monotonic() - began
+            records.append(record("memory", trainer, what, max(r[what] for r in ranks) / 2**20, 1, seconds))
+    return records
 
 
 def record(question: str, trainer: str, metric: str, value: float, n: int, seconds: float) -> results.Record:

@@ -4,7 +4,7 @@
 
 RUNS.json: a list of lists of overrides. Starting Python and torch is what costs; one start serves all. Each process
 leaves ``held_RANK.json`` beside it: {run: {what: bytes}} of what it held when its last step's gradients were there, and
-``resident`` and ``peak``, of the whole process in bytes.
+by how much the process had grown since the run began, ``resident`` then and ``peak`` at its most.
 """
 
 from __future__ import annotations
@@ -49,19 +49,23 @@ def main(file: Path) -> None:
     from hvlm.training import chain
 
     last: dict[str, int] = {}
+    before = 0.0
+
+    def grown(field: str) -> int:
+        return int((memory_mb(field) - before) * 2**20)
 
     class Watch(lightning.Callback):
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-            last.update(held_bytes(pl_module, trainer.optimizers), resident=int(memory_mb("VmRSS") * 2**20))
+            last.update(held_bytes(pl_module, trainer.optimizers), resident=grown("VmRSS"))
 
     usual = chain.callbacks
     chain.callbacks = lambda *arguments: [*usual(*arguments), Watch()]
     found = {}
     for overrides in json.loads(file.read_text(encoding="utf-8")):
         last.clear()
-        start_peak()
+        before = start_peak()
         outcome = chain.run(overrides)
-        found[outcome.run.relative_to("runs").as_posix()] = last | {"peak": int(memory_mb("VmHWM") * 2**20)}
+        found[outcome.run.relative_to("runs").as_posix()] = last | {"peak": grown("VmHWM")}
     path = file.with_name(f"held_{os.environ['RANK']}.json")
     path.write_text(json.dumps(found), encoding="utf-8")
 

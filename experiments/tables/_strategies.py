@@ -10,8 +10,8 @@ HELD = {
     "gradients": "gradients",
     "optimiser": "optimiser states",
     "buffers": "buffers",
-    "resident": "the process, resident then",
-    "peak": "the process, at its most",
+    "resident": "growth of the process until then",
+    "peak": "its growth at its most",
 }
 TRAINERS = ("trainer=ddp", "trainer=fsdp")
 
