@@ -199,6 +199,29 @@ def test_a_run_in_one_piece_is_a_run(needles: list[str], tmp_path: Path, monkeyp
     assert stood == {path: path.read_bytes() for path in LAST.parent.rglob("*") if path.is_file()}
 
 
+def test_momentum_stays_that_of_its_weight_however_both_lie_in_memory(needles: list[str]) -> None:
+    """Convolutions lie channels last in one process and not where they are divided; fused AdamW asks no names."""
+
+    def step(stage: Stage, optimizer: torch.optim.Optimizer, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in stage.parameters():
+            gradient = torch.randn(parameter.shape, generator=generator)
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        optimizer.step()
+
+    stages = [start(needles, "stage=sft", "stage.trainable.vision=0.01")[0] for _ in range(2)]
+    optimizers = [stage.configure_optimizers()["optimizer"] for stage in stages]
+    assert any(p.ndim == 4 and not p.is_contiguous() for p in stages[0].parameters())
+    step(stages[0], optimizers[0], 0)
+    saved = optimizers[0].state_dict()
+    state = {n: {k: v.contiguous().clone() for k, v in held.items()} for n, held in saved["state"].items()}
+    stages[1].load_state_dict(stages[0].state_dict())
+    optimizers[1].load_state_dict({**saved, "state": state})
+    for stage, optimizer in zip(stages, optimizers, strict=True):
+        step(stage, optimizer, 1)
+    assert_same(stages[0].state_dict(), stages[1].state_dict())
+
+
 def test_pieces_of_nothing_are_refused() -> None:
     with pytest.raises(UserError, match="trainer.checkpoint=sharded with trainer.strategy=auto: .*use trainer=fsdp"):
         run([*SMALL_RUN, "trainer=cpu", "trainer.checkpoint=sharded"])

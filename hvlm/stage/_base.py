@@ -175,6 +175,7 @@ class Stage(contracts.Stage, lightning.LightningModule):
                     groups.append({"params": parameters, "lr": peak, "weight_decay": decay, "name": part})
                     factors.append(self._factor(peak))
         optimizer = torch.optim.AdamW(groups, fused=not self._scales_gradients())
+        optimizer.register_load_state_dict_post_hook(lie_as_parameters_do)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -344,3 +345,20 @@ class Stage(contracts.Stage, lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """``card``: what rebuilds the model from this file alone (resolved configuration, tokenizer, stage)."""
         checkpoint["hvlm"] = self.metadata
+
+
+@torch.no_grad()
+def lie_as_parameters_do(optimizer: torch.optim.Optimizer) -> None:
+    """Lay the states that an optimiser was given out in memory as the parameters are.
+
+    Fused AdamW goes through both as they lie. A convolution's weights may lie channels last in one process and, where
+    they are divided among several, do not: without this, each would go on with the momentum of others.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and _strides(value) != _strides(parameter):
+                state[name] = torch.empty_like(parameter).copy_(value)
+
+
+def _strides(tensor: Any) -> tuple[int, ...]:
+    return (tensor.to_local() if hasattr(tensor, "to_local") else tensor).stride()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
@@ -170,7 +171,11 @@ def _like(own: Any, value: Any, pieces: Pieces | None) -> Any:
     """A stored tensor, or what stands for one in an index, divided as ``own`` is."""
     if isinstance(own, DTensor):
         start, stop = rows_of(own)
-        rows = value[start:stop].clone() if isinstance(value, Tensor) else _rows(pieces, value, start, stop)
+        rows = (
+            value[start:stop].clone(memory_format=torch.contiguous_format)
+            if isinstance(value, Tensor)
+            else _rows(pieces, value, start, stop)
+        )
         if isinstance(value, Tensor) and value.shape != own.shape:
             return value  # for torch to say so
         there = rows.to(own.to_local().device)
