@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -96,6 +97,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=120)
     options = parser.parse_args()
     setup_logging()
+    torch.set_num_threads(1)  # the runs are forks of this process
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that what it started ends, too
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak-") as place:
         soak = Soak(Path(place), options.steps, options.seed)
@@ -115,11 +118,11 @@ class Soak:
 
     def __init__(
         self, folder: Path, steps: int, seed: int, clips: int = 240, size: int = 64, haystack: str | None = None,
-        small: int | None = DISK_MB,
+        small: int | None = DISK_MB, hangs: bool = True,
     ) -> None:  # fmt: skip
         self.folder, self.steps, self.seed, self.small = folder, steps, seed, small
         say(f"{clips} clips")
-        self.shards = data.make(folder, clips, size, seed, haystack)
+        self.shards = data.make(folder, clips, size, seed, haystack, hangs)
         self.words = [*WORDS, f"stage.steps={steps}", f"dataset.path={self.shards}"]
         self._whole: dict[int, Ended] = {}
         self._runs = 0

@@ -11,9 +11,9 @@ from hvlm.dataset.needles import Needles
 DAMAGED = b"\0\0\0\x18ftypisom and nothing that a decoder knows"
 
 
-def make(folder: Path, clips: int, size: int, seed: int, haystack: str | None = None) -> Path:
+def make(folder: Path, clips: int, size: int, seed: int, haystack: str | None = None, hangs: bool = True) -> Path:
     """``folder/shards``: ``clips`` training clips of the demo's kind, of which two are damaged and one hangs the
-    decoder, and a few for validation. haystack: see ``dataset.haystack``."""
+    decoder, and a few for validation. haystack: see ``dataset.haystack``. hangs: whether there is one that does."""
     needles = Needles(
         str(folder / "made"), haystack, train_clips=clips, val_clips=8, test_clips=0, text_chats=max(8, clips // 8),
         size=size, shard_clips=max(4, clips // 4), generate_workers=1, seed=seed,
@@ -23,7 +23,7 @@ def make(folder: Path, clips: int, size: int, seed: int, haystack: str | None = 
     out = folder / "shards"
     out.mkdir()
     keys = [sample["key"] for _, shard in _of(found, "train") for sample in shard["samples"]]
-    spoilt = {keys[len(keys) // 3]: DAMAGED, keys[len(keys) // 2]: MARK, keys[-1]: DAMAGED}
+    spoilt = {keys[len(keys) // 3]: DAMAGED, keys[-1]: DAMAGED} | ({keys[len(keys) // 2]: MARK} if hangs else {})
     shards = {}
     for name, shard in sorted(found.shards.items()):
         domains = [sample["domain"] for sample in shard["samples"]]

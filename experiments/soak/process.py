@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import re
 import signal
@@ -11,12 +12,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from experiments.soak import train
 from experiments.soak.hanging import HANG
 from experiments.soak.plan import Start
 from experiments.soak.seen import START, file_of, lines
 from experiments.soak.train import AGAIN, SEEN
+from hvlm.training.ranks import RANKS
 
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST = 600.0  # seconds that a start may go without a step before it counts as hung
@@ -24,7 +27,7 @@ ENDS_WITHIN = 60.0  # seconds in which what is left of a run must end
 STANDS_FOR = 6.0  # seconds without a step after which a decoder that hangs has stopped the run
 # What a run must say when this has been done to it; a SIGKILL of the main process leaves nobody who could.
 SAYS = {
-    "worker": r"error: DataLoader worker .*Clips that the workers were reading",
+    "worker": r"error: (DataLoader worker .*Clips that the workers were reading|a process that reads has ended)",
     "rank 1": r"another process of this run has ended|Child process with PID",
     "disk": r"error: .*No space left on device",
     "stop": r"SIGTERM: step \d+ of \d+ is saved",
@@ -53,7 +56,7 @@ class Run:
         self.folder, self.beside, self.words, self.shards, self.again = folder, beside, list(words), shards, again
         self.hang, self.number = beside / "hang", 0
         self.left: list[Process] = []  # what must have ended by itself
-        self.child: subprocess.Popen | None = None
+        self.child: Any = None  # multiprocessing.Process
 
     @property
     def stage(self) -> Path:
@@ -74,14 +77,12 @@ class Run:
         if start.processes > 1:
             words += ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={start.processes}"]
         words.append(f"dataset.decode_timeout={300 if start.event == 'hang' else 10}")
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST") and k not in ("LOCAL_RANK", "RANK")}
-        kept |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), SEEN: str(self.beside), HANG: str(self.hang)}
-        kept |= {START: str(self.number)} | ({} if self.again is None else {AGAIN: str(self.again)})
-        with open(self.beside / f"log-{self.number}", "wb") as log:
-            self.child = subprocess.Popen(
-                [sys.executable, "-m", "experiments.soak.train", *words],
-                cwd=self.folder, env=kept, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
+        environment = {SEEN: str(self.beside), HANG: str(self.hang), START: str(self.number)}
+        environment |= {} if self.again is None else {AGAIN: str(self.again)}
+        log = self.beside / f"log-{self.number}"
+        # Forked, for importing all of it again takes longer than anything else that a start does.
+        self.child = FORK.Process(target=_train, args=(words, self.folder, environment, log))
+        self.child.start()
 
     def do(self, start: Start) -> str:
         """One start with what happens to it. Returns what came of it.
@@ -110,11 +111,11 @@ class Run:
 
     def _kill(self, start: Start, before: list[Process]) -> str:
         self.child.kill()
-        self.child.wait()
+        self.child.join()
         return f"killed at step {self.step()}"
 
     def _worker(self, start: Start, before: list[Process]) -> str:
-        workers = [one for one in before if is_worker(one, before)]
+        workers = [one for one in before if is_worker(one)]
         if not workers:
             raise Wrong("no process that reads was found")
         chosen = workers[int(start.which * len(workers))]
@@ -127,7 +128,7 @@ class Run:
         return f"the run ended {took:.1f} s after its worker"
 
     def _rank_1(self, start: Start, before: list[Process]) -> str:
-        second = [one for one in before if is_rank_1(one) and not is_worker(one, before)]
+        second = [one for one in before if is_rank_1(one) and not is_worker(one)]
         if not second:
             raise Wrong("no second training process was found")
         with contextlib.suppress(ProcessLookupError):
@@ -143,16 +144,16 @@ class Run:
         try:
             last, since = self.step(), time.monotonic()
             while time.monotonic() - since < STANDS_FOR:
-                if self.child.poll() is not None:
-                    if self.child.returncode:
-                        raise Wrong(f"ended with {self.child.returncode} while its decoders hung")
+                if self.child.exitcode is not None:
+                    if self.child.exitcode:
+                        raise Wrong(f"ended with {self.child.exitcode} while its decoders hung")
                     return "ended before it could happen"
                 if (now := self.step()) != last:
                     last, since = now, time.monotonic()
                 time.sleep(0.1)
             before = descendants(self.child.pid)
             self.child.kill()
-            self.child.wait()
+            self.child.join()
         finally:
             self.hang.unlink()
         for one in before:  # what hangs in C has nobody left who ends it before its own clock, of minutes
@@ -201,7 +202,7 @@ class Run:
         """Wait until that many steps are done; False: the run came to its end first."""
         last, since = -1, time.monotonic()
         while (now := self.step()) < at:
-            if (code := self.child.poll()) is not None:
+            if (code := self.child.exitcode) is not None:
                 if code:
                     raise Wrong(f"ended with {code} before anything was done to it")
                 return False
@@ -215,10 +216,9 @@ class Run:
     def _ends(self, codes: set[int] | None, within: float) -> tuple[int, float]:
         """(status, seconds that it took). codes: what the status may be; None: anything."""
         begun = time.monotonic()
-        try:
-            code = self.child.wait(within)
-        except subprocess.TimeoutExpired:
-            raise Wrong(f"did not end within {within:.0f} s") from None
+        self.child.join(within)
+        if (code := self.child.exitcode) is None:
+            raise Wrong(f"did not end within {within:.0f} s")
         if codes is not None and code not in codes:
             raise Wrong(f"ended with {code}, expected {' or '.join(map(str, sorted(codes)))}")
         return code, time.monotonic() - begun
@@ -230,10 +230,10 @@ class Run:
 
     def end(self) -> None:
         """Nothing of the last start's main process is left."""
-        if self.child is not None and self.child.poll() is None:
+        if self.child is not None and self.child.is_alive():
             self.left += descendants(self.child.pid)
             self.child.kill()
-            self.child.wait()
+            self.child.join()
 
     def orphans(self) -> list[str]:
         """What of earlier starts is still there ``ENDS_WITHIN`` seconds from now; it is ended then."""
@@ -245,6 +245,26 @@ class Run:
             end(one)
         self.left = []
         return said
+
+
+FORK = multiprocessing.get_context("fork")
+
+
+def _train(words: list[str], folder: Path, environment: dict[str, str], log: Path) -> None:
+    """What ``python -m experiments.soak.train WORDS`` does in that folder, in a process that is a fork of this one."""
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.chdir(folder)
+    for name in [name for name in os.environ if name.startswith("PYTEST") or name in RANKS]:
+        del os.environ[name]
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    with open(log, "wb") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
+    # A second training process is started by the name of the main module, with these arguments.
+    sys.modules["__main__"], sys.argv = train, [str(train.__file__), *words]
+    train.main()
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------
@@ -295,12 +315,12 @@ def is_rank_1(one: Process) -> bool:
     return b"LOCAL_RANK=1" in _of(one, "environ").split(b"\0")
 
 
-def is_worker(one: Process, among: Sequence[Process]) -> bool:
+def is_worker(one: Process) -> bool:
     """Forked from a training process: the same command line, and the same environment, as its parent."""
-    if b"experiments.soak.train" not in command(one):
-        return False
     above = parent(one)
-    return is_rank_1(one) == (above is not None and is_rank_1(Process(above, 0)))
+    if above is None or command(one) != command(Process(above, 0)):
+        return False
+    return is_rank_1(one) == is_rank_1(Process(above, 0))
 
 
 def _of(one: Process, name: str) -> bytes:

@@ -34,6 +34,10 @@ def refuse_left_over_rank(trainer: Mapping[str, Any]) -> None:
         )
 
 
+# How torch says that a process that reads was killed: at once, wherever this one is, so the loader seldom hears it.
+READER = re.compile(r"DataLoader worker \(pid.{0,30}\) (is killed|exited)")
+
+
 @contextmanager
 def a_lost_process_is_one_line() -> Iterator[None]:
     """Where another process of this run has ended, what this one was waiting for fails: a ``UserError`` says so."""
@@ -41,6 +45,12 @@ def a_lost_process_is_one_line() -> Iterator[None]:
         yield
     except RuntimeError as error:
         said = " ".join(str(error).split())
+        if READER.search(said):
+            raise UserError(
+                f"a process that reads has ended ({said[:160]}). Where nobody killed it, memory was short: use fewer "
+                "(trainer.num_workers) or keep less (trainer.cache_mb); the same command continues from the last "
+                "checkpoint"
+            ) from error
         if not GONE.search(said):
             raise
         raise UserError(

@@ -72,5 +72,10 @@ def test_what_another_process_left_undone_is_one_line_and_other_errors_stay_what
     with pytest.raises(UserError, match="another process of this run has ended .*same command continues"):
         with a_lost_process_is_one_line():
             raise RuntimeError("[pair.cc:534] Connection closed by peer\n [127.0.0.1]:1234")
+    with pytest.raises(
+        UserError, match=r"^a process that reads has ended .*trainer.num_workers.*same command continues"
+    ):
+        with a_lost_process_is_one_line():  # raised by a signal's handler, in whatever is going on
+            raise RuntimeError("DataLoader worker (pid 123) is killed by signal: Killed. ")
     with pytest.raises(RuntimeError, match="shapes"), a_lost_process_is_one_line():
         raise RuntimeError("shapes differ")
