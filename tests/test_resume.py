@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 import warnings
 from pathlib import Path
 
@@ -17,10 +19,11 @@ from hvlm.data.datamodule import DataModule
 from hvlm.data.views import Questions
 from hvlm.dataset.shards import Shards
 from hvlm.errors import UserError
-from hvlm.training.resume_callbacks import OtherParts
+from hvlm.training.resume_callbacks import GracefulStop, OtherParts
 from hvlm.types import InputSpec
 
 STEPS, STOP = 25, 7
+ASKED = 2
 
 
 class Tiny(lightning.LightningModule):
@@ -57,31 +60,45 @@ class Stop(lightning.Callback):
             raise KeyError("killed")
 
 
+class Asked(lightning.Callback):
+    """SIGTERM in the middle of a step."""
+
+    def on_train_batch_start(self, trainer, module, batch, index):
+        if trainer.global_step == ASKED:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     return dataset(tmp_path_factory.mktemp("data"), {"train": 18}, texts=5)
 
 
 def fit(
-    data: Path, folder: Path, workers: int, *, stop: bool = False, resume: bool = False, accumulate: int = 1, **changes
-):
+    data: Path, folder: Path, workers: int, *, stop: bool = False, resume: bool = False, accumulate: int = 1,
+    last: str = "last.ckpt", further: tuple = (), **changes
+):  # fmt: skip
     arguments = dict(
         view=Questions(), rows_per_clip=1, loss="answer", batch_size=2,
         steps=STEPS, accumulate=accumulate, units=lambda batch: {"rows": len(batch.rows)},
         num_workers=workers, seed=5, interleave=0.2,
     )  # fmt: skip
     module = Tiny()
-    callbacks = [ModelCheckpoint(folder, every_n_train_steps=1, save_last=True), OtherParts()] + [Stop()] * stop
+    callbacks = [ModelCheckpoint(folder, every_n_train_steps=1, save_last=True), OtherParts(), *further] + [
+        Stop()
+    ] * stop
     trainer = lightning.Trainer(
         accelerator="cpu", max_steps=STEPS, max_epochs=1, accumulate_grad_batches=accumulate, callbacks=callbacks,
         logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
     )  # fmt: skip
     reader = DataModule(Shards(str(data)), FakeChat(), InputSpec("question_first", 2, 64), **(arguments | changes))
-    last = folder / "last.ckpt"
+    path = folder / last
     try:
-        trainer.fit(module, reader, ckpt_path=str(last) if resume else None, weights_only=True)
+        trainer.fit(module, reader, ckpt_path=str(path) if resume else None, weights_only=True)
     except KeyError:
         assert stop
+    except SystemExit:
+        assert further and trainer.global_step == ASKED + 1
+        return module
     assert trainer.global_step == (STOP if stop else STEPS)
     return module
 
@@ -131,6 +148,27 @@ def test_a_run_goes_on_in_other_parts_of_a_step(data, whole, tmp_path, caplog, b
     second = fit(data, tmp_path, 0, accumulate=after, resume=True)
     assert steps(first.seen, before) + steps(second.seen, after) == whole.seen
     assert f"trainer.accumulate was {before} and is {after}" in caplog.text
+
+
+def test_a_run_that_was_asked_to_stop_and_then_killed_goes_on_at_the_end_of_a_step(data, tmp_path):
+    """Batches are counted on from a checkpoint of a step's start, and what is saved later is one of a batch's end."""
+    whole = fit(data, tmp_path / "whole", 0, accumulate=2)
+    first = fit(data, tmp_path, 0, accumulate=2, further=(Asked(), GracefulStop()))
+    stopped = {"resume": True, "last": "checkpoints/stopped.ckpt"}
+    second = fit(data, tmp_path, 0, accumulate=2, stop=True, further=(GracefulStop(),), **stopped)
+    third = fit(data, tmp_path, 0, accumulate=2, resume=True)
+    assert first.seen + second.seen + third.seen == whole.seen
+    assert third.digest() == whole.digest()
+
+
+def test_a_count_that_an_older_version_left_wrong_is_put_right(data, tmp_path):
+    whole = fit(data, tmp_path / "whole", 0, accumulate=2)
+    fit(data, tmp_path, 0, accumulate=2, stop=True)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"] += 1
+    torch.save(saved, tmp_path / "last.ckpt")
+    rest = fit(data, tmp_path, 0, accumulate=2, resume=True)
+    assert rest.seen == whole.seen[STOP * 2 :] and rest.digest() == whole.digest()
 
 
 @pytest.mark.fault(8)

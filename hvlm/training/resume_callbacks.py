@@ -86,6 +86,12 @@ class OtherParts(L.Callback):
     """
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn == "fit":
+            total = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
+            if (
+                total["completed"] < total["processed"]
+            ):  # of a batch's end; else Lightning does not know it as such, and
+                total["ready"] = total["started"]  # ends the next step a part too early: see GracefulStop
         now = trainer.accumulate_grad_batches
         before = checkpoint.get("DataModule", {}).get("accumulate", now)
         if before == now or trainer.state.fn != "fit":
@@ -157,7 +163,10 @@ class GracefulStop(L.Callback):
         self._leave(trainer)
         # Lightning counts one more on resuming, for checkpoints of a batch's end, and this one is of the next's start:
         # the steps in the metrics would be one too high from there on.
-        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        loop = trainer.fit_loop.epoch_loop
+        loop._batches_that_stepped = trainer.global_step
+        # And the batch before which it stopped stays counted as read for ever, which no later checkpoint may have.
+        loop.batch_progress.total.ready = loop.batch_progress.total.started + 1
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "fit":
