@@ -224,7 +224,10 @@ def serve(socket_descriptor: int, memory: int) -> None:
     handler.emit = lambda record: told.append((record.name, record.levelno, record.getMessage()))  # type: ignore
     logging.getLogger().addHandler(handler)
     socket = Connection(socket_descriptor)
-    socket.send_bytes(b"ready")
+    try:
+        socket.send_bytes(b"ready")
+    except ConnectionError:  # the owner was killed meanwhile
+        return
     shared = mmap.mmap(memory, mmap.PAGESIZE)
 
     def send(kind: str, payload: Any = None, sizes: tuple = ()) -> None:
