@@ -133,7 +133,7 @@ def test_wandb_table_travels_with_the_run(tmp_path, monkeypatch):
     logger.experiment.finish()
     assert len(list((run / "wandb").glob("offline-run-*/files/media/videos/*.mp4"))) == 2
     (table,) = (run / "wandb").glob("offline-run-*/files/media/table/*.table.json")
-    assert json.loads(table.read_text())["data"][1][1:3] == ["where is the ring ?", "top left"]
+    assert json.loads(table.read_text())["data"][1][1::2][:2] == ["where is the ring ?", "top left"]
     staged = [path.read_bytes() for path in (run / "wandb-data" / "artifacts" / "staging").iterdir()]
     for video in (run / "clips").glob("*.mp4"):
         assert video.read_bytes() in staged, "what wandb sync would upload for the table lies in the run folder"

@@ -15,7 +15,9 @@ from lightning.pytorch.loggers import WandbLogger
 
 from hvlm.config.compose import compose
 from hvlm.errors import UserError
-from hvlm.training import chain
+from hvlm.io.checkpoint import stored_step
+from hvlm.training import chain, wandb_media
+from hvlm.training.best import KeepBest
 from hvlm.training.chain import closing
 from hvlm.training.wandb_logger import summary, tags, wandb_logger, write_summary
 
@@ -95,7 +97,7 @@ def test_errors(tmp_path):
 def test_its_summary_holds_the_results_of_the_benchmark(tmp_path, needles, monkeypatch):
     """Those of the stage's own run, which the benchmark finds ended."""
     monkeypatch.chdir(tmp_path)
-    few = ["stage=sft", "stage.steps=1", "stage.batch_size=2", "callback.media=0", "benchmark.limit=2"]
+    few = ["stage=sft", "stage.steps=1", "stage.batch_size=2", "callback.media=2", "benchmark.limit=2"]
     outcome = chain.run([*few, "run=w", "logger=wandb", "benchmark.tries=1", *needles])
     stage = tmp_path / "runs" / "w" / "sft"
     wandb.teardown()
@@ -105,6 +107,8 @@ def test_its_summary_holds_the_results_of_the_benchmark(tmp_path, needles, monke
     for record in outcome.records:
         assert f"eval/{record['variant']}/{record['metric']}".encode() in written
     assert {r["variant"] for r in outcome.records} > {"blind"}
+    (table,) = stage.glob("wandb/offline-run-*/files/media/table/eval/clips*.json")
+    assert json.loads(table.read_text())["columns"] == ["frames", "question", "answer", "gold", "right"]
     for name in ("eval/score", "eval/score/stderr", "eval/blind", "cost/prefill_flops", "cost/kv_bytes"):
         assert name.encode() in written, name
     first = outcome.records[0]
@@ -119,7 +123,8 @@ def test_training_fills_it(tmp_path, needles, monkeypatch):
     for name in ("grad_norm", "lr/connector", "samples_per_s", "gaze/entropy_fine", "val/loss", "clips"):
         assert name.encode() in written, name
     tables = [json.loads(p.read_text()) for p in stage.glob("wandb/offline-run-*/files/media/table/*.json")]
-    assert tables and all(table["columns"] == ["clip", "question", "answer", "prediction"] for table in tables)
+    assert tables and all(table["columns"] == list(wandb_media.COLUMNS) for table in tables)
+    assert all(isinstance(row[4], bool) and row[5] == "Image" for t in tables for row in t["data"])
     videos = {video.read_bytes() for video in stage.glob("clips/*.mp4") if not video.stem.endswith("-gaze")}
     staged = {path.read_bytes() for path in (stage / "wandb-data/artifacts/staging").iterdir()}
     assert videos and videos <= staged, "what `wandb sync` uploads for the table lies in the run folder"
@@ -176,3 +181,49 @@ def test_synced_twice_it_is_one_run(tmp_path, monkeypatch):
         assert "Finished" not in said, "what was uploaded is not uploaded again"
         assert server.summary(run)["eval/sft/accuracy"] == 0.5
         assert server.runs[run]["groupName"] == "sweep-1" and server.runs[run]["jobType"] == "sft"
+
+
+def test_a_table_ends_where_its_bytes_do(tmp_path):
+    """The text of all clips, the videos of as many as fit."""
+    videos = []
+    for i in range(3):
+        videos.append(tmp_path / f"{i}.mp4")
+        videos[-1].write_bytes(bytes([i]) * 1000)
+    rows = [{"question": "what ?", "answer": "Red", "prediction": said} for said in ("red", "blue", "red")]
+    shown = wandb_media.clips(rows, videos, tmp_path, 2500)
+    assert len(shown["clips"].data) == 3 and len(shown["clip_videos"]) == 2
+    assert [(row[0] is not None, row[4]) for row in shown["clips"].data] == [(True, True), (True, False), (False, True)]
+    assert set(wandb_media.clips(rows, videos, tmp_path, 0)) == {"clips"}
+
+
+@pytest.mark.parametrize("kind", ["best", "last"])
+def test_a_checkpoint_is_an_artifact_where_it_is_asked_for(kind, tmp_path, needles, monkeypatch):
+    """One, copied into the stage's folder; the best is what the lowest val/loss was measured of."""
+    monkeypatch.chdir(tmp_path)
+    few = ["stage=sft", "stage.steps=3", "stage.batch_size=4", "callback.media=0", "evaluate=false", "run=w"]
+    far = ["stage.trainable={language: 30.0}", "trainer.val_every=1"]  # gets worse and worse
+    chain.run([*needles, *few, *far, "logger=wandb", f"logger.artifacts={kind}"])
+    stage = tmp_path / "runs" / "w" / "sft"
+    written = logged(stage)
+    assert b"w-sft" in written and kind.encode() in written
+    staged = [path.read_bytes() for path in (stage / "wandb-data/artifacts/staging").iterdir()]
+    held = stage / "checkpoints/last.ckpt"
+    if kind == "best":
+        found = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+        losses = {line["step"]: line["val/loss"] for line in found if "val/loss" in line}
+        step = min(losses, key=losses.get)
+        assert step < 2, losses
+        held = stage / "best.ckpt"
+        assert stored_step(held) == step + 1  # on the way Lightning counts from 0
+    assert staged == [held.read_bytes()]
+
+
+def test_the_lower_loss_is_the_best(tmp_path):
+    kept, last = tmp_path / "best.ckpt", tmp_path / "last.ckpt"
+    best = KeepBest(kept)
+    assert best.of(last, 9, 0.5) == (last, 9, 0.5), "nothing was kept on the way"
+    kept.touch()
+    best.load_state_dict({"value": 0.4, "step": 4})
+    assert best.of(last, 9, 0.5) == (kept, 4, 0.4) and best.of(last, 9, 0.3) == (last, 9, 0.3)
+    assert best.of(last, 9, float("nan")) == (kept, 4, 0.4)
+    assert wandb_media.artifact_name("sweep/a b=é-sft") == "sweep-a-b---sft"

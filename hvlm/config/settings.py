@@ -60,7 +60,8 @@ class TrainerConfig:
 
 @dataclass(frozen=True)
 class LoggerConfig:
-    """CSV and JSONL are always written; ``wandb`` adds Weights & Biases."""
+    """CSV and JSONL are always written; ``wandb`` adds Weights & Biases: megabytes of videos and pictures in a table,
+    which checkpoint of a stage goes there."""
 
     name: Literal["csv", "wandb"]
     project: str | None
@@ -68,6 +69,8 @@ class LoggerConfig:
     group: str | None
     tags: list[str]
     offline: bool
+    media_mb: NonNegativeFloat
+    artifacts: Literal["none", "best", "last"]
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from hvlm.rebuild import AUTO, metadata_of, with_own
 from hvlm.stage._base import Stage
 from hvlm.tasks import check_benchmark, run_benchmark, run_preference
 from hvlm.text.chat import Chat
+from hvlm.training.best import MONITOR, Found, KeepBest
 from hvlm.training.callbacks import Norms, Throughput, progress
 from hvlm.training.clip_table import ClipTable
 from hvlm.training.file_logger import FileLogger
@@ -283,6 +284,7 @@ def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None, 
         trainer.limit_val_batches = val_batches(cfg["trainer"])  # 0 while fitting unless trainer.val_every asks for it
         trainer.save_checkpoint(folder.last)  # before the validation, so that stopping there loses nothing
         validated = validate(trainer, stage, reading)
+        _upload(cfg, folder, trainer, validated, written)
     if trainer.is_global_zero or stage.device_mesh is not None:  # divided weights are put together by all processes
         state = trainer.strategy.lightning_module_state_dict()
         digest = weights_hash({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
@@ -294,6 +296,31 @@ def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None, 
         log.info(f"{folder.path.name}: {', '.join(shown)}")
     stage.model.features = None  # many gigabytes, and what comes next may need them
     trainer.strategy.barrier()
+
+
+def _upload(
+    cfg: Mapping[str, Any],
+    folder: RunDir,
+    trainer: lightning.Trainer,
+    validated: Sequence[Mapping[str, float]],
+    written: Sequence[Logger],
+) -> None:
+    """The stage's best or last checkpoint as an artifact of its W&B run, where ``logger.artifacts`` wants one."""
+    kind = cfg["logger"]["artifacts"]
+    runs = [logger.experiment for logger in written if isinstance(logger, WandbLogger)]
+    if kind == "none" or not runs or not trainer.is_global_zero:
+        return
+    from hvlm.training.wandb_media import log_checkpoint
+
+    loss = next((float(metrics[MONITOR]) for metrics in validated if MONITOR in metrics), None)
+    found = Found(folder.last, trainer.global_step, loss)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, KeepBest):
+            found = callback.of(*found)
+    known = {"run": folder.run_path.name, "stage": folder.path.name, "step": found.step, MONITOR: found.value}
+    known["file"] = str(found.path)
+    for run in runs:
+        log_checkpoint(run, found.path, f"{folder.run_path.name}-{folder.path.name}", kind, known)
 
 
 def save_adapters(stage: Stage, folder: Path) -> None:
@@ -477,7 +504,9 @@ def callbacks(cfg: Mapping[str, Any], folder: RunDir, deadline: float | None = N
     if settings["media"] and cfg["trainer"]["strategy"] == "fsdp":
         log.info("callback.media: no clips are shown with trainer=fsdp, for no process has the whole model")
     elif settings["media"]:
-        made.append(ClipTable(folder.path / "clips", settings["media"]))
+        made.append(ClipTable(folder.path / "clips", settings["media"], media_mb=cfg["logger"]["media_mb"]))
+    if cfg["logger"]["name"] == "wandb" and cfg["logger"]["artifacts"] == "best":
+        made.append(KeepBest(folder.path / "best.ckpt"))
     return made
 
 

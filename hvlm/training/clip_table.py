@@ -27,10 +27,12 @@ class ClipTable(Callback):
     A run that does not validate while it trains shows clips of its last training batch at the end instead; each line
     says which split it is from. With a W&B logger the same goes into the table ``clips`` with playable videos. Those
     are files in ``folder``, given by path: they travel with the run, and W&B would need moviepy to encode arrays.
-    ``clips``: how many, at most what one batch holds. ``max_new_tokens`` bounds the model's answer.
+    ``clips``: how many, at most what one batch holds. ``max_new_tokens`` bounds the model's answer, ``media_mb`` what a
+    table in W&B holds.
     """
 
-    def __init__(self, folder: Path, clips: int = 8, max_new_tokens: int = 12):
+    def __init__(self, folder: Path, clips: int = 8, max_new_tokens: int = 12, media_mb: float = 64.0):
+        self.most_bytes = int(media_mb * 1e6)
         self.folder, self.clips, self.max_new_tokens = Path(folder), clips, max_new_tokens
         self._batch: Batch | None = None
 
@@ -81,25 +83,10 @@ class ClipTable(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 videos = [write_mp4(clip_frames(batch, i), self.folder / f"{n}.mp4") for i, n in enumerate(names)]
-                _log_table(logger, rows, videos, self.folder, step)
+                from hvlm.training import wandb_media  # imported only where its logger is already in use
 
-
-def _log_table(logger: WandbLogger, rows: list[dict[str, str]], videos: list[Path], folder: Path, step: int) -> None:
-    import wandb  # an optional dependency: imported only where its logger is already in use
-
-    table = wandb.Table(columns=["clip", "question", "answer", "prediction"])
-    media = []
-    for row, video in zip(rows, videos, strict=True):
-        text = (row["question"], row["answer"], row["prediction"])
-        table.add_data(wandb.Video(str(video), format="mp4"), *text)
-        media.append(wandb.Video(str(video), format="mp4", caption=f"{text[0]} {text[1]} | model: {text[2]}"))
-    # The videos also on their own: W&B copies those into the run's own media folder, while a table's files lie in its
-    # staging folder (see keep_wandb_media_in) under absolute paths.
-    shown = {"clips": table, "clip_videos": media}
-    for kind in ("gaze", "merged", "budget"):
-        pictures = [wandb.Image(str(folder / row[kind]), caption=row["question"]) for row in rows if kind in row]
-        shown |= {kind: pictures} if pictures else {}
-    logger.experiment.log(shown | {"trainer/global_step": step})
+                shown = wandb_media.clips(rows, videos, self.folder, self.most_bytes)
+                logger.experiment.log(shown | {"trainer/global_step": step})
 
 
 def describe(model: VLM, batch: Batch, max_new_tokens: int) -> list[dict[str, str]]:

@@ -18,7 +18,8 @@ from hvlm.config.search_path import CONF, folders
 from hvlm.errors import UserError
 from hvlm.evaluation.cost import Cost
 from hvlm.evaluation.needle_map import PICTURE
-from hvlm.evaluation.report_data import BLIND
+from hvlm.evaluation.report_data import BLIND, pictures
+from hvlm.training.wandb_media import answered
 from hvlm.viz.media import keep_wandb_media_in
 
 log = logging.getLogger(__name__)
@@ -45,14 +46,19 @@ def wandb_logger(cfg: Mapping[str, Any], folder: Path, fresh: bool = False) -> W
 def write_summary(cfg: Mapping[str, Any], folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Put the benchmark's results into the summary of the W&B run of the stage in ``folder``, which has ended:
     ``eval/<variant>/<metric>``, and ``.../stderr`` where a result has one; what is held against each other over runs
-    (``summary``); the map of depth and length, if any.
+    (``summary``); the map of depth and length, if any; a table of the clips whose answers the evaluation shows.
 
     Raises UserError where W&B cannot start.
     """
+    keep_wandb_media_in(folder)
     run = _start(cfg, folder, fresh=False)
     run.summary.update(summary(records))
     if (picture := folder.parent / PICTURE).exists():
         run.log({"eval/needles": wandb.Image(str(picture))})
+    lines, most = pictures(folder.parent / "clips"), cfg["callback"]["media"]
+    table = answered(lines, folder.parent / "clips", most, int(cfg["logger"]["media_mb"] * 1e6))
+    if table is not None:
+        run.log({"eval/clips": table})
     run.finish()
 
 
