@@ -56,6 +56,9 @@ class TrainerConfig:
     deterministic: bool
     max_time: Annotated[str, Written(r"\d+:\d+:\d+:\d+", "dd:hh:mm:ss")] | None
     max_steps: PositiveInt | None
+    compile: dict[str, bool] | None
+    checkpoint_activations: dict[str, bool] | None
+    profile: bool
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ VALIDATE = Answer(("trainer.val_every",), "in optimiser steps")
 LOG = Answer(("trainer.log_every",), "in optimiser steps")
 PRECISION = Answer(("trainer.precision",), "auto, 32-true, bf16-mixed or 16-mixed")
 DEVICES = Answer(("trainer.devices",), "with trainer=ddp or fsdp for several, trainer=gpu for one GPU")
-PROFILE = Answer((), "samples_per_s is logged while training, and task=cost measures an answer")
+PROFILE = Answer(("trainer.profile",), "samples_per_s is always logged, and task=cost measures an answer")
 
 # The last part of a dotted key that is not there -> what is meant.
 KEYS: dict[str, Answer] = {
@@ -55,6 +55,8 @@ KEYS: dict[str, Answer] = {
     "callbacks": Answer(("callback.progress", "callback.media", "callback.keep")),
     "profiler": PROFILE,
     "profile": PROFILE,
+    "torch_compile": Answer(("trainer.compile",), "a mapping of parts, e.g. {vision:true}"),
+    "activation_checkpointing": Answer(("trainer.checkpoint_activations",), "a mapping of parts, e.g. {language:true}"),
     "benchmark": Answer((), "torch chooses its kernels by itself; trainer.deterministic=true fixes them"),
     "cudnn_benchmark": Answer((), "torch chooses its kernels by itself; trainer.deterministic=true fixes them"),
     "seed_everything": Answer(("seed",)),

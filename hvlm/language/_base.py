@@ -74,6 +74,13 @@ class CausalRoom(Language):
         if self.gradient_checkpointing:
             getattr(model, _CHECKPOINTING)({"use_reentrant": False})
 
+    def checkpoint_layers(self) -> list[nn.Module]:
+        """Compute activations again in the backward pass from now on, layer by layer: the layers, which transformers
+        lets do so in training mode only."""
+        self.gradient_checkpointing = True
+        getattr(self.model, _CHECKPOINTING)({"use_reentrant": False})
+        return [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+
     def embed(self, ids_KS: Tensor) -> Tensor:
         """Token ids -> embeddings [K, S, dim], as the model's own layers are fed them (Gemma's are scaled)."""
         return self._out(self.model.get_input_embeddings()(ids_KS))

@@ -41,7 +41,9 @@ from hvlm.training.file_logger import FileLogger
 from hvlm.training.gate_picture import GatePicture
 from hvlm.training.guard import Guard
 from hvlm.training.identity import default_run
+from hvlm.training.parts import Parts, asked, check_parts
 from hvlm.training.preflight import check_room
+from hvlm.training.profile import Profile, StepProfiler
 from hvlm.training.ranks import a_lost_process_is_one_line, refuse_left_over_rank
 from hvlm.training.resume_callbacks import GracefulStop, OtherParts, RngState
 from hvlm.training.run_dir import RunDir
@@ -96,6 +98,7 @@ def _run(overrides: Sequence[str], command: str | None) -> Outcome:
         refuse_processes_without_a_strategy(cfg["trainer"])
         refuse_pieces_of_nothing(cfg["trainer"])
         max_seconds(cfg["trainer"])
+        check_parts(cfg["trainer"])
         if cfg["trainer"]["devices"] != "auto":
             world = cfg["trainer"]["devices"] * cfg["trainer"]["num_nodes"]
             check_shares(cfg["stage"]["batch_size"], world, cfg["trainer"]["accumulate"])
@@ -242,12 +245,16 @@ def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None, 
     limit = max_seconds(cfg["trainer"])
     deadline = None if limit is None else (time.monotonic() if began is None else began) + limit
     company = callbacks(cfg, folder, deadline)
+    profiler = StepProfiler() if cfg["trainer"]["profile"] else None
+    if profiler is not None:  # last: it times what the others have put in place
+        company.append(Profile(profiler, folder.path))
     trainer = make_trainer(
         {
             **make_trainer_kwargs(cfg["trainer"], cfg["stage"]["steps"]),
             "default_root_dir": folder.path,
             "logger": False,
             "callbacks": company,
+            "profiler": profiler,
             "enable_progress_bar": any(isinstance(c, ProgressBar) for c in company),
         }
     )
@@ -499,6 +506,9 @@ def callbacks(cfg: Mapping[str, Any], folder: RunDir, deadline: float | None = N
             save_on_train_epoch_end=False,
         ),
     ]
+    compiled, checkpointed = asked(cfg["trainer"], "compile"), asked(cfg["trainer"], "checkpoint_activations")
+    if compiled or checkpointed:
+        made.append(Parts(compiled, checkpointed))
     if settings["progress"]:
         made.append(progress(folder.path.name))
     if settings["media"] and cfg["trainer"]["strategy"] == "fsdp":

@@ -58,6 +58,9 @@ IGNORED = (
     "trainer.checkpoint_every",
     "trainer.max_time",
     "trainer.max_steps",
+    "trainer.compile",
+    "trainer.checkpoint_activations",
+    "trainer.profile",
 )
 # Keys that came later, with the value that stands for how it was before: a folder of then is still its owner's.
 LATER = {
