@@ -124,7 +124,7 @@ def said_to_train(layers: list[nn.Module]) -> Iterator[None]:
 
 def checkpoint_activations(model: nn.Module, parts: list[str], replaced: Replaced) -> None:
     """Compute the activations of these parts again in the backward pass: layer by layer where a room does that
-    (vision, language, attention), else the whole room."""
+    (language, attention, all of vision but convvit), else the whole room."""
     for part in parts:
         room = getattr(model, part, None)
         if room is None:
@@ -140,10 +140,10 @@ def checkpoint_activations(model: nn.Module, parts: list[str], replaced: Replace
                 return functools.wraps(function)(call)
 
             replaced.put(room, "hidden", marked)
-        elif hasattr(room, "gradient_checkpointing"):
+        elif "gradient_checkpointing" in vars(room):  # of its own, not the contract's word that it does not
             room.gradient_checkpointing = True
-        elif part in ("connector", "fusion", "attention") and any(True for _ in room.parameters()):
-            replaced.put(room, "forward", computed_again)
+        elif any(True for _ in room.parameters()):
+            replaced.put(room, "encode" if part == "vision" else "forward", computed_again)
 
 
 class Parts(Callback):
