@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from _small import once
 from _tiny import ROOT
 
+from experiments.parts.__main__ import OTHERS, WAYS, apart
+from experiments.parts.__main__ import STAGES as ALONE
+from experiments.parts.__main__ import train as train_each
 from hvlm.io.checkpoint import load_weights
 from hvlm.io.head_patterns import read_pattern
 from hvlm.training.chain import run
@@ -78,6 +82,22 @@ def test_two_processes_train_like_one(
             assert two[name] == pytest.approx(values, **close), f"{stage}: {name}"
         largest, mean = far(Path("runs/one") / stage, Path("runs/two") / stage)
         assert largest < 2e-3 and mean < 2e-5, stage
+
+
+@pytest.fixture(scope="session")
+def shared_steps(shared: Path) -> Path:
+    """A folder with the runs of ``experiments.parts``: each stage alone, from nothing, three steps in float32."""
+    return once(shared / "shared_steps", lambda folder: train_each(folder, 3, list(ALONE)))
+
+
+@pytest.mark.parametrize(
+    ("way", "name"),
+    [(way, name) for way in WAYS for name in ALONE if name not in OTHERS[way]],
+)
+@pytest.mark.slow
+def test_a_step_that_is_shared_loses_what_it_loses_at_once(way: str, name: str, shared_steps: Path) -> None:
+    steps = apart(shared_steps, way, name)
+    assert len(steps) == 3 and max(steps) <= 1e-6
 
 
 @pytest.mark.fault(77, 82)
