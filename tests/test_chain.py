@@ -283,6 +283,13 @@ def test_what_a_stream_cannot_do_is_heard_before_needles_are_made(
     assembly.dry_build(cfg)
 
 
+def test_every_dataset_that_can_be_a_stream_takes_what_the_refusal_to_resume_one_tells_to_set() -> None:
+    for name, words in {"needles": [], "shards": ["dataset.path=shards"]}.items():
+        words = [f"dataset={name}", *words, "dataset.access=stream", "dataset.allow_inexact_resume=true"]
+        (cfg,) = plan([*words, "stage=align"]).values()
+        assert assembly.dataset(cfg).allow_inexact_resume
+
+
 def test_stage_0_is_rehearsed_without_its_language_model(tmp_path: Path) -> None:
     (cfg,) = plan(["stage=vision", "language=smollm2_135m", f"language.source={tmp_path / 'absent'}"]).values()
     assembly.dry_build(cfg)

@@ -74,7 +74,7 @@ class Needles(GeneratedSet):
     decoder: of videos; "decord" decodes what it is known to read rightly, and PyAV the rest.
     decode_timeout: seconds; a clip that is not decoded by then is a bad sample, and the decoder is killed. A video
         of the haystack, of which three parts are decoded, has three times as long, and is skipped.
-    batch: as of ``dataset=shards``.
+    batch, allow_inexact_resume: as of ``dataset=shards``.
     """
 
     def __init__(
@@ -110,6 +110,7 @@ class Needles(GeneratedSet):
         decoder: Literal["pyav", "decord"] = "pyav",
         decode_timeout: PositiveFloat = 60.0,
         batch: dict[str, PositiveInt] | None = None,
+        allow_inexact_resume: bool = False,
     ) -> None:
         self.root = Path(root or os.environ.get("HVLM_DATA") or "data")
         self.haystack, self.haystack_part, self.access = haystack, haystack_part, access
@@ -119,6 +120,7 @@ class Needles(GeneratedSet):
         self.num_frames, self.seed, self.max_tokens, self.too_long = num_frames, seed, max_tokens, too_long
         self.batch = Budget.of(batch, access)
         self.decoder, self.decode_timeout = decoder, decode_timeout
+        self.allow_inexact_resume = allow_inexact_resume
         self.recipe = Recipe(
             set, size, frames, float(fps), num_frames, outline, displacement, tuple(domains or DOMAINS), seed, crf,
             keys, turns, wording, float(min_seconds), float(max_seconds),
