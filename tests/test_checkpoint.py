@@ -11,6 +11,7 @@ import signal
 import stat
 import subprocess
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -418,9 +419,9 @@ def test_a_second_process_in_one_folder_is_refused_and_a_killed_one_leaves_it(tm
         pass
 
 
-def hold_and_fork(folder: Path, pipe: Any) -> None:
+def hold_and_fork(folder: Path, pipe: Any, writes: bool) -> None:
     """The owner of a folder, with a process of its own that lives on when it is killed."""
-    with locked(folder, "run=a"):
+    with locked(folder, "run=a", children_write=writes):
         child = os.fork()
         if child == 0:
             time.sleep(60)
@@ -429,24 +430,28 @@ def hold_and_fork(folder: Path, pipe: Any) -> None:
         time.sleep(60)
 
 
-def test_a_process_that_reads_does_not_keep_the_folder_of_a_killed_run(tmp_path: Path) -> None:
-    """It outlives the run as long as its decoder hangs, up to dataset.decode_timeout."""
+@pytest.mark.parametrize("writes", [False, True])
+def test_the_folder_of_a_killed_run_is_kept_by_a_process_that_writes_and_not_by_one_that_reads(
+    tmp_path: Path, writes: bool
+) -> None:
+    """One that reads outlives the run as long as its decoder hangs, up to dataset.decode_timeout."""
     context = multiprocessing.get_context("fork")
     mine, theirs = context.Pipe()
-    owner = context.Process(target=hold_and_fork, args=(tmp_path / "a", theirs))
+    owner = context.Process(target=hold_and_fork, args=(tmp_path / "a", theirs, writes))
     owner.start()
     assert mine.poll(20)
-    reads = mine.recv()
+    child = mine.recv()
     try:
         with pytest.raises(UserError, match="has been writing"), locked(tmp_path / "a", "run=a"):
             pass
         owner.kill()
         owner.join()
-        os.kill(reads, 0)  # it is still there
-        with locked(tmp_path / "a", "run=a"):
+        os.kill(child, 0)  # it is still there
+        after = pytest.raises(UserError, match="has been writing") if writes else nullcontext()
+        with after, locked(tmp_path / "a", "run=a"):
             pass
     finally:
-        os.kill(reads, signal.SIGKILL)
+        os.kill(child, signal.SIGKILL)
 
 
 # ---------------------------------------------------------------------------------------------------- callbacks

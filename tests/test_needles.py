@@ -7,7 +7,10 @@ import inspect
 import io
 import json
 import multiprocessing
+import os
 import re
+import signal
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -29,6 +32,7 @@ from hvlm.dataset._needles_scene import DIRECTIONS, VNBENCH, WORDS, Recipe, plan
 from hvlm.dataset._needles_scene import SETS as ALL_SETS
 from hvlm.dataset._needles_sets import STORIES
 from hvlm.dataset._needles_text import captions, chat, key_questions, questions
+from hvlm.dataset._pool import pool_of
 from hvlm.dataset.needles import Needles
 from hvlm.errors import UserError
 
@@ -170,6 +174,40 @@ def test_interrupted_run_keeps_finished_shards(tmp_path, haystack, monkeypatch):
     made = small(tmp_path, haystack)
     assert made.folder == folder and {p: p.stat().st_mtime_ns for p in folder.glob("*.tar")} == before
     made.manifest().verify(full=True)
+
+
+def own_pool(pipe) -> None:
+    with pool_of(2) as pool:
+        busy = [pool.submit(time.sleep, 0.2) for _ in range(2)]
+        pipe.send(list(pool._processes))
+        [one.result() for one in busy]
+        time.sleep(60)
+
+
+def test_the_pool_of_a_killed_process_ends_with_it():
+    mine, theirs = multiprocessing.Pipe()
+    owner = multiprocessing.get_context("fork").Process(target=own_pool, args=(theirs,))
+    owner.start()
+    assert mine.poll(20)
+    workers = mine.recv()
+    time.sleep(0.4)
+    assert len(workers) == 2 and all(map(is_there, workers))
+    owner.kill()
+    owner.join()
+    until = time.monotonic() + 20
+    while (left := [pid for pid in workers if is_there(pid)]) and time.monotonic() < until:
+        time.sleep(0.02)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left, "they would wait for work for ever"
+
+
+def is_there(pid: int) -> bool:
+    """And not merely to be waited for by a parent that is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,18 +23,21 @@ LOCK = ".lock"
 
 
 @contextmanager
-def locked(folder: Path, key: str) -> Iterator[None]:
+def locked(folder: Path, key: str, children_write: bool = False) -> Iterator[None]:
     """Hold ``folder``'s lock, which the operating system frees when the process ends, however it ends.
 
     Args:
         folder: made if it does not exist; the lock is the file ``.lock`` in it, with process, machine and time.
         key: what the user wrote to name the folder (``run=demo``), for the message.
+        children_write: processes forked inside the block write there, too, and hold the lock until the last of them
+            has ended. Else they do not hold it: one that reads may outlive a killed owner for a while (its decoder
+            hangs), and the same command must be able to continue at once.
 
     Raises:
         UserError: another process holds it; the message says which one, on what machine, and for how long.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "a+", encoding="utf-8") as file, _not_for_children(file):
+    with open(folder / LOCK, "a+", encoding="utf-8") as file, nullcontext() if children_write else _not_shared(file):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -60,8 +63,9 @@ def _owner(folder: Path) -> str:
 
 @contextmanager
 def waiting(path: Path) -> Iterator[None]:
-    """Hold the lock of a file, made if it does not exist, once it is free: who comes second waits for the first."""
-    with open(path, "wb") as file, _not_for_children(file):
+    """Hold the lock of a file, made if it does not exist, once it is free: who comes second waits for the first, and
+    for the processes that were forked inside the block."""
+    with open(path, "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -70,9 +74,8 @@ _held: list[IO[Any]] = []
 
 
 @contextmanager
-def _not_for_children(file: IO[Any]) -> Iterator[None]:
-    """A process that is forked inside the block, such as one that reads, does not hold the lock as well: it may live on
-    for a while (a decoder hangs) where its owner was killed, and the same command must be able to continue at once."""
+def _not_shared(file: IO[Any]) -> Iterator[None]:
+    """A process that is forked inside the block does not hold the file's lock."""
     _held.append(file)
     try:
         yield

@@ -49,7 +49,7 @@ def prepare(words: Sequence[str]) -> Path | None:
         return None
     if out.resolve() == plan.source.root.resolve():
         raise UserError(f"out={out}: that is the folder of the videos; name another one for the shards")
-    with locked(out, f"out={out}"):
+    with locked(out, f"out={out}", children_write=True):
         return _make(plan, settings, out, to)
 
 

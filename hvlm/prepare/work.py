@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import shutil
 import signal
 import sys
-import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import closing, contextmanager
@@ -23,6 +21,7 @@ from typing import Any
 from hvlm.data.quarantine import SampleError
 from hvlm.data.sample_json import MAX_BYTES, parse
 from hvlm.data.shard_index import write_manifest, write_shard
+from hvlm.dataset._pool import end_with_parent
 from hvlm.errors import UserError
 from hvlm.io.files import clean_parts, write_atomically
 from hvlm.io.json_lines import write_lines
@@ -319,11 +318,4 @@ def _begin(done: Any) -> None:
     global _done
     _done = done
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent()

@@ -61,7 +61,7 @@ def write(settings: Settings) -> Path:
     pictures = Pictures(None if settings.pictures is None else Path(settings.pictures))
     out = Path(settings.out).expanduser()
     check_writable(out, "out")
-    with locked(out, f"out={out}"):
+    with locked(out, f"out={out}", children_write=True):
         return _write(settings, videos, pictures, out)
 
 
