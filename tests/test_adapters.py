@@ -16,7 +16,7 @@ from hvlm.evaluation.generate import generate
 from hvlm.evaluation.sampling import Sampling
 from hvlm.io.checkpoint import load_into
 from hvlm.model import VLM, named_parts
-from hvlm.training.chain import _new_rooms
+from hvlm.training.start import new_rooms
 
 NAMES = ["sports", "news"]
 
@@ -204,16 +204,16 @@ def test_it_travels_through_a_file_and_a_copy_is_its_own() -> None:
 def test_a_start_may_lack_it_or_know_it_under_another_name() -> None:
     for start, begins in ((plain(), "adapter.news"), (one_name("news"), None)):
         weights, fresh = start.state_dict(), one_name("news")
-        new = _new_rooms(fresh, weights)
+        new = new_rooms(fresh, weights)
         assert {".".join(name.split(".")[:2]) for name in new} == ({begins} if begins else set())
         load_into(fresh, weights | new, "a start")
         assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in weights.items())
     weights, both = one_name("news").state_dict(), adapted()
-    new = _new_rooms(both, weights)
+    new = new_rooms(both, weights)
     assert new and all(name.startswith("adapter.sports.") for name in new)
     load_into(both, weights | new, "a start")
     with pytest.raises(UserError, match="adapter.news.*unknown here"):  # what was learned is not left out unsaid
-        load_into(one_name("sports"), weights | _new_rooms(one_name("sports"), weights), "a start")
+        load_into(one_name("sports"), weights | new_rooms(one_name("sports"), weights), "a start")
 
 
 def test_features_of_an_adapted_encoder_are_not_kept() -> None:

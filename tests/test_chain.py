@@ -24,7 +24,8 @@ from hvlm.config.compose import compose, plan
 from hvlm.errors import UserError
 from hvlm.interop.fvlm_weights import save_release
 from hvlm.io.checkpoint import load_checkpoint
-from hvlm.training.chain import find_start, run, start_stage
+from hvlm.training.chain import run
+from hvlm.training.start import find_start, start_stage
 
 STAGES = ["vision", "align", "sft", "dpo"]
 

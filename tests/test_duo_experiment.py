@@ -17,7 +17,7 @@ from hvlm.config.compose import compose
 from hvlm.data.views import Questions
 from hvlm.io.head_patterns import choose_heads, read_pattern, write_pattern
 from hvlm.rebuild import Loaded
-from hvlm.training.chain import start_stage
+from hvlm.training.start import start_stage
 
 
 @pytest.fixture(scope="module")

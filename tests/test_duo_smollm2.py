@@ -25,7 +25,7 @@ from hvlm.language.smollm2 import SmolLM2
 from hvlm.rebuild import Loaded
 from hvlm.text.chat import Chat
 from hvlm.text.tokenizer import train_word_tokenizer
-from hvlm.training.chain import start_stage
+from hvlm.training.start import start_stage
 
 
 @pytest.fixture(scope="module")

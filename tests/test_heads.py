@@ -31,7 +31,7 @@ from hvlm.model import VLM, named_parts
 from hvlm.rebuild import Loaded
 from hvlm.stage._base import Losses, Stage
 from hvlm.tasks import check_writes
-from hvlm.training.chain import _new_rooms
+from hvlm.training.start import new_rooms
 from hvlm.types import Batch
 
 
@@ -91,12 +91,12 @@ def test_a_stage_that_leaves_it_to_the_head_learns_its_loss() -> None:
 
 def test_a_head_may_be_set_on_a_trained_model_and_is_not_replaced_by_another_unsaid() -> None:
     weights, fresh = model(Case("question_first", ())).state_dict(), with_head("question_first", "foveated")
-    new = _new_rooms(fresh, weights)
+    new = new_rooms(fresh, weights)
     assert new and {name.split(".")[0] for name in new} == {"head"}
     load_into(fresh, weights | new, "a start")
     other = with_head("question_first", "foveated", classes=3)
     with pytest.raises(UserError, match="head.scores.weight is .* there and"):
-        load_into(other, fresh.state_dict() | _new_rooms(other, fresh.state_dict()), "a start")
+        load_into(other, fresh.state_dict() | new_rooms(other, fresh.state_dict()), "a start")
 
 
 def test_what_needs_words_is_refused_of_a_head_that_writes_none_and_what_it_costs_is_measured() -> None:

@@ -28,7 +28,8 @@ from hvlm.interop.hf_template import tokenizer_with_template
 from hvlm.io.checkpoint import find_checkpoint, load_weights
 from hvlm.rebuild import metadata_of, stored_config
 from hvlm.text.chat import Chat
-from hvlm.training.chain import find_start, run
+from hvlm.training.chain import run
+from hvlm.training.start import find_start
 
 SCRIPT = """
 import hvlm.interop.hf_export, torch, sys

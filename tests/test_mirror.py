@@ -214,6 +214,7 @@ TAKES_PLAIN_CFG = {
     "commands/eval",
     "evaluation/processes",
     "interop/hf_export",
+    "training/start",
     "training/wandb_logger",
 }
 

@@ -27,7 +27,7 @@ from hvlm.kvcache.snapkv import SnapKV
 from hvlm.kvcache.streaming import Streaming
 from hvlm.prompts import context
 from hvlm.rebuild import Loaded
-from hvlm.training.chain import start_stage
+from hvlm.training.start import start_stage
 
 SMALL = {"train_samples": 6, "val_samples": 2, "test_samples": 2, "min_words": 60, "max_words": 120, "lengths": 3,
          "passkeys": 4, "key_words": 2, "questions": 6, "shard_samples": 4}  # fmt: skip

@@ -22,7 +22,8 @@ from hvlm.data.reader import Reader
 from hvlm.errors import UserError
 from hvlm.model import VLM
 from hvlm.stage._base import Stage
-from hvlm.training.chain import every_pair, start_stage
+from hvlm.training.chain import every_pair
+from hvlm.training.start import start_stage
 from hvlm.types import Batch
 
 ANSWERS = (

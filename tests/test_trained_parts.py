@@ -22,6 +22,7 @@ from hvlm.io.checkpoint import load_weights
 from hvlm.stage._base import Stage
 from hvlm.training import chain, parts
 from hvlm.training.identity import identity
+from hvlm.training.start import start_stage
 from hvlm.types import Batch
 
 DEEPER = ["vision.num_layers=3", "language.num_layers=3", "connector.standardise=false"]
@@ -33,7 +34,7 @@ def start(overrides: list[str], *more: str, rows: int = 6) -> tuple[Stage, Batch
     torch.manual_seed(0)
     data = assembly.dataset(cfg)
     data.prepare(progress=False)
-    stage, chat = chain.start_stage(cfg, data, None)
+    stage, chat = start_stage(cfg, data, None)
     reading = assembly.datamodule(cfg, stage, data, chat, None)
     return stage, next(iter(reading.loader("train", stage.view, stage.rows_per_clip, rows, rows)))
 

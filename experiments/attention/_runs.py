@@ -17,7 +17,7 @@ from hvlm.evaluation.results import Label
 from hvlm.io.checkpoint import find_checkpoint
 from hvlm.precision import autocast, choose_precision
 from hvlm.rebuild import load, stored_config
-from hvlm.training import chain
+from hvlm.training.start import start_stage
 
 ROOT = Path("runs/attention")
 EXPERIMENT = "attention"
@@ -65,7 +65,7 @@ def encode_all(begin: Path) -> None:
         cfg = stages()[label]
         data = assembly.dataset(cfg)
         data.prepare()
-        stage, chat = chain.start_stage(cfg, data, find_checkpoint(begin))
+        stage, chat = start_stage(cfg, data, find_checkpoint(begin))
         stage.model.features = assembly.frozen_features(cfg, stage, data)
         reading = assembly.datamodule(cfg, stage, data, chat, None)
         for split in ("train", "val"):

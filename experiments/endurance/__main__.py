@@ -25,7 +25,7 @@ from hvlm.config.compose import plan
 from hvlm.console import setup_logging
 from hvlm.evaluation import results
 from hvlm.evaluation.report import table
-from hvlm.training.chain import start_stage
+from hvlm.training.start import start_stage
 
 HERE = Path(__file__).parent
 QUESTION, COMMAND = "endurance", "python -m experiments.endurance"

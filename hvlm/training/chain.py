@@ -24,16 +24,15 @@ from hvlm.data.order import check_shares
 from hvlm.errors import UserError
 from hvlm.evaluation import results
 from hvlm.evaluation.report import write_report
-from hvlm.interop.fvlm_weights import is_release, load_release, read_release
+from hvlm.interop.fvlm_weights import is_release, read_release
 from hvlm.io.adapter_files import ADAPTERS
-from hvlm.io.checkpoint import find_checkpoint, load_into, load_weights, stored_step, weights_hash
+from hvlm.io.checkpoint import find_checkpoint, load_weights, stored_step, weights_hash
 from hvlm.io.files import FINISHED, check_writable
 from hvlm.io.lock import locked
-from hvlm.model import VLM, Encoder
-from hvlm.rebuild import AUTO, metadata_of, with_own
+from hvlm.model import Encoder
+from hvlm.rebuild import AUTO, metadata_of
 from hvlm.stage._base import Stage
 from hvlm.tasks import check_benchmark, run_benchmark, run_preference
-from hvlm.text.chat import Chat
 from hvlm.training.best import MONITOR, Found, KeepBest
 from hvlm.training.callbacks import Norms, Throughput, progress
 from hvlm.training.clip_table import ClipTable
@@ -47,6 +46,7 @@ from hvlm.training.profile import Profile, StepProfiler
 from hvlm.training.ranks import a_lost_process_is_one_line, refuse_left_over_rank
 from hvlm.training.resume_callbacks import GracefulStop, OtherParts, RngState
 from hvlm.training.run_dir import RunDir
+from hvlm.training.start import chat_of, find_start, metadata_if_there, start_stage
 from hvlm.training.trainer import (
     make_trainer,
     make_trainer_kwargs,
@@ -58,8 +58,6 @@ from hvlm.training.trainer import (
 )
 
 log = logging.getLogger(__name__)
-
-ADDED = ("merger", "attention", "fusion", "adapter", "kvcache", "head")  # what may be added to a trained model
 
 
 class Outcome(NamedTuple):
@@ -102,7 +100,7 @@ def _run(overrides: Sequence[str], command: str | None) -> Outcome:
         if cfg["trainer"]["devices"] != "auto":
             world = cfg["trainer"]["devices"] * cfg["trainer"]["num_nodes"]
             check_shares(cfg["stage"]["batch_size"], world, cfg["trainer"]["accumulate"])
-        assembly.dry_build(cfg, _metadata_if_there(cfg["init_from"]))
+        assembly.dry_build(cfg, metadata_if_there(cfg["init_from"]))
     first = next(iter(stages.values()))
     whole = _whole_chain(stages, overrides)
     name = first["run"] or default_run(whole, _without_stage(overrides) if whole is not stages else overrides)
@@ -133,7 +131,7 @@ def _train_and_evaluate(
     labels = [label for label, cfg in stages.items() if not _is_skipped(label, cfg)]
     if asked and labels and not folders[labels[-1]].finished_file.exists():  # before hours of training
         with_text = next(stages[label] for label in labels if stage_name(stages[label]) != "vision")
-        check_benchmark(last, _chat_of(with_text, previous))
+        check_benchmark(last, chat_of(with_text, previous))
     start: Path | None = None  # what the last stage began with
     finished: dict[str, dict[str, Any]] = {}
     for label, following in zip_longest(labels, labels[1:]):
@@ -348,112 +346,6 @@ def validate(trainer: lightning.Trainer, stage: Stage, reading: Any) -> Sequence
         if trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
-
-
-def find_start(path: str) -> Path:
-    """What ``init_from`` names, having looked inside: a checkpoint, a run folder, or weights in fVLM's layout."""
-    if is_release(path):
-        read_release(path)
-        return Path(path)
-    found = find_checkpoint(path)
-    metadata_of(found)
-    return found
-
-
-def _metadata_if_there(init_from: str | None) -> dict[str, Any] | None:
-    """The metadata of the checkpoint that ``init_from`` names; None for none, and for what is yet to be written."""
-    if init_from is None or not Path(init_from).exists() or is_release(init_from):
-        return None
-    return metadata_of(init_from)
-
-
-def _chat_of(cfg: Mapping[str, Any], init_from: Path | None, data: Any = None) -> Chat:
-    """The tokenizer of a stage with text: that of the weights it starts from, if there is one, else the configured
-    language model's own, which may have to be made from the data."""
-    if init_from is not None and not is_release(init_from) and metadata_of(init_from)["stage"] != "vision":
-        return Chat.from_json(metadata_of(init_from)["chat"])
-    if data is None:
-        data = assembly.dataset(cfg)
-        data.prepare()
-    return assembly.chat(cfg, data)
-
-
-def start_stage(cfg: Mapping[str, Any], data: Any, init_from: Path | None) -> tuple[Stage, Chat | None]:
-    """The stage around a backbone with its starting weights, and the tokenizer that belongs to them (None: no text).
-
-    A checkpoint of stage 0 holds the encoder alone: everything else then starts as it would without ``init_from``.
-    A release brings all weights but no tokenizer: that is the configured language model's own.
-    """
-    name = stage_name(cfg)
-    if init_from is not None and is_release(init_from):
-        return _start_from_release(cfg, data, init_from)
-    metadata = None if init_from is None else metadata_of(init_from)
-    if name == "vision":
-        chat, model = None, assembly.encoder(cfg, metadata)
-    else:
-        chat = _chat_of(cfg, init_from, data).asking(cfg["domain"].get("prompt"))
-        begun = metadata is not None and metadata["stage"] != "vision"
-        model = assembly.model(cfg, chat, weights=not begun, stored=metadata)
-    if init_from is not None:
-        weights = load_weights(init_from)
-        if metadata["stage"] == "vision" or name == "vision":
-            encoder = {k.removeprefix("vision."): v for k, v in weights.items() if k.startswith("vision.")}
-            load_into(model.vision, encoder, init_from)
-        else:
-            weights = with_own(weights, model)
-            load_into(model, weights | _new_rooms(model, weights), init_from)
-    if isinstance(model, VLM):
-        model.adapter.fill()
-    return _stage_around(model, chat, cfg, data), chat
-
-
-def _new_rooms(model: VLM, weights: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights of optional rooms that the start did not have, and of adapters under a name that it did not have:
-    these begin as they were built."""
-    held = {_room_of(name) for name in weights}
-    own = {name: value for name, value in model.state_dict().items() if _room_of(name) not in held}
-    own = {name: value for name, value in own.items() if name.split(".", 1)[0] in ADDED}
-    if own:
-        rooms = ", ".join(dict.fromkeys(map(_room_of, own)))
-        log.info(f"{rooms}: not in the weights that this stage starts from, begins untrained")
-    return own
-
-
-def _room_of(name: str) -> str:
-    """The room that a weight belongs to; each of an adapter's names counts as one."""
-    first, second, *_ = name.split(".")
-    return f"adapter.{second}" if first == "adapter" else first
-
-
-def _start_from_release(cfg: Mapping[str, Any], data: Any, path: Path) -> tuple[Stage, Chat]:
-    if stage_name(cfg) == "vision":
-        raise UserError(
-            f"init_from={path}: stage=vision trains an encoder from nothing; start with stage=align or later"
-        )
-    chat = assembly.chat(cfg, data).asking(cfg["domain"].get("prompt"))
-    model = assembly.model(cfg, chat, weights=False)
-    report = load_release(model, path)
-    if report.missing:
-        more = f" and {len(report.missing) - 3} more" if len(report.missing) > 3 else ""
-        raise UserError(
-            f"init_from={path}: has no {', '.join(report.missing[:3])}{more}; fVLM's layout belongs to "
-            "vision=dinov2_* connector=foveated connector.projector=linear connector.standardise=false"
-        )
-    log.info(f"{path}: {len(report.matched)} tensors taken, {len(report.unexpected)} left: {report.unexpected[:3]}")
-    model.adapter.fill()
-    return _stage_around(model, chat, cfg, data), chat
-
-
-def _stage_around(model: VLM | Encoder, chat: Chat | None, cfg: Mapping[str, Any], data: Any) -> Stage:
-    stage = assembly.stage(cfg, model, data)
-    text = None if chat is None else chat.to_json()
-    stage.metadata = {
-        "config": dict(cfg),
-        "chat": text,
-        "stage": stage_name(cfg),
-        "source_configs": assembly.source_configs(model),
-    }
-    return stage
 
 
 # -- parts -------------------------------------------------------------------------------------------------------------
