@@ -11,9 +11,11 @@ import pytest
 from _clips import FakeChat, dataset
 from test_resume import STEPS, STOP, fit
 
+from hvlm.data import budget as budget_of
 from hvlm.data.budget import WINDOW, Budget, Lengths, Planned, lengths_of, window_of
 from hvlm.data.datamodule import DataModule
 from hvlm.data.order import Order, SampleRef
+from hvlm.data.reader import SampleSpec
 from hvlm.data.views import Captions, Pairs, PatchLabels, Questions, View
 from hvlm.dataset.shards import Shards
 from hvlm.errors import UserError
@@ -88,6 +90,28 @@ def test_it_is_a_function_of_the_step_that_any_number_of_processes_shares() -> N
     assert other[:3] == whole[:3] == other[3:6]
 
 
+@pytest.mark.parametrize("kind", ["mixture", "shares", "all"])
+def test_a_clip_that_comes_round_often_does_not_fill_batches_of_its_own(kind: str) -> None:
+    """A clip has the length of itself alone, so that draws of it would stand side by side among those of a window."""
+    rng = np.random.default_rng(0)
+    lengths = Lengths(np.full(N, 4), rng.permutation(N) + 5, np.ones(N, int))
+    domains = ["small"] * 30 + ["large"] * (N - 30)
+    drawn = {"mixture": {"mixture": {"small": 1.0}}, "shares": {"shares": {"small": 0.5, "large": 0.5}}}.get(kind, {})
+
+    def plan(nominal, **how):
+        return Planned(nominal, lengths=lengths, budget=Budget(tokens=2000), name=str, **how)
+
+    batches = list(Order(domains, batch_size=8, steps=100, seed=3, plan=plan, **drawn))
+    twice = sum(len({pick.index for pick in batch}) < len(batch) for batch in batches)
+    assert min(map(len, batches)) > 1 and twice <= 15, "where the way turns back"
+
+
+def test_what_fits_one_by_one_needs_no_room_for_what_nobody_has() -> None:
+    """One clip has many short texts and another a long one; no clip has many long ones."""
+    lengths = Lengths(np.ones(N, int), np.where(np.arange(N) < 9, 100, 20), np.where(np.arange(N) < 9, 1, 5))
+    assert len(list(order(Budget(tokens=100), lengths))) == 60
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_every_process_has_clips_of_every_batch(seed: int) -> None:
     lengths = drawn(seed)
@@ -160,6 +184,17 @@ def test_stills_and_patches_know_their_frames(data: Path) -> None:
         assert (lengths_of(clips, show, Budget(16)).frames_N == frames).all(), fields
 
 
+def test_what_is_not_drawn_need_not_fit(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clips of a domain that the mixture leaves out are longer than anything allowed."""
+    monkeypatch.setattr(SampleSpec, "tokens", lambda self, row: 30)
+    monkeypatch.setattr(budget_of, "_times", lambda sample: np.zeros(1) if sample["domain"] == "general" else 1 / 0)
+    for batch in ({"tokens": 200}, {"frames": 16, "tokens": 200}):
+        module = reading(data, Captions(), batch, mixture={"general": 1.0})
+        module.prepare_data()
+        assert len(set(module.dataset.manifest().split("train").domains)) > 1
+        module.train_dataloader()  # reads no text of the others
+
+
 @pytest.mark.parametrize("before, after", [(0, 2), (2, 0)])
 def test_a_run_by_budget_goes_on_exactly(data: Path, tmp_path: Path, monkeypatch, before: int, after: int) -> None:
     made = Shards.__init__
@@ -177,3 +212,14 @@ def test_a_run_by_budget_goes_on_exactly(data: Path, tmp_path: Path, monkeypatch
 def test_streams_have_no_lengths(data: Path) -> None:
     with pytest.raises(UserError, match=r"dataset.batch: dataset.access=stream knows no sample's length"):
         Shards(str(data), access="stream", batch={"frames": 8})
+
+
+def test_tokens_of_a_stage_without_text_are_said_to_limit_nothing(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Silent(Captions):
+        has_text = False
+
+    module = reading(data, Silent(), {"tokens": 50})
+    module.prepare_data()
+    with caplog.at_level("WARNING"):
+        module.train_dataloader()
+    assert "dataset.batch={tokens:50}: this stage reads no text, so tokens limit none of its batches" in caplog.text

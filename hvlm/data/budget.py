@@ -8,7 +8,8 @@ the seed, so a run resumes at any step, and neither workers nor processes change
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -66,7 +67,9 @@ class Lengths(NamedTuple):
     rows_N: np.ndarray
 
 
-def lengths_of(clips: ShardSplit, show: SampleSpec, budget: Budget, text: bool = False) -> Lengths:
+def lengths_of(
+    clips: ShardSplit, show: SampleSpec, budget: Budget, text: bool = False, domains: Container[str] | None = None
+) -> Lengths:
     """Lengths of a split, without decoding anything: frames from the manifest (a video may have fewer than
     ``num_frames``, which it does not tell), texts, if tokens are limited, from every sample's JSON.
 
@@ -75,11 +78,14 @@ def lengths_of(clips: ShardSplit, show: SampleSpec, budget: Budget, text: bool =
         show: how its samples are shown.
         budget: which of the lengths count.
         text: they are text-only chats.
+        domains: those that are drawn; the others' samples are no longer than anything. None: all.
     """
     n, most = len(clips), show.inputs.num_frames
     frames, tokens, rows = np.ones(n, np.int64), np.zeros(n, np.int64), np.ones(n, np.int64)
     rng = np.random.default_rng(0)
     for i in range(n):
+        if domains is not None and clips.domains[i] not in domains:
+            continue
         if not text and not show.text_only:
             stills = sum(field.rsplit(".", 1)[-1] in STILL_FIELDS for field in clips.fields(i))
             is_video = stills < len(clips.fields(i, media=True))
@@ -157,7 +163,7 @@ class Planned:
         self._check(least, name)
 
     def batch(self, number: int) -> list[SampleRef]:
-        """The draws of batch ``number``, longest first."""
+        """The draws of batch ``number``, in order of length."""
         while not self._ends or number >= self._ends[-1]:
             before = self._ends[-1] if self._ends else 0
             self._ends.append(before + len(self._plan(len(self._ends))))
@@ -167,7 +173,15 @@ class Planned:
     def _make(self, window: int) -> list[list[SampleRef]]:
         frames, tokens, _ = self._lengths
         picks = [pick for i in range(window * self.window, (window + 1) * self.window) for pick in self._nominal(i)]
-        picks.sort(key=lambda pick: (-frames[pick.index], -tokens[pick.index]))  # draws of one length stay in order
+        # What a window holds twice (a small source, the next epoch) has one length, and would stand side by side: first
+        # come all clips from the longest on, then back from the shortest those that come again, and so forth.
+        times: Counter[int] = Counter()
+        keyed = []
+        for pick in picks:
+            again, way = times[pick.index], -1 if times[pick.index] % 2 == 0 else 1
+            keyed.append(((again, way * int(frames[pick.index]), way * int(tokens[pick.index])), pick))
+            times[pick.index] += 1
+        picks = [pick for _, pick in sorted(keyed, key=lambda one: one[0])]  # draws of one length stay in order
         batches: list[list[SampleRef]] = []
         held = _NOTHING
         for pick in picks:
@@ -221,7 +235,7 @@ class Planned:
                     f"{each[largest]} or more, or shorten it (dataset.num_frames, dataset.max_tokens, "
                     "stage.rows_per_clip)"
                 )
-            if worst and allowed // worst < min(self._most, 2 * least - 1):
+            if least > 1 and worst and allowed // worst < min(self._most, 2 * least - 1):
                 raise UserError(
                     f"{self._budget}: {allowed // worst} clips of up to {worst} {what} (such as {name(largest)}) fit, "
                     f"and to be shared by {least} processes or parts (trainer.accumulate) a batch must have room for "

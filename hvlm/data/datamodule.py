@@ -181,8 +181,14 @@ class DataModule(lightning.LightningDataModule):
 
     def _plan(self, budget: Budget, show: SampleSpec, clips: ShardSplit, texts: ShardSplit | None) -> Callable:
         """What ``Order`` is to cut its batches with."""
+        if budget.tokens is not None and not self.view.has_text:
+            log.warning("%s: this stage reads no text, so tokens limit none of its batches", budget)
         began = time.monotonic()
-        lengths = {text: lengths_of(s, show, budget, text) for text, s in ((False, clips), (True, texts)) if s}
+        shares = self.mixture if self._shares is None else self._shares
+        drawn = None if shares is None else {domain for domain, share in shares.items() if share > 0}
+        lengths = {False: lengths_of(clips, show, budget, domains=drawn)}
+        if texts:
+            lengths[True] = lengths_of(texts, show, budget, text=True)
         count = sum(len(found.frames_N) for found in lengths.values())
         log.info("%s: the lengths of %d samples took %.1f s", budget, count, time.monotonic() - began)
 

@@ -79,7 +79,8 @@ class Order:
             self._per_epoch = sum(take for _, take in self._pools)
         else:
             # A plan sorts whole windows of batches, the last of which may go on behind the end of the run.
-            drawn = steps if plan is None else steps + window_of(len(domains), batch_size)
+            self._per_epoch = len(domains)
+            drawn = steps if plan is None else steps + window_of(self._per_epoch, batch_size)
             self.drawn = Drawn(domains, shares, batch_size=batch_size, steps=drawn, seed=seed)
         # The first k draws do not depend on how many follow, so a longer run begins like a shorter one.
         self._is_text = np.random.default_rng([seed, 0, _WHICH]).random(steps) < interleave
@@ -88,7 +89,7 @@ class Order:
         self._text_epoch = lru_cache(2)(self._text_permutation)
         self._planned: dict[bool, Planned] = {}
         if plan is not None:
-            for text, epoch in ((False, len(domains)), (True, texts if interleave > 0 else 0)):
+            for text, epoch in ((False, self._per_epoch), (True, texts if interleave > 0 else 0)):
                 if epoch:
                     nominal = partial(self._nominal, text=text)
                     how = {"epoch": epoch, "most": batch_size, "least": world * accumulate, "seed": seed, "text": text}
