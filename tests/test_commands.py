@@ -35,6 +35,13 @@ def test_a_misspelt_command_is_one_line(capsys: pytest.CaptureFixture) -> None:
     assert capsys.readouterr().err == "error: hvlm trian: no such command; did you mean 'train'?\n"
 
 
+def test_help_of_a_command_may_be_asked_for_in_either_order(capsys: pytest.CaptureFixture) -> None:
+    commands.run(["help", "dashboard"])
+    first = capsys.readouterr().out
+    commands.run(["dashboard", "--help"])
+    assert first == capsys.readouterr().out and first.startswith("usage: hvlm dashboard")
+
+
 @pytest.mark.fault(116)
 def test_help_lists_every_word_and_what_it_is_about(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/hvlm", "eval", "--help"])

@@ -39,6 +39,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     """The command line of ``hvlm``: ``argv`` (``sys.argv[1:]``) begins with the command's name."""
     argv = list(sys.argv[1:] if argv is None else argv)
     with error_line():
+        if len(argv) > 1 and argv[0] == "help":
+            argv = [argv[1], "--help"]
         if not argv or argv[0] in ("-h", "--help", "help"):
             known = names()
             width = max(map(len, known))

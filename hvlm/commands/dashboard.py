@@ -1,4 +1,4 @@
-"""Make a W&B workspace with the panels of a lead: ``hvlm dashboard entity=TEAM project=hvlm``."""
+"""Make a W&B workspace with panels over all runs of a project: ``hvlm dashboard entity=TEAM project=hvlm``."""
 
 from __future__ import annotations
 

@@ -136,6 +136,8 @@ def describe(annotation: Any) -> str:
         return " or ".join(describe(a) for a in args)
     if origin is Annotated:
         return f"{describe(args[0])} {' and '.join(map(str, args[1:]))}"
+    if origin in (dict, Mapping) and args:
+        return f"a map {{name: {describe(args[1])}}}"
     if origin is None and isinstance(annotation, type):
         return annotation.__name__
     return str(annotation).replace("typing.", "").replace("NoneType", "null")
