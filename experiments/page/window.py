@@ -11,11 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from experiments.report.browser import browser
 from hvlm.errors import UserError
 
 WIDTH = 1280  # pixels
 WAIT = 120.0  # seconds, for anything
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CLEAR = "#video button[aria-label*='Clear'], #video button[aria-label*='Remove']"
 # Milliseconds from the click until a letter of the first model's answer stands in its box.
 FIRST_LETTER = """
@@ -32,10 +32,6 @@ def missing() -> str:
     packages = [name for name in ("gradio", "selenium") if importlib.util.find_spec(name) is None]
     programs = [name for name, found in (("chromium", browser()), ("chromedriver", driver())) if found is None]
     return ", ".join(packages + programs)
-
-
-def browser() -> str | None:
-    return next((found for name in BROWSERS if (found := shutil.which(name))), None)
 
 
 def driver() -> str | None:

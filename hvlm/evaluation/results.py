@@ -220,9 +220,11 @@ def _joined(values: list[str | None]) -> str | None:
 # -------------------------------------------------------------------------------------------------- where it was run
 
 
-def peak_rss_mb() -> float:
-    """Largest resident memory of this process so far, or of a finished child if that was larger. MB = 2^20 bytes."""
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+def peak_rss_mb(children: bool = True) -> float:
+    """Largest resident memory of this process so far, or with ``children`` of a finished child if that was larger.
+    MB = 2^20 bytes."""
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN) if children else (resource.RUSAGE_SELF,)
+    peak = max(resource.getrusage(who).ru_maxrss for who in whose)
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)  # macOS counts bytes, Linux kilobytes
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import resource
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from lightning.pytorch.profilers import Profiler
 from torch.utils.flop_counter import sdpa_backward_flop_count
 
 from hvlm.evaluation.cost import CountFlops
+from hvlm.evaluation.results import peak_rss_mb
 from hvlm.io.files import write_text
 from hvlm.precision import DTYPES
 from hvlm.training.parts import ENTRIES, Replaced
@@ -357,7 +357,7 @@ class Profile(Callback):
         }
         device = pl_module.device
         cuda = device.type == "cuda"
-        memory = torch.cuda.max_memory_allocated(device) / 2**20 if cuda else _peak_rss_mb()
+        memory = torch.cuda.max_memory_allocated(device) / 2**20 if cuda else peak_rss_mb(children=False)
         return {
             "steps": self._steps,
             "steps_not_timed": self._done - self._steps,
@@ -415,8 +415,3 @@ def _wait(device: torch.device) -> None:
 
 def _mean(values: list[int]) -> float:
     return sum(values) / len(values) if values else 0.0
-
-
-def _peak_rss_mb() -> float:
-    """Of the process since it began; Linux gives kilobytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
