@@ -74,6 +74,8 @@ class FrozenFeatures:
         if not all(batch.uids):
             raise ValueError("a clip without a name: its features could not be told from another's")
         valid = batch.frame_mask_BT.flatten().nonzero().flatten().tolist()
+        if hasattr(self.vision, "unshard"):  # divided: all put it together, also those that have nothing to encode
+            self.vision.unshard()
         absent = list({names[i]: i for i in valid if names[i] not in self.frames}.values())
         for part in range(0, len(absent), self.vision.frames_at_once):
             which = absent[part : part + self.vision.frames_at_once]

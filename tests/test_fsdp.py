@@ -33,6 +33,7 @@ from hvlm.io.files import verify
 from hvlm.io.shards import KEY, Pieces, clean_pieces, folder_of, stand_in, write_piece
 from hvlm.rebuild import stored_config
 from hvlm.stage._base import Stage
+from hvlm.stage._sharding import shard
 from hvlm.tasks import export
 from hvlm.training import preflight
 from hvlm.training.chain import run
@@ -104,6 +105,8 @@ STAGES = {
     "align": ["stage=align", "stage.interleave=0.3"],
     "sft": ["stage=sft", "stage.interleave=0.5", "connector=foveated"],
     "lora": ["stage=sft", "adapter=lora"],  # everything else is frozen
+    # how often a process calls the encoder is its own: so many frames at a time of those that it does not know yet
+    "kept": ["stage=sft", "adapter=lora", "vision.cache_gb=1", "vision.frames_at_once=4", "stage.batch_size=12"],
     "dpo": ["stage=dpo", "stage.nll_weight=0.1"],
     "off": ["stage=dpo", "adapter=lora", "stage.reference=adapter_off"],
     "task": CLASSIFY,
@@ -225,6 +228,13 @@ def test_momentum_stays_that_of_its_weight_however_both_lie_in_memory(needles: l
 def test_pieces_of_nothing_are_refused() -> None:
     with pytest.raises(UserError, match="trainer.checkpoint=sharded with trainer.strategy=auto: .*use trainer=fsdp"):
         run([*SMALL_RUN, "trainer=cpu", "trainer.checkpoint=sharded"])
+
+
+def test_a_weight_that_is_a_single_number_is_refused(needles: list[str]) -> None:
+    """FSDP cannot divide it."""
+    stage = start(needles, "stage=task", "head=retrieve", "dataset.set=events")[0]
+    with pytest.raises(UserError, match="trainer.strategy=fsdp: model.head.log_scale is .*use trainer=ddp"):
+        shard(stage, stage.model, ("losses",), None)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
