@@ -101,18 +101,24 @@ def drop_others(path: Path, names: set[str]) -> None:
             file.unlink(missing_ok=True)
 
 
+def named_by(index: Path) -> set[str] | None:
+    """The pieces that the file ``index`` names; None: it cannot be read."""
+    if not index.exists():
+        return set()
+    try:
+        content = load_archive(index, mmap=True)
+    except UserError:
+        return None
+    return {entry["name"] for entry in content[KEY]} if is_index(content) else set()
+
+
 def clean_pieces(folder: Path) -> None:
     """Remove what a kill left of checkpoints in pieces. Only while nobody writes into ``folder``."""
     for pieces in folder.glob(f"*{SHARDS}"):
         index = pieces.with_name(pieces.name.removesuffix(SHARDS))
-        if not index.exists():
-            shutil.rmtree(pieces, ignore_errors=True)
-            continue
-        try:
-            content = load_archive(index, mmap=True)
-        except UserError:
-            continue  # damaged: whoever mends it may want the pieces
-        drop_others(index, {entry["name"] for entry in content[KEY]} if is_index(content) else set())
+        names = named_by(index)
+        if names is not None:  # else damaged: whoever mends it may want the pieces
+            drop_others(index, names)
 
 
 # ---------------------------------------------------------------------------------------------------- reading

@@ -24,6 +24,7 @@ from hvlm.io.shards import (
     is_index,
     load_archive,
     map_tree,
+    named_by,
     stand_in,
     write_piece,
 )
@@ -109,7 +110,9 @@ class Sharded(ModelParallelStrategy):
                 raise UserError(problem)
             self._on_first(lambda: self._save_index(index, [entry for entry, _ in entries], path, storage_options))
         except UserError:
-            (folder_of(path) / (name + ENDS)).unlink(missing_ok=True)
+            names = named_by(path)
+            if names is not None and name not in names:  # it may have failed after the index was there
+                (folder_of(path) / (name + ENDS)).unlink(missing_ok=True)
             raise
 
     def _save_index(self, index: dict[str, Any], entries: list[Any], path: Path, storage_options: Any) -> None:
