@@ -24,6 +24,8 @@ from hvlm.config.check import check_files
 from hvlm.config.compose import compose
 from hvlm.console import size_in_words
 from hvlm.data import hub_copy
+from hvlm.data.shard_index import index_shard
+from hvlm.data.stream import samples_of
 from hvlm.errors import UserError
 
 SHA = "c" * 40
@@ -341,6 +343,48 @@ def test_a_header_that_unfolds_is_refused_before_it_is_read(kind: bytes, tmp_pat
             file.write(bytes(1 << 20))
     with pytest.raises(UserError, match=r"an extended header claims 67,108,864 bytes.*benchmark.path=FOLDER$"):
         refused_within(16 << 20, lambda: hub_copy._unpack(tmp_path, "a.tar.gz", ["a.tar.gz"]))
+
+
+def sparse(version: int, blocks: int, number: bytes = b"7" * 60) -> bytes:
+    """A tar with a sparse file whose map is so many blocks long, in GNU's first layout or version 1.0."""
+    info = tarfile.TarInfo("a.mp4")
+    if version == 1:
+        info.size = 512 * blocks
+        info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "9"}
+        lines = b"%d\n" % (10**12) + (number + b"\n") * (512 * blocks // len(number))
+        return info.tobuf(tarfile.PAX_FORMAT) + lines[: 512 * blocks]
+    info.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[482] = 1  # the map goes on
+    header[148:156] = b"        "
+    header[148:156] = b"%06o\0 " % sum(header)
+    block = (b"%011o\0" % 7 * 42).ljust(504, b"\0") + b"\1" + bytes(7)
+    return bytes(header) + block * blocks
+
+
+@pytest.mark.parametrize("version", [0, 1])
+@pytest.mark.parametrize(
+    ("blocks", "says"), [(2050, "of a sparse file is longer than 1,048,576 bytes"), (3, "of a sparse file ends too ")]
+)
+def test_a_sparse_map_without_end_is_refused_before_it_is_read(
+    version: int, blocks: int, says: str, tmp_path: Path
+) -> None:
+    data = sparse(version, blocks)
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(data, 1))
+    with pytest.raises(UserError, match=f"{says}.*benchmark.path=FOLDER$"):
+        refused_within(24 << 20, lambda: hub_copy._unpack(tmp_path, "a.tar.gz", ["a.tar.gz"]))
+    (tmp_path / "train-0.tar").write_bytes(data)
+    for read in (index_shard, lambda path, _: list(samples_of(str(path)))):
+        with pytest.raises(UserError, match=f"train-0.tar: .*{says}"):
+            read(tmp_path / "train-0.tar", "train")
+
+
+def test_a_sparse_map_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "train-0.tar").write_bytes(sparse(1, 4, b"seven"))
+    with pytest.raises(UserError, match=r"train-0.tar: .*the map of a sparse file is damaged"):
+        index_shard(tmp_path / "train-0.tar", "train")
+    with pytest.raises(UserError, match=r"the map of a sparse file is damaged"):
+        hub_copy._unpack(tmp_path, "train-0.tar", ["train-0.tar"])
 
 
 def test_a_hostile_zip_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
-from typing import IO, NamedTuple
+from contextlib import contextmanager
+from typing import IO, Any, NamedTuple
 
 from hvlm.errors import UserError
 
@@ -19,7 +20,7 @@ FIELDS = VIDEO_FIELDS + STILL_FIELDS + TEXT_FIELDS  # what a member may be; the 
 LONGEST_NAME = 255  # of a file, in characters; no file system has longer ones
 BLOCK = 512
 END_MARK = 2 * BLOCK  # zeros that close an archive
-LONGEST_HEADER = 1 << 20  # bytes of what stands before a member about it: long names, extended headers
+LONGEST_HEADER = 1 << 20  # bytes of what stands before a member about it: long names, extended headers, sparse maps
 _BEFORE_A_MEMBER = (
     tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
 )  # fmt: skip
@@ -39,6 +40,45 @@ class CheckedInfo(tarfile.TarInfo):
                 f"an extended header claims {info.size:,} bytes, at most {LONGEST_HEADER:,} are read"
             )
         return info
+
+    def _proc_sparse(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        with _read_little(tar):
+            return super()._proc_sparse(tar)  # type: ignore[misc]
+
+    def _proc_gnusparse_10(self, member: tarfile.TarInfo, headers: Any, tar: tarfile.TarFile) -> None:
+        with _read_little(tar):
+            super()._proc_gnusparse_10(member, headers, tar)  # type: ignore[misc]
+
+
+@contextmanager
+def _read_little(tar: tarfile.TarFile) -> Iterator[None]:
+    """Where a sparse file's map is read, which says no length: ReadError after ``LONGEST_HEADER`` bytes of it, or where
+    it is no map."""
+    file = tar.fileobj
+    tar.fileobj = _Little(file)  # type: ignore[assignment]
+    try:
+        yield
+    except ValueError as error:
+        raise tarfile.ReadError("the map of a sparse file is damaged") from error
+    finally:
+        tar.fileobj = file
+
+
+class _Little:
+    """What ``tarfile`` asks of a file while it reads such a map."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._left = file, LONGEST_HEADER
+        self.tell = file.tell
+
+    def read(self, size: int) -> bytes:
+        self._left -= size
+        if self._left < 0:
+            raise tarfile.ReadError(f"the map of a sparse file is longer than {LONGEST_HEADER:,} bytes")
+        data: bytes = self._file.read(size)
+        if len(data) < size:
+            raise tarfile.ReadError("the map of a sparse file ends too early")
+        return data
 
 
 class Member(NamedTuple):
