@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
+from multiprocessing.connection import Pipe
 from pathlib import Path
 
 import _hanging
@@ -145,6 +148,30 @@ def test_the_process_does_not_outlive_its_owner(monkeypatch):
         while Path(f"/proc/{process}").exists() and "Z" not in Path(f"/proc/{process}/stat").read_text().split()[2]:
             assert time.monotonic() - waited < 0.5 + decode_process.GRACE_S + 8.0
             time.sleep(0.05)
+
+
+@pytest.mark.parametrize("unread", ["ready", "end"])
+def test_the_process_ends_without_a_word_when_its_owner_is_killed_before_it_read_the_last_answer(unread: str) -> None:
+    mine, theirs = Pipe()
+    memory = decode_process._shared_file()
+    os.ftruncate(memory, mmap.PAGESIZE)
+    code = f"import hvlm.data.decode as d; d.decode_process.serve({theirs.fileno()}, {memory})"
+    places = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    with theirs:
+        child = subprocess.Popen(
+            [sys.executable, "-c", code], pass_fds=(theirs.fileno(), memory), stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": places},
+        )  # fmt: skip
+    os.close(memory)
+    with mine:
+        assert mine.poll(60)
+        if unread == "end":
+            mine.recv_bytes()
+            mine.send_bytes(pickle.dumps((_hanging.identity, (), 10.0, False)))
+            mine.recv_bytes()
+            mine.send_bytes(b"next")
+            assert mine.poll(60)
+    assert (child.communicate(timeout=60)[1], child.returncode) == (b"", 0)
 
 
 def test_the_deadline_is_a_setting_of_both_datasets():

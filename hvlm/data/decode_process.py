@@ -240,7 +240,7 @@ def serve(socket_descriptor: int, memory: int) -> None:
     while True:
         try:
             function, args, timeout, each = pickle.loads(socket.recv_bytes())
-        except EOFError:
+        except (EOFError, ConnectionError):  # the latter where the owner was killed before it read the last answer
             return
         try:
             signal.setitimer(signal.ITIMER_REAL, timeout + GRACE_S)
@@ -255,7 +255,7 @@ def serve(socket_descriptor: int, memory: int) -> None:
                     signal.setitimer(signal.ITIMER_REAL, timeout + GRACE_S)
             else:
                 send("end")
-        except EOFError:
+        except (EOFError, ConnectionError):
             return
         except SampleError as error:
             send("bad", (error.name, error.field, error.reason))
