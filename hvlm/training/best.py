@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 MONITOR = "val/loss"
+BEST = "best.ckpt"  # in the stage's folder
 
 
 class Found(NamedTuple):

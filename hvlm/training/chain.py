@@ -33,7 +33,7 @@ from hvlm.model import Encoder
 from hvlm.rebuild import AUTO, metadata_of
 from hvlm.stage._base import Stage
 from hvlm.tasks import check_benchmark, run_benchmark, run_preference
-from hvlm.training.best import MONITOR, Found, KeepBest
+from hvlm.training.best import BEST, MONITOR, Found, KeepBest
 from hvlm.training.callbacks import Norms, Throughput, progress
 from hvlm.training.clip_table import ClipTable
 from hvlm.training.file_logger import FileLogger
@@ -269,7 +269,8 @@ def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None, 
     if trainer.is_global_zero:
         inputs, budget = reading.inputs, reading.dataset.batch
         keep, most = cfg["callback"]["keep"], None if budget is None else budget.frames
-        check_room(stage, folder.checkpoints, cfg["trainer"], keep, inputs.num_frames, inputs.image_size, most)
+        room = (cfg["trainer"], keep, inputs.num_frames, inputs.image_size, most, beside(cfg, folder))
+        check_room(stage, folder.checkpoints, *room)
     stage.prepare(lambda: every_pair(reading, stage))
     with closing(written), a_lost_process_is_one_line():
         before = 0 if resume is None else stored_step(resume)
@@ -408,8 +409,17 @@ def callbacks(cfg: Mapping[str, Any], folder: RunDir, deadline: float | None = N
     elif settings["media"]:
         made.append(ClipTable(folder.path / "clips", settings["media"], media_mb=cfg["logger"]["media_mb"]))
     if cfg["logger"]["name"] == "wandb" and cfg["logger"]["artifacts"] == "best":
-        made.append(KeepBest(folder.path / "best.ckpt"))
+        made.append(KeepBest(folder.path / BEST))
     return made
+
+
+def beside(cfg: Mapping[str, Any], folder: RunDir) -> list[Path]:
+    """What a stage writes of a checkpoint's size more: the best one, and W&B's copy of an artifact."""
+    kind = cfg["logger"]["artifacts"]
+    if cfg["logger"]["name"] != "wandb" or kind == "none":
+        return []
+    kept = [folder.path / BEST] if kind == "best" and cfg["trainer"]["val_every"] else []
+    return [*kept, folder.path / "wandb-data"]  # a folder, where W&B gives the copy a name of its own
 
 
 def every_pair(reading: Any, stage: Stage) -> Any:

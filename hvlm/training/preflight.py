@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ def check_room(
     frames: int,
     side: int,
     most: int | None = None,
+    beside: Sequence[Path] = (),
 ) -> None:
     """Compare what the stage will need with what there is, and say both in the log.
 
@@ -41,6 +42,7 @@ def check_room(
         keep: checkpoints kept beside the last one; -1: all.
         frames, side: of a clip, and pixels of a frame's side.
         most: frames of a step's batch (``dataset.batch``); None: no such limit.
+        beside: further files, each a checkpoint, that the stage writes on the same disk; some may be there already.
 
     Raises:
         UserError: there is too little of one; the message says how much is needed, how much there is, and what to do.
@@ -49,12 +51,16 @@ def check_room(
     made = -(-stage.steps // trainer["checkpoint_every"])
     kept = made if keep < 0 else min(keep, made)
     there = sum(path.stat().st_size for kind in ("*.ckpt", f"*{SHARDS}/*") for path in folder.glob(kind))
-    needed = one * (kept + 2) - there  # last.ckpt, and the one that is being written
+    there += sum(file.stat().st_size for path in beside for file in _files(path))
+    whole = kept + 2 + len(beside)  # last.ckpt, and the one that is being written
+    needed = one * whole - there
     free = shutil.disk_usage(folder).free
     if needed > free:
+        fewer = "callback.keep, logger.artifacts" if beside else "callback.keep"
         raise UserError(
-            f"{folder}: {kept + 2} checkpoints of {_size(one)} have to lie there, which takes {_size(needed)} more, "
-            f"and {_size(free)} are free; make room, keep fewer (callback.keep), or make runs/ a link to a larger disk"
+            f"{folder}: {whole} checkpoints of {_size(one)} have to lie there, which takes {_size(needed)} more, "
+            f"and {_size(free)} are free; make room, keep fewer ({fewer}), "
+            "or make runs/ a link to a larger disk"
         )
     clips = stage.batch_size if most is None else min(stage.batch_size, max(1, most // frames))
     on_gpus, here, world = processes(trainer)
@@ -69,6 +75,12 @@ def check_room(
             "use trainer.accumulate, or a smaller stage.batch_size or dataset.num_frames"
         )
     log.info(f"a checkpoint takes {_size(one)} ({_size(free)} free); {said}, activations not counted")
+
+
+def _files(checkpoint: Path) -> list[Path]:
+    """Those of a checkpoint that are there: itself, and its pieces."""
+    pieces = checkpoint.with_name(checkpoint.name + SHARDS)
+    return [path for path in (checkpoint, *pieces.glob("*")) if path.is_file()]
 
 
 def processes(trainer: Mapping[str, Any]) -> tuple[bool, int, int]:

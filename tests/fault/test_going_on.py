@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import lightning
@@ -138,6 +139,29 @@ def test_too_small_a_disk_is_said_before_the_first_step(
         chain.run([*FEW, "run=a", "stage.steps=200", "trainer.checkpoint_every=1", "callback.keep=-1", *needles])
     assert "\n" not in str(caught.value)
     assert not list(Path("runs/a/sft/checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("artifacts", "val_every", "count"), [("none", 1, 3), ("last", 1, 4), ("best", 1, 5), ("best", None, 4)]
+)
+def test_the_best_checkpoint_and_the_copy_of_an_artifact_need_room_too(
+    artifacts: str, val_every: int | None, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    trainer = {"checkpoint_every": 1, "val_every": val_every}
+    cfg = {"trainer": trainer, "logger": {"name": "wandb", "artifacts": artifacts}}
+    found = chain.beside(cfg, SimpleNamespace(path=tmp_path))  # type: ignore[arg-type]
+    assert not chain.beside({**cfg, "logger": {"name": "csv", "artifacts": artifacts}}, SimpleNamespace(path=tmp_path))  # type: ignore[arg-type]
+    stage = SimpleNamespace(steps=1, batch_size=1)
+    monkeypatch.setattr(preflight, "checkpoint_bytes", lambda _: 1 << 20)
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=1))
+    room = (stage, tmp_path / "checkpoints", trainer, 1, 1, 1, None, found)
+    with pytest.raises(UserError, match=rf"{count} checkpoints of 1\.0 MB .* takes {count}\.0 MB more"):
+        preflight.check_room(*room)  # type: ignore[arg-type]
+    (tmp_path / "best.ckpt").write_bytes(bytes(1 << 20))  # of a stage that continues: it is replaced
+    if count == 5:
+        with pytest.raises(UserError, match=r"takes 4\.0 MB more"):
+            preflight.check_room(*room)  # type: ignore[arg-type]
 
 
 def test_too_little_memory_and_a_folder_that_cannot_be_written_are_said_before_the_first_step(
