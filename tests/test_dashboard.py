@@ -88,10 +88,14 @@ def test_it_is_sent_in_one_command(monkeypatch: pytest.MonkeyPatch, capsys: pyte
         (["projekt=x"], "unknown key 'projekt'; did you mean 'project'"),
         (["offline=."], r"offline=\.: expected a file"),
         (["project="], "project= is empty"),
+        (["name=<b>", "offline=x.json"], r"name=<b>: .* are not allowed"),
+        (["name=\udcff", "offline=x.json"], "name=.* is not UTF-8"),
+        (["project=\udcff", "offline=x.json"], "project=.* is not UTF-8"),
+        (["entity=\udcff", "offline=x.json"], "entity=.* is not UTF-8"),
     ],
 )
 def test_mistakes_are_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture) -> None:
-    if words[0] == "entity=team":
+    if words[0] == "entity=team" or len(words) > 1:
         pytest.importorskip("wandb_workspaces")
     with pytest.raises(SystemExit):
         commands.run(["dashboard", *words])

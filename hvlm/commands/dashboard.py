@@ -47,6 +47,9 @@ def work(words: Sequence[str]) -> None:
     for key in ("project", "name"):
         if not getattr(settings, key):
             raise UserError(f"{key}= is empty: expected a name, e.g. {key}=hvlm")
+    for key in ("entity", "project", "name"):
+        if (text := getattr(settings, key) or "") != text.encode(errors="replace").decode():
+            raise UserError(harmless(f"hvlm dashboard: {key}={text} is not UTF-8; use letters"))
     dashboard(settings)
 
 

@@ -84,7 +84,8 @@ def names(sections: dict[str, tuple[Panel, ...]] = SECTIONS) -> Iterator[tuple[s
 
 
 def workspace(entity: str, project: str, name: str) -> Any:
-    """wandb-workspaces' ``Workspace`` with all sections; nothing is sent. UserError where the package is absent."""
+    """wandb-workspaces' ``Workspace`` with all sections; nothing is sent. UserError where the package is absent, and
+    where it does not take a name (signs such as ``<`` and emojis)."""
     try:
         import wandb_workspaces.reports.v2 as reports
         import wandb_workspaces.workspaces as workspaces
@@ -97,7 +98,11 @@ def workspace(entity: str, project: str, name: str) -> Any:
         for title, panels in SECTIONS.items()
     ]
     settings = workspaces.WorkspaceSettings(x_axis=STEP, max_runs=50)
-    return workspaces.Workspace(entity=entity, project=project, name=name, sections=sections, settings=settings)
+    try:
+        return workspaces.Workspace(entity=entity, project=project, name=name, sections=sections, settings=settings)
+    except ValueError as error:  # pydantic's has the package's own words in its list
+        why = next((str(e["msg"]) for e in getattr(error, "errors", list)()), str(error)).splitlines()[0]
+        raise UserError(f"hvlm dashboard: entity={entity} project={project} name={name}: {why}; use letters") from error
 
 
 def _made(reports: Any, panel: Panel) -> Any:
