@@ -97,7 +97,8 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def computed_again(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` whose activations are not kept for the backward pass."""
+    """``function`` whose activations are not kept for the backward pass. A connector's running statistics see
+    everything twice, which leaves them as they are."""
 
     @functools.wraps(function)
     def again(*args: Any, **kwargs: Any) -> Any:
