@@ -15,7 +15,8 @@ from _page import Page, leads_away
 from hvlm.evaluation import results
 from hvlm.evaluation.predictions import write_predictions
 from hvlm.evaluation.report import write_report
-from hvlm.evaluation.report_data import is_share
+from hvlm.evaluation.report_data import Row, is_share
+from hvlm.evaluation.report_summary import figures
 from hvlm.evaluation.scores import Prediction
 from hvlm.viz.media import contact_sheet
 from hvlm.viz.plots import Bar, bars, curves, thinned, ticks
@@ -221,3 +222,15 @@ def test_means_that_leave_out_tasks_and_open_chance_are_said(run: Path) -> None:
     write_report(run)
     text = (run / "report.html").read_text()
     assert "leave out direction" in text and "most common right answer" in text
+
+
+def test_a_figure_without_an_error_claims_none_and_the_page_is_called_as_its_folder(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = Row({**record("accuracy", 0.5), "stderr": None, "n": 1}, None, None)
+    (card, *_) = figures(bare, None)
+    assert card.more == "1 question"
+    assert figures(Row(record("accuracy", 0.5), None, None), None)[0].more.endswith("± one standard error")
+    monkeypatch.chdir(run)
+    write_report(Path("."))
+    assert f"<title>{run.name}</title>" in (run / "report.html").read_text()

@@ -61,7 +61,7 @@ def page(run_dir: Path, stages: Sequence[Stage], records: Sequence[results.Recor
     parts += [*gaze(run_dir), *merging(run_dir)]
     if records:
         parts += made(records, (), _precision(run_dir, stages))
-    return document(run_dir.name, parts)
+    return document(run_dir.resolve().name, parts)
 
 
 # --------------------------------------------------------------------------------------------------------------- top

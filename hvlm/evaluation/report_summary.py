@@ -96,7 +96,8 @@ def sentence(name: str, row: Row) -> str:
 def figures(row: Row, ahead: Difference | None) -> list[Card]:
     """Of a figure, what guessing gets, and what the video is worth."""
     r = row.record
-    found = [Card(r["metric"], number(r), f"{count(r['n'])} questions, ± one standard error")]
+    asked = f"{count(r['n'])} question{'s' * (r['n'] != 1)}"
+    found = [Card(r["metric"], number(r), asked if r["stderr"] is None else f"{asked}, ± one standard error")]
     found += [] if r["chance"] is None else [Card("chance", percent(r["chance"]), "guessing")]
     found += [Card("without the video", number(row.blind), "same questions, blind")] if row.blind else []
     if ahead is not None:
