@@ -41,7 +41,8 @@ def logged(folder):
     return log.read_bytes()
 
 
-def test_one_run_per_stage(tmp_path):
+def test_one_run_per_stage(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "5ec2e7" * 6 + "beef")
     cfg = compose(["logger=wandb", "seed=77", "logger.tags=[first]", "run=demo"])
     loggers = []
     for stage in ("align", "sft"):
@@ -61,6 +62,8 @@ def test_one_run_per_stage(tmp_path):
     for stage in ("align", "sft"):
         written = logged(tmp_path / "demo" / stage)
         assert b"coarse_fine" in written and b"train/loss" in written and f"demo/{stage}".encode() in written
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 8 and not [path for path in files if b"5ec2e75ec2e7" in path.read_bytes()], "no key is kept"
 
 
 def test_a_continued_stage_is_the_same_run(tmp_path):
