@@ -89,7 +89,7 @@ def test_names_may_be_swept_and_sentences_may_not() -> None:
         ("stage.steps=(3", "stage.steps=(3: expected int, found str '(3'"),
         ("connector=me(an", "connector=me(an: no such option; did you mean 'mean'?"),
         ("order=é", "order=é: expected one of"),
-        ("stage.trainable={vision:0", "expected dict"),
+        ("stage.trainable={vision:0", "expected a map {name: float"),
     ],
 )
 def test_what_hydra_cannot_read_is_refused_by_the_type(override: str, words: str) -> None:
