@@ -199,6 +199,13 @@ def test_a_table_ends_where_its_bytes_do(tmp_path):
     assert set(wandb_media.clips(rows, videos, tmp_path, 0)) == {"clips"}
 
 
+def test_artifacts_without_wandb_are_refused_before_anything_starts(tmp_path, needles, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="logger.artifacts=last with logger=csv: .*add logger=wandb"):
+        chain.run([*needles, "stage=sft", "logger.artifacts=last"])
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("kind", ["best", "last"])
 def test_a_checkpoint_is_an_artifact_where_it_is_asked_for(kind, tmp_path, needles, monkeypatch):
     """One, copied into the stage's folder; the best is what the lowest val/loss was measured of."""

@@ -95,6 +95,7 @@ def _run(overrides: Sequence[str], command: str | None) -> Outcome:
         refuse_left_over_rank(cfg["trainer"])
         refuse_processes_without_a_strategy(cfg["trainer"])
         refuse_pieces_of_nothing(cfg["trainer"])
+        _refuse_artifacts_of_nothing(cfg["logger"])
         max_seconds(cfg["trainer"])
         check_parts(cfg["trainer"])
         if cfg["trainer"]["devices"] != "auto":
@@ -302,6 +303,15 @@ def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None, 
         log.info(f"{folder.path.name}: {', '.join(shown)}")
     stage.model.features = None  # many gigabytes, and what comes next may need them
     trainer.strategy.barrier()
+
+
+def _refuse_artifacts_of_nothing(logger: Mapping[str, Any]) -> None:
+    """``UserError`` for checkpoints as artifacts where no W&B run takes them."""
+    if logger["artifacts"] != "none" and logger["name"] != "wandb":
+        raise UserError(
+            f"logger.artifacts={logger['artifacts']} with logger={logger['name']}: artifacts are W&B's; add "
+            "logger=wandb, or leave it out (checkpoints stay in the stage's folder)"
+        )
 
 
 def _upload(

@@ -11,7 +11,7 @@ from typing import Any
 import wandb
 
 from hvlm.evaluation.open_scores import normalised
-from hvlm.io.shards import SHARDS
+from hvlm.io.shards import folder_of
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def log_checkpoint(run: wandb.Run, path: Path, name: str, alias: str, metadata: 
     folder (``wandb-data``)."""
     artifact = wandb.Artifact(artifact_name(name), type="model", metadata=dict(metadata))
     artifact.add_file(str(path), name=path.name, skip_cache=True)
-    if (pieces := path.with_name(path.name + SHARDS)).is_dir():
+    if (pieces := folder_of(path)).is_dir():
         artifact.add_dir(str(pieces), name=pieces.name, skip_cache=True)
     run.log_artifact(artifact, aliases=[alias])
 
