@@ -61,6 +61,8 @@ class Server(ThreadingHTTPServer):
         if "mutation UpsertView2" in query:
             self.saved.append(given)
             return {"upsertView": {"view": {"id": "v", "name": given["name"]}, "inserted": True}}
+        if "ServerFeaturesQuery" in query:
+            return {"serverInfo": {"features": []}}
         if "viewer" in query:
             return {"viewer": {"id": "u", "entity": "team", "username": "me", "flags": "{}", "teams": {"edges": []}}}
         self.unknown.append(" ".join(query.split())[:80])

@@ -431,7 +431,6 @@ def sparse_tar(path: Path, size: int) -> Path:
     return path
 
 
-@pytest.mark.fault(79)
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
 @pytest.mark.parametrize("place", [0, 1])
 def test_a_header_that_claims_gigabytes_is_refused_before_they_are_allocated(tmp_path, kind, place):
@@ -459,6 +458,7 @@ def test_a_member_that_claims_more_than_there_is_is_refused_before_it_is_read(tm
         refused_within(32 << 20, lambda: list(tar_format.samples(path)))
 
 
+@pytest.mark.fault(79)
 def test_a_sparse_member_is_refused(tmp_path):
     path = sparse_tar(tmp_path / "train-0.tar", 1_750_000_000)
     with tarfile.open(path) as file:

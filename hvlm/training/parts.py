@@ -126,8 +126,9 @@ def said_to_train(layers: list[nn.Module]) -> Iterator[None]:
 def checkpoint_activations(model: nn.Module, parts: list[str], replaced: Replaced) -> None:
     """Compute the activations of these parts again in the backward pass: layer by layer where a room does that
     (language, attention, all of vision but convvit), else the whole room."""
+    rooms = dict(model.named_children())
     for part in parts:
-        room = getattr(model, part, None)
+        room: Any = rooms.get(part)
         if room is None:
             continue
         if hasattr(room, "checkpoint_layers"):
@@ -160,8 +161,9 @@ class Parts(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         model = pl_module.model
         checkpoint_activations(model, self.checkpoint, self._replaced)
+        rooms = dict(model.named_children())
         for part in self.compile:
-            if (room := getattr(model, part, None)) is not None:
+            if (room := rooms.get(part)) is not None:
                 for name in COMPILED[part]:
                     self._replaced.put(room, name, compiled)
 

@@ -244,8 +244,9 @@ class Profile(Callback):
 
             return wrap
 
+        rooms = dict(model.named_children())
         for part, names in ENTRIES.items():
-            room = getattr(model, part, None)
+            room = rooms.get(part)
             for name in names:
                 if hasattr(room, name):
                     self._replaced.put(room, name, timed(part))
