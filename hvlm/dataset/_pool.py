@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -11,6 +13,9 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
 from hvlm.io.processors import usable_processors
+
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @contextmanager
@@ -28,12 +33,22 @@ def pool_of(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def end_with_parent() -> None:
-    """In a worker: it ends when its parent is killed, which nothing else tells it; it would wait for work for ever."""
+    """In a worker: it ends when its parent is killed, which nothing else tells it; it would wait for work for ever.
+
+    On Linux the kernel sees to it, also where something inherited by a fork closes the pipe that says that the parent
+    is there. It goes by the thread that started the worker, which must live as long as the pool.
+    """
     parent = multiprocessing.parent_process()
+    if parent is None:
+        raise RuntimeError("this is no worker")
+    if sys.platform == "linux":
+        if LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL) == 0:
+            if os.getppid() != parent.pid:  # it was killed before
+                os._exit(1)
+            return
 
     def watch() -> None:
-        if parent is not None:
-            parent.join()
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
