@@ -286,6 +286,19 @@ def test_a_wrong_index_is_one_line(wrong: dict[str, Any], tmp_path: Path) -> Non
         load_checkpoint(tmp_path / "x.ckpt")
 
 
+@pytest.mark.parametrize("entries", [[], [{"name": "a"}], [5], "text", [{"sha256": "0"}]])
+def test_cleaning_removes_nothing_behind_a_link_and_survives_any_index(entries: Any, tmp_path: Path) -> None:
+    elsewhere, run = tmp_path / "elsewhere", tmp_path / "run"
+    for folder in (elsewhere, run):
+        folder.mkdir()
+    (elsewhere / "mine.txt").write_text("kept")
+    folder_of(run / "x.ckpt").symlink_to(elsewhere)
+    torch.save({KEY: entries}, run / "x.ckpt")
+    folder_of(run / "gone.ckpt").symlink_to(elsewhere)  # of an index that is not there
+    clean_pieces(run)
+    assert (elsewhere / "mine.txt").read_text() == "kept"
+
+
 def test_of_two_processes_each_holds_half(needles: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted in one of two, of which the other is only said to be there; the figures of real ones are slow."""
     from torch.testing._internal.distributed.fake_pg import FakeStore

@@ -91,8 +91,11 @@ def write_piece(path: Path, name: str, rows: Mapping[str, tuple[int, Tensor]]) -
 
 
 def drop_others(path: Path, names: set[str]) -> None:
-    """Remove the pieces of ``path`` that its index does not name; without names the folder, too."""
+    """Remove the pieces of ``path`` that its index does not name; without names the folder, too. A link to a folder is
+    none of ours, and nothing behind it is touched."""
     folder = folder_of(path)
+    if folder.is_symlink():
+        return
     if not names:
         shutil.rmtree(folder, ignore_errors=True)
         return
@@ -109,7 +112,10 @@ def named_by(index: Path) -> set[str] | None:
         content = load_archive(index, mmap=True)
     except UserError:
         return None
-    return {entry["name"] for entry in content[KEY]} if is_index(content) else set()
+    try:
+        return {entry["name"] for entry in content[KEY]} if is_index(content) else set()
+    except (KeyError, TypeError):
+        return None
 
 
 def clean_pieces(folder: Path) -> None:
