@@ -82,6 +82,7 @@ class Guard(Callback):
         usual = math.sqrt(sum(n * n for n in self._norms) / len(self._norms)) if self._norms else 0.0
         if not math.isfinite(norm):
             if trainer.precision == "16-mixed":  # how its scaler finds the scale: it leaves the step out itself
+                _put_back(kept)
                 return
             why = "the gradients hold what is no number"
         elif self.spike is not None and len(self._norms) >= ENOUGH and norm > self.spike * usual > 0:
@@ -91,8 +92,7 @@ class Guard(Callback):
             return
         for parameter in parameters:  # an optimiser leaves alone what has no gradient
             parameter.grad = None
-        for buffer, before in kept:
-            buffer.copy_(before)
+        _put_back(kept)
         self._skip(trainer, why, norm, usual, uids)
 
     def _skip(self, trainer: Trainer, why: str, norm: float, usual: float, uids: list[str]) -> None:
@@ -112,6 +112,12 @@ class Guard(Callback):
                 "(stage.trainable) or trainer.precision=32-true, or raise trainer.max_skipped: the same command then "
                 "continues"
             )
+
+
+def _put_back(kept: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Buffers as they were before the step."""
+    for buffer, before in kept:
+        buffer.copy_(before)
 
 
 def _names(batch: Any) -> list[str]:

@@ -93,6 +93,17 @@ def test_a_step_without_numbers_and_a_spike_change_nothing_and_name_their_sample
     assert "times as large as usual" in lines[2]["why"] and lines[2]["norm"] > 100 * lines[2]["usual"]
 
 
+def test_a_step_that_the_scaler_of_16_mixed_leaves_out_moves_no_statistics(tmp_path: Path) -> None:
+    module, guard = Module({}), Guard(None, 3, tmp_path)
+    trainer: Any = SimpleNamespace(precision="16-mixed", global_step=1, is_global_zero=True)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    guard.on_train_batch_start(trainer, module, Two(torch.ones(2, 4), ["a", "b"]), 0)
+    module.model(torch.full((2, 4), math.inf)).sum().backward()
+    guard.on_before_optimizer_step(trainer, module, module.configure_optimizers())
+    torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0)
+    assert guard.skipped == 0 and all(p.grad is not None for p in module.parameters()), "the scaler looks at them"
+
+
 def test_more_of_them_than_may_be_end_the_run_with_a_line_that_says_where_they_are_listed(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"trainer.max_skipped=2 .*skipped.jsonl.*the same command then continues"
