@@ -82,10 +82,13 @@ class Replaced:
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` compiled for any sizes where gradients are computed, and as it is elsewhere: validation, writing and
-    a reference's pass have caches and lengths of their own, and nothing of them is worth the time that compiling
-    takes."""
-    fast = torch.compile(function, dynamic=True)
+    """``function`` compiled where gradients are computed, and as it is elsewhere: validation, writing and a reference's
+    pass have caches and lengths of their own, and nothing of them is worth the time that compiling takes.
+
+    Sizes are constants until they are seen to change, lengths with the second batch, and the frames' sides never: where
+    all sizes may change from the start (``dynamic=True``), torch 2.13 cannot compile convolutions over sides it does
+    not know (``ValueRangeError``)."""
+    fast = torch.compile(function)
 
     @functools.wraps(function)
     def either(*args: Any, **kwargs: Any) -> Any:
