@@ -37,6 +37,11 @@ class InputSpec(NamedTuple):
         return self.image_size, self.image_size
 
 
+TEXT_ROWS = (  # what a Batch says of each text row, [K, ...]; of the last three any may be None
+    "input_ids_KS", "attention_mask_KS", "loss_mask_KS", "clip_K", "visual_at_K", "prompt_KS", "adapter_K", "context_K",
+)  # fmt: skip
+
+
 class Batch(NamedTuple):
     """What the reader hands to a stage.
 
@@ -96,17 +101,7 @@ class Batch(NamedTuple):
 
     def text_rows(self, index_J: Tensor) -> Batch:
         """Some of the text rows, beside all clips: row ``j`` is row ``index_J[j]`` of this one."""
-        of_rows = (
-            "input_ids_KS",
-            "attention_mask_KS",
-            "loss_mask_KS",
-            "clip_K",
-            "visual_at_K",
-            "prompt_KS",
-            "adapter_K",
-            "context_K",
-        )
-        taken = {name: None if (x := getattr(self, name)) is None else x[index_J] for name in of_rows}
+        taken = {name: None if (x := getattr(self, name)) is None else x[index_J] for name in TEXT_ROWS}
         rows = None if self.rows is None else [self.rows[j] for j in index_J.tolist()]
         targets = self.targets and {name: target[index_J] for name, target in self.targets.items()}
         return self._replace(**taken, rows=rows, targets=targets)

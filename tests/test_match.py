@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from _clips import VIDEO
 from _tiny import Case, Variant, chat, model, side
 from test_heads import task
@@ -147,6 +149,68 @@ def test_hard_pairs_are_learned_and_the_other_heads_learn_as_without() -> None:
         assert terms[name].count == without[name].count
     assert (terms["match"].total - 0.5 * without["match"].total).abs() > 1e-4
     assert {name: float(term.count) for name, term in terms.items()} == vlm.head.units_of_terms(batch)
+
+
+# ------------------------------------------------------------------------------------------------ several processes
+
+# {what the clips of two processes say; "": such as a head without pairs has rows of alone}
+SHARES = {
+    "uneven": (TEXTS[:3], ("a much longer text about a red ring",)),
+    "no rows of the head": (("red ring", "blue circle"), ("", "")),
+    "no pair to try": (("red ring", "red star ring", "red ring blue"), ("circle two",)),
+    "nothing at all": (("",), ("",)),
+}
+
+
+def learned(texts: tuple[str, ...]) -> dict[str, Any]:
+    """What these clips' losses come to, with hard pairs, and what further rows there are."""
+    vlm = several(classify={"labels": ["red", "blue", "two"]}, match={"candidates": 2}).eval()
+    about = [
+        {"questions": SAMPLE["questions"]} | ({"pairs": [{"text": t, "negatives": [f"{t} two"]}]} if t else {})
+        for t in texts
+    ]
+    batch = read(vlm, *(clip_of(len(t), 3, side(vlm), sample) for t, sample in zip(texts, about, strict=True)))
+    found = vlm.head.further(batch, vlm.output)
+    terms = vlm.head.terms(vlm.output(found), found)
+    sum(term.total for term in terms.values()).backward()
+    there = zip(found.input_ids_KS, found.attention_mask_KS, found.clip_K.tolist(), strict=True)
+    rows = sorted((len(texts[clip]), ids[mask].tolist()) for ids, mask, clip in there)
+    with torch.no_grad():  # processes validate different numbers of batches: nobody waits for another
+        alone = vlm.head.further(batch, vlm.output) if texts[0] == TEXTS[0] else None
+    return {
+        "terms": {name: (t.total.detach(), t.count, t.further) for name, t in terms.items()},
+        "grads": {name: p.grad for name, p in vlm.named_parameters() if p.grad is not None},
+        "rows": rows,
+        "alone": alone is None or int(alone.clip_K.max()) < len(texts),
+    }
+
+
+def _process(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.save({name: learned(texts[rank]) for name, texts in SHARES.items()}, f"{folder}/{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_learn_the_wrong_pairs_that_one_would_learn(tmp_path: Path) -> None:
+    """Also where one has no rows of the head, beside another head, or nothing to try."""
+    mp.spawn(_process, (str(tmp_path),), nprocs=2)
+    both = [torch.load(tmp_path / str(rank)) for rank in (0, 1)]
+    for name, texts in SHARES.items():
+        one, shared = learned(texts[0] + texts[1]), [found[name] for found in both]
+        assert sorted(shared[0]["rows"] + shared[1]["rows"]) == one["rows"], name
+        assert shared[0]["alone"] and shared[1]["alone"]
+        for term, expected in one["terms"].items():
+            parts = [found["terms"][term] for found in shared]
+            torch.testing.assert_close(parts[0][0] + parts[1][0], expected[0], rtol=1e-5, atol=1e-6)
+            assert parts[0][1] + parts[1][1] == expected[1], (name, term)
+            for measure, value in expected[2].items():
+                torch.testing.assert_close(parts[0][2][measure] + parts[1][2][measure], value, rtol=1e-5, atol=1e-6)
+        for weight, expected in one["grads"].items():
+            grads = sum(found["grads"].get(weight, torch.zeros_like(expected)) for found in shared)
+            torch.testing.assert_close(grads, expected, rtol=1e-4, atol=1e-5, msg=f"{name}: {weight}")
+    rows = {name: len(both[1][name]["rows"]) for name in SHARES}
+    assert rows["uneven"] > 4 == rows["no pair to try"], "texts of the other process beside its clip, or none"
 
 
 # ------------------------------------------------------------------------------------------------------- mined texts

@@ -41,8 +41,8 @@ STAGES = {
             "stage.trainable.kvcache=0.05", "stage.l1_weight=10"],
 }  # fmt: skip
 WAYS = {"processes": ["trainer=ddp", "trainer.accelerator=cpu"], "accumulate": ["trainer.accumulate=2"]}
-# {way: stages whose loss compares the clips of a part (match: of a process, too) alone, and is therefore another}
-OTHERS = {"processes": ("task_match",), "accumulate": ("task_retrieve", "task_match", "task_several")}
+# {way: stages whose loss compares the clips of a part alone, and is therefore another}
+OTHERS: dict[str, tuple[str, ...]] = {"processes": (), "accumulate": ("task_retrieve", "task_match", "task_several")}
 
 
 def words(name: str, steps: int) -> list[str]:

@@ -102,9 +102,13 @@ class Head(Module, ABC, group="head"):
         """The batch with further text rows at its end, to be learned beside those that were read; by default none. They
         must change no number of units.
 
+        A head that looks for them among the rows of all processes is asked by each of them, also where it has no rows
+        (``head=several``); the batch then has none, and no targets.
+
         Args:
             batch: of its own view.
-            answer: gives the head's output of text rows of this batch, perhaps about others of its clips.
+            answer: gives the head's output of text rows about clips of this batch. Every process must ask as often as
+                the others, or its part of weights that are divided among them would be waited for.
         """
         return batch
 

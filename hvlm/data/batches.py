@@ -1,11 +1,12 @@
-"""Parts of a batch."""
+"""Parts of a batch, and a batch with more rows."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
-from hvlm.types import Batch
+from hvlm.types import TEXT_ROWS, Batch
 
 
 def one_row_per_clip(batch: Batch, clips: int) -> Batch:
@@ -28,6 +29,25 @@ def rows_of(batch: Batch, rows: torch.Tensor) -> Batch:
     clips, clip_K = batch.clip_K[rows].unique(return_inverse=True)
     part = _take(batch._replace(rows=batch.rows or [{}] * len(batch.clip_K)), clips.tolist(), rows.tolist())
     return part._replace(clip_K=clip_K, labels=None)
+
+
+def with_rows(batch: Batch, more: Batch) -> Batch:
+    """The batch with further text rows about its clips at its end; the shorter texts are padded. Targets that ``more``
+    lacks are 0 there."""
+    width = max(batch.input_ids_KS.shape[1], more.input_ids_KS.shape[1])
+
+    def below(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.cat([a, b] if a.ndim == 1 else [pad(x, (0, width - x.shape[1])) for x in (a, b)])
+
+    of_rows = {
+        name: None if (x := getattr(batch, name)) is None else below(x, getattr(more, name)) for name in TEXT_ROWS
+    }
+    new, count = more.targets or {}, len(more.clip_K)
+    targets = {
+        name: torch.cat([value, new.get(name, value.new_zeros(count, *value.shape[1:]))])
+        for name, value in (batch.targets or {}).items()
+    }
+    return batch._replace(**of_rows, rows=[*(batch.rows or []), *(more.rows or [])], targets=targets or None)
 
 
 def prompts_alone(batch: Batch) -> Batch:

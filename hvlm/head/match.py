@@ -1,7 +1,8 @@
 """Whether a text says what a video shows: the language model reads both together, and one score comes out.
 
 The matching of ALBEF (Li et al. 2021): beside each right pair stand wrong ones, and those of the same batch that the
-model itself now takes most nearly for right are the ones that it learns from. A batch holds few clips of which nearly
+model itself now takes most nearly for right are the ones that it learns from; several processes choose them among the
+texts and clips of all. A batch holds few clips of which nearly
 the same is said, so texts of the whole training split can be mined, too (``mined``). It is slower than
 ``head=retrieve``, which reads video and text apart, and can tell what embeddings of the two cannot.
 """
@@ -22,6 +23,7 @@ from torchmetrics import MeanMetric, Metric
 
 from hvlm.config.ranges import NonNegativeInt, PositiveInt, Probability
 from hvlm.contracts import Head
+from hvlm.data.batches import with_rows
 from hvlm.data.near_texts import NearTexts
 from hvlm.data.question_file import Row as FileRow
 from hvlm.data.sample_fields import FieldError, as_number, as_text, shown
@@ -31,7 +33,9 @@ from hvlm.head._errors import with_errors
 from hvlm.head._lines import check_each, clip_of
 from hvlm.head._pairs import about_of, drawn_texts, number_of, pairs_of, read_pairs
 from hvlm.head._pool import state_of_both
-from hvlm.types import Batch, Sequence
+from hvlm.head._processes import sharing, summed
+from hvlm.head._wrong_pairs import hardest, own, pool, scores, tried
+from hvlm.types import Batch, Sequence, Term
 
 
 @dataclass(frozen=True)
@@ -133,51 +137,50 @@ class Match(Head):
 
     def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Binary cross-entropy, summed over all rows; units are the rows that were read, without those that
-        ``further`` added. Right rows weigh as much as all others together."""
+        ``further`` added. Right rows weigh as much as all others together, over all processes that learn together."""
         assert batch.targets is not None, "a batch of the head's own view"
         right, units = batch.targets["right"], (~batch.targets["further"]).sum()
         each = F.binary_cross_entropy_with_logits(output, right, reduction="none")
-        yes, no = right.sum(), (1 - right).sum()
+        yes, no, read = right.sum(), (1 - right).sum(), units.to(each.dtype)
+        if sharing():
+            yes, no, read = summed(torch.stack([yes, no, read])).unbind()
         if bool(yes) and bool(no):
-            each = each * torch.where(right > 0, units / (2 * yes), units / (2 * no))
+            each = each * torch.where(right > 0, read / (2 * yes), read / (2 * no))
         else:
-            each = each * units / len(each)
-        correct = ((output > 0) == (right > 0)).float().mean() * units
+            each = each * read / (yes + no)
+        correct = ((output > 0) == (right > 0)).sum() * read / (yes + no)
         return each.sum(), units.to(each.dtype), {"accuracy": correct.detach()}
 
-    @torch.no_grad()
+    def absent(self, batch: Batch) -> Term:
+        """See ``Head.absent``; the rows of all processes are counted."""
+        if sharing():
+            summed(torch.zeros(3, device=batch.clip_K.device))
+        return super().absent(batch)
+
     def further(self, batch: Batch, answer: Callable[[Batch], Any]) -> Batch:
         """See ``Head.further``: right texts beside the clips of others."""
-        assert batch.targets is not None, "a batch of the head's own view"
-        right = (batch.targets["right"] > 0).nonzero().squeeze(1)
-        clips, tries = batch.num_clips, min(self.candidates, batch.num_clips - 1)
-        if not len(right) or tries < 1:
+        assert batch.targets is not None or not len(batch.clip_K), "a batch of the head's own view"
+        shared = sharing()
+        if not self.candidates or not (shared or len(batch.clip_K)):
             return batch
-        alike_RC = torch.full((len(right), clips), -1.0, device=right.device)
-        alike_RC = alike_RC.scatter_reduce(1, batch.clip_K[right].expand(len(right), -1), _alike(batch, right), "amax")
-        alike_RC[torch.arange(len(right)), batch.clip_K[right]] = -2.0  # its own clip comes last
-        row_J = right.repeat_interleave(tries)
-        clip_J = alike_RC.topk(tries, 1).indices.flatten()
-        # What is said of that clip, too, is not wrong there; and a clip about which nothing is said may be anything.
-        said = batch.targets["said"]
-        about = torch.zeros(clips, len(said), dtype=torch.bool, device=said.device)
-        about[batch.clip_K[right], right] = True
-        same = said[row_J].unsqueeze(1) == said
-        wrong = ~(about[clip_J] & same).any(1) & about[clip_J].any(1)
-        row_J, clip_J = row_J[wrong], clip_J[wrong]
-        if not len(row_J):
-            return batch
-        score_J = answer(batch.text_rows(row_J)._replace(clip_K=clip_J))
-        chosen = torch.tensor(sorted({*_best(row_J, score_J), *_best(clip_J, score_J)}), device=row_J.device)
-        every = torch.cat([torch.arange(len(batch.clip_K), device=row_J.device), row_J[chosen]])
-        more = batch.text_rows(every)
-        new = torch.arange(len(every), device=row_J.device) >= len(batch.clip_K)
-        targets = {
-            **(more.targets or {}),
-            "right": torch.where(new, 0.0, batch.targets["right"][every]),
-            "further": new,
-        }
-        return more._replace(clip_K=torch.cat([batch.clip_K, clip_J[chosen]]), targets=targets)
+        with torch.no_grad():
+            found = pool(batch, shared)
+            text_J, clip_J = tried(found, self.candidates)
+            if not len(text_J):
+                return batch
+            chosen = hardest(text_J, clip_J, scores(found, text_J, clip_J, answer))
+            text_J, clip_J = text_J[chosen], clip_J[chosen]
+            if shared:
+                chosen = own(found, clip_J)
+                text_J, clip_J = text_J[chosen], clip_J[chosen]
+            if not len(text_J):
+                return batch
+            targets = {
+                "right": torch.zeros(len(text_J), device=text_J.device),
+                "said": found.said_R[text_J],
+                "further": torch.ones(len(text_J), dtype=torch.bool, device=text_J.device),
+            }
+            return with_rows(batch, found.pairs(text_J, clip_J)._replace(targets=targets))
 
     # -- answering -----------------------------------------------------------------------------------------------------
 
@@ -239,27 +242,3 @@ class Match(Head):
     def read(self, path: Path, setting: str) -> list[FileRow]:
         """A list of pairs; see ``read_pairs``."""
         return read_pairs(path, setting)
-
-
-def _alike(batch: Batch, rows: Tensor) -> Tensor:
-    """float [R, R]: the share of words and of pairs of neighbouring words that two texts have in common (Jaccard)."""
-    ids, there = batch.input_ids_KS[rows], batch.attention_mask_KS[rows]
-    pairs = ids[:, :-1] * (int(ids.max()) + 1) + ids[:, 1:] + int(ids.max()) + 1
-    every = torch.cat([ids, pairs], 1)
-    there = torch.cat([there, there[:, :-1] & there[:, 1:]], 1)
-    found, places = every.unique(return_inverse=True)
-    has = torch.zeros(len(rows), len(found), device=ids.device)
-    has.scatter_reduce_(1, places, there.float(), "amax")
-    common = has @ has.T
-    size = has.sum(1)
-    return common / (size.unsqueeze(1) + size - common).clamp(min=1)
-
-
-def _best(group_J: Tensor, score_J: Tensor) -> list[int]:
-    """Of each group the place with the highest score, the first of equals."""
-    best: dict[int, int] = {}
-    scores = score_J.tolist()
-    for place, group in enumerate(group_J.tolist()):
-        if group not in best or scores[place] > scores[best[group]]:
-            best[group] = place
-    return list(best.values())

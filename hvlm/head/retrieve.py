@@ -23,11 +23,12 @@ from hvlm.contracts import Head
 from hvlm.data.question_file import Row as FileRow
 from hvlm.data.sample_fields import FieldError, as_text
 from hvlm.errors import UserError
-from hvlm.head._contrast import gathered, world
+from hvlm.head._contrast import gathered
 from hvlm.head._errors import with_errors
 from hvlm.head._lines import check_each, clip_of, listed, vector
 from hvlm.head._pairs import PairsOfTexts, read_pairs
 from hvlm.head._pool import last_state, video_states
+from hvlm.head._processes import sharing
 from hvlm.metrics.retrieval import KS, RankedRetrieval
 from hvlm.prompts import DESCRIBE
 from hvlm.types import Alone, Batch, Sequence, Term
@@ -123,7 +124,7 @@ class Retrieve(Head):
     def absent(self, batch: Batch) -> Term:
         """See ``Head.absent``; what other processes compare with is asked of all."""
         term = super().absent(batch)
-        if world() == 1 or not torch.is_grad_enabled():
+        if not sharing():
             return term
         none = self.log_scale.new_zeros(0, self.text_dims)
         own, video = (F.normalize(side(none).float(), dim=-1) for side in (self.text, self.video))

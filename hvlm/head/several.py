@@ -24,6 +24,7 @@ import hvlm.head
 from hvlm.config.check import check_room, room_class
 from hvlm.config.schema import did_you_mean, parameters
 from hvlm.contracts import Head
+from hvlm.data.batches import with_rows
 from hvlm.data.question_file import Row as FileRow
 from hvlm.data.sample_fields import FieldError, shown
 from hvlm.data.views import Row, View
@@ -146,16 +147,15 @@ class Several(Head):
         for name, head in self.heads.items():
             part, index = self.part(batch, name), self.rows_of(batch, name)
             if part is None:
-                continue
+                part = batch.text_rows(index)._replace(targets=None)
 
             def of_head(some: Batch, name: str = name) -> Any:
-                targets = {f"{name}/{target}": value for target, value in (some.targets or {}).items()}
-                return answer(some._replace(targets=targets))[name]
+                return answer(_of(some, name))[name]
 
             found = head.further(part, of_head)
             if len(found.clip_K) > len(index):
                 new = torch.arange(len(index), len(found.clip_K), device=index.device)
-                batch = _joined(batch, found.text_rows(new), name)
+                batch = with_rows(batch, _of(found.text_rows(new), name))
         return batch
 
     def texts(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
@@ -263,23 +263,10 @@ class Several(Head):
         )
 
 
-def _joined(batch: Batch, rows: Batch, name: str) -> Batch:
-    """The batch with further text rows of a head, about the same clips; targets of the others are 0 there."""
-    own = {f"{name}/{target}": value for target, value in (rows.targets or {}).items()}
-    first, more = len(batch.clip_K), len(rows.clip_K)
-    every = torch.cat([torch.arange(first), torch.zeros(more, dtype=torch.int64)]).to(batch.clip_K.device)
-    joined = batch.text_rows(every)
-    of_rows = {
-        field: torch.cat([getattr(batch, field), getattr(rows, field)])
-        for field in ("input_ids_KS", "attention_mask_KS", "loss_mask_KS", "clip_K", "visual_at_K", "prompt_KS",
-                      "adapter_K", "context_K")
-        if getattr(batch, field) is not None
-    }  # fmt: skip
-    targets = {
-        target: torch.cat([value, own.get(target, value.new_zeros(more, *value.shape[1:]))])
-        for target, value in (batch.targets or {}).items()
-    }
-    return joined._replace(**of_rows, rows=[*(batch.rows or []), *(rows.rows or [])], targets=targets)
+def _of(rows: Batch, name: str) -> Batch:
+    """A head's rows as they stand beside those of others."""
+    targets = {f"{name}/{target}": value for target, value in (rows.targets or {}).items()}
+    return rows._replace(rows=[row | {"head": name} for row in rows.rows or []], targets=targets)
 
 
 def _node(name: str, settings: Mapping[str, Any] | None) -> dict[str, Any]:
