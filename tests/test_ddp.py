@@ -13,7 +13,7 @@ import torch
 from _small import once
 from _tiny import ROOT
 
-from experiments.parts.__main__ import OTHERS, WAYS, apart
+from experiments.parts.__main__ import OTHERS, WAYS, apart, moved
 from experiments.parts.__main__ import STAGES as ALONE
 from experiments.parts.__main__ import train as train_each
 from hvlm.io.checkpoint import load_weights
@@ -97,7 +97,9 @@ def shared_steps(shared: Path) -> Path:
 @pytest.mark.slow
 def test_a_step_that_is_shared_loses_what_it_loses_at_once(way: str, name: str, shared_steps: Path) -> None:
     steps = apart(shared_steps, way, name)
-    assert len(steps) == 3 and max(steps) <= 1e-6
+    # After a step, weights differ where a gradient is nearly 0 (Adam turns its sign into a whole step).
+    assert len(steps) == 3 and steps[0] <= 1e-6 and max(steps) <= 1e-5
+    assert moved(shared_steps, name) > 1e-3, "what never moves is the same however it is divided"
 
 
 @pytest.mark.fault(77, 82)
