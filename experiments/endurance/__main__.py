@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from experiments.processes import descendants
 from hvlm import assembly
 from hvlm.config.compose import plan
 from hvlm.console import setup_logging
@@ -75,19 +76,10 @@ def main() -> None:
 
 def look() -> Look:
     """What the processes hold now."""
-    mine, others = os.getpid(), descendants(os.getpid())
+    mine, others = os.getpid(), [one.pid for one in descendants(os.getpid())]
     return Look(
         resident(mine), max(map(resident, others), default=0.0), files(mine), max(map(files, others), default=0)
     )
-
-
-def descendants(pid: int) -> list[int]:
-    """Processes that a process started, and those that these started."""
-    found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in map(int, (task / "children").read_text(encoding="utf-8").split()):
-            found += [child, *descendants(child)]
-    return found
 
 
 def resident(pid: int) -> float:

@@ -12,8 +12,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from experiments.processes import Process, descendants, is_there
 from experiments.soak import train
 from experiments.soak.hanging import HANG
 from experiments.soak.plan import Start
@@ -37,13 +38,6 @@ SAYS = {
 
 class Wrong(Exception):
     """The run did something else than it should have; the message says what."""
-
-
-class Process(NamedTuple):
-    """pid and when it was started, which together name a process for ever."""
-
-    pid: int
-    born: int
 
 
 class Run:
@@ -270,15 +264,6 @@ def _train(words: list[str], folder: Path, environment: dict[str, str], log: Pat
 # -- processes ---------------------------------------------------------------------------------------------------------
 
 
-def born(pid: int) -> int | None:
-    """When a process was started, in the kernel's ticks; None: it has ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])
-
-
 def parent(one: Process) -> int | None:
     try:
         return int(Path(f"/proc/{one.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
@@ -286,25 +271,10 @@ def parent(one: Process) -> int | None:
         return None
 
 
-def is_there(one: Process) -> bool:
-    return born(one.pid) == one.born
-
-
 def end(one: Process) -> None:
     if is_there(one):
         with contextlib.suppress(ProcessLookupError):
             os.kill(one.pid, signal.SIGKILL)
-
-
-def descendants(pid: int) -> list[Process]:
-    """Processes that a process started, and those that these started."""
-    found: list[Process] = []
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in map(int, (task / "children").read_text(encoding="utf-8").split()):
-                if (when := born(child)) is not None:
-                    found += [Process(child, when), *descendants(child)]
-    return found
 
 
 def command(one: Process) -> bytes:
