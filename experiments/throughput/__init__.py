@@ -1,0 +1,1 @@
+"""How fast hvlm trains beside a plain loop of transformers and PyTorch."""
