@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
+import torch
 from _tiny import ROOT, Variant
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
@@ -25,7 +26,7 @@ from hvlm.config.ranges import MinLen, NonNegativeFloat, PositiveInt, Share, Wri
 from hvlm.config.rooms import ROOMS
 from hvlm.config.schema import arguments, convert
 from hvlm.errors import UserError
-from hvlm.precision import choose_precision
+from hvlm.precision import choose_precision, has_fast_bf16
 from hvlm.training.trainer import make_trainer_kwargs
 
 
@@ -394,6 +395,23 @@ def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_precision("32-true", "cpu")[0] == "32-true"
     with pytest.raises(UserError, match="needs a GPU"):
         choose_precision("16-mixed", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx", "maker", "fast"),
+    [
+        (True, True, "GenuineIntel", True),
+        (False, True, "GenuineIntel", False),
+        (False, True, "AuthenticAMD", True),
+        (False, False, "AuthenticAMD", False),
+    ],
+)
+def test_which_processors_are_faster_in_bfloat16(
+    amx: bool, avx: bool, maker: str, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
+    assert has_fast_bf16(maker) is fast
 
 
 def test_trainer_kwargs() -> None:
