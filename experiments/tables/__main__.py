@@ -17,6 +17,7 @@ from pathlib import Path
 from experiments.tables import (
     _accuracy,
     _adapters,
+    _batching,
     _domains,
     _duo,
     _headlines,
@@ -34,7 +35,20 @@ ROOT = Path(__file__).parent.parent.parent
 TABLES = {"headlines": _headlines.headlines}
 # Tables, and the file of their records, which may not be there: what a full run writes down.
 UNWRITTEN = {_accuracy.DEMO: _accuracy.DEMO}
-for page in (_accuracy, _adapters, _domains, _duo, _heads, _hivilt, _page, _parts, _speed, _strategies, _throughput):
+for page in (
+    _accuracy,
+    _adapters,
+    _batching,
+    _domains,
+    _duo,
+    _heads,
+    _hivilt,
+    _page,
+    _parts,
+    _speed,
+    _strategies,
+    _throughput,
+):
     TABLES |= page.TABLES
     UNWRITTEN |= getattr(page, "FILES", {})
 UNWRITTEN |= {name: _accuracy.DEMO for name in TABLES if name.startswith("demo")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from experiments.tables._records import read, table
 
 FILE, SEARCH = "throughput/results.json", "search/results.json"
-SIZES, WORKS = ("small", "medium", "large"), ("question", "questions", "captions")
+SIZES, WORKS = ("small", "medium", "large"), ("question", "questions", "frozen", "captions")
 WAYS = ("plain", "plain_checkpoints", "before", "hvlm")
 Values = dict[str, float]
 

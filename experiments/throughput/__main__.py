@@ -1,6 +1,6 @@
 """How many samples does hvlm train in a processor second, and in how much memory, beside a plain loop?
 
-    python -m experiments.throughput [--sizes small medium large] [--works question questions captions]
+    python -m experiments.throughput [--sizes small medium large] [--works question questions frozen captions]
         [--precisions float32 bfloat16] [--ways plain hvlm ...] [--repeats 3]
 
 The plain loop (``plain.py``) is transformers' models, a ``DataLoader`` and AdamW, with the weights, rows, videos and
@@ -107,7 +107,8 @@ def run(
     subprocess.run(["rm", "-rf", str(own / "runs"), str(own / "measured.json")], check=True)
     own.mkdir(exist_ok=True)
     if whose == "plain":
-        shards = folder / "captions" if work == "captions" else next((folder / "data").glob("needles-easy-*"))
+        data = folder / cases.data_of(work)
+        shards = data if work == "captions" else next(data.glob("needles-easy-*"))
         command = ["plain", str(own), str(folder / "start" / "start.pt"), precision, str(shards), *extra]
     else:
         command = ["hvlm_run", str(own), *cases.words(size, work, precision, folder), *extra]

@@ -44,12 +44,18 @@ SIZES = {
 STEPS = {"small": 60, "medium": 8, "large": 3}  # that are timed
 WARM = 2  # that are not, before them
 
-# {work: what a step reads}: ``SAMPLES`` answers to questions about as many clips, or about a quarter of that; or two
-# captions of 512 tokens.
+# {work: what a step reads}: ``SAMPLES`` answers to questions about as many clips, or about a quarter of that; answers
+# while the encoder is frozen, after the first epoch, which is the steps that are not timed; or two captions of 512
+# tokens.
 QUESTIONS = ["stage=sft", "dataset=needles", "dataset.set=easy", "dataset.text_chats=0"]
 WORKS = {
     "question": [*QUESTIONS, f"stage.batch_size={SAMPLES}", "stage.rows_per_clip=1"],
     "questions": [*QUESTIONS, f"stage.batch_size={SAMPLES // 4}", "stage.rows_per_clip=4"],
+    "frozen": [
+        *QUESTIONS, f"stage.batch_size={SAMPLES}", "stage.rows_per_clip=1", "stage.trainable.vision=0",
+        "vision.cache_gb=1", f"dataset.train_clips={WARM * SAMPLES}", f"dataset.shard_clips={WARM * SAMPLES}",
+        "dataset.val_clips=8", "dataset.test_clips=8",
+    ],
     "captions": [
         "stage=align",
         "stage.converge_to=null",
@@ -57,7 +63,7 @@ WORKS = {
         "stage.batch_size=2",
         "stage.rows_per_clip=1",
     ],
-}
+}  # fmt: skip
 CAPTION = 508  # words; with the prompt, the marks of the turns and the end that makes 512 tokens or few more
 
 # {way: (whose, overrides)}: ``plain`` is the plain loop, ``before`` hvlm at ``BEFORE``.
@@ -81,10 +87,16 @@ PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 
 def words(size: str, work: str, precision: str, folder: Path) -> list[str]:
     """What train.py is given."""
-    where = [f"dataset.path={folder / 'captions'}"] if work == "captions" else [f"dataset.root={folder / 'data'}"]
+    key = "path" if work == "captions" else "root"
+    where = [f"dataset.{key}={folder / data_of(work)}"]
     steps = [f"stage.steps={WARM + steps_of(size, work)}", f"trainer.precision={PRECISIONS[precision]}"]
     # trainer.log_every stays as it is: logging is part of what hvlm costs.
     return [*COMMON, *SIZES[size], *WORKS[work], *where, *steps]
+
+
+def data_of(work: str) -> str:
+    """The folder of what it reads: one data set."""
+    return work if work in ("captions", "frozen") else "needles"
 
 
 def steps_of(size: str, work: str) -> int:

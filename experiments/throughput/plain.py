@@ -82,13 +82,15 @@ class Model(nn.Module):
             getattr(self, name).load_state_dict(start[name])
         self.register_buffer("mean", start["mean"])
         self.register_buffer("std", start["std"])
+        self.learns_vision = "vision" in start["rates"]
         if checkpoints:
             self.vision.gradient_checkpointing_enable()
             self.language.gradient_checkpointing_enable()
 
     def forward(self, frames: Tensor, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         pixels = (frames.flatten(0, 1).float() - self.mean) / self.std
-        patches = self.vision(pixels).last_hidden_state[:, 1:]
+        with torch.set_grad_enabled(self.learns_vision):
+            patches = self.vision(pixels).last_hidden_state[:, 1:]
         visual = self.connector(patches.mean(1)).unflatten(0, frames.shape[:2])
         before = mask.new_ones(visual.shape[:2])
         return self.language(

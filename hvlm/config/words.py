@@ -22,6 +22,7 @@ from omegaconf import ListConfig, OmegaConf
 
 from hvlm.config.rooms import ROOMS
 from hvlm.config.settings import FREE_TEXT, ROOM_TEXTS, SECTIONS, RootConfig
+from hvlm.errors import UserError
 
 OVERRIDE = re.compile(r"(?P<sign>\+{0,2}|~)(?P<key>[\w./@:-]+)=(?P<value>.*)", re.DOTALL)
 GROUPS = frozenset({*ROOMS, *SECTIONS, "debug", "experiment", "launcher", "sweep"} - {"ask"})
@@ -36,7 +37,12 @@ def as_given(override: str, sweep: bool = False) -> str:
         override: ``key=value`` as it stands on the command line; anything else is returned as it is.
         sweep: whether the command runs a sweep (-m). Then names may have several values, separated by commas; free
             text (a question) never has.
+
+    Raises:
+        UserError: it holds a NUL, which no name, path or text of a setting can.
     """
+    if "\0" in override:
+        raise UserError(f"{override!r}: holds a NUL character (\\x00), which no setting can; leave it out")
     match = OVERRIDE.fullmatch(override)
     if match is None or match["key"].startswith("hydra."):
         return override
