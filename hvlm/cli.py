@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 from hvlm.config.catalog import page
 from hvlm.config.check import check_files, check_settings
-from hvlm.config.compose import REFUSED, compose, explain, plan, resolved
+from hvlm.config.compose import REFUSED, compose, explain, explains, plan, resolved
 from hvlm.config.overlay import on_top
 from hvlm.config.search_path import CONF, OF_THE_COMMAND_LINE, folders, named_by
 from hvlm.config.words import as_given, as_written, key_of, quoted
@@ -120,8 +120,8 @@ def _run(
     try:
         # As hydra.main does it, but for the arguments: these are not the process's own where the command is ``hvlm``.
         _run_hydra(parser.parse_args(words), parser, task, str(CONF), "train")
-    except REFUSED as e:
-        if started:
+    except (*REFUSED, OSError) as e:
+        if started or not explains(e):
             raise
         raise explain(e, [w for w in words if not w.startswith("-")]) from e
     finally:

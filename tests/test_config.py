@@ -241,6 +241,9 @@ def test_defaults_compose_to_plain_values() -> None:
         ("seed=1,2", ["several values", "-m"]),
         ("connector.mean", ["connector=mean seed=2"]),
         ("++connector.mode={a:{b:1}}", ["nested values"]),
+        (f"adapter={'a' * 300}", ["adapter=aaa", "no such option"]),
+        (f"{'a' * 300}=1", ["302 characters"]),
+        ("adapter=\0", ["NUL", "leave it out"]),
         ("trainer.precision=bf16-true", ["expected one of auto, 32-true, bf16-mixed, 16-mixed"]),
     ],
 )

@@ -7,6 +7,7 @@ in ``hvlm.sweep.launcher``, and nowhere else.
 
 from __future__ import annotations
 
+import errno
 import functools
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -157,13 +158,26 @@ def explained(overrides: Sequence[str], config_name: str = "train") -> Iterator[
     """Turns whatever Hydra and OmegaConf raise inside into a ``UserError`` of one line."""
     try:
         yield
-    except REFUSED as e:
+    except (*REFUSED, OSError) as e:
+        if not explains(e):
+            raise
         raise explain(e, overrides, config_name) from e
+
+
+def explains(error: Exception) -> bool:
+    """Whether it is about the settings: Hydra's and OmegaConf's own, and that of a word too long to name a file."""
+    return isinstance(error, REFUSED) or (isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG)
 
 
 def explain(error: Exception, overrides: Sequence[str], config_name: str = "train") -> UserError:
     """One line that names the override, and the word that was probably meant."""
     text = str(error)
+    if not isinstance(error, REFUSED):
+        longest = max(overrides, key=len)  # a group and its word are the folder and the name of a file
+        return UserError(
+            f"{longest[:40]}...: {len(longest)} characters, more than the name of a setting or of an option can have; "
+            "write key=value, a short word for a part (connector=mean)"
+        )
     if isinstance(error, yaml.YAMLError):
         mark = getattr(error, "problem_mark", None)
         where = f"{mark.name}, line {mark.line + 1}" if mark else "a file of settings"

@@ -282,7 +282,7 @@ def whole(text: str, name: str) -> str:
 
 
 def _digits(number: float, name: str) -> str:
-    if not math.isfinite(number):
+    if isinstance(number, float) and not math.isfinite(number):
         raise ValueError(f"has {name} {number}, expected text")
     return str(number)
 
