@@ -7,6 +7,7 @@ of videos. Files of predictions in the authors' own line formats are scored with
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -164,7 +165,7 @@ def _row(number: int, video: Video, folder: Path) -> Row:
     """A video as a row of a file of questions. The path in the release begins with a folder that the videos need not
     lie in: the file's name finds it, too."""
     tries = [{"options": list(options), "gold": gold} for _, (options, gold) in sorted(video.tries.items())]
-    path = video.path if (folder / video.path).is_file() else video.path.replace("\\", "/").rpartition("/")[2]
+    path = video.path if os.path.isfile(folder / video.path) else video.path.replace("\\", "/").rpartition("/")[2]
     options, gold = next(iter(video.tries.values()))
     question = {
         "id": video.task, "question": video.question, "task": video.task, "tries": tries, "lettered": True,

@@ -33,7 +33,7 @@ def rows(row: Mapping[str, Any], at: At) -> Iterator[dict[str, Any]]:
         raise FieldError("mp4 holds no bytes")
     try:
         value = as_object(json.loads(value) if isinstance(value, str) else value, "json")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FieldError(f"json is not valid JSON ({error})") from error
     of = as_object(value.get("content_metadata"), "json.content_metadata")
     name = value.get("original_video_filename") or value.get("original_json_filename")
