@@ -17,7 +17,7 @@ from typing import Any
 
 from hvlm.data import published
 from hvlm.data.people import people, question
-from hvlm.data.sample_fields import FieldError, as_list, as_object, as_text
+from hvlm.data.sample_fields import FieldError, as_list, as_object, as_text, shown
 from hvlm.errors import UserError
 
 TITLE = "VQAv2"
@@ -34,8 +34,13 @@ def read(path: Path) -> Iterator[tuple[int, published.Entry | str]]:
 
 def rows_of(value: Any, path: Path) -> Iterator[tuple[int, published.Entry | str]]:
     """The same of a file that is read already."""
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected one object that holds {KEY}, found {type(value).__name__}")
+    if not isinstance(value, dict) or KEY not in value:
+        found = (
+            f"one with {', '.join(map(shown, list(value)[:3])) or 'nothing'}"
+            if isinstance(value, dict)
+            else shown(value)
+        )
+        raise UserError(f"{path}: expected one object that holds {KEY}, found {found}")
     items = as_list(value[KEY], KEY) if value[KEY] else []
     without = any(isinstance(item, dict) and "question" not in item for item in items)
     texts, names = _questions_beside(path) if without else {}, set[str]()

@@ -42,7 +42,8 @@ def _plain(value: Any, format: str, file: str, part: int, row: int, column: str,
     if isinstance(value, dict) and "bytes" in value and set(value) <= {"bytes", "path"}:
         if value["bytes"] is None:
             return value.get("path")
-        data, name = value["bytes"], value.get("path") or ""
+        data, path = value["bytes"], value.get("path")
+        name = path if isinstance(path, str) else ""  # a path of another kind names nothing
     if isinstance(data, bytes):
         return Blob(format, file, part, row, column, name, len(data), hashlib.sha256(data).hexdigest(), item)
     return value
