@@ -12,44 +12,19 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
 
-from experiments.tables import (
-    _accuracy,
-    _adapters,
-    _batching,
-    _domains,
-    _duo,
-    _headlines,
-    _heads,
-    _hivilt,
-    _page,
-    _parts,
-    _speed,
-    _strategies,
-    _throughput,
-)
+from experiments.tables import _accuracy, _headlines
 from experiments.tables._records import provenance, read
 
 ROOT = Path(__file__).parent.parent.parent
 TABLES = {"headlines": _headlines.headlines}
 # Tables, and the file of their records, which may not be there: what a full run writes down.
 UNWRITTEN = {_accuracy.DEMO: _accuracy.DEMO}
-for page in (
-    _accuracy,
-    _adapters,
-    _batching,
-    _domains,
-    _duo,
-    _heads,
-    _hivilt,
-    _page,
-    _parts,
-    _speed,
-    _strategies,
-    _throughput,
-):
-    TABLES |= page.TABLES
+for file in sorted(Path(__file__).parent.glob("_[a-z]*.py")):
+    page = import_module(f"experiments.tables.{file.stem}")
+    TABLES |= getattr(page, "TABLES", {})
     UNWRITTEN |= getattr(page, "FILES", {})
 UNWRITTEN |= {name: _accuracy.DEMO for name in TABLES if name.startswith("demo")}
 BLOCK = re.compile(r"(<!-- (table|records): (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)

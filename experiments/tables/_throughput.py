@@ -1,10 +1,10 @@
-"""Tables of what a step costs beside a plain loop's, from experiments/throughput and experiments/search."""
+"""Tables of what a step costs beside a plain loop's, from experiments/throughput."""
 
 from __future__ import annotations
 
 from experiments.tables._records import read, table
 
-FILE, SEARCH = "throughput/results.json", "search/results.json"
+FILE = "throughput/results.json"
 SIZES, WORKS = ("small", "medium", "large"), ("question", "questions", "frozen", "captions")
 WAYS = ("plain", "plain_checkpoints", "before", "hvlm")
 Values = dict[str, float]
@@ -58,24 +58,5 @@ def changes() -> list[str]:
     )
 
 
-def search() -> list[str]:
-    """Searches and what their fronts dominate."""
-    seeds: dict[tuple[str, int], Values] = {}
-    rows = []
-    for r in read(SEARCH):
-        if r["metric"] != "hypervolume_mean":
-            seeds.setdefault((r["variant"], r["seeds"][0]), {})[r["metric"]] = r["value"]
-    for (sampler, seed), v in sorted(seeds.items()):
-        rows.append([
-            sampler, str(seed), f"{v['hypervolume']:.3f}", f"{v['front']:.0f}", f"{v['complete']:.0f}",
-            f"{v['pruned']:.0f}", f"{v['fail']:.0f}", percent(v.get("best_accuracy")),
-        ])  # fmt: skip
-    for r in read(SEARCH):
-        if r["metric"] == "hypervolume_mean":
-            rows.append([r["variant"], "mean", f"{r['value']:.3f} ± {r['stderr']:.3f}", "", "", "", "", ""])
-    head = ["sampler", "seed", "hypervolume", "on the front", "complete", "pruned", "failed", "best accuracy, %"]
-    return table(head, rows)
-
-
-TABLES = {"throughput/loops": loops, "throughput/changes": changes, "search/fronts": search}
-FILES = dict.fromkeys(("throughput/loops", "throughput/changes"), FILE) | {"search/fronts": SEARCH}
+TABLES = {"throughput/loops": loops, "throughput/changes": changes}
+FILES = dict.fromkeys(TABLES, FILE)
