@@ -105,7 +105,7 @@ def main() -> None:
     folder, start_at, precision, shards = Path(sys.argv[1]), *sys.argv[2:5]
     torch.set_num_threads(1)
     base = memory_mb("VmRSS")
-    start = torch.load(start_at)
+    start = torch.load(start_at, weights_only=True)
     steps = start.pop("rows")
     model = Model(start, "checkpoints" in sys.argv[5:]).train()
     size = model.vision.config.image_size
