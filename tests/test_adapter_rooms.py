@@ -190,7 +190,8 @@ def test_merged_logits_are_those_of_the_two(kind: str) -> None:
     batch = batch_of(*two_clips(vlm), size=side(vlm))
     expected = vlm.targets(batch).logits_MV
     vlm.adapter.merge()
-    assert float((vlm.targets(batch).logits_MV - expected).abs().max()) <= 1e-6
+    # Of the largest logit, for float32 rounds in parts of a number: absolutely 1e-6 did not hold on every processor.
+    assert float((vlm.targets(batch).logits_MV - expected).abs().max()) <= 1e-6 * float(expected.abs().max())
 
 
 @pytest.mark.parametrize("kind", ["prefix", "bottleneck"])
