@@ -26,5 +26,6 @@ def test_losses_are_those_of_the_plain_loop(work: str, tmp_path: Path, monkeypat
     plain = run(tmp_path, "plain", "small", work, "float32", tmp_path / "plain")
     assert len(ours["losses"]) == cases.WARM + 3
     assert ours["losses"] == pytest.approx(plain["losses"], rel=1e-5)  # AdamW makes more of a gradient's rounding
-    assert ours["losses"][0] == pytest.approx(plain["losses"][0], rel=1e-6)
+    first = 1e-5 if work == "frozen" else 1e-6  # kept features are bfloat16
+    assert ours["losses"][0] == pytest.approx(plain["losses"][0], rel=first)
     assert abs(ours["losses"][-1] / ours["losses"][0] - 1) > 1e-3, "it learns, so that this shows something"
