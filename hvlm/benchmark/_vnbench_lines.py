@@ -119,7 +119,7 @@ def _prediction(
     if missing := [name for name in needed if name not in value]:
         raise UserError(f"{where}: {', '.join(missing)} missing; a line needs {', '.join(needed)}")
     attempt = value["try"]
-    attempt = int(attempt) if isinstance(attempt, str) and attempt.isdecimal() else attempt
+    attempt = int(attempt) if isinstance(attempt, str) and re.fullmatch(r"\d{1,9}", attempt) else attempt
     if isinstance(attempt, bool) or not isinstance(attempt, int) or not 0 <= attempt < TRIES:
         raise UserError(f"{where}: try is {value['try']!r:.40}, expected 0 to {TRIES - 1}")
     task = str(value[needed[3]])

@@ -80,7 +80,7 @@ def _picture(name: str, kind: Any, subset: str) -> str:
     subset = "test2015" if subset == "test-dev2015" else subset
     if not name.isdecimal():
         return name
-    return f"{'COCO' if kind in (None, 'mscoco') else kind}_{subset}_{int(name):012d}"
+    return f"{'COCO' if kind in (None, 'mscoco') else kind}_{subset}_{name.zfill(12)}"
 
 
 def _questions_beside(path: Path) -> dict[str, str]:
