@@ -78,7 +78,7 @@ def is_export(folder: Path) -> bool:
     """Whether a folder is one that ``task=export`` wrote."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(config, dict) and "rooms" in config
 

@@ -119,7 +119,7 @@ def _add(videos: dict[str, Video], value: Any) -> None:
     options = _options(value["options"])
     one = options, _gold(value, options)
     times, length = _times(value.get("needle_time")), value.get("length")
-    if length is not None and (isinstance(length, bool) or not isinstance(length, int | float) or length <= 0):
+    if length is not None and not (_is_second(length) and length > 0):
         raise ValueError(f"has length {length!r:.40}, expected the video's seconds, or null")
     known = videos.get(path)
     if known is None:
@@ -168,6 +168,11 @@ def _gold(value: Mapping[str, Any], options: Sequence[str]) -> int:
 def _times(value: Any) -> tuple[float, ...]:
     value = [] if value is None else value if isinstance(value, list) else [value]
     value = [second for one in value for second in (one if isinstance(one, list) else [one])]  # by section, perhaps
-    if not all(isinstance(second, int | float) and not isinstance(second, bool) for second in value):
+    if not all(_is_second(second) for second in value):
         raise ValueError(f"has needle_time {value!r:.40}, expected a list of seconds")
     return tuple(float(second) for second in value)
+
+
+def _is_second(value: Any) -> bool:
+    """Whether it is a number that can be a moment of a video: not infinite, nor too large to be computed with."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9

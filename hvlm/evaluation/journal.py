@@ -230,7 +230,7 @@ def _lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
     for line in path.read_bytes().splitlines(keepends=True):
         try:
             value = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
             return

@@ -153,7 +153,7 @@ def refuse_exported(path: Path) -> None:
     """``UserError`` for a folder that task=export wrote: it is for transformers, and not for training and eval.py."""
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return
     if isinstance(config, dict) and "rooms" in config:
         raise UserError(

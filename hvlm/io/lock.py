@@ -57,7 +57,7 @@ def _owner(folder: Path) -> str:
         owner = json.loads((folder / LOCK).read_text(encoding="utf-8"))
         age = duration(max(0.0, time.time() - owner["since"]))
         return f"process {owner['pid']} on {owner['host']} has been writing {folder} for {age}"
-    except (OSError, ValueError, KeyError):  # it has the lock and has not yet said who it is
+    except (OSError, ValueError, KeyError, RecursionError):  # it has the lock and has not yet said who it is
         return f"another process is writing {folder}"
 
 

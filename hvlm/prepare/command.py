@@ -84,7 +84,7 @@ def _is_finished(plan: Plan, settings: Settings, out: Path) -> bool:
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         old = before["settings"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not readable ({error}); name another folder, or delete {out}") from error
     now: dict[str, Any] = state["settings"]
     if different := [key for key in {**old, **now} if old.get(key) != now.get(key)]:

@@ -289,7 +289,7 @@ def _finished(out: Path, shard: Shard) -> dict[str, Any] | None:
             return None
         if record["entry"] is None or (out / shard.name).stat().st_size == record["entry"]["bytes"]:
             return record
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, RecursionError):
         pass
     return None
 

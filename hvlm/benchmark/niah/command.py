@@ -195,7 +195,7 @@ def _used(manifests: Sequence[str]) -> list[dict[str, Any]]:
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
             found += value["sources"] if "sources" in value else value["spec"]["sources"]
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise UserError(
                 f"avoid={given}: no manifest that names its sources ({type(error).__name__}: {error}); name the "
                 "manifest.json of a benchmark made here or of dataset=needles"

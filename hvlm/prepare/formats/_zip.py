@@ -46,7 +46,7 @@ def _digest(info: zipfile.ZipInfo) -> str:
 def _of_process(path: str, process: int) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError) as error:  # none, cut, or of a version that is not known
         raise OSError(f"{os.path.basename(path)}: {error}") from error
 
 

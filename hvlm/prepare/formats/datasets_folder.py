@@ -60,7 +60,7 @@ def _parts(path: Path) -> list[tuple[Path, str]]:
             return [(file, name) for name in names for file, _ in _parts(path / name)]
         files = json.loads((path / STATE).read_text(encoding="utf-8"))["_data_files"]
         parts = [(path / file["filename"], "") for file in files]
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise UserError(f"{path}: not a folder that datasets wrote with save_to_disk ({error})") from error
     for file, _ in parts:
         if file.parent != path or not file.is_file():
