@@ -55,7 +55,8 @@ TINY = [
     "vision.dim=32", "vision.num_layers=1", "vision.num_heads=2", "vision.image_size=32", "language.hidden_size=32",
     "language.intermediate_size=64", "language.num_layers=1", "language.num_heads=2", "language.num_kv_heads=2",
 ]  # fmt: skip
-# Statistics of what a process sees by itself would differ between numbers of processes: standardise=false.
+# Without running statistics (standardise=false) weights part by the order of the gradients' sums alone, which is what
+# LARGEST and MEAN allow for.
 WORDS = [
     "stage=sft", "run=soak", "connector=mean", "connector.standardise=false", f"stage.batch_size={BATCH}", *TINY,
     "dataset=shards", "dataset.num_frames=4", "vision.cache_gb=0", "evaluate=false", "callback.media=0",
