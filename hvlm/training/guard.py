@@ -5,33 +5,37 @@ from __future__ import annotations
 import json
 import logging
 import math
+import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch.distributed.tensor import DTensor
 
 from hvlm.errors import UserError, first_few
+from hvlm.io.files import write_atomically
 from hvlm.types import Batch
 
 log = logging.getLogger(__name__)
 
 SKIPPED = "skipped.jsonl"
 WINDOW = 100  # norms that say what is usual
-ENOUGH = 20  # of them, before anything can be unusual
+ENOUGH = 10  # of them, before anything can be unusual
 
 
 class Guard(Callback):
     """Looks at the norm of all gradients before each optimiser step, and leaves a step out whose norm is no number, or
-    is more than ``spike`` times the root mean square of the last ``WINDOW`` norms.
+    is more than ``spike`` times the median of the last ``WINDOW`` norms (without those that are 0: a median, which one
+    spike that was not noticed does not move). The first ``ENOUGH`` norms have nothing to be compared with.
 
     A step that is left out counts as a step: the order of the samples and the learning rates go on as they would have.
     Weights, the optimiser's state and the running statistics of the parts that train stay as they were before it. Each
     is a line in the log and in ``folder/skipped.jsonl``: {time, step, why, norm, usual, uids}, uids being the samples
-    of its batch (of the writing process). What is remembered is part of the checkpoint, so a resumed run decides alike.
+    of its batch, of all processes. What is remembered is part of the checkpoint, so a resumed run decides alike.
 
     Of several processes all decide the same: gradients are averaged over them before.
 
@@ -56,8 +60,19 @@ class Guard(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._uids, self._kept = [], []
-        if trainer.global_step == 0 and trainer.is_global_zero:  # of an earlier attempt
-            self.path.unlink(missing_ok=True)
+        if trainer.is_global_zero:
+            self._forget_what_comes_again(trainer.global_step)
+
+    def _forget_what_comes_again(self, done: int) -> None:
+        """Lines of steps behind the one that this run goes on from: of an earlier attempt, or after its checkpoint."""
+        if not self.path.is_file():
+            return
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= done)
+        if kept:
+            write_atomically(self.path, lambda file: file.write(kept.encode()))
+        else:
+            self.path.unlink()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         if not self._uids:
@@ -79,13 +94,14 @@ class Guard(Callback):
             return
         total = torch.nn.utils.get_total_norm([p.grad for p in parameters])
         norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
-        usual = math.sqrt(sum(n * n for n in self._norms) / len(self._norms)) if self._norms else 0.0
+        some = [n for n in self._norms if n > 0]
+        usual = statistics.median(some) if some else 0.0
         if not math.isfinite(norm):
             if trainer.precision == "16-mixed":  # how its scaler finds the scale: it leaves the step out itself
                 _put_back(kept)
                 return
             why = "the gradients hold what is no number"
-        elif self.spike is not None and len(self._norms) >= ENOUGH and norm > self.spike * usual > 0:
+        elif self.spike is not None and len(some) >= ENOUGH and norm > self.spike * usual:
             why = f"the gradients are {norm / usual:.0f} times as large as usual (trainer.spike={self.spike:g})"
         else:
             self._norms = [*self._norms[1 - WINDOW :], norm]
@@ -97,10 +113,10 @@ class Guard(Callback):
 
     def _skip(self, trainer: Trainer, why: str, norm: float, usual: float, uids: list[str]) -> None:
         self.skipped += 1
-        step = trainer.global_step + 1
+        step, uids = trainer.global_step + 1, _of_all(uids)
         said = f"step {step} left out ({self.skipped} so far): {why}; its samples: {first_few(uids) or 'not known'}"
-        log.warning(said)
         if trainer.is_global_zero:
+            log.warning(said)
             line = {"time": time.time(), "step": step, "why": why, "norm": norm if math.isfinite(norm) else None}
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8") as file:
@@ -112,6 +128,16 @@ class Guard(Callback):
                 "(stage.trainable) or trainer.precision=32-true, or raise trainer.max_skipped: the same command then "
                 "continues"
             )
+
+
+def _of_all(uids: list[str]) -> list[str]:
+    """The names of all processes, each of which must ask: gradients are averaged, so whose samples spoilt them cannot
+    be told from them."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return uids
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, uids)
+    return [uid for each in every for uid in each]
 
 
 def _put_back(kept: list[tuple[torch.Tensor, torch.Tensor]]) -> None:

@@ -30,7 +30,7 @@ from hvlm.training.guard import ENOUGH, SKIPPED, Guard
 from hvlm.types import InputSpec
 
 STEPS = 30
-LATE = ENOUGH + 4
+LATE = ENOUGH + 14
 
 
 class Two(NamedTuple):
@@ -91,6 +91,36 @@ def test_a_step_without_numbers_and_a_spike_change_nothing_and_name_their_sample
     assert [line["norm"] is None for line in lines] == [True, True, False]
     assert lines[0]["uids"] == ["s12", "s13", "s14", "s15"], "of both parts of the step"
     assert "times as large as usual" in lines[2]["why"] and lines[2]["norm"] > 100 * lines[2]["usual"]
+
+
+def test_a_spike_before_there_is_anything_to_compare_it_with_hides_no_later_one(tmp_path: Path) -> None:
+    fit(tmp_path, {2: 1e6, LATE: 1e6})
+    assert [line["step"] for line in skipped(tmp_path)] == [LATE + 1]
+
+
+def test_what_comes_again_after_a_kill_is_listed_once(tmp_path: Path) -> None:
+    """Killed behind its checkpoint, the run comes to that step a second time."""
+    fit(tmp_path / "cut", {2: math.nan}, steps=LATE)
+    with open(tmp_path / "cut" / SKIPPED, "a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": LATE + 2, "why": "before the kill"}) + '\n{"step": 1')
+    fit(tmp_path / "cut", {LATE + 1: math.nan}, ckpt=tmp_path / "cut" / "at.ckpt")
+    assert [(line["step"], line["why"] != "before the kill") for line in skipped(tmp_path / "cut")] == [
+        (3, True),
+        (LATE + 2, True),
+    ]
+
+
+def test_of_several_processes_the_samples_of_all_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gather(found: list[Any], own: list[str]) -> None:
+        found[:] = [own, ["of the other"]]
+
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+    guard = Guard(None, 3, tmp_path)
+    trainer: Any = SimpleNamespace(global_step=1, is_global_zero=True)
+    guard._skip(trainer, "why", math.nan, 1.0, ["own"])
+    assert skipped(tmp_path)[0]["uids"] == ["own", "of the other"]
 
 
 def test_a_step_that_the_scaler_of_16_mixed_leaves_out_moves_no_statistics(tmp_path: Path) -> None:
