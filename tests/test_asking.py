@@ -19,6 +19,7 @@ from _tiny import CONF, Case, chat, model
 from omegaconf import OmegaConf
 
 from hvlm.benchmark.choices import Choices
+from hvlm.commands import eval as evaluation
 from hvlm.errors import UserError
 from hvlm.evaluation import processes, progress
 from hvlm.evaluation.ask import BY_LIKELIHOOD, ask
@@ -26,6 +27,7 @@ from hvlm.evaluation.evaluate import evaluate
 from hvlm.evaluation.journal import Journal, count_clips, journal_of
 from hvlm.evaluation.results import Label
 from hvlm.evaluation.speed import measure
+from hvlm.io.lock import locked
 from hvlm.rebuild import Loaded
 from hvlm.types import InputSpec
 from hvlm.viz.media import write_mp4
@@ -132,6 +134,19 @@ def one_identity(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- after a kill
+
+
+def test_of_two_evaluations_into_one_folder_the_second_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would take the first one's journal away."""
+    monkeypatch.setattr("hvlm.io.checkpoint.find_checkpoint", lambda path: path)
+    cfg = {"checkpoint": str(tmp_path / "last.ckpt"), "task": "benchmark", "out": str(tmp_path / "eval")}
+    with (
+        locked(tmp_path / "eval", "out=eval"),
+        pytest.raises(UserError, match=r"out=.*eval: process .*has been writing"),
+    ):
+        evaluation.ask(cfg)
 
 
 @pytest.mark.parametrize("dies", [(1,), (3, 2), (5,)])

@@ -22,6 +22,7 @@ from _tiny import ROOT
 
 from hvlm.cli import main
 from hvlm.config.compose import compose
+from hvlm.io.lock import locked
 from hvlm.io.processors import usable_processors
 from hvlm.sweep.engine import Task, stop
 from hvlm.sweep.job import job_name, last_line
@@ -101,7 +102,7 @@ def test_sweep_survives_its_jobs_and_runs_what_is_missing(tmp_path: Path, sweep:
     arguments = ("stage.steps=3", "seed=1,2,3", "hydra.launcher.jobs=2", "hydra.launcher.threads=1")
     first = sweep(*arguments)
     assert first.code == 1, first.err
-    assert "error: 2 of 3 jobs did not finish" in first.err and "Traceback" not in first.err
+    assert first.err.startswith("error: 2 of 3 jobs did not finish") and first.err.count("\n") == 1, first.err
     jobs = ran(tmp_path)
     assert sorted(j["seed"] for j in jobs) == ["1", "2", "3"]
     (folder,) = (tmp_path / "runs").iterdir()
@@ -367,6 +368,13 @@ def test_a_job_never_runs_twice_at_once(tmp_path: Path, sweep: Callable[..., Swe
     done = sweep("seed=1", "run=mine")
     os.close(lock)
     assert done.code == 1 and "busy" in done.out and ran(tmp_path) == []
+
+
+def test_of_two_sweeps_into_one_folder_the_second_is_refused(tmp_path: Path, sweep: Callable[..., Sweep]) -> None:
+    with locked(tmp_path / "runs" / "mine", "run=mine"):
+        done = sweep("seed=1,2", "run=mine")
+    assert done.code == 1 and done.err.startswith("error: run=mine: process ") and done.err.count("\n") == 1
+    assert ran(tmp_path) == []
 
 
 def test_all_jobs_at_once_have_a_thread_each():

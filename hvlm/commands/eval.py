@@ -12,6 +12,7 @@ fVLM's own layout.
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ from hvlm.config.overlay import of_the_command, overlay
 from hvlm.config.words import key_of
 from hvlm.errors import UserError
 from hvlm.io.files import folder_for
+from hvlm.io.lock import locked
 
 log = logging.getLogger(__name__)
+
+JOURNALS = ("benchmark", "generate", "domains")  # tasks that keep one in their folder, which is one process's
 
 
 def configuration(overrides: list[str]) -> dict[str, Any]:
@@ -132,7 +136,8 @@ def ask(cfg: dict[str, Any], by_domain: bool = False) -> Any:
     if file != path:
         log.info(f"checkpoint={path}: {file}")
     with folder_for(out.parent if task in ("gguf", "release") and out.suffix else out, "out"):
-        return work[task](file, cfg, out)
+        with locked(out, f"out={out}") if task in JOURNALS else nullcontext():
+            return work[task](file, cfg, out)
 
 
 main = evaluate.main

@@ -22,6 +22,7 @@ SIDECAR = ".sha256"
 LAST = "last.ckpt"
 FINISHED = "finished.json"
 METRICS = "metrics.jsonl"
+LOCK = ".lock"
 
 
 def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
@@ -92,6 +93,8 @@ def folder_for(folder: Path, key: str) -> Iterator[None]:
     except BaseException:
         for place in made:
             try:
+                if os.listdir(place) == [LOCK]:
+                    (place / LOCK).unlink()
                 place.rmdir()
             except OSError:  # something stands in it, or it is not there
                 break

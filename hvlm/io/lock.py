@@ -16,10 +16,9 @@ from typing import IO, Any
 
 from hvlm.console import duration
 from hvlm.errors import UserError
+from hvlm.io.files import LOCK
 
 log = logging.getLogger(__name__)
-
-LOCK = ".lock"
 
 
 @contextmanager
@@ -57,7 +56,8 @@ def _owner(folder: Path) -> str:
         owner = json.loads((folder / LOCK).read_text(encoding="utf-8"))
         age = duration(max(0.0, time.time() - owner["since"]))
         return f"process {owner['pid']} on {owner['host']} has been writing {folder} for {age}"
-    except (OSError, ValueError, KeyError, RecursionError):  # it has the lock and has not yet said who it is
+    # It has the lock and has not yet said who it is, or somebody else wrote something there.
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
         return f"another process is writing {folder}"
 
 

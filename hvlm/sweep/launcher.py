@@ -44,6 +44,7 @@ from hvlm.config.words import as_written, key_of, quoted, text_of
 from hvlm.console import program
 from hvlm.errors import UserError
 from hvlm.io.files import write_atomically
+from hvlm.io.lock import locked
 from hvlm.io.processors import usable_processors
 from hvlm.sweep.engine import Engine, Task, stop
 from hvlm.sweep.job import Job, job_name, last_line, needs_of, read_status
@@ -84,6 +85,20 @@ class Listed:
 
     def ended(self, job: Job) -> None:
         pass
+
+
+class Ended(JobReturn):
+    """What became of a job. Hydra's own writes the overrides of a failed one before it raises our line."""
+
+    @property
+    def return_value(self) -> Any:
+        if isinstance(self._return_value, UserError):
+            raise self._return_value
+        return self._return_value
+
+    @return_value.setter
+    def return_value(self, value: Any) -> None:
+        self._return_value = value
 
 
 class JobLauncher(Launcher):
@@ -141,7 +156,8 @@ class JobLauncher(Launcher):
         """Runs the jobs and returns their accuracies; a failed job's return value raises when it is read."""
         setup_globals()
         jobs = [self.plan_job(filter_overrides(o)) for o in job_overrides]
-        self.run(Listed(jobs), jobs, f"{len(jobs)} jobs")
+        with locked(self.folder, f"run={self.sweep}"):  # jobs lock their own folders; the table is this process's
+            self.run(Listed(jobs), jobs, f"{len(jobs)} jobs")
         return [self._job_return(job, jobs) for job in jobs]
 
     def run(self, source: Source, jobs: list[Job], what: str) -> None:
@@ -355,7 +371,7 @@ class JobLauncher(Launcher):
             self.console.print(f"{job.status} {job.name}{seconds}{note}", markup=False, highlight=False, soft_wrap=True)
 
     def _job_return(self, job: Job, jobs: list[Job]) -> JobReturn:
-        result = JobReturn(overrides=job.overrides, working_dir=str(self.folder / job.name), task_name=job.name)
+        result = Ended(overrides=job.overrides, working_dir=str(self.folder / job.name), task_name=job.name)
         if job.status == "done":
             result.status, result.return_value = JobStatus.COMPLETED, job.accuracy
         else:
