@@ -6,9 +6,10 @@ The loader of a stage of ``experiment=demo`` with its processes, as training ask
 trains: time is simulated, a step takes as long as reading takes. ``--rate`` is how many steps a second the demo trains
 (finished.json of its stage); ``--minutes`` ends it sooner, and then ``hours`` says how much of the way was gone. Read
 from ``/proc`` every hundredth of the steps: resident memory and open files of this process and of those that it
-started. ``growth`` is the most of the last half less the most between a twentieth and half of the way, ``median_growth`` the
-median of the one less that of the other (batches on their way to this process are open files, now more and now fewer),
-``from_start`` less what stood at the first look. Writes results.json beside this file; needs Linux.
+started. ``growth`` is the most of the last half less the most between a twentieth and half of the way,
+``median_growth`` the median of the one less that of the other (batches on their way to this process are open files, now
+more and now fewer), ``from_start`` less what stood at the first look. Writes results.json beside this file; needs
+Linux.
 """
 
 from __future__ import annotations
