@@ -43,7 +43,12 @@ from hvlm.training.identity import default_run
 from hvlm.training.parts import Parts, asked, check_parts
 from hvlm.training.preflight import check_room
 from hvlm.training.profile import Profile, StepProfiler
-from hvlm.training.ranks import a_lost_process_is_one_line, refuse_left_over_rank
+from hvlm.training.ranks import (
+    a_lost_process_is_one_line,
+    end_with_the_first_process,
+    refuse_left_over_rank,
+    starts_others,
+)
 from hvlm.training.resume_callbacks import GracefulStop, OtherParts, RngState
 from hvlm.training.run_dir import RunDir
 from hvlm.training.start import chat_of, find_start, metadata_if_there, start_stage
@@ -85,6 +90,7 @@ def run(overrides: Sequence[str], command: str | None = None) -> Outcome:
 
 def _run(overrides: Sequence[str], command: str | None) -> Outcome:
     began = time.monotonic()
+    end_with_the_first_process()
     # Every stage is composed, checked and rehearsed before the first one starts.
     stages = {label: assembly.settled(cfg) for label, cfg in plan(overrides).items()}
     for cfg in stages.values():
@@ -273,7 +279,7 @@ def train_stage(cfg: Mapping[str, Any], folder: RunDir, init_from: Path | None, 
         room = (cfg["trainer"], keep, inputs.num_frames, inputs.image_size, most, beside(cfg, folder))
         check_room(stage, folder.checkpoints, *room)
     stage.prepare(lambda: every_pair(reading, stage))
-    with closing(written), a_lost_process_is_one_line():
+    with closing(written), a_lost_process_is_one_line(), starts_others():
         before = 0 if resume is None else stored_step(resume)
         started, worked = time.monotonic(), time.process_time()
         trainer.fit(stage, datamodule=reading, ckpt_path=resume, weights_only=True)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+
+import torch.distributed as dist
 
 from hvlm.errors import UserError
 
@@ -32,6 +37,49 @@ def refuse_left_over_rank(trainer: Mapping[str, Any]) -> None:
             f"{name}={os.environ[name]} in the environment says that this is one of several processes, but there is "
             f"{expects}: unset {name}, or start one process only, or use trainer=ddp"
         )
+
+
+STARTED_BY = "HVLM_STARTED_BY"  # the process that starts the others of a run, for these
+LOOK_EVERY = 0.5  # seconds
+PATIENCE = 10.0  # seconds, in which a process that was waiting for the lost one says so itself and ends
+
+
+@contextmanager
+def starts_others() -> Iterator[None]:
+    """Inside, processes that the trainer starts know of whom they are a part; see ``end_with_the_first_process``."""
+    if os.environ.get("LOCAL_RANK"):  # torchrun, SLURM or another process of ours starts them, or has
+        yield
+        return
+    os.environ[STARTED_BY] = str(os.getpid())
+    try:
+        yield
+    finally:
+        del os.environ[STARTED_BY]
+
+
+def end_with_the_first_process() -> None:
+    """In a process that another of this run has started: end when that one has ended, however it did.
+
+    Before there is a group of processes nothing else would notice: it waits for the first process for half an hour, and
+    is taken for a part of whatever begins at the same address next.
+    """
+    parent = int(os.environ.pop(STARTED_BY, "0"))
+    if parent and os.environ.get("LOCAL_RANK", "0") != "0":
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(LOOK_EVERY)
+    if dist.is_available() and dist.is_initialized():
+        time.sleep(PATIENCE)
+    print(
+        "error: the first process of this run has ended, and so does this one; the same command continues from the "
+        "last checkpoint",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)
 
 
 # How torch says that a process that reads was killed: at once, wherever this one is, so the loader seldom hears it.

@@ -67,6 +67,38 @@ def test_a_killed_process_ends_the_other_and_one_goes_on_alone(
     assert done["steps"] == begun + 2 and done["steps_here"] <= 4
 
 
+FIRST = """
+import os, subprocess, sys
+with starts_others():
+    second = subprocess.Popen([sys.executable, "-c", sys.argv[1]], env={**os.environ, "LOCAL_RANK": "1"})
+second.wait()
+"""
+SECOND = """
+import time
+end_with_the_first_process()
+print("runs", flush=True)
+time.sleep(60)
+"""
+OURS = "from hvlm.training.ranks import end_with_the_first_process, starts_others\n"
+
+
+@pytest.mark.fault(19)
+def test_before_there_is_a_group_the_second_ends_with_the_first(tmp_path: Path) -> None:
+    """It would wait for half an hour, and be taken for a part of whatever begins at the same address next."""
+    environment = {k: v for k, v in os.environ.items() if k != "LOCAL_RANK"} | {"PYTHONPATH": str(ROOT)}
+    first = subprocess.Popen(
+        [sys.executable, "-c", OURS + FIRST, OURS + SECOND], env=environment, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert first.stdout is not None and first.stderr is not None
+    assert first.stdout.readline(), "the second runs"
+    first.kill()
+    killed = time.monotonic()
+    said = first.stderr.read()  # to its end: until the second has ended, too
+    assert time.monotonic() - killed < 20
+    assert said.startswith("error: the first process of this run has ended, and so does this one; the same command")
+
+
 @pytest.mark.fault(19)
 def test_what_another_process_left_undone_is_one_line_and_other_errors_stay_what_they_are() -> None:
     with pytest.raises(UserError, match="another process of this run has ended .*same command continues"):
