@@ -112,6 +112,9 @@ def test_the_process_stays_until_it_is_killed_and_is_one_of_its_owner():
     next(taken)
     taken.close()  # half read: the process is told, and goes on
     assert result(_hanging.identity, timeout=60.0) == first
+    for asked in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # a run is asked to stop, in all its processes
+        os.kill(first, asked)
+    assert os.getpgid(first) == first and result(_hanging.identity, timeout=60.0) == first
     os.kill(first, signal.SIGKILL)  # by somebody else, between two clips
     time.sleep(0.3)
     assert result(_hanging.identity, timeout=60.0) not in (first, os.getpid())

@@ -5,6 +5,9 @@ another process can always end it. One such process belongs to each process that
 and is started again after it was killed. It imports what decoding needs and not torch. Requests and answers go through
 a socket, arrays through memory that both map.
 
+It has a session of its own, and signals that ask to stop are the owner's matter: one that reaches all processes of a
+run at once (``timeout``, a cluster's warning) must not make the clip that is being decoded a bad one.
+
 If the owner dies first, the process ends as well: it sees the closed socket or, if it hangs, the kernel's alarm clock.
 """
 
@@ -157,6 +160,7 @@ class _Process:
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), self._memory),
                 env=os.environ | {"PYTHONPATH": places, "OMP_NUM_THREADS": "1"},
+                start_new_session=True,
             )
         try:
             ready = self._socket.poll(START_S) and self._socket.recv_bytes()
@@ -217,7 +221,8 @@ def _shared_file() -> int:
 
 def serve(socket_descriptor: int, memory: int) -> None:
     """Do what is asked for until the socket is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the owner, who ends this process
+    for asked in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(asked, signal.SIG_IGN)  # for the owner, who ends this process
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     told: list[tuple[str, int, str]] = []
     handler = logging.Handler()

@@ -119,9 +119,16 @@ def _torch_loader(dataset: Any, num_workers: int, timeout: float, **how: Any) ->
         num_workers=num_workers,
         timeout=timeout if num_workers else 0,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_by_itself if num_workers else None,
         generator=torch.Generator(),  # else each iterator would draw its seed from the global one
         **how,
     )
+
+
+def _by_itself(worker: int) -> None:
+    """A group of its own: a signal that asks a whole run to stop (Ctrl-C, ``timeout``) is for the process that trains,
+    which finishes its step with what is read for it."""
+    os.setpgid(0, 0)
 
 
 def _batches(loader: DataLoader) -> Iterator[Batch]:
