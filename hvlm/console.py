@@ -21,11 +21,12 @@ from pathlib import Path
 
 from hvlm.errors import UserError
 
-# What a disk or a folder refuses: a matter of the machine, for which a traceback helps nobody.
+# What a disk, a folder or a limit refuses: a matter of the machine, for which a traceback helps nobody.
 OF_THE_MACHINE = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
-    errno.EIO,
+    errno.EIO, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ELOOP, errno.ESTALE, errno.EEXIST, errno.EAGAIN,
 }  # fmt: skip
+TOO_MANY = "too many open files"  # in the words of the system, and of torch
 NO_MEMORY = "can't allocate memory"  # in torch's own words
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 LONGEST = 2000  # characters of an error
@@ -50,9 +51,17 @@ WARNINGS = (
 class Console(logging.Handler):
     """Lines on stdout, whoever has taken its place at that moment: a progress bar moves out of the way of ``print``."""
 
+    lost = False  # whether stdout takes nothing any more, and that was said
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
             print(self.format(record), flush=True)
+        except BrokenPipeError:
+            self.handleError(record)
+        except OSError as error:
+            if not self.lost:
+                self.lost = True
+                print(f"warning: stdout: {error.strerror}; what happens is not shown any more", file=sys.stderr)
         except Exception:
             self.handleError(record)
 
@@ -122,14 +131,20 @@ def error_line() -> Iterator[None]:
             raise SystemExit(128 + signal.SIGPIPE) from None
         machine = e if isinstance(e, OSError) and e.errno in OF_THE_MACHINE else None
         memory = isinstance(e, MemoryError) or NO_MEMORY in str(e)
-        ours = isinstance(e, UserError | KeyboardInterrupt) or machine is not None or memory
+        files = TOO_MANY in str(e).lower() and not isinstance(e, UserError)
+        ours = isinstance(e, UserError | KeyboardInterrupt) or machine is not None or memory or files
         if os.environ.get("HYDRA_FULL_ERROR") == "1" or not ours:
             raise
         if isinstance(e, KeyboardInterrupt):
             print("error: stopped by Ctrl-C; the same command continues", file=sys.stderr)
             raise SystemExit(130) from None
         text = f"{machine.filename or 'writing'}: {machine.strerror}; the same command continues" if machine else str(e)
-        if memory and not isinstance(e, UserError):
+        if files:
+            text = (
+                "too many open files: raise the limit (ulimit -n), or use fewer processes that read "
+                "(trainer.num_workers); the same command continues"
+            )
+        elif memory and not isinstance(e, UserError):
             reason = text.rpartition(NO_MEMORY)[2].strip(": ") or "no more is left"
             text = (
                 f"not enough memory ({reason}); choose smaller sizes of rooms, batch_size or num_frames; "

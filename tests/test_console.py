@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,3 +76,23 @@ def test_too_little_memory_is_one_line_and_other_errors_are_let_through(
         raise RuntimeError("other")
     with pytest.raises(FileNotFoundError), error_line():
         raise FileNotFoundError(2, "no such file")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("Too many open files. Communication with the workers is over"), OSError(24, "Too many open files")],
+)
+def test_too_many_open_files_are_one_line_that_says_the_limit(error: Exception, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit), error_line():
+        raise error
+    said = capsys.readouterr().err
+    assert said.startswith("error: too many open files: ") and "ulimit -n" in said and said.count("\n") == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_behind_stdout_is_said_once() -> None:
+    code = "import logging; from hvlm.console import *; setup_logging(); log = logging.getLogger()\n"
+    code += "with error_line():\n  for i in range(3): log.info('x')"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.stderr.count("warning: stdout: No space left on device") == 1 and "Traceback" not in done.stderr

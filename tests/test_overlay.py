@@ -58,6 +58,16 @@ def test_what_belongs_to_the_command_is_not_taken_from_the_checkpoint() -> None:
     assert got["checkpoint"] == "runs/x"
 
 
+def test_no_folder_is_made_because_a_checkpoint_names_it(tmp_path: Path) -> None:
+    """Where sets lie already, that is where they are read."""
+    stored = compose(["dataset=needles", f"dataset.root={tmp_path}"])
+    assert overlay(stored, [])["dataset"]["root"] is None
+    assert overlay(stored, ["dataset.root=mine"])["dataset"]["root"] == "mine"
+    (tmp_path / "needles-easy-1").mkdir()
+    (tmp_path / "needles-easy-1" / "manifest.json").touch()
+    assert overlay(stored, [])["dataset"]["root"] == str(tmp_path)
+
+
 def test_a_checkpoint_of_another_day() -> None:
     """A key that is newer has today's value; one that is gone is left out; a room of another version is refused."""
     stored = copy.deepcopy(STORED)

@@ -199,12 +199,13 @@ def test_costs_merging_settings_and_the_command_are_on_the_page(run: Path) -> No
 def test_texts_of_data_stay_texts_in_markdown(run: Path) -> None:
     lines = [json.loads(line) for line in (run / "clips" / "clips.jsonl").read_text().splitlines()]
     for line in lines:
-        line.update(key="a\n](x)", question="a | b\n# c ![d](http://x)", answer="<script>")
+        line.update(key="a\n](x)", question="a | b\n# c ![d](http://x)", answer="<script>", prediction=r"\[e](f)")
     (run / "clips" / "clips.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (run / "results.json").write_text(json.dumps([record("accuracy/a|b<c", 0.5)]))
     write_report(run)
     text = (run / "report.md").read_text()
     assert r"accuracy/a\|b&lt;c" in text and r"| a \| b / # c !\[d\](http://x) | &lt;script> |" in text
+    assert r"\\\[e\](f)" in text, "what escapes is escaped, too"
     assert r"![a / \](x)](clips/" in text and "<script" not in text
 
 

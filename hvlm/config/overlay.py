@@ -7,13 +7,16 @@ checkpoint was trained with, unless ``merger=`` chooses another one.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
+from inspect import signature
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from hvlm.config.check import check, check_room
+from hvlm.config.check import check, check_room, room_class
 from hvlm.config.compose import compose, explained, resolved
 from hvlm.config.packages import refuse_unnamed
 from hvlm.config.rooms import ROOMS
@@ -21,6 +24,8 @@ from hvlm.config.search_path import OF_THE_COMMAND_LINE, named_by
 from hvlm.config.settings import SECTIONS
 from hvlm.config.words import as_given, key_of
 from hvlm.errors import UserError
+
+log = logging.getLogger(__name__)
 
 # What belongs to a command and not to the model it is about: never taken from a checkpoint.
 OF_THE_COMMAND = (
@@ -78,6 +83,8 @@ def _overlay(stored: Mapping[str, Any], overrides: Sequence[str], source: str) -
             merged[key] = value
         elif key in ROOMS and key not in chosen:
             merged[key] = _of_this_version(key, value, source)
+            if key == "dataset":
+                _forget_a_new_root(merged[key], source)
         elif key in SECTIONS and key in merged and key not in (*chosen, *OF_THE_COMMAND):
             merged[key] |= {name: v for name, v in value.items() if name in merged[key]}
         elif key in merged and key not in (*ROOMS, *SECTIONS, *chosen, *OF_THE_COMMAND):
@@ -103,6 +110,18 @@ def _of_this_version(group: str, node: Any, source: str) -> dict[str, Any]:
             f"{source}: its configuration is damaged or of another version of hvlm ({error}); use that one, or train "
             "again"
         ) from error
+
+
+def _forget_a_new_root(dataset: dict[str, Any], source: str) -> None:
+    """A stored folder is read from where it holds sets, and none is made because a checkpoint names it."""
+    root = dataset.get("root")
+    if root is None or signature(room_class("dataset", dataset)).parameters["root"].default is not None:
+        return  # the latter: a folder that is only read
+    if not any(Path(root).glob("*/manifest.json")):
+        dataset["root"] = None
+        log.info(
+            f"{source}: its dataset.root={root} holds no sets here and is not made; dataset.root=FOLDER chooses one"
+        )
 
 
 def _parse(override: str) -> tuple[str, Any]:

@@ -209,8 +209,13 @@ class DataModule(lightning.LightningDataModule):
         clips = self._manifest.split("val")
         wanted = set(clips.domains) if self.mixture is None else {d for d, w in self.mixture.items() if w > 0}
         indices = [i for i, domain in enumerate(clips.domains) if domain in wanted][: self.val_clips]
-        indices = indices[: len(indices) // world * world]  # so that every process has as many batches as the others
-        sampler = InOrder(indices, batch_size=self.clips_at_once, rank=rank, world=world)
+        shared = len(indices) // world * world  # so that every process has as many batches as the others
+        if shared < len(indices):
+            log.warning(
+                f"validation sees {shared} of {len(indices)} clips, as many in each of {world} processes: "
+                f"all are seen of a val split (dataset.val_clips) whose size is a multiple of {world}"
+            )
+        sampler = InOrder(indices[:shared], batch_size=self.clips_at_once, rank=rank, world=world)
         return self._once(clips, self._show(self._among("val"), self.rows_per_clip), sampler)
 
     def loader(

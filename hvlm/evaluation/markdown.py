@@ -29,7 +29,7 @@ def aligned(rows: Sequence[Sequence[str]], words: int) -> list[str]:
 def plain(value: Any) -> str:
     """Text of data in a line of Markdown: no cell ends in it, it makes no link, picture or HTML, and steers no
     terminal."""
-    return re.sub(r"([|\[\]`])", r"\\\1", harmless(" / ".join(str(value).splitlines()))).replace("<", "&lt;")
+    return re.sub(r"([\\|\[\]`])", r"\\\1", harmless(" / ".join(str(value).splitlines()))).replace("<", "&lt;")
 
 
 def code(text: str) -> str:

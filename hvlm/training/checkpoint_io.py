@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,10 @@ class AtomicCheckpointIO(CheckpointIO):
             raise TypeError("AtomicCheckpointIO takes no storage_options")
         assert_plain(checkpoint)
         path = local(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        clean_parts(path.parent)
         part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            clean_parts(path.parent)
             with open(part, "wb") as f:
                 torch.save(checkpoint, f)
                 f.flush()
@@ -43,8 +44,10 @@ class AtomicCheckpointIO(CheckpointIO):
             self._write_sums(path, [digest])
             drop_others(path, {entry["name"] for entry in checkpoint.get(KEY, [])})  # of what stood here before
         except (OSError, RuntimeError) as e:  # torch.save reports a full disk as a RuntimeError
-            part.unlink(missing_ok=True)
-            free = shutil.disk_usage(path.parent).free >> 20
+            with suppress(OSError):  # a file, or a link to a disk that is gone, stands where the folder was
+                part.unlink(missing_ok=True)
+            place = next(folder for folder in path.absolute().parents if folder.is_dir())
+            free = shutil.disk_usage(place).free >> 20
             raise UserError(f"{path} not written ({e}); {free} MB are free there; the previous file is whole") from e
         except BaseException:
             part.unlink(missing_ok=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +16,7 @@ from hvlm.prepare.formats import Blob
 FORMAT = "_zip"
 CHECKED = True  # its own CRC stands for the bytes; they are not read before a shard takes them
 LARGEST = 4 << 30  # bytes of a member
+DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
 
 def blobs(path: Path) -> Iterator[Blob]:
@@ -34,7 +37,7 @@ def load(blob: Blob) -> bytes:
         raise OSError(f"{blob.file} changed while it was read; start again")
     try:
         return archive.read(infos[blob.row])
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:  # damaged, odd, or locked
+    except (*DAMAGED, NotImplementedError, RuntimeError, EOFError) as error:  # damaged, odd, or locked
         raise OSError(f"{os.path.basename(blob.file)}: {error}") from error
 
 
