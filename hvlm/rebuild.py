@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 AUTO, OFF = "auto", "off"  # domain.adapter: the router's choice; none
 NEEDED = ("vision", "connector", "language", "dataset")  # of every version's configuration
+
+ROOM = 10_000_000  # numbers that a command line may add to what is stored: another cache, a new adapter
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +126,9 @@ def rebuild(path: str | Path, cfg: Mapping[str, Any]) -> tuple[VLM, Chat]:
     if lost := next((n for n, value in held.items() if value.is_floating_point() and value.isnan().any()), None):
         raise UserError(f"{path}: {lost} holds NaN, so every answer would; name an earlier checkpoint, or train again")
     _check_name(held, cfg, path)
-    model = assembly.model(with_sets_of(held, cfg), chat, weights=False, stored=metadata)
+    cfg = with_sets_of(held, cfg)
+    _check_size(held, lambda: assembly.model(cfg, chat, weights=False, stored=metadata), path)
+    model = assembly.model(cfg, chat, weights=False, stored=metadata)
     weights = with_own(held, model)
     if lacking := [name for name in model.kvcache.state_dict() if f"kvcache.{name}" not in weights]:
         raise UserError(
@@ -137,6 +141,18 @@ def rebuild(path: str | Path, cfg: Mapping[str, Any]) -> tuple[VLM, Chat]:
         model.router = Router.from_plain(routed, path)
         model.router.check(2 * model.vision.dim, model.adapter.names, path)
     return model, chat
+
+
+def _check_size(weights: Mapping[str, Tensor], build: Callable[[], VLM], path: str | Path) -> None:
+    """``UserError`` where the configuration describes far more than the weights fill, before memory is taken for it."""
+    with torch.device("meta"):
+        described = sum(value.numel() for value in build().state_dict().values())
+    held = sum(value.numel() for value in weights.values())
+    if described > 2 * held + ROOM:
+        raise UserError(
+            f"{path}: its configuration describes a model of {described:,} numbers, and its weights are {held:,}; "
+            "expected a checkpoint that training wrote"
+        )
 
 
 def _check_name(weights: Mapping[str, Tensor], cfg: Mapping[str, Any], path: str | Path) -> None:

@@ -17,7 +17,7 @@ import eval as evaluation
 from hvlm.config.compose import compose
 from hvlm.config.overlay import overlay
 from hvlm.errors import UserError
-from hvlm.rebuild import stored_config
+from hvlm.rebuild import rebuild, stored_config
 from hvlm.training.chain import run
 
 STORED = compose(["merger=tome", "merger.keep=0.5", "dataset=shards", "dataset.path=somewhere", "trainer.threads=1"])
@@ -66,6 +66,14 @@ def test_no_folder_is_made_because_a_checkpoint_names_it(tmp_path: Path) -> None
     (tmp_path / "needles-easy-1").mkdir()
     (tmp_path / "needles-easy-1" / "manifest.json").touch()
     assert overlay(stored, [])["dataset"]["root"] == str(tmp_path)
+
+
+def test_no_memory_is_taken_for_more_than_the_weights_fill(trained: tuple[Path, list[str]]) -> None:
+    run = trained[0] / "runs" / "tiny"
+    cfg = overlay(stored_config(run), [])
+    cfg["language"] |= {"hidden_size": 6_400_000, "intermediate_size": 1_000_000}
+    with pytest.raises(UserError, match=r"describes a model of [\d,]{15,} numbers, and its weights are"):
+        rebuild(run, cfg)
 
 
 def test_a_checkpoint_of_another_day() -> None:
