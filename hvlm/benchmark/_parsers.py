@@ -16,7 +16,8 @@ from hvlm.prompts import LETTERS
 
 # Forms of a letter, the surest last; each finds the letter in its group. Of equals the last in the text counts.
 _FORMS = ("{x}", "{x} ", "{x})", "{x}:", "{x}.", "({x})")
-_PHRASE = re.compile(r"(?:answer|option|choice)\s*(?:is|:)?\s*:?\s*\(?([A-Z])\b")
+# Published with ``\s*``; ``\s*+`` finds the same, and does not try every division of a long run of spaces.
+_PHRASE = re.compile(r"(?:answer|option|choice)\s*+(?:is|:)?\s*+:?\s*+\(?([A-Z])\b")
 _BEFORE = (
     "The best answer is", "The correct answer is", "The answer is", "The answer", "The best option is",
     "The correct option is", "Final Answer:", "Best answer:", "Best option:", "Answer:", "Option:",

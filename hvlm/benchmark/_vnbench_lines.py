@@ -26,6 +26,9 @@ from hvlm.prompts import LETTERS
 BY_ID, BY_PATH = ("question_id", "pred", "gt", "type", "try"), ("video_path", "pred", "gt", "task_type", "try")
 PARSERS = ("official", "first", "strict")
 _FOUR = LETTERS[:TRIES]
+# A letter with its sign, and the text of its option to the last character of the line that is no space; behind the
+# sign there may be nothing but spaces, of which one is the text.
+_OPTION = re.compile(r"^\(?([A-D])[.):]\s*(\S(?:.*\S)?|.)\s*$", re.MULTILINE)
 
 
 def parse(written: str | None, options: tuple[str, ...], parser: str) -> Reading:
@@ -152,7 +155,7 @@ def _prediction(
 
 def _offered(prompt: str) -> tuple[str, tuple[str, ...]]:
     """The question of a prompt, and its options; the letters themselves where the prompt does not list four."""
-    found = dict(re.findall(r"^\(?([A-D])[.):]\s*(.+?)\s*$", prompt, re.MULTILINE))
+    found = dict(_OPTION.findall(prompt))
     lines = [line.strip() for line in prompt.strip().splitlines()]
     question = lines[0].removeprefix("<image>").strip() if lines else ""
     options = tuple(found[letter] for letter in _FOUR if letter in found)

@@ -136,4 +136,4 @@ def _is_quoted(value: str) -> bool:
 
 def _literal(text: str) -> str:
     """``text`` so that OmegaConf finds no interpolation in it."""
-    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
+    return re.sub(r"(?<!\\)(\\*+)\$\{", lambda match: match[1] * 2 + r"\${", text)

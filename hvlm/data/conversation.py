@@ -13,8 +13,9 @@ ROLES = {
     "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
     "system": "system", "developer": "system",
 }  # fmt: skip
-# Where LLaVA's texts say that the picture or the video stands; here ``order=`` says that.
-_MARKER = re.compile(r"[ \t]*\n?<(?:image|video)>\n?[ \t]*")
+# Where LLaVA's texts say that the picture or the video stands; here ``order=`` says that. The spaces before it are
+# looked at from where they begin only: from each of them, a long run would take the square of its length.
+_MARKER = re.compile(r"(?:(?<![ \t])[ \t]++)?\n?<(?:image|video)>\n?[ \t]*")
 MAX_TURNS = 1000
 
 

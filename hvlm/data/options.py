@@ -9,7 +9,8 @@ from typing import Any
 
 from hvlm.prompts import LETTERS
 
-_LETTER = re.compile(r"\s*\(?\s*([A-Za-z])\s*[).:]?\s*")
+# Spaces are not given back, ``*+``: between two that may share a long run of them, every division would be tried.
+_LETTER = re.compile(r"\s*+\(?\s*+([A-Za-z])\s*+[).:]?\s*+")
 
 
 def gold_of(answer: Any, options: Sequence[Any]) -> int:

@@ -47,7 +47,8 @@ _DAY = {
     "%d": "26", "%-d": "26", "%e": "26", "%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%y": "24",
     "%A": "Friday", "%a": "Fri", "%H": "00", "%M": "00", "%S": "00", "%%": "%",
 }  # fmt: skip
-_CLOCK = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)")
+# No format is as long as 200 characters; without a limit, many that are not closed take the square of their number.
+_CLOCK = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>.{0,200}?)(?P=quote)\s*\)")
 _MARK = re.compile(r"[<\[{|].*[>\]}|]")
 _USER, _ANSWER, _SYSTEM = "hvlmuser", "hvlmanswer", "hvlmsystem"  # to find where a template puts what
 
