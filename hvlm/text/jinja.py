@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 from jinja2 import TemplateError
 from tokenizers import Tokenizer, normalizers
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from hvlm.errors import UserError
 from hvlm.text.bounded import MOST_STEPS, TooLong, bounded, takes_powers
+from hvlm.text.sized import render
 
 GUARD = "\ue000"
 CONTEXT_ENDS = 2 * GUARD  # which no guarded text holds
@@ -233,12 +233,8 @@ class ChatTemplate:
     def _render(self, messages: Messages, header: bool, thinking: bool = False) -> str:
         try:
             with bounded(0 if self._powers else MOST_STEPS):
-                rendered, _ = render_jinja_template(
-                    [[dict(message) for message in messages]],
-                    chat_template=self.frozen,
-                    add_generation_prompt=header,
-                    enable_thinking=thinking,
-                    **self.named,
+                return render(
+                    self.frozen, messages, add_generation_prompt=header, enable_thinking=thinking, **self.named
                 )
         except TooLong:
             raise UserError(
@@ -251,7 +247,6 @@ class ChatTemplate:
                 f"{KEY}={self.name}: the chat template cannot write this conversation ({said[:200]}); set "
                 "language.template to one of chatml, vicuna, plain, or change what is said"
             ) from error
-        return rendered[0]
 
     def _start(self, before: Messages, whole: str) -> int:
         """Where in the text an answer begins: after the header that generation starts from. (A template that writes
