@@ -122,3 +122,24 @@ def test_a_template_that_uses_much_of_the_language_is_rendered_the_same() -> Non
     said = [{"role": r, "content": f" {r} says <this> "} for r in 8 * ("user", "assistant")]
     expected, _ = render_jinja_template([said], chat_template=EVERYTHING, bos_token="<s>")
     assert render(EVERYTHING, said, add_generation_prompt=False, bos_token="<s>") == expected[0]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{# " + "strftime_now('" * 15000 + " #}",
+        "{# " + ("strftime_now(" + " " * 1000) * 200 + " #}",
+        "{# " + "strftime_now('" * 30000 + " #}",
+    ],
+)
+def test_a_long_template_is_looked_through_at_once(source: str) -> None:
+    begun = time.thread_time()
+    with pytest.raises(UserError, match=r"expected 256,000 at most|asks for the time in a format") as error:
+        without_clock(source)
+    assert "\n" not in str(error.value) and time.thread_time() - begun < 1
+
+
+def test_a_quote_of_the_other_kind_is_no_end_of_a_format() -> None:
+    assert without_clock("{{ strftime_now( '%d %b' ) }}") == '{{ "26 Jul" }}'
+    with pytest.raises(UserError, match="asks for the time"):
+        without_clock("{{ strftime_now(day) }}")

@@ -47,8 +47,9 @@ _DAY = {
     "%d": "26", "%-d": "26", "%e": "26", "%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%y": "24",
     "%A": "Friday", "%a": "Fri", "%H": "00", "%M": "00", "%S": "00", "%%": "%",
 }  # fmt: skip
-# No format is as long as 200 characters; without a limit, many that are not closed take the square of their number.
-_CLOCK = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>.{0,200}?)(?P=quote)\s*\)")
+# No format is long, and without a limit each beginning of a call would be read to the end of its line.
+_CLOCK = re.compile(r"strftime_now\(\s{0,9}(?P<quote>['\"])(?P<format>[^'\"\n]{0,100})(?P=quote)\s{0,9}\)")
+MOST_SOURCE = 256_000  # characters of a template; published ones have 20,000 at most
 _MARK = re.compile(r"[<\[{|].*[>\]}|]")
 _USER, _ANSWER, _SYSTEM = "hvlmuser", "hvlmanswer", "hvlmsystem"  # to find where a template puts what
 
@@ -76,6 +77,11 @@ def without_clock(source: str) -> str:
     def fixed(found: re.Match) -> str:
         return json.dumps(re.sub(r"%-?[A-Za-z%]", lambda part: _DAY.get(part.group(), ""), found["format"]))
 
+    if len(source) > MOST_SOURCE:
+        raise UserError(
+            f"{KEY}=own: the tokenizer's chat template has {len(source):,} characters; expected {MOST_SOURCE:,} at "
+            "most; set language.template to one of chatml, vicuna, plain"
+        )
     source = _CLOCK.sub(fixed, source)
     if "strftime_now(" in source:
         raise UserError(
