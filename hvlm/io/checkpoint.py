@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from hvlm.errors import UserError, first_few
@@ -27,6 +26,7 @@ from hvlm.io.files import (
     known_sums,
     verify,
 )
+from hvlm.io.foreign import yaml_of
 from hvlm.io.shards import is_index, load_archive, problem_of, without_pieces
 
 log = logging.getLogger(__name__)
@@ -193,9 +193,10 @@ def _chain_of(run: Path, labels: Iterable[str]) -> list[str]:
     """The labels of the chain that these stages belong to, in order; [] where they were trained one by one."""
     for label in labels:
         file = run / label / "config.yaml"
-        chain = yaml.safe_load(file.read_text(encoding="utf-8")).get("chain") if file.exists() else None
+        config = yaml_of(file) if file.exists() else None
+        chain = config.get("chain") if isinstance(config, Mapping) else None
         if chain:
-            return list(chain)
+            return list(map(str, chain)) if isinstance(chain, list | dict) else []
     return []
 
 

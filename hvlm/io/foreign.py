@@ -21,6 +21,32 @@ LARGEST = 1 << 30  # bytes
 DEEPEST = 64  # lists and objects in each other
 MOST_SETTINGS = 100_000  # values in a file of YAML, whose aliases may stand for many
 LARGEST_NUMBER = 1e300
+LONGEST_NUMBER = 400  # characters of a number in YAML; longer ones are read as text, in time that is linear
+# What damaged or hostile values make of PyYAML, besides its own errors.
+_UNREADABLE = (
+    yaml.YAMLError, ValueError, LookupError, ArithmeticError, AttributeError, TypeError, RecursionError,
+)  # fmt: skip
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe one without numbers to the base 60, which take quadratic time, and without endless ones."""
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        text = self.construct_scalar(node)
+        if len(text) > LONGEST_NUMBER or ":" in text:
+            raise ValueError(f"{text[:20]!r}... is no number of at most {LONGEST_NUMBER} characters")
+        is_whole = node.tag.endswith(":int")
+        return self.construct_yaml_int(node) if is_whole else self.construct_yaml_float(node)
+
+    def resolve(self, kind: type, value: Any, implicit: Any) -> str:
+        tag = super().resolve(kind, value, implicit)
+        numeral = kind is yaml.ScalarNode and implicit[0] and tag in _NUMBERS
+        return self.DEFAULT_SCALAR_TAG if numeral and (len(value) > LONGEST_NUMBER or ":" in value) else tag
+
+
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+for _tag in _NUMBERS:
+    _Loader.add_constructor(_tag, _Loader.construct_number)
 
 
 def bytes_of(path: Path, most: int = LARGEST) -> bytes:
@@ -58,16 +84,16 @@ def json_of(path: Path, most: int = LARGEST) -> Any:
 def yaml_of(path: Path) -> Any:
     """The value of a YAML file, as JSON could hold it. UserError where it is none."""
     try:
-        return plain(yaml.safe_load(text_of(path, 16 << 20)), MOST_SETTINGS)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not readable YAML ({' '.join(str(error).split())})") from error
+        return plain(yaml.load(text_of(path, 16 << 20), _Loader), MOST_SETTINGS)  # noqa: S506: a safe one
+    except _UNREADABLE as error:
+        raise UserError(f"{path}: not readable YAML ({' '.join(str(error).split())[:300]})") from error
 
 
 def said(text: str) -> Any:
     """What a word of a command line says as YAML; what is none is the text itself."""
     try:
-        return plain(yaml.safe_load(text), MOST_SETTINGS)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        return plain(yaml.load(text, _Loader), MOST_SETTINGS)  # noqa: S506: a safe one
+    except _UNREADABLE:
         return text
 
 
