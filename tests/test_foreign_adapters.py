@@ -45,6 +45,27 @@ def test_what_is_not_used_may_be_of_any_type(tmp_path: Path) -> None:
     assert found.kind == "lora" and found.alphas == {"language.model.layers.0.q_proj": 6.0}
 
 
+def test_patterns_take_no_longer_together_than_they_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hvlm.io.adapter_files.MOST_SECONDS", -1.0)
+    assert "alpha_pattern that takes too long" in said_of(folder_of(tmp_path, {"alpha_pattern": {"q_proj": 6}}))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "q_proj",
+        "^layers.0.q_proj",
+        r".*\.0\..*(q_proj|v_proj)",
+        r"layers\.\d+\.(?:q_proj|k_proj|v_proj)",
+        "layers.(" + "|".join(map(str, range(32))) + ").(q|v)_proj",
+        "|".join(f"layers.{i}.q_proj" for i in range(60)),
+    ],
+)
+def test_patterns_of_layers_as_people_write_them(tmp_path: Path, pattern: str) -> None:
+    found = read(folder_of(tmp_path, {"alpha_pattern": {pattern: 6}}), "adapter.load.a")
+    assert found.alphas == {"language.model.layers.0.q_proj": 6.0}
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [
@@ -60,6 +81,10 @@ def test_what_is_not_used_may_be_of_any_type(tmp_path: Path) -> None:
         ({"alpha_pattern": {"q_proj": "x"}}, "alpha_pattern['q_proj']='x'; expected a number"),
         ({"alpha_pattern": {"(a+)+b": 3}}, "could take for ever"),
         ({"alpha_pattern": {".*.*.*b": 3}}, "could take for ever"),
+        ({"alpha_pattern": {"a?" * 28 + "a" * 28 + "b": 3}}, "could take for ever"),
+        ({"alpha_pattern": {"(a|aa)" * 40 + "b": 3}}, "could take for ever"),
+        ({"alpha_pattern": {"(a|a)" * 28 + "b": 3}}, "could take for ever"),
+        ({"alpha_pattern": {"((a|a)|(a|a))" * 9 + "b": 3}}, "could take for ever"),
         ({"use_dora": "no"}, "use_dora='no'; expected true or false"),
         ({"peft_type": "HVLM_PREFIX", "settings": "x"}, "settings='x'; expected a map"),
         ({"peft_type": [1]}, "is of type [1]; expected LORA"),

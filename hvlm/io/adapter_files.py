@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +35,9 @@ OTHERWISE = {
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")  # ways to begin
 # A pattern of layers may be anybody's: these are what matching takes exponentially or very long for.
 MOST_REPEATS, LONGEST_NAME = 2, 300
-_REPEATS, _NESTED = re.compile(r"[*+{]"), re.compile(r"\)[*+?{]")
+MOST_WAYS = 64  # to take one of what stands between bars, in all groups: enough for the numbers of layers
+MOST_SECONDS = 5.0  # of matching all patterns with all layers
+_REPEATS, _NESTED = re.compile(r"[*+{]|(?<!\()\?"), re.compile(r"\)[*+?{]")
 
 
 class Stored(NamedTuple):
@@ -118,6 +121,7 @@ def _of_peft(config: Mapping[str, Any], flat: Mapping[str, Tensor], prefix: str,
     for name, value in flags.items():
         if value not in (True, False, None):
             raise UserError(f"{where}: {CONFIG} has {name}={value!r:.60}; expected true or false")
+    end = time.thread_time() + MOST_SECONDS
     for path, found in tensors.items():
         if not {"lora_A.weight", "lora_B.weight"} <= set(found):
             raise UserError(f"{where}: {path} has no lora_A and lora_B")
@@ -129,6 +133,8 @@ def _of_peft(config: Mapping[str, Any], flat: Mapping[str, Tensor], prefix: str,
             )
         alpha, rank = default, len(a)
         for pattern, value in patterns.items():
+            if time.thread_time() > end:
+                raise UserError(f"{where}: {CONFIG} has an alpha_pattern that takes too long; name the layers instead")
             if pattern.match(path.removeprefix(prefix)):
                 alpha = value
                 break
@@ -142,6 +148,25 @@ def _alpha(value: Any, name: str, where: str) -> float:
     return float(value)
 
 
+def _ways(pattern: str) -> int:
+    """In how many ways a pattern without repeats can be gone through: groups multiply what stands between bars."""
+    ways, open_groups = 1, [1]
+    for sign in pattern:
+        if sign == "(":
+            open_groups.append(1)
+        elif sign == "|":
+            open_groups[-1] += 1
+        elif sign == ")" and len(open_groups) > 1:
+            ways = min(ways * open_groups.pop(), MOST_WAYS + 1)
+    return ways * sum(open_groups)
+
+
+def _may_take_for_ever(pattern: str) -> bool:
+    plain = re.sub(r"\\.", "a", pattern)  # what is escaped stands for itself
+    repeats = len(_REPEATS.findall(plain))
+    return repeats > MOST_REPEATS or _NESTED.search(plain) is not None or _ways(plain) > MOST_WAYS
+
+
 def _alphas(config: Mapping[str, Any], where: str) -> dict[re.Pattern[str], float]:
     """{what the path of a layer may end with: its alpha}. A pattern is a name, as peft writes it, or an expression."""
     given = config.get("alpha_pattern") or {}
@@ -150,7 +175,7 @@ def _alphas(config: Mapping[str, Any], where: str) -> dict[re.Pattern[str], floa
     found = {}
     for pattern, value in given.items():
         name = f"alpha_pattern[{pattern!r:.60}]"
-        if len(_REPEATS.findall(pattern)) > MOST_REPEATS or _NESTED.search(pattern):
+        if _may_take_for_ever(pattern):
             raise UserError(
                 f"{where}: {CONFIG} has {name}, which could take for ever to match; name the layers instead"
             )
