@@ -32,6 +32,8 @@ MOST_IN_ALL = 128_000_000  # characters that a rendering makes
 MOST_BITS = 100_000  # of a whole number: dividing longer ones is slow
 _ITEM = 8  # what a value in a list counts for, beside its text
 _CODECS = {"utf-8", "utf8", "ascii", "latin-1", "latin1"}  # others take quadratic time
+# Filters that only look at a value or hand it on: templates count their messages at every message.
+_LOOKING = ("length", "count", "first", "last", "default", "d")
 _left: ContextVar[int] = ContextVar("characters left", default=MOST_IN_ALL)
 
 
@@ -294,7 +296,7 @@ class SizedEnvironment(ImmutableSandboxedEnvironment):
             extensions=[_Generation, loopcontrols],
         )
         self.filters["tojson"] = _tojson
-        self.filters = {name: _measured(name, run) for name, run in self.filters.items()}
+        self.filters |= {n: _measured(n, run) for n, run in self.filters.items() if n not in _LOOKING}
         self.globals |= {
             "raise_exception": _raise,
             "strftime_now": lambda format: datetime.now().strftime(format),
