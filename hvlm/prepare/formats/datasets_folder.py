@@ -75,11 +75,13 @@ def _batches(file: str) -> Any:
     try:
         source = arrow.memory_map(file)
         try:
-            reader = arrow.ipc.open_stream(source)
-            return reader.read_all().to_batches()
+            batches = arrow.ipc.open_stream(source).read_all().to_batches()
         except arrow.ArrowInvalid:
             opened = arrow.ipc.open_file(source)
-            return [opened.get_batch(i) for i in range(opened.num_record_batches)]
+            batches = [opened.get_batch(i) for i in range(opened.num_record_batches)]
+        for batch in batches:
+            batch.validate(full=True)  # an offset that leads elsewhere ends the process when its cell is read
+        return batches
     except (arrow.ArrowException, OSError) as error:
         raise UserError(f"{file}: not a readable arrow file ({str(error).splitlines()[0]})") from error
 
