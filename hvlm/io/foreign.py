@@ -49,6 +49,14 @@ for _tag in _NUMBERS:
     _Loader.add_constructor(_tag, _Loader.construct_number)
 
 
+def _loaded(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
 def bytes_of(path: Path, most: int = LARGEST) -> bytes:
     """All of a plain file. Raises OSError for what is none, and for more bytes than ``most``."""
     # A pipe that nobody writes into is opened at once, and not read.
@@ -84,7 +92,7 @@ def json_of(path: Path, most: int = LARGEST) -> Any:
 def yaml_of(path: Path) -> Any:
     """The value of a YAML file, as JSON could hold it. UserError where it is none."""
     try:
-        return plain(yaml.load(text_of(path, 16 << 20), _Loader), MOST_SETTINGS)  # noqa: S506: a safe one
+        return plain(_loaded(text_of(path, 16 << 20)), MOST_SETTINGS)
     except _UNREADABLE as error:
         raise UserError(f"{path}: not readable YAML ({' '.join(str(error).split())[:300]})") from error
 
@@ -92,7 +100,7 @@ def yaml_of(path: Path) -> Any:
 def said(text: str) -> Any:
     """What a word of a command line says as YAML; what is none is the text itself."""
     try:
-        return plain(yaml.load(text, _Loader), MOST_SETTINGS)  # noqa: S506: a safe one
+        return plain(_loaded(text), MOST_SETTINGS)
     except _UNREADABLE:
         return text
 
