@@ -62,6 +62,10 @@ def test_no_folder_is_made_because_a_checkpoint_names_it(tmp_path: Path) -> None
     """Where sets lie already, that is where they are read."""
     stored = compose(["dataset=needles", f"dataset.root={tmp_path}"])
     assert overlay(stored, [])["dataset"]["root"] is None
+    for no_folder in ("a\0b", "a" * 5000):
+        stored["dataset"]["root"] = no_folder
+        assert overlay(stored, [])["dataset"]["root"] is None
+    stored["dataset"]["root"] = str(tmp_path)
     assert overlay(stored, ["dataset.root=mine"])["dataset"]["root"] == "mine"
     (tmp_path / "needles-easy-1").mkdir()
     (tmp_path / "needles-easy-1" / "manifest.json").touch()

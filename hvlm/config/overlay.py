@@ -117,10 +117,14 @@ def _forget_a_new_root(dataset: dict[str, Any], source: str) -> None:
     root = dataset.get("root")
     if root is None or signature(room_class("dataset", dataset)).parameters["root"].default is not None:
         return  # the latter: a folder that is only read
-    if not any(Path(root).glob("*/manifest.json")):
+    try:
+        found = any(Path(root).glob("*/manifest.json"))
+    except (OSError, ValueError):  # no name of a folder
+        found = False
+    if not found:
         dataset["root"] = None
         log.info(
-            f"{source}: its dataset.root={root} holds no sets here and is not made; dataset.root=FOLDER chooses one"
+            f"{source}: its dataset.root={root[:200]} holds no sets here and is not made; dataset.root=FOLDER chooses one"
         )
 
 
