@@ -67,10 +67,9 @@ class Guard(Callback):
         """Lines of steps behind the one that this run goes on from: of an earlier attempt, or after its checkpoint."""
         if not self.path.is_file():
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= done)
+        kept = b"".join(line for line in self.path.read_bytes().splitlines(keepends=True) if _step_of(line) <= done)
         if kept:
-            write_atomically(self.path, lambda file: file.write(kept.encode()))
+            write_atomically(self.path, lambda file: file.write(kept))
         else:
             self.path.unlink()
 
@@ -128,6 +127,14 @@ class Guard(Callback):
                 "(stage.trainable) or trainer.precision=32-true, or raise trainer.max_skipped: the same command then "
                 "continues"
             )
+
+
+def _step_of(line: bytes) -> float:
+    """The step of a line, infinite of one that a kill or a power cut left in pieces."""
+    try:
+        return float(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
+    except (ValueError, LookupError, TypeError):
+        return math.inf
 
 
 def _of_all(uids: list[str]) -> list[str]:

@@ -102,7 +102,7 @@ def test_what_comes_again_after_a_kill_is_listed_once(tmp_path: Path) -> None:
     """Killed behind its checkpoint, the run comes to that step a second time."""
     fit(tmp_path / "cut", {2: math.nan}, steps=LATE)
     with open(tmp_path / "cut" / SKIPPED, "a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": LATE + 2, "why": "before the kill"}) + '\n{"step": 1')
+        file.write(json.dumps({"step": LATE + 2, "why": "before the kill"}) + '\n\0\0\n{"step": 1')
     fit(tmp_path / "cut", {LATE + 1: math.nan}, ckpt=tmp_path / "cut" / "at.ckpt")
     assert [(line["step"], line["why"] != "before the kill") for line in skipped(tmp_path / "cut")] == [
         (3, True),
