@@ -124,7 +124,7 @@ def _forget_a_new_root(dataset: dict[str, Any], source: str) -> None:
     if not found:
         dataset["root"] = None
         log.info(
-            f"{source}: its dataset.root={root[:200]} holds no sets here and is not made; dataset.root=FOLDER chooses one"
+            f"{source}: its dataset.root={root[:200]} holds no sets and is not made; dataset.root=FOLDER chooses one"
         )
 
 
